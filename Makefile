@@ -1,0 +1,90 @@
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+CODE = $(wildcard smtstack workloads topo controllers tests)
+
+# Each recipe is one shell script that stops at its first failure.
+.ONESHELL:
+.SHELLFLAGS := -ec
+.PHONY: help venv test lint bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ARGS= (for pytest or bench)'
+
+venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
+
+test: lint  ## lint, then all tests (those marked root only when root)
+	@pytest="$(BIN)/python -m pytest"
+	if [ "$$(id -u)" -ne 0 ]; then
+		exec $$pytest -n $(JOBS) $(ARGS)  # conftest.py skips the root tests and says why
+	fi
+	echo 'test: $(JOBS) workers, all but the tests marked root'
+	$$pytest -n $(JOBS) -m 'not root' $(ARGS)
+	# Mininet's switch and namespace names are the machine's: such tests go one at a time.
+	# pytest's 5 is "none selected": say nothing then. Any other trouble shows in the real run.
+	none=0
+	$$pytest -q --collect-only -m root $(ARGS) >/dev/null 2>&1 || none=$$?
+	if [ $$none -ne 5 ]; then
+		echo 'test: one by one, the tests marked root'
+		$$pytest -q -m root $(ARGS)
+	fi
+
+lint: $(STAMP)  ## ruff and mypy
+	@echo 'lint: ruff, mypy'
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary $(CODE)
+
+bench: $(STAMP)  ## .venv/bin/smtnet bench
+	@$(BIN)/smtnet bench $(ARGS)
+
+clean:  ## remove the venv, build products and caches; results/ stays
+	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last and holds this checkout's path. Not readable with the venv's own Python,
+# or another path: the build was cut short, Python went away, or .venv came along in a copy of the
+# checkout (and would run the original's code). Each means: build anew.
+ifneq ($(shell $(BIN)/python -c 'print(open("$(STAMP)").read())' 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+ANEW := yes
+endif
+
+# constraints/build.txt says why the build needs an old setuptools. pip before 25.3 takes it from
+# PIP_CONSTRAINT for build environments too, later ones only from PIP_BUILD_CONSTRAINT. smtnet itself
+# builds under it as well (editable installs need 64), and its wheel on every Python from 3.10 on.
+# --use-pep517: pip 23.0 (Debian 12, Python 3.10) would otherwise run ryu's setup.py with no constraint.
+# editable_mode=compat: the checkout itself goes on sys.path, so a package added later is found.
+# -qq: of pip, only errors.
+$(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
+	@if [ -n "$(ANEW)" ]; then
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
+			echo 'venv: "$(PYTHON)" is no Python >= 3.10; name one: make venv PYTHON=python3.11' >&2
+			exit 1
+		}
+		# Debian and Ubuntu keep this half of the standard library in a package of its own.
+		if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then
+			if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+				echo 'venv: $(PYTHON) lacks venv/ensurepip; run: sudo apt-get install python3-venv' >&2
+				exit 1
+			fi
+			echo 'venv: $(PYTHON) lacks venv/ensurepip: apt-get install python3-venv'
+			apt-get -qq update
+			DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null
+		fi
+		echo "venv: creating $(VENV) with $$($(PYTHON) --version)"
+		$(PYTHON) -m venv --clear $(VENV)
+	fi
+	rm -f $(STAMP)
+	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
+	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
+	$(BIN)/python -m pip install -qq --use-pep517 --config-settings editable_mode=compat \
+		-e '.[test,dev,plot,ui]'
+	printf '%s' '$(CURDIR)' >$(STAMP)
+	echo 'venv: ready: $(BIN)/smtnet'

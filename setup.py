@@ -1,0 +1,35 @@
+"""Packaging. Everything about *how* the code is checked is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="smtnet",
+    version="0.1.0",
+    description="A network emulator for encrypted message transports",
+    license="BSD-3-Clause",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # By name: tests/ stays in the checkout, it is no package to install beside other people's.
+    packages=find_packages(
+        include=[p for name in ("smtstack", "topo", "controllers", "workloads") for p in (name, f"{name}.*")]
+    ),
+    # py.typed: without it a type checker ignores our annotations in an installed copy.
+    package_data={"smtstack": ["py.typed"]},
+    entry_points={"console_scripts": ["smtnet = workloads.cli:main"]},
+    install_requires=[
+        # PyPI has nothing but this pre-release, Debian has 2.3.0: naming the pre-release lets both in.
+        "mininet>=2.3.0.dev6",
+        # The last release ever. Builds only with an old setuptools: see constraints/build.txt.
+        "ryu==4.34",
+        "cryptography>=41",
+        "psutil>=5.9",
+    ],
+    extras_require={
+        "plot": ["matplotlib"],
+        "ui": ["rich"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy"],
+        # One minor series each: a new one brings new checks, and lint must not turn red by itself.
+        # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
+        "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],
+    },
+)

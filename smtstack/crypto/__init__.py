@@ -1,0 +1,1 @@
+"""Record protection, sessions and keys. Knows nothing of packets or of time."""

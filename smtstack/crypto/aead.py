@@ -1,0 +1,82 @@
+"""AEAD ciphers with their limits, and the key material of one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from smtstack.errors import AuthError, ConfigError
+
+Aead = AESGCM | ChaCha20Poly1305
+
+TAG_LEN = 16
+IV_LEN = 12
+#: Failed openings after which a key must not be trusted any longer (RFC 9147 §4.5.3).
+INTEGRITY_LIMIT = 1 << 36
+
+
+@dataclass(frozen=True, slots=True)
+class Cipher:
+    """One AEAD. ``record_limit``: full-size records one key may protect (RFC 8446 §5.5)."""
+
+    name: str
+    key_len: int
+    record_limit: int
+    make: Callable[[bytes], Aead]
+
+
+AES_128_GCM = Cipher("AES-128-GCM", 16, int(2**24.5), AESGCM)
+AES_256_GCM = Cipher("AES-256-GCM", 32, int(2**24.5), AESGCM)
+#: ChaCha20-Poly1305 would run out of record numbers first; RFC 9147 gives no lower limit.
+CHACHA20_POLY1305 = Cipher("CHACHA20-POLY1305", 32, 1 << 62, ChaCha20Poly1305)
+CIPHERS = {c.name: c for c in (AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305)}
+
+
+def cipher_named(name: str) -> Cipher:
+    """The cipher called ``name``; raises :class:`ConfigError` listing those there are."""
+    try:
+        return CIPHERS[name.upper()]
+    except KeyError:
+        raise ConfigError(f"unknown cipher {name!r}; there are {', '.join(CIPHERS)}") from None
+
+
+class DirectionKeys:
+    """Key and iv of one direction, with the AEAD set up once.
+
+    The nonce is iv XOR the 64-bit record sequence number (RFC 8446 §5.3). TLS 1.2's salt || number
+    is the same with an iv whose last 8 bytes are zero.
+    """
+
+    __slots__ = ("aead", "cipher", "iv", "iv_number", "key")
+
+    def __init__(self, cipher: Cipher, key: bytes, iv: bytes) -> None:
+        if len(key) != cipher.key_len or len(iv) != IV_LEN:
+            raise ConfigError(f"{cipher.name} needs a key of {cipher.key_len} and an iv of {IV_LEN} bytes, "
+                              f"got {len(key)} and {len(iv)}")
+        self.cipher = cipher
+        self.key = key
+        self.iv = iv
+        self.aead: Aead = cipher.make(key)
+        self.iv_number = int.from_bytes(iv, "big")
+
+    def __repr__(self) -> str:
+        # Keys must not reach a log by way of somebody's %r.
+        return f"<DirectionKeys {self.cipher.name}>"
+
+    def nonce(self, sequence: int) -> bytes:
+        """12-byte nonce of record ``sequence``."""
+        return (self.iv_number ^ sequence).to_bytes(IV_LEN, "big")
+
+    def encrypt(self, sequence: int, plaintext: bytes, aad: bytes) -> bytes:
+        """Ciphertext with its tag."""
+        return self.aead.encrypt((self.iv_number ^ sequence).to_bytes(IV_LEN, "big"), plaintext, aad)
+
+    def decrypt(self, sequence: int, ciphertext: bytes, aad: bytes) -> bytes:
+        """Plaintext; raises :class:`AuthError` when the tag does not verify."""
+        try:
+            return self.aead.decrypt((self.iv_number ^ sequence).to_bytes(IV_LEN, "big"), ciphertext, aad)
+        except InvalidTag:
+            raise AuthError(f"record {sequence:#018x} does not authenticate") from None

@@ -1,0 +1,245 @@
+"""Where keys come from: a key file, or the public demo keys.
+
+A key file is JSON, readable by its owner only::
+
+    {"smtnet_keys": 1,
+     "cipher": "AES-128-GCM", "index_bits": 16, "padding": "none",
+     "pairs": [{"hosts": ["10.0.0.1", "10.0.0.2"], "secret": "<64 hex digits>"}],
+     "linux": {"client": {"key": "<32 hex>", "salt": "<8 hex>"},
+               "server": {"key": "<32 hex>", "salt": "<8 hex>"}}}
+
+``pairs`` serves profile ``smt``: one secret for each pair of hosts, from which every pair of ports and
+every direction and epoch gets a key of its own. ``linux`` serves profile ``linux``. Either may be
+missing. docs/protocol.md, "Key schedule", is the specification. One key file is for one run: ids start
+over with a new process, and an id must never be used twice under one key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from smtstack.crypto import aead, padding
+from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
+from smtstack.crypto.session import LinuxSession, Session, SessionParams, SmtSession
+from smtstack.errors import ConfigError
+from smtstack.wire.ipv4 import address, format_address
+
+FILE_VERSION = 1
+SECRET_LEN = 32
+
+#: Public constants of the kernel module's demo programs (module/smt_api.c; reference §3.5).
+DEMO_CLIENT_KEY = bytes.fromhex("8DD230A77A05EB71159129BCBCF64230")
+DEMO_CLIENT_SALT = bytes.fromhex("87C635C8")
+DEMO_SERVER_KEY = bytes.fromhex("6CCF62FF4BE61485D8BA29FE2E847A7F")
+DEMO_SERVER_SALT = bytes.fromhex("B9FA5583")
+#: What ``demo`` means in profile ``smt``: as public as the above.
+DEMO_SECRET = DEMO_CLIENT_KEY + DEMO_SERVER_KEY
+
+
+def _expand_label(secret: bytes, label: str, context: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label of RFC 8446 §7.1, SHA-256."""
+    name = b"tls13 " + label.encode()
+    info = length.to_bytes(2, "big") + bytes([len(name)]) + name + bytes([len(context)]) + context
+    return HKDFExpand(hashes.SHA256(), length, info).derive(secret)
+
+
+def _extract(salt: bytes, secret: bytes) -> bytes:
+    """HKDF-Extract of RFC 5869, SHA-256."""
+    mac = HMAC(salt, hashes.SHA256())
+    mac.update(secret)
+    return mac.finalize()
+
+
+def linux_keys(key: bytes, salt: bytes) -> DirectionKeys:
+    """One direction of profile ``linux``: nonce = 4-byte salt || 8-byte number."""
+    if len(salt) != 4:
+        raise ConfigError(f"a salt has 4 bytes, this one {len(salt)}")
+    return DirectionKeys(AES_128_GCM, key, salt + bytes(8))
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The four numbers that name a session, from one side."""
+
+    local_ip: int
+    local_port: int
+    peer_ip: int
+    peer_port: int
+
+
+class TrafficSecrets:
+    """Key schedule of one ``smt`` session: from the pair's secret to the keys of (direction, epoch)."""
+
+    def __init__(self, pair_secret: bytes, ends: Endpoints, cipher: Cipher) -> None:
+        self._cipher = cipher
+        local = ends.local_ip.to_bytes(4, "big") + ends.local_port.to_bytes(2, "big")
+        peer = ends.peer_ip.to_bytes(4, "big") + ends.peer_port.to_bytes(2, "big")
+        prk = _extract(b"smtnet session 1", pair_secret)
+        # The cipher and both names go in, so that no two sessions or ciphers ever share a key.
+        suffix = cipher.name.encode()
+        self._tx = [_expand_label(prk, "smt traffic", local + peer + suffix, SECRET_LEN)]
+        self._rx = [_expand_label(prk, "smt traffic", peer + local + suffix, SECRET_LEN)]
+
+    def keys(self, epoch: int) -> tuple[DirectionKeys, DirectionKeys]:
+        """(ours, the peer's) for ``epoch``; each epoch's secret updates as in RFC 8446 §7.2."""
+        return self._direction(self._tx, epoch), self._direction(self._rx, epoch)
+
+    def _direction(self, chain: list[bytes], epoch: int) -> DirectionKeys:
+        while len(chain) <= epoch:
+            chain.append(_expand_label(chain[-1], "traffic upd", b"", SECRET_LEN))
+        secret = chain[epoch]
+        return DirectionKeys(self._cipher, _expand_label(secret, "key", b"", self._cipher.key_len),
+                             _expand_label(secret, "iv", b"", aead.IV_LEN))
+
+
+class KeyStore:
+    """Makes sessions; one for each profile that protects."""
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """A fresh session between these ends, or None: no key for this peer, no communication."""
+        raise NotImplementedError
+
+
+class PlainKeys(KeyStore):
+    """Profile ``homa``: sessions without protection."""
+
+    def __init__(self, first_id: int = 2) -> None:
+        self._first_id = first_id
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """Always a session: nothing is protected."""
+        return Session(first_id=self._first_id)
+
+
+class PairKeys(KeyStore):
+    """Profile ``smt``: a secret for each pair of hosts."""
+
+    def __init__(self, pairs: dict[frozenset[int], bytes], params: SessionParams | None = None,
+                 default: bytes | None = None) -> None:
+        self._pairs = pairs
+        self._default = default
+        self.params = params or SessionParams()
+
+    def __repr__(self) -> str:
+        return f"<PairKeys of {len(self._pairs)} pairs>"
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """A session under the pair's secret; None if the pair has none."""
+        secret = self._pairs.get(frozenset((ends.local_ip, ends.peer_ip)), self._default)
+        if secret is None:
+            return None
+        return SmtSession(TrafficSecrets(secret, ends, self.params.cipher).keys, self.params)
+
+
+class LinuxKeys(KeyStore):
+    """Profile ``linux``: one key for all clients, one for all servers (reference §3.5)."""
+
+    def __init__(self, client: DirectionKeys, server: DirectionKeys, first_id: int = 2) -> None:
+        self.client = client
+        self.server = server
+        self._next_id = first_id
+
+    def _take_id(self) -> int:
+        rpc_id = self._next_id
+        self._next_id += 2
+        return rpc_id
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """A session with the shared keys; ids are counted over all sessions of this store."""
+        return LinuxSession(self.client, self.server, self._take_id)
+
+
+def demo_keys(profile: str, params: SessionParams | None = None, first_id: int = 2) -> KeyStore:
+    """The public keys everybody knows: for vectors, captures and tests, never for secrets."""
+    if profile == "linux":
+        return LinuxKeys(linux_keys(DEMO_CLIENT_KEY, DEMO_CLIENT_SALT),
+                         linux_keys(DEMO_SERVER_KEY, DEMO_SERVER_SALT), first_id)
+    if profile == "smt":
+        return PairKeys({}, params, default=DEMO_SECRET)
+    return PlainKeys(first_id)
+
+
+def generate(hosts: list[tuple[str, str]], cipher: Cipher = AES_128_GCM) -> dict[str, Any]:
+    """Contents of a fresh key file for these pairs of hosts, for both protected profiles."""
+    def role() -> dict[str, str]:
+        return {"key": secrets.token_hex(AES_128_GCM.key_len), "salt": secrets.token_hex(4)}
+
+    return {"smtnet_keys": FILE_VERSION, "cipher": cipher.name,
+            "pairs": [{"hosts": list(pair), "secret": secrets.token_hex(SECRET_LEN)} for pair in hosts],
+            "linux": {"client": role(), "server": role()}}
+
+
+def write_key_file(path: Path, content: dict[str, Any]) -> None:
+    """Write a key file only its owner can read; refuses to overwrite one."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w") as f:
+        json.dump(content, f, indent=1)
+
+
+def load(source: str, profile: str) -> KeyStore:
+    """Keys for ``profile`` from ``demo`` or a key file; raises :class:`ConfigError` naming the fix."""
+    if profile == "homa":
+        return PlainKeys()
+    if source == "demo":
+        return demo_keys(profile)
+    content = _read_private(Path(source))
+    try:
+        if profile == "linux":
+            return _linux_from(content)
+        return _pairs_from(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ConfigError(f"key file {source}: {type(e).__name__}: {e}; see docs/protocol.md, "
+                          "'Key file'") from None
+
+
+def _read_private(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as f:
+            mode = os.fstat(f.fileno()).st_mode
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise ConfigError(f"key file {path} can be read by others (mode {mode & 0o777:03o}); "
+                                  f"chmod 600 {path}")
+            content = json.load(f)
+    except OSError as e:
+        raise ConfigError(f"key file {path}: {e.strerror}; give a file or 'demo'") from None
+    except ValueError as e:
+        raise ConfigError(f"key file {path} is not JSON: {e}") from None
+    if not isinstance(content, dict) or content.get("smtnet_keys") != FILE_VERSION:
+        raise ConfigError(f"{path} is no key file: it lacks \"smtnet_keys\": {FILE_VERSION}")
+    return content
+
+
+def _linux_from(content: dict[str, Any]) -> LinuxKeys:
+    if "linux" not in content:
+        raise ConfigError('the key file has no "linux" section, which profile linux needs')
+    roles = content["linux"]
+    client, server = (linux_keys(bytes.fromhex(roles[r]["key"]), bytes.fromhex(roles[r]["salt"]))
+                      for r in ("client", "server"))
+    return LinuxKeys(client, server)
+
+
+def _pairs_from(content: dict[str, Any]) -> PairKeys:
+    pairs: dict[frozenset[int], bytes] = {}
+    for entry in content.get("pairs", []):
+        a, b = (address(h) for h in entry["hosts"])
+        secret = bytes.fromhex(entry["secret"])
+        if len(secret) != SECRET_LEN:
+            raise ConfigError(f"the secret of {format_address(a)} and {format_address(b)} has "
+                              f"{len(secret)} bytes, not {SECRET_LEN}")
+        pairs[frozenset((a, b))] = secret
+    if not pairs:
+        raise ConfigError('the key file has no "pairs", which profile smt needs')
+    params = SessionParams(cipher=aead.cipher_named(content.get("cipher", AES_128_GCM.name)),
+                           index_bits=int(content.get("index_bits", 16)),
+                           padding=padding.padding_named(content.get("padding", "none")))
+    return PairKeys(pairs, params)

@@ -1,0 +1,71 @@
+"""TLS 1.3 records as profile ``smt`` uses them (RFC 8446 §5; docs/protocol.md, "Records").
+
+On the wire: ``17 03 03 length`` (the AAD), then AEAD(data || inner type || zero padding).
+"""
+
+from __future__ import annotations
+
+from smtstack.crypto.aead import TAG_LEN, DirectionKeys
+from smtstack.errors import AuthError
+
+HEADER_LEN = 5
+#: Header, inner type byte and tag.
+OVERHEAD = HEADER_LEN + 1 + TAG_LEN
+MAX_PLAINTEXT = 1 << 14
+#: Longest value of the length field (RFC 8446 §5.2 allows 256 bytes of expansion; we use 17).
+MAX_LENGTH_FIELD = MAX_PLAINTEXT + 1 + TAG_LEN
+_PREFIX = b"\x17\x03\x03"
+#: Inner type of the last record of a message, and of every other. Ours, so that a message cut short
+#: at a record boundary (by rewriting the clear length) is noticed.
+LAST, MORE = 0x17, 0x57
+_LAST, _MORE = b"\x17", b"\x57"
+
+
+def header(inner_len: int) -> bytes:
+    """Record header for ``inner_len`` bytes of data, type and padding."""
+    return _PREFIX + (inner_len + TAG_LEN).to_bytes(2, "big")
+
+
+def inner(data: bytes, last: bool, padding: int) -> bytes:
+    """What the AEAD encrypts."""
+    return data + (_LAST if last else _MORE) + bytes(padding)
+
+
+def seal(keys: DirectionKeys, sequence: int, data: bytes, last: bool, padding: int = 0) -> bytes:
+    """One whole record of ``len(data) + padding + OVERHEAD`` bytes."""
+    aad = _PREFIX + (len(data) + 1 + padding + TAG_LEN).to_bytes(2, "big")
+    return aad + keys.encrypt(sequence, inner(data, last, padding), aad)
+
+
+def frame(data: bytes, last: bool, padding: int = 0) -> bytes:
+    """The record as a driver hands it to an offloading NIC: in clear, with room for the tag."""
+    body = inner(data, last, padding)
+    return header(len(body)) + body + bytes(TAG_LEN)
+
+
+def record_length_untrusted(buf: bytes | bytearray | memoryview, start: int) -> int:
+    """Whole length of the record whose header is at ``start``, or 0 if there cannot be one."""
+    if buf[start] != 0x17 or buf[start + 1] != 3 or buf[start + 2] != 3:
+        return 0
+    length = buf[start + 3] << 8 | buf[start + 4]
+    if not TAG_LEN < length <= MAX_LENGTH_FIELD:
+        return 0
+    return HEADER_LEN + length
+
+
+def open_untrusted(keys: DirectionKeys, sequence: int, record: bytes) -> tuple[bool, bytes]:
+    """(is last, data) of one whole record; raises :class:`AuthError`.
+
+    The caller has checked the header with :func:`record_length_untrusted`; it is authenticated here as
+    the AAD.
+    """
+    plain = keys.decrypt(sequence, record[HEADER_LEN:], record[:HEADER_LEN])
+    kind = plain[-1]
+    if kind == 0:
+        plain = plain.rstrip(b"\0")
+        kind = plain[-1] if plain else 0
+    if kind == LAST:
+        return True, plain[:-1]
+    if kind == MORE:
+        return False, plain[:-1]
+    raise AuthError(f"record {sequence:#018x} has inner type {kind:#04x}")

@@ -1,0 +1,204 @@
+"""The device half: queues of descriptors in, frames out; frames in, receive rings out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smtstack.errors import ConfigError
+from smtstack.nic.context import TlsContext
+from smtstack.nic.counters import NicCounters
+from smtstack.nic.descriptors import Descriptor, Resync, Send
+from smtstack.nic.steering import steering_named
+from smtstack.wire.frame import IP_OFFSET, TRANSPORT_OFFSET
+
+#: Which of the non-empty queues (in ascending order) is served next.
+Arbiter = Callable[[list[int]], int]
+
+#: Feature names as ethtool knows them.
+FEATURES = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
+
+
+@dataclass(frozen=True, slots=True)
+class NicConfig:
+    """What the hardware is like. Features can be switched later, the rest cannot."""
+
+    queues: int = 1
+    ring_size: int = 1024
+    """Descriptors a TX queue holds."""
+    rx_queues: int = 1
+    rx_ring_size: int = 4096
+    """Frames a receive queue holds."""
+    max_contexts: int = 1024
+    """TLS contexts that fit the device's memory."""
+    tso: bool = True
+    tls_hw_tx_offload: bool = False
+    tso_seq: bool = False
+    """Write the packet's offset in its segment into bytes 4..7 of the transport header."""
+    rx_checksum: bool = True
+    steering: str = "flow"
+    """``flow`` or ``message``."""
+
+
+class SmartNic:
+    """One NIC. Order holds within a TX queue, never between queues."""
+
+    def __init__(self, config: NicConfig | None = None, arbiter: Arbiter | None = None) -> None:
+        self.config = config or NicConfig()
+        if self.config.queues < 1 or self.config.rx_queues < 1:
+            raise ConfigError("a NIC has at least one queue in each direction")
+        self.counters = NicCounters()
+        self.tso = self.config.tso
+        self.tls_hw_tx_offload = self.config.tls_hw_tx_offload
+        self.tso_seq = self.config.tso_seq
+        self.rx_checksum = self.config.rx_checksum
+        self._tx: list[deque[Descriptor]] = [deque() for _ in range(self.config.queues)]
+        self._posted = 0
+        self._next = 0
+        self._arbiter = arbiter
+        self._rx: list[deque[bytes]] = [deque() for _ in range(self.config.rx_queues)]
+        self._steer = steering_named(self.config.steering)
+        self._contexts: dict[int, TlsContext] = {}
+        self._context_ids = 0
+
+    # -- control path ------------------------------------------------------------------------------------
+
+    def set_feature(self, name: str, on: bool) -> None:
+        """Switch a feature by its ethtool name; raises :class:`ConfigError` for others."""
+        if name not in FEATURES:
+            raise ConfigError(f"unknown NIC feature {name!r}; there are {', '.join(FEATURES)}")
+        setattr(self, name.replace("-", "_"), on)
+
+    def features(self) -> dict[str, bool]:
+        """Every feature and whether it is on."""
+        return {name: bool(getattr(self, name.replace("-", "_"))) for name in FEATURES}
+
+    def create_context(self, version: int, key: bytes, iv: bytes, sequence: int) -> int:
+        """Number of a fresh TLS context (never 0), or 0 when the device's memory is full."""
+        if len(self._contexts) >= self.config.max_contexts:
+            return 0
+        self._context_ids += 1
+        self._contexts[self._context_ids] = TlsContext(version, key, iv, sequence)
+        self.counters.tx_tls_ctx += 1
+        return self._context_ids
+
+    def destroy_context(self, context: int) -> None:
+        """Forget a context. Segments still posted for it are dropped, not sent in clear."""
+        if self._contexts.pop(context, None) is not None:
+            self.counters.tx_tls_del += 1
+
+    # -- transmit ----------------------------------------------------------------------------------------
+
+    def space(self, queue: int) -> int:
+        """Descriptors that still fit the ring of ``queue``."""
+        return self.config.ring_size - len(self._tx[queue])
+
+    def post(self, queue: int, descriptor: Descriptor) -> bool:
+        """Queue a descriptor; False when the ring is full."""
+        ring = self._tx[queue]
+        if len(ring) >= self.config.ring_size:
+            self.counters.tx_queue_stopped += 1
+            return False
+        ring.append(descriptor)
+        self._posted += 1
+        return True
+
+    def process(self, budget: int = 0) -> list[bytes]:
+        """Work off posted descriptors, at most ``budget`` of them (0: all); the frames that leave."""
+        out: list[bytes] = []
+        rings = self._tx
+        todo = min(budget, self._posted) if budget else self._posted
+        while todo:
+            if len(rings) == 1:
+                ring = rings[0]
+            else:
+                ready = [i for i, r in enumerate(rings) if r]
+                ring = rings[self._arbiter(ready) if self._arbiter else self._round_robin(ready)]
+            descriptor = ring.popleft()
+            self._posted -= 1
+            todo -= 1
+            if isinstance(descriptor, Send):
+                self._send(descriptor, out)
+            else:
+                self._resync(descriptor)
+        return out
+
+    def _round_robin(self, ready: list[int]) -> int:
+        for queue in ready:
+            if queue >= self._next:
+                break
+        else:
+            queue = ready[0]
+        self._next = queue + 1
+        return queue
+
+    def _resync(self, descriptor: Resync) -> None:
+        context = self._contexts.get(descriptor.context)
+        if context is not None:
+            context.sequence = descriptor.sequence
+            self.counters.tx_tls_ooo += 1
+
+    def _send(self, d: Send, out: list[bytes]) -> None:
+        counters = self.counters
+        payload = d.payload
+        if d.context:
+            context = self._contexts.get(d.context)
+            sealed = context.encrypt(payload) if context is not None else None
+            if sealed is None:
+                counters.tx_tls_drop_bypass_req += 1
+                counters.tx_dropped += 1
+                return
+            payload = sealed
+            counters.tx_tls_encrypted_packets += 1
+            counters.tx_tls_encrypted_bytes += len(payload)
+        size = len(payload)
+        if d.mss and size > d.mss:
+            self._cut(d, payload, out)
+            return
+        frame = d.route.frame(d.tos, d.ip_id, d.header, payload)
+        counters.tx_packets += 1
+        counters.tx_bytes += len(frame)
+        out.append(frame)
+
+    def _cut(self, d: Send, payload: bytes, out: list[bytes]) -> None:
+        # TSO for any IP protocol: the header is copied, the IP ID counts (paper §4.3).
+        counters = self.counters
+        counters.tx_tso_packets += 1
+        counters.tx_tso_bytes += len(payload)
+        header = d.header
+        make = d.route.frame
+        mss = d.mss
+        ip_id = d.ip_id
+        for cut in range(0, len(payload), mss):
+            if self.tso_seq:
+                header = header[:4] + cut.to_bytes(4, "big") + header[8:]
+            frame = make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss])
+            ip_id += 1
+            counters.tx_packets += 1
+            counters.tx_bytes += len(frame)
+            out.append(frame)
+
+    # -- receive -----------------------------------------------------------------------------------------
+
+    def receive(self, frame: bytes) -> None:
+        """Take a frame from the wire into a receive ring, or drop and count it."""
+        counters = self.counters
+        counters.rx_packets += 1
+        counters.rx_bytes += len(frame)
+        if len(frame) < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
+            counters.rx_errors += 1
+            return
+        if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
+            counters.rx_csum_bad += 1
+            return
+        ring = self._rx[self._steer(frame, len(self._rx)) if len(self._rx) > 1 else 0]
+        if len(ring) >= self.config.rx_ring_size:
+            counters.rx_dropped += 1
+            return
+        ring.append(frame)
+
+    def take(self, queue: int = 0) -> bytes | None:
+        """The next received frame of a queue."""
+        ring = self._rx[queue]
+        return ring.popleft() if ring else None

@@ -1,0 +1,153 @@
+"""The driver half: host software between the transport and the device.
+
+Chooses a queue for every message, keeps TLS contexts and their expected record numbers, and falls back
+to software sealing, never to plaintext, whenever the device cannot do a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from smtstack.crypto.aead import DirectionKeys
+from smtstack.nic.descriptors import Resync, Route, Send
+from smtstack.nic.device import SmartNic
+from smtstack.transport.message import OutMessage
+from smtstack.transport.segment import Segment
+from smtstack.wire.ethernet import Ethernet
+
+#: MAC of the next hop towards an IPv4 address, or None while unknown.
+Neighbours = Callable[[int], "bytes | None"]
+#: Ciphers the device encrypts.
+OFFLOAD_CIPHERS = ("AES-128-GCM", "AES-256-GCM")
+
+
+class ContextPolicy(Enum):
+    """Who shares a TLS context."""
+
+    PER_QUEUE = "per-queue"
+    """One a session and queue: descriptors of one queue are serial, so resync and segment stay together."""
+    SHARED = "shared"
+    """One a session for all queues: two queues' resyncs and segments interleave and records are encrypted
+    with wrong numbers (paper §3.2). Here to show that."""
+
+
+class _Context:
+    """What the driver remembers of a context: where the device's counter should stand."""
+
+    __slots__ = ("expected", "number")
+
+    def __init__(self, number: int, expected: int) -> None:
+        self.number = number
+        self.expected = expected
+
+
+class NicDriver:
+    """Posts the transport's segments to a :class:`SmartNic`."""
+
+    def __init__(self, nic: SmartNic, mac: bytes, ip: int, protocol: int, neighbours: Neighbours,
+                 policy: ContextPolicy = ContextPolicy.PER_QUEUE) -> None:
+        self.nic = nic
+        self._mac = mac
+        self._ip = ip
+        self._protocol = protocol
+        self._neighbours = neighbours
+        self._policy = policy
+        self._queues = nic.config.queues
+        self._routes: dict[int, Route] = {}
+        #: Insertion order is order of use: the first is the one to evict.
+        self._contexts: dict[tuple[DirectionKeys, int], _Context] = {}
+        #: Segments dropped because the next hop has no MAC address.
+        self.unresolved = 0
+
+    def forget_route(self, ip: int) -> None:
+        """The neighbour of ``ip`` changed: look it up again."""
+        self._routes.pop(ip, None)
+
+    def transmit(self, segment: Segment) -> bool:
+        """Post a segment; False when its ring is full (nothing was posted: try again later)."""
+        route = self._routes.get(segment.dst) or self._resolve(segment.dst)
+        if route is None:
+            self.unresolved += 1
+            return True
+        queue = (segment.flow >> 1) % self._queues if self._queues > 1 else 0
+        nic = self.nic
+        message = segment.message
+        if message is None or segment.payload is not None:
+            assert segment.payload is not None
+            return nic.post(queue, Send(route, segment.tos, segment.header, segment.payload, 0))
+        if nic.tls_hw_tx_offload and message.version:
+            if nic.space(queue) < 2:
+                nic.counters.tx_queue_stopped += 1
+                return False
+            if self._offload(nic, route, queue, segment, message):
+                return True
+            nic.counters.tx_tls_fallback += 1
+        payload = message.payload(segment.index)
+        if nic.tso or len(payload) <= segment.mss:
+            return nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss))
+        return self._cut(nic, route, queue, segment, payload)
+
+    def _resolve(self, ip: int) -> Route | None:
+        mac = self._neighbours(ip)
+        if mac is None:
+            return None
+        route = self._routes[ip] = Route(Ethernet(mac, self._mac), self._ip, ip, self._protocol)
+        return route
+
+    @staticmethod
+    def _cut(nic: SmartNic, route: Route, queue: int, segment: Segment, payload: bytes) -> bool:
+        """Segmentation in software, for a device without TSO: the same frames."""
+        mss = segment.mss
+        if nic.space(queue) < -(-len(payload) // mss):
+            nic.counters.tx_queue_stopped += 1
+            return False
+        for ip_id, at in enumerate(range(0, len(payload), mss)):
+            nic.post(queue, Send(route, segment.tos, segment.header, payload[at:at + mss], 0, 0, ip_id))
+        return True
+
+    def _offload(self, nic: SmartNic, route: Route, queue: int, segment: Segment, message: OutMessage) -> bool:
+        """Have the device seal this segment; False if it cannot."""
+        keys = message.keys()
+        if keys is None or keys.cipher.name not in OFFLOAD_CIPHERS:
+            return False
+        index = segment.index
+        payload = message.framed(index)
+        if len(payload) > segment.mss and not nic.tso:
+            # A record over several descriptors would need a device that keeps half-done records.
+            return False
+        first = message.first_sequence(index)
+        context = self._context(nic, keys, queue, message.version, first)
+        if context is None:
+            nic.counters.tx_tls_no_ctx += 1
+            return False
+        if context.expected != first:
+            nic.post(queue, Resync(context.number, first))
+        context.expected = first + message.records(index)
+        nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss, context.number))
+        return True
+
+    def _context(self, nic: SmartNic, keys: DirectionKeys, queue: int, version: int,
+                 sequence: int) -> _Context | None:
+        key = (keys, queue if self._policy is ContextPolicy.PER_QUEUE else -1)
+        context = self._contexts.pop(key, None)
+        if context is None:
+            number = nic.create_context(version, keys.key, keys.iv, sequence)
+            if not number and self._evict(nic):
+                number = nic.create_context(version, keys.key, keys.iv, sequence)
+            if not number:
+                return None
+            context = _Context(number, sequence)
+        self._contexts[key] = context
+        return context
+
+    def _evict(self, nic: SmartNic) -> bool:
+        """Destroy the least recently used context whose queues are empty: nothing posted may need it."""
+        for key, context in self._contexts.items():
+            queue = key[1]
+            rings = range(self._queues) if queue < 0 else (queue,)
+            if all(nic.space(q) == nic.config.ring_size for q in rings):
+                nic.destroy_context(context.number)
+                del self._contexts[key]
+                return True
+        return False

@@ -1,0 +1,40 @@
+"""Receive side: which queue a frame goes to, by flow or by message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smtstack.errors import ConfigError
+from smtstack.wire.frame import MIN_LEN
+
+Steering = Callable[[bytes, int], int]
+
+_SRC = slice(26, 30)
+_PORTS = slice(34, 38)
+_SENDER_ID = slice(54, 62)
+
+
+def by_flow(frame: bytes, queues: int) -> int:
+    """One queue per (source, ports), like RSS for TCP: one core a connection."""
+    return _mix(frame[_SRC] + frame[_PORTS]) % queues
+
+
+def by_message(frame: bytes, queues: int) -> int:
+    """Messages of one flow spread over all queues: they need no order (paper §2)."""
+    if len(frame) < MIN_LEN:
+        return 0
+    return _mix(frame[_SRC] + frame[_PORTS] + frame[_SENDER_ID]) % queues
+
+
+def _mix(data: bytes) -> int:
+    # Deterministic over runs, unlike hash(); multiplicative, as ids step by 2.
+    return (int.from_bytes(data, "big") % 0xFFFFFFFB) * 0x9E3779B1 >> 7
+
+
+def steering_named(name: str) -> Steering:
+    """``flow`` or ``message``; raises :class:`ConfigError`."""
+    if name == "flow":
+        return by_flow
+    if name == "message":
+        return by_message
+    raise ConfigError(f"unknown steering {name!r}; there are flow and message")

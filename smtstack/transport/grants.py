@@ -1,0 +1,131 @@
+"""The receiver's side of scheduling: who may send how much, at which priority (Homa §3.3-3.5)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from smtstack.transport.params import TransportParams
+from smtstack.transport.rpc import Rpc
+
+
+class Grant:
+    """One decision: ``rpc`` may send up to ``offset`` at ``priority``."""
+
+    __slots__ = ("offset", "priority", "rpc")
+
+    def __init__(self, rpc: Rpc, offset: int, priority: int) -> None:
+        self.rpc = rpc
+        self.offset = offset
+        self.priority = priority
+
+
+class GrantScheduler:
+    """Incoming messages that are not granted to their end, fewest bytes remaining first.
+
+    ``homa_incoming.c:homa_choose_rpcs_to_grant`` and ``homa_create_grants``; parameters by the same names.
+    """
+
+    __slots__ = ("_fifo_granted", "_list", "_p", "_rpcs", "_window", "dirty", "total_incoming")
+
+    def __init__(self, params: TransportParams) -> None:
+        self._p = params
+        self._window = params.window or params.unsched_bytes
+        #: Sorted (remaining, birth); the RPCs by the same key.
+        self._list: list[tuple[int, int]] = []
+        self._rpcs: dict[tuple[int, int], Rpc] = {}
+        #: Bytes granted or unscheduled and not yet received.
+        self.total_incoming = 0
+        self._fifo_granted = 0
+        #: Something changed since the last decision.
+        self.dirty = False
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def update(self, rpc: Rpc) -> None:
+        """``rpc``'s message grew, was granted more, or is gone: count it anew and put it where it belongs."""
+        old = rpc.grant_key
+        inm = rpc.inm
+        new = None
+        pending = 0
+        if inm is not None:
+            pending = max(0, inm.granted - inm.received)
+            if inm.granted < inm.length:
+                new = (inm.length - inm.received, rpc.birth)
+        self.total_incoming += pending - rpc.pending
+        rpc.pending = pending
+        self.dirty = True
+        if old == new:
+            return
+        if old is not None:
+            del self._list[bisect_left(self._list, old)]
+            del self._rpcs[old]
+        if new is not None:
+            insort(self._list, new)
+            self._rpcs[new] = rpc
+        rpc.grant_key = new
+
+    def decide(self) -> list[Grant]:
+        """Grants to send now; empty when the budget or the overcommitment is used up."""
+        p = self._p
+        self.dirty = False
+        budget = p.max_incoming - self.total_incoming
+        if budget <= 0 or not self._list:
+            return []
+        chosen = self._choose()
+        out: list[Grant] = []
+        # Few messages use the lowest levels, so that a newcomer with less left finds a higher one free.
+        shift = max(0, p.max_sched_prio + 1 - len(chosen))
+        for rank, rpc in enumerate(chosen):
+            inm = rpc.inm
+            assert inm is not None
+            offset = min(inm.length, inm.received + self._window, inm.granted + budget)
+            step = offset - inm.granted
+            if step <= 0:
+                continue
+            budget -= step
+            out.append(self._grant(rpc, offset, max(0, p.max_sched_prio - rank - shift)))
+            if budget <= 0:
+                break
+        out += self._pity()
+        # Granting changed the order, but not what is to be granted.
+        self.dirty = False
+        return out
+
+    def _choose(self) -> list[Rpc]:
+        p = self._p
+        chosen: list[Rpc] = []
+        per_host: dict[int, int] = {}
+        for key in self._list:
+            rpc = self._rpcs[key]
+            ip = rpc.peer.host.ip
+            held = per_host.get(ip, 0)
+            if held >= p.max_rpcs_per_peer:
+                continue
+            per_host[ip] = held + 1
+            chosen.append(rpc)
+            if len(chosen) >= p.max_overcommit:
+                break
+        return chosen
+
+    def _grant(self, rpc: Rpc, offset: int, priority: int) -> Grant:
+        inm = rpc.inm
+        assert inm is not None
+        self._fifo_granted += offset - inm.granted
+        inm.granted = offset
+        self.update(rpc)
+        return Grant(rpc, offset, priority)
+
+    def _pity(self) -> list[Grant]:
+        # SRPT alone starves the longest message at high load (homa_incoming.c:homa_grant_fifo).
+        p = self._p
+        if not p.grant_fifo_fraction or not self._list:
+            return []
+        if self._fifo_granted < p.fifo_grant_increment * 1000 // p.grant_fifo_fraction:
+            return []
+        self._fifo_granted = 0
+        oldest = self._rpcs[min(self._list, key=lambda k: k[1])]
+        inm = oldest.inm
+        assert inm is not None
+        offset = min(inm.length, inm.granted + p.fifo_grant_increment)
+        return [self._grant(oldest, offset, p.max_sched_prio)] if offset > inm.granted else []

@@ -1,0 +1,75 @@
+"""The sender's side of scheduling: shortest remaining first, at the rate of the link."""
+
+from __future__ import annotations
+
+import heapq
+
+from smtstack.transport.params import TransportParams
+from smtstack.transport.rpc import DEAD, Rpc
+from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
+
+#: Bytes a packet costs a link beside its IP length.
+LINK_OVERHEAD = HEADER_LEN + FRAME_OVERHEAD
+
+
+class Pacer:
+    """SRPT queue of messages with data they may send, and an estimate of when the NIC runs dry.
+
+    The estimate stands in for the NIC's queue (``homa_outgoing.c:homa_check_nic_queue``): keeping it
+    short is what lets a short message overtake a long one.
+    """
+
+    __slots__ = ("_fifo_every", "_heap", "_idle_at", "_max_queue", "_ns_per_byte", "_since_fifo")
+
+    def __init__(self, params: TransportParams) -> None:
+        self._heap: list[tuple[int, int, Rpc]] = []
+        self._ns_per_byte = 8000 / params.link_mbps
+        self._max_queue = params.max_nic_queue_ns
+        fraction = params.pacer_fifo_fraction
+        #: The oldest message goes first once in so many bytes; 0: never.
+        self._fifo_every = params.max_gso_size * 1000 // fraction if fraction else 0
+        self._since_fifo = 0
+        #: When the link will have sent all that was given to it, in ns.
+        self._idle_at = 0
+
+    def account(self, ip_bytes: int, packets: int, now: int) -> None:
+        """``packets`` with ``ip_bytes`` in all (IP lengths) went to the NIC."""
+        cost = int((ip_bytes + packets * LINK_OVERHEAD) * self._ns_per_byte)
+        idle = self._idle_at
+        self._idle_at = (idle if idle > now else now) + cost
+
+    def ready_at(self) -> int:
+        """Time from which paced data may go to the NIC."""
+        return self._idle_at - self._max_queue
+
+    def push(self, rpc: Rpc, remaining: int) -> None:
+        """``rpc`` has a segment it may send and ``remaining`` bytes in all."""
+        if not rpc.queued:
+            rpc.queued = True
+            heapq.heappush(self._heap, (remaining, rpc.birth, rpc))
+
+    def pop(self) -> Rpc | None:
+        """The RPC whose segment goes next: fewest bytes left, or (its FIFO share) the oldest."""
+        heap = self._heap
+        while heap:
+            if self._fifo_every and self._since_fifo >= self._fifo_every and len(heap) > 1:
+                self._since_fifo = 0
+                index = min(range(len(heap)), key=lambda i: heap[i][1])
+                _left, _birth, rpc = heap[index]
+                heap[index] = heap[-1]
+                heap.pop()
+                heapq.heapify(heap)
+            else:
+                _left, _birth, rpc = heapq.heappop(heap)
+            rpc.queued = False
+            if rpc.state is not DEAD:
+                return rpc
+        return None
+
+    def sent(self, size: int) -> None:
+        """``size`` paced bytes went to the NIC: the oldest message earns its share of them."""
+        self._since_fifo += size
+
+    def __len__(self) -> int:
+        return len(self._heap)
+

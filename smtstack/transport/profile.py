@@ -1,0 +1,161 @@
+"""A profile fixes wire format, segmentation and record protection: ``smt``, ``homa`` or ``linux``."""
+
+from __future__ import annotations
+
+from smtstack.crypto import tls13
+from smtstack.crypto.session import EpochKeys, LinuxSession, Session, SmtSession
+from smtstack.errors import AuthError, ConfigError
+from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
+from smtstack.transport.message import InMessage, OutMessage
+from smtstack.transport.params import TransportParams
+from smtstack.transport.rpc import Rpc
+from smtstack.transport.stream_message import Geometry, PlainOut, SealedIn, SealedOut, StreamIn
+from smtstack.wire import homa
+
+
+class Profile:
+    """How messages of one profile are made and taken apart. One object an endpoint."""
+
+    __slots__ = ("fmt", "params")
+
+    def __init__(self, fmt: homa.WireFormat, params: TransportParams) -> None:
+        self.fmt = fmt
+        self.params = params
+
+    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+        """``data`` as a message of ``rpc``; raises LocalError if it cannot be numbered."""
+        raise NotImplementedError
+
+    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+        """An empty message of ``rpc`` to receive into."""
+        raise NotImplementedError
+
+    def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
+                   payload: bytes) -> bytes | None:
+        """Plaintext of a message that came in one packet; None: take the long way. Raises AuthError."""
+        return None
+
+    def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
+        """Proof that the client itself acknowledges; empty where the profile has none."""
+        return b""
+
+    def ack_proven(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bool:
+        """Whether the acknowledgement is the client's own."""
+        return True
+
+
+class HomaProfile(Profile):
+    """The baseline: nothing sealed."""
+
+    __slots__ = ("_geo",)
+
+    def __init__(self, params: TransportParams) -> None:
+        super().__init__(homa.HOMA, params)
+        self._geo = Geometry(params, sealed=False)
+
+    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+        return PlainOut(data, self._geo)
+
+    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+        return StreamIn(length)
+
+    def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
+                   payload: bytes) -> bytes | None:
+        return payload if len(payload) == length else None
+
+
+class SmtProfile(Profile):
+    """The paper's design: TLS 1.3 records under composite numbers."""
+
+    __slots__ = ("_geo",)
+
+    def __init__(self, params: TransportParams) -> None:
+        super().__init__(homa.SMT, params)
+        self._geo = Geometry(params, sealed=True)
+
+    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+        session = rpc.peer.session
+        assert isinstance(session, SmtSession)
+        return SealedOut(session, rpc.keys, rpc.id, data, self._geo)
+
+    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+        session = rpc.peer.session
+        assert isinstance(session, SmtSession)
+        return SealedIn(session, rpc.keys, rpc.id ^ 1, length)
+
+    def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
+                   payload: bytes) -> bytes | None:
+        if len(payload) < tls13.OVERHEAD or tls13.record_length_untrusted(payload, 0) != len(payload):
+            return None
+        assert isinstance(session, SmtSession)
+        assert keys.rx is not None
+        if sender_id >= session.numbers.id_limit:
+            raise AuthError(f"message id {sender_id} is outside the session's id space")
+        try:
+            last, data = tls13.open_untrusted(keys.rx, sender_id << session.numbers.index_bits, payload)
+        except AuthError:
+            session.count_failure(keys)
+            raise
+        keys.opened += 1
+        return data if last else None
+
+    def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
+        assert isinstance(session, SmtSession)
+        assert keys.tx is not None
+        session.count_seal(keys, 1)
+        return keys.tx.encrypt(self._ack_number(session, ack), b"", ack.body())
+
+    def ack_proven(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bool:
+        assert isinstance(session, SmtSession)
+        if keys.rx is None or ack.sender_id >= session.numbers.id_limit:
+            return False
+        try:
+            keys.rx.decrypt(self._ack_number(session, ack), ack.proof, ack.body())
+        except AuthError:
+            return False
+        return True
+
+    @staticmethod
+    def _ack_number(session: SmtSession, ack: homa.Ack) -> int:
+        # Each RPC heads at most one batch, and its single ACK is always the same bytes: no nonce
+        # ever covers two different things.
+        number = session.numbers.ack_batch if ack.acks else session.numbers.ack_single
+        return number(ack.sender_id)
+
+
+class LinuxProfile(Profile):
+    """The kernel module's format, branch main."""
+
+    __slots__ = ("_geo",)
+
+    def __init__(self, params: TransportParams) -> None:
+        super().__init__(homa.LINUX, params)
+        self._geo = LinuxGeometry(params)
+
+    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+        session = rpc.peer.session
+        assert isinstance(session, LinuxSession)
+        peer = rpc.peer
+        acks: list[tuple[int, int, int]] = []
+        if rpc.is_client:
+            # One acknowledgement rides in every packet.
+            packets = -(-len(data) // self._geo.packet_data)
+            acks = [(acked, peer.local_port, peer.port) for acked in peer.acks[:packets]]
+            del peer.acks[:packets]
+        return LinuxOut(session.client if rpc.is_client else session.server, rpc.id, data, self._geo, acks)
+
+    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+        session = rpc.peer.session
+        assert isinstance(session, LinuxSession)
+        return LinuxIn(session.server if rpc.is_client else session.client, rpc.id ^ 1, length, self._geo)
+
+
+def make_profile(name: str, params: TransportParams) -> Profile:
+    """The profile called ``name``; raises :class:`ConfigError`."""
+    if name == "smt":
+        return SmtProfile(params)
+    if name == "homa":
+        return HomaProfile(params)
+    if name == "linux":
+        return LinuxProfile(params)
+    raise ConfigError(f"unknown profile {name!r}; there are smt, homa and linux")

@@ -1,0 +1,247 @@
+"""Loss recovery and the end of RPCs: timers, and every packet type but DATA.
+
+Control packets are not authenticated (the kernel's are not either), so none of them may do harm that
+cannot be made good: a forged GRANT or RESEND makes us send, a forged UNKNOWN makes us send again, a
+forged BUSY makes us wait. Only ACK destroys something (a response), and in profile ``smt`` it carries a
+proof. docs/protocol.md, "What a forger can do", has the list.
+"""
+
+from __future__ import annotations
+
+from smtstack.crypto.session import EpochKeys
+from smtstack.transport import rpc as states
+from smtstack.transport.counters import Counters
+from smtstack.transport.events import Failed, Reason
+from smtstack.transport.message import InMessage
+from smtstack.transport.outbox import Outbox
+from smtstack.transport.params import INT_MAX
+from smtstack.transport.peers import Host, Peer
+from smtstack.transport.profile import Profile
+from smtstack.transport.rpc import IN_SERVICE, OUTGOING, Rpc
+from smtstack.transport.table import RpcTable
+from smtstack.wire import homa
+
+#: What a client asks for that has heard nothing of its response (reference §6.5).
+PROBE_LENGTH = 100
+#: Ranges one round of RESENDs asks for; the rest waits for the next.
+MAX_RESEND_RANGES = 16
+
+
+class Recovery:
+    """Reacts to control packets and to silence."""
+
+    __slots__ = ("_counters", "_failed", "_outbox", "_p", "_port", "_profile", "_table")
+
+    def __init__(self, port: int, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
+                 failed: list[Failed]) -> None:
+        self._port = port
+        self._profile = profile
+        self._p = profile.params
+        self._table = table
+        self._outbox = outbox
+        self._counters = counters
+        #: RPCs of ours that failed, for the endpoint to report.
+        self._failed = failed
+
+    # -- packets -----------------------------------------------------------------------------------------
+
+    def handle(self, peer: Peer, packet: homa.Packet, tick: int) -> None:
+        """Act on a control packet from ``peer``."""
+        key = packet.sender_id ^ 1 | packet.epoch << 64
+        rpc = peer.rpcs.get(key)
+        if isinstance(packet, homa.Ack):
+            self._on_ack(peer, packet)
+        elif isinstance(packet, homa.Cutoffs):
+            self._on_cutoffs(peer.host, packet)
+        elif isinstance(packet, homa.NeedAck):
+            self._on_need_ack(peer, packet, rpc)
+        elif isinstance(packet, homa.Resend):
+            self._on_resend(peer, packet, rpc, tick)
+        elif isinstance(packet, homa.Freeze):
+            self._counters.freezes += 1
+        elif rpc is None:
+            self._counters.stray += 1
+        elif isinstance(packet, homa.Grant):
+            self._on_grant(packet, rpc, tick)
+        elif isinstance(packet, homa.Unknown):
+            self._on_unknown(rpc, tick)
+        elif isinstance(packet, homa.Busy):
+            self._alive(rpc, tick)
+
+    @staticmethod
+    def _alive(rpc: Rpc, tick: int) -> None:
+        rpc.heard_tick = tick
+        rpc.resends = 0
+
+    def _on_grant(self, packet: homa.Grant, rpc: Rpc, tick: int) -> None:
+        out = rpc.out
+        if out is None:
+            return
+        out.priority = packet.priority
+        offset = min(packet.offset, out.length)
+        if offset > out.granted:
+            out.granted = offset
+            self._alive(rpc, tick)
+            self._outbox.start(rpc)
+
+    def _on_resend(self, peer: Peer, packet: homa.Resend, rpc: Rpc | None, tick: int) -> None:
+        if rpc is None:
+            self._counters.unknowns_sent += 1
+            own_id = packet.sender_id ^ 1
+            self._outbox.control(peer, homa.Unknown(self._port, peer.port, own_id, packet.epoch))
+            return
+        out = rpc.out
+        if not rpc.is_client:
+            # The client lives, so the response is worth keeping.
+            self._alive(rpc, tick)
+        if out is None:
+            if not rpc.is_client:
+                self._busy(rpc)
+            return
+        stop = min(packet.offset + packet.length, out.length)
+        if stop > out.granted:
+            # Asking for bytes allows them: the GRANT for them was lost.
+            out.granted = stop
+            self._outbox.start(rpc)
+        again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority) if packet.length else 0
+        if not again:
+            self._busy(rpc)
+
+    def _busy(self, rpc: Rpc) -> None:
+        self._counters.busy_sent += 1
+        peer = rpc.peer
+        self._outbox.control(peer, homa.Busy(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
+
+    def _on_unknown(self, rpc: Rpc, tick: int) -> None:
+        if rpc.move(states.UNKNOWN) is states.DEAD:
+            self._table.free(rpc)
+            return
+        out = rpc.out
+        # Once a tick at the most: forged UNKNOWNs must not multiply our traffic.
+        if rpc.is_client and rpc.state is OUTGOING and out is not None and rpc.resend_tick != tick:
+            rpc.resend_tick = tick
+            self._outbox.retransmit(rpc, 0, out.sent_end(),
+                                    rpc.peer.host.unscheduled_priority(out.length))
+
+    def _on_cutoffs(self, host: Host, packet: homa.Cutoffs) -> None:
+        host.cutoffs = (INT_MAX, *packet.cutoffs[1:])
+        host.cutoff_version = packet.cutoff_version
+
+    def _on_need_ack(self, peer: Peer, packet: homa.NeedAck, rpc: Rpc | None) -> None:
+        client_id = packet.sender_id ^ 1
+        if rpc is not None or client_id & 1 or not peer.session.issued(packet.epoch, client_id):
+            return
+        keys = peer.session.own_keys(packet.epoch)
+        if keys is not None:
+            self._send_ack(peer, keys, client_id, ())
+
+    def _on_ack(self, peer: Peer, packet: homa.Ack) -> None:
+        keys = peer.session.request_keys(packet.epoch)
+        if packet.sender_id & 1 or keys is None:
+            self._counters.stray += 1
+            return
+        if not self._profile.ack_proven(peer.session, keys, packet):
+            self._counters.acks_forged += 1
+            return
+        self.acked(peer, packet.sender_id, packet.epoch)
+        for entry in packet.acks:
+            if entry.client_port == peer.port and entry.server_port == self._port:
+                self.acked(peer, entry.client_id, packet.epoch)
+
+    def acked(self, peer: Peer, client_id: int, epoch: int) -> None:
+        """The client has the response of ``client_id``: forget the RPC."""
+        rpc = peer.rpcs.get(client_id ^ 1 | epoch << 64)
+        if rpc is not None and not rpc.is_client:
+            rpc.move(states.ACK)
+            self._table.free(rpc)
+
+    # -- acknowledging our own ---------------------------------------------------------------------------
+
+    def finished(self, rpc: Rpc) -> None:
+        """A client RPC is over: tell the server when five more are, or when it asks."""
+        peer = rpc.peer
+        if peer.ack_keys is not rpc.keys:
+            self._flush_acks(peer)
+            peer.ack_keys = rpc.keys
+        peer.acks.append(rpc.id)
+        if len(peer.acks) > homa.MAX_ACKS:
+            self._flush_acks(peer)
+
+    def _flush_acks(self, peer: Peer) -> None:
+        if not peer.acks or peer.ack_keys is None:
+            return
+        head, *rest = peer.acks
+        peer.acks = []
+        entries = tuple(homa.AckEntry(i, self._port, peer.port) for i in rest)
+        self._send_ack(peer, peer.ack_keys, head, entries)
+
+    def _send_ack(self, peer: Peer, keys: EpochKeys, head: int, entries: tuple[homa.AckEntry, ...]) -> None:
+        ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF)
+        proof = self._profile.prove_ack(peer.session, keys, ack)
+        if proof:
+            ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF, proof)
+        self._outbox.control(peer, ack)
+
+    # -- silence -----------------------------------------------------------------------------------------
+
+    def ask_again(self, rpc: Rpc, ranges: list[tuple[int, int]]) -> None:
+        """RESEND for these (offset, length) ranges."""
+        peer = rpc.peer
+        priority = self._p.num_priorities - 1
+        for offset, length in ranges[:MAX_RESEND_RANGES]:
+            self._counters.resends_sent += 1
+            self._outbox.control(peer, homa.Resend(self._port, peer.port, rpc.id, offset, length, priority,
+                                                   rpc.keys.epoch & 0xFF))
+
+    def discarded(self, rpc: Rpc, inm: InMessage, tick: int) -> None:
+        """Records of ``rpc`` did not authenticate: ask for their bytes at once, but once a tick at most."""
+        if rpc.resend_tick != tick:
+            rpc.resend_tick = tick
+            self.ask_again(rpc, inm.discarded)
+        inm.discarded = []
+
+    def check(self, rpc: Rpc, tick: int) -> None:
+        """The timer of ``rpc`` fired: has its peer been silent too long?"""
+        inm = rpc.inm
+        out = rpc.out
+        if rpc.state is IN_SERVICE:
+            return
+        if inm is not None:
+            waiting = not inm.missing()
+        else:
+            waiting = out is not None and out.sendable()
+        if waiting:
+            # For ourselves: we have not granted more, or not sent what we may.
+            self._alive(rpc, tick)
+        p = self._p
+        replied = not rpc.is_client and rpc.state is OUTGOING
+        patience = p.resend_ticks
+        if replied and out is not None and out.sent == out.count:
+            patience = p.request_ack_ticks
+        due = rpc.heard_tick + patience + rpc.resends * p.resend_interval
+        if tick < due:
+            self._table.timers.arm(rpc, due)
+            return
+        if rpc.resends >= p.timeout_resends:
+            self._give_up(rpc)
+            return
+        rpc.resends += 1
+        if replied:
+            self._need_ack(rpc)
+        elif inm is not None:
+            self.ask_again(rpc, inm.missing())
+        else:
+            self.ask_again(rpc, [(0, PROBE_LENGTH)])
+        self._table.timers.arm(rpc, tick + p.resend_interval)
+
+    def _need_ack(self, rpc: Rpc) -> None:
+        peer = rpc.peer
+        self._counters.need_acks_sent += 1
+        self._outbox.control(peer, homa.NeedAck(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
+
+    def _give_up(self, rpc: Rpc) -> None:
+        self._counters.timeouts += 1
+        self._table.free(rpc)
+        if rpc.is_client:
+            self._counters.failed += 1
+            self._failed.append(Failed(rpc, Reason.TIMEOUT))

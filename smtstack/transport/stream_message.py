@@ -1,0 +1,270 @@
+"""Messages of the profiles ``smt`` and ``homa``: a string of bytes cut into segments.
+
+Profile ``smt`` seals the plaintext into TLS 1.3 records first; the transport then counts sealed bytes
+and never looks inside, which is why ``homa`` is the same code with nothing sealed.
+"""
+
+from __future__ import annotations
+
+from smtstack.crypto import tls13
+from smtstack.crypto.aead import DirectionKeys
+from smtstack.crypto.session import EpochKeys, SmtSession
+from smtstack.errors import AuthError
+from smtstack.transport.message import InMessage, OutMessage
+from smtstack.transport.params import TransportParams
+from smtstack.transport.ranges import Gaps
+
+_MAX_RECORD = tls13.HEADER_LEN + tls13.MAX_LENGTH_FIELD
+
+
+class Geometry:
+    """How messages are cut, from MTU and segment size alone: both ends of a context compute the same."""
+
+    __slots__ = ("mss", "record_plain", "segment", "segment_records", "unsched_bytes")
+
+    def __init__(self, params: TransportParams, sealed: bool) -> None:
+        self.mss = params.segment_payload
+        self.unsched_bytes = params.unsched_bytes
+        full = self.mss * params.segment_packets
+        if sealed:
+            # Records of equal size fill the segment: whole records in every segment (paper §4.3).
+            self.segment_records = -(-full // _MAX_RECORD)
+            record = full // self.segment_records
+            self.record_plain = record - tls13.OVERHEAD
+            self.segment = record * self.segment_records
+        else:
+            self.segment_records = 0
+            self.record_plain = 0
+            self.segment = full
+
+    def unscheduled(self, length: int) -> int:
+        """Bytes of a message of ``length`` that go without a grant: whole segments."""
+        segments = -(-self.unsched_bytes // self.segment)
+        return min(length, segments * self.segment)
+
+
+class PlainOut(OutMessage):
+    """Profile ``homa``: the segments are slices of the message."""
+
+    __slots__ = ("_data", "_segment")
+
+    def __init__(self, data: bytes, geo: Geometry) -> None:
+        length = len(data)
+        super().__init__(length, -(-length // geo.segment), geo.mss, geo.unscheduled(length))
+        self._data = data
+        self._segment = geo.segment
+
+    def start(self, index: int) -> int:
+        return index * self._segment
+
+    def payload(self, index: int) -> bytes:
+        at = index * self._segment
+        return self._data[at:at + self._segment]
+
+    def packet_range(self, index: int, packet: int, size: int) -> tuple[int, int]:
+        at = index * self._segment + packet * self.mss
+        return at, at + size
+
+
+class SealedOut(OutMessage):
+    """Profile ``smt``: every segment holds whole TLS 1.3 records."""
+
+    __slots__ = ("_data", "_epoch", "_first", "_geo", "_padded", "_records", "_sealed", "_session")
+
+    version = 0x0304
+
+    def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, data: bytes,
+                 geo: Geometry) -> None:
+        #: Plaintext bytes, padding included.
+        self._padded = max(len(data), session.params.padding(len(data)))
+        self._records = -(-self._padded // geo.record_plain)
+        self._first = session.numbers.first(message_id, self._records)
+        session.count_seal(epoch, self._records)
+        length = self._padded + self._records * tls13.OVERHEAD
+        super().__init__(length, -(-self._records // geo.segment_records), geo.mss,
+                         geo.unscheduled(length))
+        self._data = data
+        self._epoch = epoch
+        self._geo = geo
+        self._session = session
+        self._sealed: list[bytes | None] = [None] * self.count
+
+    def start(self, index: int) -> int:
+        return index * self._geo.segment
+
+    def first_sequence(self, index: int) -> int:
+        return self._first + index * self._geo.segment_records
+
+    def records(self, index: int) -> int:
+        return min(self._geo.segment_records, self._records - index * self._geo.segment_records)
+
+    def keys(self) -> DirectionKeys | None:
+        return self._epoch.tx
+
+    def payload(self, index: int) -> bytes:
+        sealed = self._sealed[index]
+        if sealed is None:
+            keys = self._epoch.tx
+            assert keys is not None
+            if self._records == 1:
+                data = self._data
+                sealed = tls13.seal(keys, self._first, data, True, self._padded - len(data))
+            else:
+                sealed = b"".join([tls13.seal(keys, number, *content)
+                                   for number, content in enumerate(self._contents(index),
+                                                                    self.first_sequence(index))])
+            self._sealed[index] = sealed
+        return sealed
+
+    def framed(self, index: int) -> bytes:
+        return b"".join([tls13.frame(*content) for content in self._contents(index)])
+
+    def _contents(self, index: int) -> list[tuple[bytes, bool, int]]:
+        """(data, is last, padding) of every record of a segment."""
+        size = self._geo.record_plain
+        first = index * self._geo.segment_records
+        out = []
+        for number in range(first, first + self.records(index)):
+            at = number * size
+            data = self._data[at:at + size]
+            whole = min(size, self._padded - at)
+            out.append((data, number == self._records - 1, whole - len(data)))
+        return out
+
+    def packet_range(self, index: int, packet: int, size: int) -> tuple[int, int]:
+        at = index * self._geo.segment + packet * self.mss
+        return at, at + size
+
+
+class StreamIn(InMessage):
+    """Reassembly by byte offset; whole when nothing is missing. Profile ``homa``."""
+
+    __slots__ = ("_buf", "_gaps")
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self._buf = bytearray()
+        self._gaps = Gaps()
+
+    def add(self, segment_offset: int, index: int, segment_size: int, packet_offset: int,
+            payload: bytes) -> int:
+        start = segment_offset + (packet_offset or index * segment_size)
+        stop = start + len(payload)
+        if stop > self.length:
+            return -1
+        buf = self._buf
+        gaps = self._gaps
+        if start == gaps.end:
+            # In order, which is nearly always.
+            buf += payload
+            gaps.end = stop
+            self.received += stop - start
+            return stop - start
+        if stop > gaps.end:
+            buf.extend(bytes(stop - len(buf)))
+        new = 0
+        for a, b in gaps.add(start, stop):
+            buf[a:b] = payload[a - start:b - start]
+            new += b - a
+        self.received += new
+        return new
+
+    def finish(self) -> bytes | None:
+        if self._gaps.holes or self._gaps.end < self.length:
+            return None
+        return bytes(self._buf)
+
+    def missing(self) -> list[tuple[int, int]]:
+        return self._gaps.missing(max(min(self.granted, self.length), self._gaps.end))
+
+    def buffered(self) -> int:
+        return len(self._buf)
+
+    def extend(self, length: int) -> None:
+        # Nothing in profile homa can tell which length is right: keep the first.
+        return
+
+
+class SealedIn(StreamIn):
+    """Profile ``smt``: records are opened in order as they become whole.
+
+    What the headers say (length, places) is a hint; what the records say is true. The message ends with
+    the record marked last, wherever the clear length says it does.
+    """
+
+    __slots__ = ("_epoch", "_first", "_index", "_open_at", "_plain", "_session")
+
+    def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, length: int) -> None:
+        super().__init__(length)
+        self._session = session
+        self._epoch = epoch
+        self._first = session.numbers.first(message_id)
+        #: Offset and index of the next record.
+        self._open_at = 0
+        self._index = 0
+        self._plain: list[bytes] = []
+
+    def extend(self, length: int) -> None:
+        if length > self.length:
+            self.length = length
+            self.truncated = False
+
+    def authenticated(self) -> bool:
+        return self._index > 0
+
+    def finish(self) -> bytes | None:
+        buf = self._buf
+        keys = self._epoch.rx
+        assert keys is not None
+        while True:
+            at = self._open_at
+            ready = self._gaps.contiguous()
+            if ready - at < tls13.HEADER_LEN:
+                if ready >= self.length:
+                    self._dead_end(at, ready)
+                return None
+            size = tls13.record_length_untrusted(buf, at)
+            if size == 0:
+                self._discard(at, min(at + _MAX_RECORD, ready))
+                return None
+            if at + size > ready:
+                if ready >= self.length:
+                    self._dead_end(at, ready)
+                return None
+            if self._index >= self._session.numbers.max_records:
+                self._discard(at, ready)
+                return None
+            try:
+                last, data = tls13.open_untrusted(keys, self._first + self._index, bytes(buf[at:at + size]))
+            except AuthError:
+                self._discard(at, at + size)
+                return None
+            self._epoch.opened += 1
+            self._plain.append(data)
+            self._open_at = at + size
+            self._index += 1
+            if last:
+                return self._plain[0] if self._index == 1 else b"".join(self._plain)
+
+    def _dead_end(self, at: int, ready: int) -> None:
+        # The clear length ends in the middle of a record, or between records with none marked last.
+        # Either it was shortened on the way, or the bytes at ``at`` are forged. Ask for both again.
+        self.truncated = True
+        if ready > at:
+            self._discard(at, ready)
+
+    def _discard(self, start: int, stop: int) -> None:
+        self.auth_failures += 1
+        self._session.count_failure(self._epoch)
+        self._gaps.remove(start, stop)
+        if self._gaps.end < len(self._buf):
+            del self._buf[self._gaps.end:]
+        self.received -= stop - start
+        self.discarded.append((start, stop - start))
+
+    def missing(self) -> list[tuple[int, int]]:
+        holes = super().missing()
+        if not holes and self.truncated:
+            # Whatever follows the false end.
+            return [(self.length, _MAX_RECORD)]
+        return holes

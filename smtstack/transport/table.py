@@ -1,0 +1,191 @@
+"""Who we talk to and what about: hosts, peers and RPCs, within bounds of memory."""
+
+from __future__ import annotations
+
+from smtstack.crypto.keys import Endpoints, KeyStore
+from smtstack.crypto.session import EpochKeys
+from smtstack.errors import ConfigError
+from smtstack.transport.counters import Counters
+from smtstack.transport.grants import GrantScheduler
+from smtstack.transport.params import TransportParams
+from smtstack.transport.peers import Host, Peer
+from smtstack.transport.rpc import END, INCOMING, Rpc
+from smtstack.transport.timers import TimerTable
+from smtstack.wire.ipv4 import format_address
+
+#: Peers that never authenticated a message; more push out the oldest. A forger can make these.
+MAX_UNPROVEN_PEERS = 1024
+
+
+class RpcTable:
+    """All state that outlives a packet, except what waits to be sent."""
+
+    __slots__ = ("_births", "_counters", "_ip", "_keys", "_params", "_port", "_rx_bytes", "_server_rpcs",
+                 "_unproven", "grants", "hosts", "peers", "timers")
+
+    def __init__(self, ip: int, port: int, keys: KeyStore, params: TransportParams,
+                 counters: Counters) -> None:
+        self._ip = ip
+        self._port = port
+        self._keys = keys
+        self._params = params
+        self._counters = counters
+        self._births = 0
+        self._rx_bytes = 0
+        self._server_rpcs = 0
+        self.hosts: dict[int, Host] = {}
+        #: By ip << 16 | port.
+        self.peers: dict[int, Peer] = {}
+        self._unproven: dict[int, Peer] = {}
+        self.timers = TimerTable()
+        self.grants = GrantScheduler(params)
+
+    # -- peers -------------------------------------------------------------------------------------------
+
+    def call(self, ip: int, port: int) -> Peer:
+        """The peer an application wants to talk to; raises :class:`ConfigError` without a key for it."""
+        key = ip << 16 | port
+        peer = self.peers.get(key)
+        if peer is None:
+            peer = self._add_peer(ip, port)
+            if peer is None:
+                raise ConfigError(f"no key for {format_address(ip)}: there is no fall-back to plaintext; "
+                                  "add the pair of hosts to the key file")
+        self.prove(peer)
+        return peer
+
+    def heard(self, ip: int, port: int) -> Peer | None:
+        """The peer a packet claims to be from; None without a key for it."""
+        peer = self._add_peer(ip, port)
+        if peer is None:
+            return None
+        self._unproven[ip << 16 | port] = peer
+        if len(self._unproven) > MAX_UNPROVEN_PEERS:
+            self._forget(next(iter(self._unproven.values())))
+        return peer
+
+    def _add_peer(self, ip: int, port: int) -> Peer | None:
+        session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
+        if session is None:
+            return None
+        host = self.hosts.get(ip)
+        if host is None:
+            host = self.hosts[ip] = Host(ip)
+        host.peers += 1
+        peer = Peer(host, port, self._port, session)
+        self.peers[ip << 16 | port] = peer
+        return peer
+
+    def prove(self, peer: Peer) -> None:
+        """``peer`` is genuine, or our own choice: it stays."""
+        if not peer.proven:
+            peer.proven = True
+            self._unproven.pop(peer.host.ip << 16 | peer.port, None)
+
+    def _forget(self, peer: Peer) -> None:
+        for rpc in list(peer.rpcs.values()):
+            self.free(rpc)
+        key = peer.host.ip << 16 | peer.port
+        del self.peers[key]
+        self._unproven.pop(key, None)
+        peer.host.peers -= 1
+        if peer.host.peers == 0:
+            del self.hosts[peer.host.ip]
+
+    # -- RPCs --------------------------------------------------------------------------------------------
+
+    def client_rpc(self, peer: Peer, tick: int) -> Rpc:
+        """A fresh RPC of ours."""
+        keys, rpc_id = peer.session.begin_rpc()
+        self._births += 1
+        key = rpc_id | (keys.epoch & 0xFF) << 64
+        rpc = Rpc(peer, rpc_id, key, keys, True, self._births, tick)
+        peer.rpcs[key] = rpc
+        return rpc
+
+    def server_rpc(self, peer: Peer, key: int, rpc_id: int, keys: EpochKeys, tick: int) -> Rpc | None:
+        """The RPC of a request that begins to arrive; None when a bound is reached."""
+        host = peer.host
+        if (host.server_rpcs >= self._params.max_rpcs_per_host
+                or self._server_rpcs >= self._params.max_server_rpcs) and not self._evict(host):
+            self._counters.no_memory += 1
+            return None
+        self._births += 1
+        rpc = Rpc(peer, rpc_id, key, keys, False, self._births, tick)
+        host.server_rpcs += 1
+        self._server_rpcs += 1
+        peer.rpcs[key] = rpc
+        return rpc
+
+    def free(self, rpc: Rpc) -> None:
+        """``rpc`` is over: nothing of it stays."""
+        if rpc.peer.rpcs.pop(rpc.key, None) is None:
+            return
+        rpc.move(END)
+        rpc.out = None
+        self.drop_incoming(rpc)
+        if rpc.is_client:
+            rpc.peer.session.end_rpc(rpc.keys)
+        else:
+            rpc.peer.host.server_rpcs -= 1
+            self._server_rpcs -= 1
+
+    # -- memory of unfinished messages -------------------------------------------------------------------
+
+    def charge(self, rpc: Rpc) -> bool:
+        """Count what ``rpc``'s unfinished message occupies now; False if that exceeds a bound."""
+        assert rpc.inm is not None
+        size = rpc.inm.buffered()
+        host = rpc.peer.host
+        grown = size - rpc.rx_bytes
+        rpc.rx_bytes = size
+        host.rx_bytes += grown
+        self._rx_bytes += grown
+        if not rpc.is_client:
+            if rpc.inm.authenticated():
+                host.unproven.pop(rpc, None)
+            else:
+                host.unproven[rpc] = None
+        return self._within(host) or self._make_room(host, rpc)
+
+    def _within(self, host: Host) -> bool:
+        return (host.rx_bytes <= self._params.max_rx_bytes_per_host
+                and self._rx_bytes <= self._params.max_rx_bytes)
+
+    def _make_room(self, host: Host, rpc: Rpc) -> bool:
+        while not self._within(host):
+            victim = next((r for r in host.unproven if r is not rpc), None)
+            if victim is None:
+                self._counters.no_memory += 1
+                return False
+            self._counters.evicted += 1
+            self.free(victim)
+        return True
+
+    def _evict(self, host: Host) -> bool:
+        # The oldest request that has not authenticated: a genuine client will send it again, a forger's
+        # flood displaces itself.
+        for victim in host.unproven:
+            self._counters.evicted += 1
+            self.free(victim)
+            return True
+        return False
+
+    def drop_incoming(self, rpc: Rpc) -> None:
+        """``rpc``'s incoming message is complete or given up."""
+        if rpc.inm is None:
+            return
+        rpc.inm = None
+        host = rpc.peer.host
+        host.rx_bytes -= rpc.rx_bytes
+        self._rx_bytes -= rpc.rx_bytes
+        rpc.rx_bytes = 0
+        host.unproven.pop(rpc, None)
+        self.grants.update(rpc)
+
+    def snapshot(self) -> dict[str, int]:
+        """How much there is of everything; all zero (but peers) when nothing is going on."""
+        rpcs = [r for p in self.peers.values() for r in p.rpcs.values()]
+        return {"peers": len(self.peers), "rpcs": len(rpcs), "server_rpcs": self._server_rpcs,
+                "incoming": sum(r.state is INCOMING for r in rpcs), "rx_bytes": self._rx_bytes,
+                "granted_bytes": self.grants.total_incoming, "grantable": len(self.grants)}

@@ -1,0 +1,49 @@
+"""One table of deadlines, in ticks: most RPCs end before their timer is looked at."""
+
+from __future__ import annotations
+
+import heapq
+
+from smtstack.transport.rpc import Rpc
+
+
+class TimerTable:
+    """Buckets of RPCs by tick. Re-arming leaves the old entry behind; it is skipped when its tick comes."""
+
+    __slots__ = ("_buckets", "_ticks")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[Rpc]] = {}
+        self._ticks: list[int] = []
+
+    def arm(self, rpc: Rpc, tick: int) -> None:
+        """Look at ``rpc`` at ``tick``, and no longer at any other."""
+        rpc.armed_tick = tick
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = [rpc]
+            heapq.heappush(self._ticks, tick)
+        else:
+            bucket.append(rpc)
+
+    def next_tick(self) -> int | None:
+        """Earliest tick with an RPC that is still armed for it."""
+        while self._ticks:
+            tick = self._ticks[0]
+            for rpc in self._buckets[tick]:
+                if rpc.armed_tick == tick:
+                    return tick
+            heapq.heappop(self._ticks)
+            del self._buckets[tick]
+        return None
+
+    def due(self, tick: int) -> list[Rpc]:
+        """Take out the RPCs armed for ``tick`` or earlier, in order; each is disarmed."""
+        out: list[Rpc] = []
+        while self._ticks and self._ticks[0] <= tick:
+            at = heapq.heappop(self._ticks)
+            for rpc in self._buckets.pop(at):
+                if rpc.armed_tick == at:
+                    rpc.armed_tick = -1
+                    out.append(rpc)
+        return out

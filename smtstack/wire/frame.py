@@ -1,0 +1,44 @@
+"""Whole frames: Ethernet + IPv4 + DATA in one struct, for the hot path.
+
+Parsing a frame field by field through three modules costs several microseconds; one ``unpack_from``
+costs 0.4. The layout is the same as in :mod:`~smtstack.wire.ethernet`, :mod:`~smtstack.wire.ipv4` and
+:mod:`~smtstack.wire.homa`, and a test holds them against each other.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from smtstack.errors import BadPacket
+from smtstack.wire import ethernet, homa, ipv4
+
+#: Where the IP header, the transport header, its type byte and the DATA payload start in a frame.
+IP_OFFSET = ethernet.HEADER_LEN
+TRANSPORT_OFFSET = IP_OFFSET + ipv4.HEADER_LEN
+TYPE_AT = TRANSPORT_OFFSET + homa.TYPE_OFFSET
+PAYLOAD_AT = TRANSPORT_OFFSET + homa.DATA_LEN
+MIN_LEN = TRANSPORT_OFFSET + homa.COMMON_LEN
+
+#: ethertype, vihl, tos, total, ip_id, frag, proto, src, dst, sport, dport, packet offset, segment size,
+#: epoch, offset high, offset low, sender_id, message_length, incoming, cutoff_version, retransmit, index
+DATA_FRAME = struct.Struct("!12xHBBHHHxB2xIIHHIHBx2xH2xHQIIHBB")
+#: The same up to and with sender_id, for control packets.
+COMMON_FRAME = struct.Struct("!12xHBBHHHxB2xIIHH6xB9xQ")
+
+
+def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa.Packet, bytes]:
+    """IP header, packet and payload (empty but for DATA) of one Ethernet frame; raises :class:`BadPacket`.
+
+    The readable way to take a frame apart, for captures and tests; the engine unpacks
+    :data:`DATA_FRAME` itself.
+    """
+    eth = ethernet.parse_untrusted(frame)
+    if eth.ethertype != ethernet.ETHERTYPE_IPV4:
+        raise BadPacket(f"EtherType {eth.ethertype:#06x} is not IPv4")
+    ip = ipv4.parse_untrusted(frame[IP_OFFSET:])
+    if ip.protocol != fmt.protocol:
+        raise BadPacket(f"IP protocol {ip.protocol}, profile {fmt.name} speaks {fmt.protocol}")
+    transport = frame[TRANSPORT_OFFSET:IP_OFFSET + ip.total_length]
+    packet = homa.parse_untrusted(transport, fmt)
+    payload = transport[homa.DATA_LEN:] if isinstance(packet, homa.Data) else b""
+    return ip, packet, payload

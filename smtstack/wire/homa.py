@@ -1,0 +1,332 @@
+"""The Homa/SMT packet family: DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK.
+
+One layout serves the three profiles. Multi-byte fields are big endian; the first 28 bytes are common:
+
+====  ====  ==============================================================================
+off   size  field
+====  ====  ==============================================================================
+0     2+2   source and destination port
+4     4     DATA: byte offset of the packet in its TSO segment; only a ``tso-seq`` NIC writes it
+8     2     DATA: segment size, the payload bytes TSO put into every packet but the last
+10    1     key epoch of the RPC
+12    1     data offset, 0xA0 in DATA (looks like a TCP header to a TSO engine)
+13    1     packet type
+14    2     DATA: high half of the segment's offset in the message
+16    2     checksum, unused
+18    2     DATA: low half of the segment's offset
+20    8     sender_id: the RPC id as the sender sees it (client even, server odd)
+====  ====  ==============================================================================
+
+In profile ``linux`` bytes 4..11 are zero on sending and ignored on receipt, as in the kernel module
+(branch main, ``homa_impl.h``). ``smt`` appends 16 bytes to ACK: a proof made with the session's key,
+because an acknowledgement frees state that cannot be had again (docs/protocol.md, "ACK proof").
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from smtstack.errors import BadPacket
+
+DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK = range(0x10, 0x19)
+
+TYPE_NAMES = {DATA: "DATA", GRANT: "GRANT", RESEND: "RESEND", UNKNOWN: "UNKNOWN", BUSY: "BUSY",
+              CUTOFFS: "CUTOFFS", FREEZE: "FREEZE", NEED_ACK: "NEED_ACK", ACK: "ACK"}
+
+COMMON_LEN = 28
+DATA_LEN = 40
+ACK_LEN = 90
+PROOF_LEN = 16
+TYPE_OFFSET = 13
+MAX_ACKS = 5
+NUM_PRIORITIES = 8
+#: Data offset byte of DATA: 40 bytes of header, in units of 4, in the high nibble.
+DATA_OFFSET = 0xA0
+
+#: IP protocol numbers: IANA's for Homa, and the one the kernel module (branch main) uses.
+PROTO_HOMA = 146
+PROTO_LINUX = 253
+
+COMMON = struct.Struct("!HHIHBxBBHHHQ")
+DATA_HEADER = struct.Struct("!HHIHBxBBHHHQIIHBB")
+_ACK_ENTRY = struct.Struct("!QHH")
+_U32 = struct.Struct("!I")
+_GRANT = struct.Struct("!IB")
+_RESEND = struct.Struct("!IIB")
+_CUTOFFS = struct.Struct("!8IH")
+
+
+@dataclass(frozen=True, slots=True)
+class WireFormat:
+    """What differs between profiles on the wire."""
+
+    name: str
+    protocol: int
+    #: Bytes 4..10 (packet offset, segment size, key epoch) carry meaning.
+    extended: bool
+    #: ACK ends in a 16-byte proof.
+    ack_proof: bool
+
+
+SMT = WireFormat("smt", PROTO_HOMA, extended=True, ack_proof=True)
+HOMA = WireFormat("homa", PROTO_HOMA, extended=True, ack_proof=False)
+LINUX = WireFormat("linux", PROTO_LINUX, extended=False, ack_proof=False)
+FORMATS = {f.name: f for f in (SMT, HOMA, LINUX)}
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Header of one DATA packet; the payload follows it on the wire. Offsets and lengths in bytes."""
+
+    TYPE: ClassVar[int] = DATA
+    sport: int
+    dport: int
+    sender_id: int
+    message_length: int
+    incoming: int
+    segment_offset: int = 0
+    segment_size: int = 0
+    cutoff_version: int = 0
+    retransmit: int = 0
+    #: Index of the packet in its segment when it travels alone (a retransmission); added to the IP ID.
+    packet_index: int = 0
+    #: Offset in the segment as written by a ``tso-seq`` NIC, else 0.
+    packet_offset: int = 0
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 40 header bytes."""
+        return DATA_HEADER.pack(
+            self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch, DATA_OFFSET, DATA,
+            self.segment_offset >> 16, 0, self.segment_offset & 0xFFFF, self.sender_id,
+            self.message_length, self.incoming, self.cutoff_version, self.retransmit, self.packet_index)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The receiver allows bytes up to the absolute message ``offset``, to be sent at ``priority``."""
+
+    TYPE: ClassVar[int] = GRANT
+    sport: int
+    dport: int
+    sender_id: int
+    offset: int
+    priority: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 33 packet bytes."""
+        return _common(self, GRANT) + _GRANT.pack(self.offset, self.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """Send ``length`` bytes from ``offset`` again, at ``priority``."""
+
+    TYPE: ClassVar[int] = RESEND
+    sport: int
+    dport: int
+    sender_id: int
+    offset: int
+    length: int
+    priority: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 37 packet bytes."""
+        return _common(self, RESEND) + _RESEND.pack(self.offset, self.length, self.priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The sender of this packet does not know the RPC."""
+
+    TYPE: ClassVar[int] = UNKNOWN
+    sport: int
+    dport: int
+    sender_id: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 28 packet bytes."""
+        return _common(self, UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Alive, but will not send yet; resets the peer's timers."""
+
+    TYPE: ClassVar[int] = BUSY
+    sport: int
+    dport: int
+    sender_id: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 28 packet bytes."""
+        return _common(self, BUSY)
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Debugging aid of the kernel module (stop tracing); we count and ignore it."""
+
+    TYPE: ClassVar[int] = FREEZE
+    sport: int
+    dport: int
+    sender_id: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 28 packet bytes."""
+        return _common(self, FREEZE)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedAck:
+    """The server wants to free the RPC: has the client its response?"""
+
+    TYPE: ClassVar[int] = NEED_ACK
+    sport: int
+    dport: int
+    sender_id: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 28 packet bytes."""
+        return _common(self, NEED_ACK)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoffs:
+    """``cutoffs[i]``: largest message, in bytes, that may be sent unscheduled at priority i."""
+
+    TYPE: ClassVar[int] = CUTOFFS
+    sport: int
+    dport: int
+    sender_id: int
+    cutoffs: tuple[int, ...]
+    cutoff_version: int
+    epoch: int = 0
+
+    def pack(self) -> bytes:
+        """The 62 packet bytes."""
+        return _common(self, CUTOFFS) + _CUTOFFS.pack(*self.cutoffs, self.cutoff_version)
+
+
+@dataclass(frozen=True, slots=True)
+class AckEntry:
+    """One finished RPC: the client's (even) id and both ports."""
+
+    client_id: int
+    client_port: int
+    server_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The client has its responses: of the RPC in the header, and of up to five more."""
+
+    TYPE: ClassVar[int] = ACK
+    sport: int
+    dport: int
+    sender_id: int
+    acks: tuple[AckEntry, ...] = ()
+    epoch: int = 0
+    #: 16 bytes in profile ``smt``, empty elsewhere.
+    proof: bytes = b""
+
+    def body(self) -> bytes:
+        """Count and entries, bytes 28..90: what the proof of profile ``smt`` covers."""
+        out = bytearray(ACK_LEN - COMMON_LEN)
+        out[0:2] = len(self.acks).to_bytes(2, "big")
+        for i, a in enumerate(self.acks):
+            _ACK_ENTRY.pack_into(out, 2 + 12 * i, a.client_id, a.client_port, a.server_port)
+        return bytes(out)
+
+    def pack(self) -> bytes:
+        """The 90 packet bytes, 106 with a proof."""
+        return _common(self, ACK) + self.body() + self.proof
+
+
+Control = Grant | Resend | Unknown | Busy | Freeze | NeedAck | Cutoffs | Ack
+Packet = Data | Control
+
+
+def _common(p: Control, kind: int) -> bytes:
+    return COMMON.pack(p.sport, p.dport, 0, 0, p.epoch, 0, kind, 0, 0, 0, p.sender_id)
+
+
+def _grant(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Grant:
+    offset, priority = _GRANT.unpack_from(buf, COMMON_LEN)
+    return Grant(sport, dport, sid, offset, priority & 7, epoch)
+
+
+def _resend(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Resend:
+    offset, length, priority = _RESEND.unpack_from(buf, COMMON_LEN)
+    return Resend(sport, dport, sid, offset, length, priority & 7, epoch)
+
+
+def _cutoffs(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Cutoffs:
+    values = _CUTOFFS.unpack_from(buf, COMMON_LEN)
+    return Cutoffs(sport, dport, sid, values[:NUM_PRIORITIES], values[NUM_PRIORITIES], epoch)
+
+
+def _ack(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Ack:
+    count = int.from_bytes(buf[28:30], "big")
+    if count > MAX_ACKS:
+        # The kernel module reads past its packet here (reference §9.2); we refuse.
+        raise BadPacket(f"ACK claims {count} entries, at most {MAX_ACKS} fit")
+    entries = tuple(AckEntry(*_ACK_ENTRY.unpack_from(buf, 30 + 12 * i)) for i in range(count))
+    return Ack(sport, dport, sid, entries, epoch, bytes(buf[ACK_LEN:ACK_LEN + PROOF_LEN]))
+
+
+_PARSERS: dict[int, tuple[int, Callable[[bytes, int, int, int, int], Control]]] = {
+    GRANT: (33, _grant),
+    RESEND: (37, _resend),
+    UNKNOWN: (28, lambda _b, s, d, i, e: Unknown(s, d, i, e)),
+    BUSY: (28, lambda _b, s, d, i, e: Busy(s, d, i, e)),
+    CUTOFFS: (62, _cutoffs),
+    FREEZE: (28, lambda _b, s, d, i, e: Freeze(s, d, i, e)),
+    NEED_ACK: (28, lambda _b, s, d, i, e: NeedAck(s, d, i, e)),
+    ACK: (ACK_LEN, _ack),
+}
+
+
+def parse_untrusted(buf: bytes, fmt: WireFormat = SMT) -> Packet:
+    """The packet whose transport header starts ``buf``; raises :class:`BadPacket`.
+
+    ``buf`` must be trimmed to the IP total length: Ethernet pads short frames. For DATA only the
+    header is parsed; the payload is ``buf[40:]`` and never empty.
+    """
+    if len(buf) < COMMON_LEN:
+        raise BadPacket(f"{len(buf)} bytes are too few for a Homa header")
+    kind = buf[TYPE_OFFSET]
+    if kind == DATA:
+        return _data(buf, fmt)
+    try:
+        minimum, parser = _PARSERS[kind]
+    except KeyError:
+        raise BadPacket(f"unknown packet type {kind:#04x}") from None
+    if kind == ACK and fmt.ack_proof:
+        minimum += PROOF_LEN
+    if len(buf) < minimum:
+        raise BadPacket(f"{TYPE_NAMES[kind]} of {len(buf)} bytes, expected {minimum}")
+    sport, dport, _seq, _size, epoch, _doff, _type, _hi, _sum, _lo, sender_id = COMMON.unpack_from(buf)
+    return parser(buf, sport, dport, sender_id, epoch if fmt.extended else 0)
+
+
+def _data(buf: bytes, fmt: WireFormat) -> Data:
+    if len(buf) <= DATA_LEN:
+        raise BadPacket(f"DATA of {len(buf)} bytes carries no payload")
+    (sport, dport, seq, size, epoch, _doff, _type, hi, _sum, lo, sender_id, length, incoming, version,
+     retransmit, index) = DATA_HEADER.unpack_from(buf)
+    if length == 0:
+        raise BadPacket("DATA of a message of length 0")
+    if not fmt.extended:
+        seq = size = epoch = 0
+    return Data(sport, dport, sender_id, length, incoming, (hi << 16) | lo, size, version, retransmit,
+                index, seq, epoch)

@@ -1,0 +1,184 @@
+"""Imports point one way: wire <- crypto <- transport <- nic, capture <- io, sim <- socket, aio <- the rest.
+
+And the lower half does no I/O and reads no clock, which is what lets sim replay it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A unit may import itself and lower ranks; units of one rank stand beside each other.
+RANK = {
+    "smtstack": 0,  # smtstack/__init__.py and smtstack.errors are one unit, which everybody may import
+    "smtstack.wire": 1,
+    "smtstack.crypto": 2,
+    "smtstack.transport": 3,
+    "smtstack.nic": 4,
+    "smtstack.capture": 4,
+    "smtstack.io": 5,
+    "smtstack.sim": 5,
+    "smtstack.socket": 6,
+    "smtstack.aio": 6,
+    "topo": 7,
+    "controllers": 7,
+    "workloads": 7,
+}
+PACKAGES = ("smtstack", "topo", "controllers", "workloads")
+SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.nic"}
+OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select"}
+SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
+MAX_LINES = 700
+
+
+def unit_of(module: str) -> str | None:
+    """The unit a dotted name belongs to; None for other people's code."""
+    first, _, rest = module.partition(".")
+    if first not in PACKAGES:
+        return None
+    second = f"{first}.{rest.partition('.')[0]}"
+    return second if second in RANK else first
+
+
+def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Every import with its line, absolute, wherever it stands (a function, "if TYPE_CHECKING", ...)."""
+    parts = module.split(".")
+    here = parts if is_package else parts[:-1]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=origin, names=names, level=level):
+                base = here[: len(here) - level + 1] if level else []
+                prefix = ".".join([*base, *([origin] if origin else [])])
+                # "from smtstack import wire" imports smtstack.wire: the name counts as well.
+                yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in names)
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield node.lineno, name
+
+
+def unseeded(tree: ast.AST) -> Iterator[int]:
+    """Lines that take from random anything but random.Random(seed)."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="random"), attr=attr) if attr != "Random":
+                yield node.lineno
+            case ast.ImportFrom(module="random", names=names) if any(n.name != "Random" for n in names):
+                yield node.lineno
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="random"), attr="Random") | ast.Name(id="Random"),
+                args=[],
+                keywords=[],
+            ):
+                yield node.lineno
+
+
+def check(source: str, module: str, is_package: bool = False) -> list[str]:
+    """What is wrong with a module's imports, one line each."""
+    tree = ast.parse(source)
+    own = unit_of(module)
+    assert own is not None
+    if own == "smtstack" and module not in {"smtstack", "smtstack.errors"}:
+        return [f"{module}: has no layer; give it one in tests/test_layers.py"]
+    problems = []
+    for line, name in imports(tree, module, is_package):
+        target, top = unit_of(name), name.partition(".")[0]
+        if target is not None and target != own and RANK[target] >= RANK[own]:
+            problems.append(f"{module}:{line}: {own} must not import {target} ({name})")
+        if own.startswith("smtstack") and top in {"mininet", "ryu"}:
+            problems.append(f"{module}:{line}: smtstack must not import {top}")
+        if own in SANS_IO and top in OUTSIDE_WORLD and not (top == "random" and own in SEEDED):
+            problems.append(f"{module}:{line}: {own} does no I/O, so must not import {top}")
+    if own in SEEDED:
+        problems += [f"{module}:{line}: only random.Random(seed) repeats" for line in unseeded(tree)]
+    return problems
+
+
+def module_files() -> Iterator[tuple[Path, str, bool]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            is_package = parts[-1] == "__init__"
+            yield path, ".".join(parts[:-1] if is_package else parts), is_package
+
+
+def test_imports_point_one_way():
+    files = list(module_files())
+    assert files, "found no module to check"
+    problems = [
+        problem
+        for path, module, is_package in files
+        for problem in check(path.read_text(encoding="utf-8"), module, is_package)
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_no_module_is_too_long():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path, *_ in module_files()}
+    too_long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > MAX_LINES]
+    assert not too_long, f"more than {MAX_LINES} lines:\n" + "\n".join(too_long)
+
+
+# The controls: the checker does see what it is there to see.
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("smtstack.wire.records", "import smtstack.crypto.hkdf"),
+        ("smtstack.wire.records", "from smtstack import crypto"),
+        ("smtstack.wire.records", "from ..crypto import hkdf"),
+        ("smtstack.wire.records", "from .. import crypto"),
+        ("smtstack.wire.records", "def f():\n    from smtstack.crypto import hkdf"),
+        ("smtstack.wire.records", "if TYPE_CHECKING:\n    from smtstack.crypto.hkdf import Key"),
+        ("smtstack.wire.records", "import importlib\nimportlib.import_module('smtstack.crypto')"),
+        ("smtstack.wire", "from . import x\nfrom smtstack.aio import y"),
+        ("smtstack.errors", "import smtstack.wire"),
+        ("smtstack.nic.queue", "import smtstack.capture"),
+        ("smtstack.capture.pcap", "from smtstack.nic import queue"),
+        ("smtstack.io.udp", "import smtstack.sim"),
+        ("smtstack.sim.clock", "import smtstack.io"),
+        ("smtstack.socket", "import smtstack.aio"),
+        ("topo.lab", "import workloads.cli"),
+        ("smtstack.aio", "import mininet.net"),
+        ("smtstack.io.udp", "from ryu.lib import packet"),
+        ("smtstack.transport.conn", "import time"),
+        ("smtstack.transport.conn", "from socket import AF_INET"),
+        ("smtstack.transport.conn", "import random"),
+        ("smtstack.nic.queue", "import asyncio"),
+        ("smtstack.nic.impairments", "import random\nx = random.random()"),
+        ("smtstack.sim.clock", "import random\nrng = random.Random()"),
+        ("smtstack.sim.clock", "from random import randbytes"),
+        ("smtstack.newcomer", ""),
+    ],
+)
+def test_checker_reports(module, source):
+    assert len(check(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("smtstack.crypto.hkdf", "import hashlib\nfrom ..wire import records\nfrom smtstack.errors import E"),
+        ("smtstack.crypto.hkdf", "from smtstack import __version__\nfrom . import keys"),
+        ("smtstack.nic.impairments", "import random\ndef f(seed):\n    return random.Random(seed)"),
+        ("smtstack.socket", "import socket\nimport time\nfrom . import io, sim"),
+        ("smtstack.io.udp", "import socket"),
+        ("workloads.cli", "import smtstack.aio\nimport mininet.net\nfrom . import bench"),
+        ("smtstack.errors", "import smtstack"),
+    ],
+)
+def test_checker_accepts(module, source):
+    assert check(source, module) == []
+
+
+def test_checker_knows_a_package_from_a_module():
+    # "from . import crypto" is smtstack.crypto in smtstack/__init__.py, smtstack.wire.crypto in wire's.
+    assert len(check("from . import crypto", "smtstack", is_package=True)) == 1
+    assert check("from . import crypto", "smtstack.wire", is_package=True) == []
