@@ -1,0 +1,1 @@
+"""smtnet's workloads, experiments and the ``smtnet`` command."""

@@ -1,0 +1,66 @@
+"""The ``smtnet`` command: one module a subcommand, each with ``add_parser``.
+
+Results go to stdout (``--json``: one object), everything for people to stderr. Exit codes: 0 ok,
+1 failed, 2 usage or configuration, 3 the environment lacks something, 4 the run was not faithful.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from smtstack import __version__
+from smtstack.errors import ConfigError, SmtError, Unsupported
+from workloads import bench, pcap, slowdown, vectors
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_UNFAITHFUL = range(5)
+
+_EXAMPLES = """examples:
+  smtnet vectors smt-vectors.json
+  smtnet pcap decode capture.pcap --profile linux --keys demo
+  smtnet slowdown --workload w4 --load 0.8
+  smtnet bench
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"smtnet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (pcap, vectors, slowdown, bench):
+        module.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Every expected error is one line on stderr, without a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except ConfigError as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        return EXIT_USAGE
+    except Unsupported as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        return EXIT_ENVIRONMENT
+    except SmtError as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # The reader (head, less) went away; nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("smtnet: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
