@@ -7,12 +7,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+COMPILED := $(VENV)/compiled
 CODE = $(wildcard smtstack workloads topo controllers tests)
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv test lint bench clean
+.PHONY: help venv test lint bench compiled clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -41,8 +42,23 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary $(CODE)
 
-bench: $(STAMP)  ## .venv/bin/smtnet bench
+bench: $(STAMP)  ## speed of the protocol code, interpreted and (with a C compiler) compiled
 	@$(BIN)/smtnet bench $(ARGS)
+	if command -v cc >/dev/null; then
+		$(MAKE) --no-print-directory $(COMPILED)/.stamp
+		PYTHONPATH=$(COMPILED) $(BIN)/smtnet bench $(ARGS)
+	else
+		echo 'bench: no C compiler (cc): the compiled half is left out' >&2
+	fi
+
+compiled: $(COMPILED)/.stamp  ## the hot packages compiled by mypyc, for PYTHONPATH=.venv/compiled
+
+# A copy beside the sources: a compiled module in the checkout would hide every later edit of its source.
+$(COMPILED)/.stamp: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py workloads/*.py)
+	@echo 'compiled: mypyc and cc, about 40 s'
+	rm -rf $(COMPILED) $(COMPILED)-base $(COMPILED)-c
+	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build --build-base=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
+	touch $@
 
 clean:  ## remove the venv, build products and caches; results/ stays
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -75,7 +75,7 @@ class Session:
         self.current = EpochKeys(0, None, None, window)
 
     def begin_rpc(self) -> tuple[EpochKeys, int]:
-        """Epoch and a fresh id for a request; :meth:`end_rpc` gives the epoch back."""
+        """Epoch and a fresh id for a request; counted in ``EpochKeys.active`` until the RPC is over."""
         keys = self.current
         if self.take_id is not None:
             rpc_id = self.take_id()
@@ -85,10 +85,6 @@ class Session:
             self.next_id = rpc_id + 2
         keys.active += 1
         return keys, rpc_id
-
-    def end_rpc(self, keys: EpochKeys) -> None:
-        """An RPC begun here is over."""
-        keys.active -= 1
 
     def issued(self, wire_epoch: int, rpc_id: int) -> bool:
         """Whether this side ever used the id for a request (acknowledging a future one would be a gift)."""
@@ -113,7 +109,8 @@ KeySchedule = Callable[[int], "tuple[DirectionKeys, DirectionKeys]"]
 class SmtSession(Session):
     """A session of profile ``smt``: TLS 1.3 records, epochs, composite numbers."""
 
-    __slots__ = ("_epochs", "_newest", "_previous", "_update_at", "numbers", "params", "schedule")
+    __slots__ = ("_epochs", "_newest", "_previous", "_record_limit", "_update_at", "numbers", "pads", "params",
+                 "schedule")
 
     protected = True
 
@@ -122,6 +119,8 @@ class SmtSession(Session):
         self.schedule = schedule
         self.params = params
         self.numbers = CompositeNumber(params.index_bits)
+        self.pads = params.padding is not padding.none
+        self._record_limit = params.cipher.record_limit
         self.id_limit = self.numbers.id_limit
         self._update_at = self._update_interval()
         self._epochs: dict[int, EpochKeys] = {}
@@ -206,13 +205,19 @@ class SmtSession(Session):
             self._newest = keys.epoch
             self._forget_old()
 
-    def count_seal(self, keys: EpochKeys, records: int) -> None:
-        """Account for records about to be sealed; raises :class:`LocalError` at the AEAD's limit."""
-        keys.sealed += records
-        if keys.sealed > self.params.cipher.record_limit:
-            keys.sealed -= records
+    def reserve(self, keys: EpochKeys, message_id: int, records: int) -> int:
+        """Number of the first of ``records`` records about to be sealed for a message.
+
+        Raises :class:`LocalError` when they do not fit the numbers or the AEAD's limit, before anything
+        is sealed.
+        """
+        if message_id >= self.id_limit or records > self.numbers.max_records:
+            self.numbers.first(message_id, records)
+        if keys.sealed + records > self._record_limit:
             raise LocalError(f"{self.params.cipher.name} key of epoch {keys.epoch} has protected all the "
                              "records it may (RFC 8446 §5.5)")
+        keys.sealed += records
+        return message_id << self.numbers.index_bits
 
     def count_failure(self, keys: EpochKeys) -> None:
         """Account for a record that did not authenticate; raises :class:`AuthError` at the limit."""

@@ -14,39 +14,36 @@ class NicCounters:
     )
 
     def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    rx_bytes: int
-    rx_csum_bad: int
-    """Frames dropped for a wrong IP header checksum."""
-    rx_dropped: int
-    """Frames dropped because the receive ring was full."""
-    rx_errors: int
-    """Frames that are no IPv4."""
-    rx_packets: int
-    tx_bytes: int
-    tx_dropped: int
-    tx_packets: int
-    tx_queue_stopped: int
-    """Times the driver found a TX ring full."""
-    tx_tls_ctx: int
-    """Contexts created."""
-    tx_tls_del: int
-    """Contexts destroyed."""
-    tx_tls_drop_bypass_req: int
-    """Segments for a context that were not whole records, or whose context is gone: never sent in clear."""
-    tx_tls_encrypted_bytes: int
-    tx_tls_encrypted_packets: int
-    tx_tls_fallback: int
-    """Segments sealed by software though offload is on."""
-    tx_tls_no_ctx: int
-    """Of these, for want of a context."""
-    tx_tls_ooo: int
-    """Resyncs."""
-    tx_tso_bytes: int
-    tx_tso_packets: int
-    """Segments cut by TSO."""
+        self.rx_bytes = 0
+        #: Frames dropped for a wrong IP header checksum.
+        self.rx_csum_bad = 0
+        #: Frames dropped because the receive ring was full.
+        self.rx_dropped = 0
+        #: Frames that are no IPv4.
+        self.rx_errors = 0
+        self.rx_packets = 0
+        self.tx_bytes = 0
+        self.tx_dropped = 0
+        self.tx_packets = 0
+        #: Times the driver found a TX ring full.
+        self.tx_queue_stopped = 0
+        #: Contexts created.
+        self.tx_tls_ctx = 0
+        #: Contexts destroyed.
+        self.tx_tls_del = 0
+        #: Segments for a context that were not whole records, or whose context is gone: never sent in clear.
+        self.tx_tls_drop_bypass_req = 0
+        self.tx_tls_encrypted_bytes = 0
+        self.tx_tls_encrypted_packets = 0
+        #: Segments sealed by software though offload is on.
+        self.tx_tls_fallback = 0
+        #: Of these, for want of a context.
+        self.tx_tls_no_ctx = 0
+        #: Resyncs.
+        self.tx_tls_ooo = 0
+        self.tx_tso_bytes = 0
+        #: Segments cut by TSO.
+        self.tx_tso_packets = 0
 
     def snapshot(self) -> dict[str, int]:
         """All counters by name."""

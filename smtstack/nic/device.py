@@ -109,15 +109,13 @@ class SmartNic:
         out: list[bytes] = []
         rings = self._tx
         todo = min(budget, self._posted) if budget else self._posted
-        while todo:
-            if len(rings) == 1:
-                ring = rings[0]
-            else:
+        self._posted -= todo
+        ring = rings[0]
+        for _descriptor in range(todo):
+            if len(rings) > 1:
                 ready = [i for i, r in enumerate(rings) if r]
                 ring = rings[self._arbiter(ready) if self._arbiter else self._round_robin(ready)]
             descriptor = ring.popleft()
-            self._posted -= 1
-            todo -= 1
             if isinstance(descriptor, Send):
                 self._send(descriptor, out)
             else:

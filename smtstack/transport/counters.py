@@ -16,55 +16,51 @@ class Counters:
     )
 
     def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    # Declared for the type checker; __slots__ and __init__ make them.
-    acks_forged: int
-    """ACKs of profile smt whose proof was wrong."""
-    bad_packets: int
-    """Packets that did not parse."""
-    beyond_message: int
-    """DATA outside its message."""
-    busy_sent: int
-    cutoffs_sent: int
-    data_received: int
-    data_redundant: int
-    """DATA that brought no new byte."""
-    evicted: int
-    """Unfinished, unauthenticated requests dropped to make room."""
-    failed: int
-    """RPCs of ours that ended in an error."""
-    freezes: int
-    grants_sent: int
-    key_unknown: int
-    """DATA under a key epoch we do not accept."""
-    length_conflicts: int
-    """DATA that disagreed with its message's length."""
-    need_acks_sent: int
-    no_memory: int
-    """DATA refused by a memory bound."""
-    no_session: int
-    """Packets of peers we have no key for."""
-    packets_received: int
-    packets_resent: int
-    records_failed: int
-    """Records that did not authenticate: discarded and asked for again."""
-    replays: int
-    """Requests refused because their id was delivered before."""
-    requests_delivered: int
-    requests_sent: int
-    resends_sent: int
-    responses_delivered: int
-    responses_sent: int
-    stray: int
-    """Packets for RPCs we do not know (late duplicates, mostly)."""
-    timeouts: int
-    truncated: int
-    """Messages whose clear length ended before their last record."""
-    unknowns_sent: int
-    wrong_address: int
-    """Packets for another address, port or protocol."""
+        #: ACKs of profile smt whose proof was wrong.
+        self.acks_forged = 0
+        #: Packets that did not parse.
+        self.bad_packets = 0
+        #: DATA outside its message.
+        self.beyond_message = 0
+        self.busy_sent = 0
+        self.cutoffs_sent = 0
+        self.data_received = 0
+        #: DATA that brought no new byte.
+        self.data_redundant = 0
+        #: Unfinished, unauthenticated requests dropped to make room.
+        self.evicted = 0
+        #: RPCs of ours that ended in an error.
+        self.failed = 0
+        self.freezes = 0
+        self.grants_sent = 0
+        #: DATA under a key epoch we do not accept.
+        self.key_unknown = 0
+        #: DATA that disagreed with its message's length.
+        self.length_conflicts = 0
+        self.need_acks_sent = 0
+        #: DATA refused by a memory bound.
+        self.no_memory = 0
+        #: Packets of peers we have no key for.
+        self.no_session = 0
+        self.packets_received = 0
+        self.packets_resent = 0
+        #: Records that did not authenticate: discarded and asked for again.
+        self.records_failed = 0
+        #: Requests refused because their id was delivered before.
+        self.replays = 0
+        self.requests_delivered = 0
+        self.requests_sent = 0
+        self.resends_sent = 0
+        self.responses_delivered = 0
+        self.responses_sent = 0
+        #: Packets for RPCs we do not know (late duplicates, mostly).
+        self.stray = 0
+        self.timeouts = 0
+        #: Messages whose clear length ended before their last record.
+        self.truncated = 0
+        self.unknowns_sent = 0
+        #: Packets for another address, port or protocol.
+        self.wrong_address = 0
 
     def snapshot(self) -> dict[str, int]:
         """All counters by name."""

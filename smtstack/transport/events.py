@@ -1,16 +1,14 @@
 """What an endpoint tells its application.
 
-Not frozen: a frozen dataclass costs four times as much to make, and one is made for every message.
+Plain slotted classes, not frozen dataclasses: one is made for every message, and a frozen one costs four
+times as much.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Rpc
 
 
 class Reason(Enum):
@@ -21,28 +19,43 @@ class Reason(Enum):
     NO_MEMORY = "unfinished messages exceed max_rx_bytes"
 
 
-@dataclass(slots=True)
 class Request:
     """A request arrived whole and (in sealed profiles) authentic. Answer with ``endpoint.send_reply(rpc)``."""
 
-    rpc: Rpc
-    data: bytes
+    __slots__ = ("data", "rpc")
+
+    def __init__(self, rpc: Rpc, data: bytes) -> None:
+        self.rpc = rpc
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"Request({self.rpc!r}, {len(self.data)} B)"
 
 
-@dataclass(slots=True)
 class Response:
     """The response to a request of ours arrived; the RPC is over."""
 
-    rpc: Rpc
-    data: bytes
+    __slots__ = ("data", "rpc")
+
+    def __init__(self, rpc: Rpc, data: bytes) -> None:
+        self.rpc = rpc
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"Response({self.rpc!r}, {len(self.data)} B)"
 
 
-@dataclass(slots=True)
 class Failed:
     """A request of ours ended without a response; the server may have executed it, once at most."""
 
-    rpc: Rpc
-    reason: Reason
+    __slots__ = ("reason", "rpc")
+
+    def __init__(self, rpc: Rpc, reason: Reason) -> None:
+        self.rpc = rpc
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Failed({self.rpc!r}, {self.reason.name})"
 
 
 Event = Request | Response | Failed

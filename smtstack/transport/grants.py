@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from smtstack.transport.message import InMessage
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 
@@ -43,18 +44,23 @@ class GrantScheduler:
         return len(self._list)
 
     def update(self, rpc: Rpc) -> None:
-        """``rpc``'s message grew, was granted more, or is gone: count it anew and put it where it belongs."""
-        old = rpc.grant_key
+        """``rpc``'s message grew or was granted more: count it anew and put it where it belongs."""
         inm = rpc.inm
-        new = None
-        pending = 0
-        if inm is not None:
-            pending = max(0, inm.granted - inm.received)
-            if inm.granted < inm.length:
-                new = (inm.length - inm.received, rpc.birth)
-        self.total_incoming += pending - rpc.pending
-        rpc.pending = pending
+        assert inm is not None
+        pending = max(0, inm.granted - inm.received)
+        new = (inm.length - inm.received, rpc.birth) if inm.granted < inm.length else None
+        self._place(rpc, inm, pending, new)
+
+    def remove(self, rpc: Rpc) -> None:
+        """``rpc``'s message is complete or given up."""
+        assert rpc.inm is not None
+        self._place(rpc, rpc.inm, 0, None)
+
+    def _place(self, rpc: Rpc, inm: InMessage, pending: int, new: tuple[int, int] | None) -> None:
+        self.total_incoming += pending - inm.pending
+        inm.pending = pending
         self.dirty = True
+        old = inm.grant_key
         if old == new:
             return
         if old is not None:
@@ -63,7 +69,7 @@ class GrantScheduler:
         if new is not None:
             insort(self._list, new)
             self._rpcs[new] = rpc
-        rpc.grant_key = new
+        inm.grant_key = new
 
     def decide(self) -> list[Grant]:
         """Grants to send now; empty when the budget or the overcommitment is used up."""

@@ -56,7 +56,7 @@ class LinuxOut(OutMessage):
 
     def __init__(self, keys: DirectionKeys, rpc_id: int, data: bytes, geo: LinuxGeometry, acks: Acks) -> None:
         length = len(data)
-        super().__init__(length, -(-length // geo.record_data), geo.mss, geo.unscheduled(length))
+        self.init(length, -(-length // geo.record_data), geo.mss, geo.unscheduled(length))
         self._keys = keys
         self._first = tls12.first_sequence(rpc_id)
         self._data = data

@@ -19,7 +19,8 @@ class OutMessage:
     #: TLS version of the records, for the driver: 0x0304, 0x0303, or 0 for none.
     version = 0
 
-    def __init__(self, length: int, count: int, mss: int, unscheduled: int) -> None:
+    def init(self, length: int, count: int, mss: int, unscheduled: int) -> None:
+        """Set the fields of a message of ``count`` segments."""
         #: Bytes as the wire counts them.
         self.length = length
         #: Segments.
@@ -34,6 +35,13 @@ class OutMessage:
         self.priority = 0
         #: Segments handed to the driver.
         self.sent = 0
+
+    def init_packet(self, length: int, mss: int) -> None:
+        """The same for a message of one packet, as most are."""
+        self.length = self.unscheduled = self.granted = length
+        self.mss = mss
+        self.count = 1
+        self.priority = self.sent = 0
 
     def start(self, index: int) -> int:
         """Offset of segment ``index``."""
@@ -79,13 +87,20 @@ class OutMessage:
 class InMessage:
     """A message being received."""
 
-    __slots__ = ("acks", "auth_failures", "discarded", "granted", "length", "received", "truncated")
+    __slots__ = ("acks", "auth_failures", "discarded", "grant_key", "granted", "length", "pending", "received",
+                 "rx_bytes", "truncated")
 
     def __init__(self, length: int) -> None:
         #: Bytes, as the packets claim; the sealed profiles learn the truth when it authenticates.
         self.length = length
         #: Bytes that arrived, duplicates not counted.
         self.received = 0
+        #: Bytes of the receive budget this message holds, as last counted.
+        self.rx_bytes = 0
+        #: Bytes granted and not yet received, as the grant scheduler last counted them.
+        self.pending = 0
+        #: Place in the grant list, or None.
+        self.grant_key: tuple[int, int] | None = None
         #: Bytes the sender may send.
         self.granted = 0
         #: Records that failed to authenticate so far.

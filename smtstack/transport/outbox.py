@@ -11,7 +11,7 @@ from smtstack.transport.params import PACKET_HEADERS, TransportParams
 from smtstack.transport.peers import Peer
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
-from smtstack.wire import homa, ipv4
+from smtstack.wire import homa
 
 _CONTROL_TOS_SHIFT = 5
 _pack_data = homa.DATA_HEADER.pack
@@ -35,9 +35,9 @@ class Outbox:
         self._paced: deque[Segment] = deque()
         self.pacer = Pacer(params)
 
-    def control(self, peer: Peer, packet: homa.Control) -> None:
-        """Queue a control packet, at the highest priority."""
-        self._ready.append(Segment(peer.host.ip, self._control_tos, packet.pack(), b"",
+    def control(self, peer: Peer, packet: homa.Control, trailer: bytes = b"") -> None:
+        """Queue a control packet (and a trailer: the proof of an ACK), at the highest priority."""
+        self._ready.append(Segment(peer.host.ip, self._control_tos, packet.pack(), trailer,
                                    flow=packet.sender_id))
 
     def start(self, rpc: Rpc) -> None:
@@ -101,7 +101,7 @@ class Outbox:
             segment = self._ready.popleft()
             out = segment.message
             size = out.length if out is not None else 0
-            pacer.account(size + len(segment.header) + ipv4.HEADER_LEN, 1, now)
+            pacer.account(size + PACKET_HEADERS, 1, now)
             return segment
         if now < pacer.ready_at():
             return None

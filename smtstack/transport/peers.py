@@ -37,7 +37,9 @@ class Host:
     def unscheduled_priority(self, length: int) -> int:
         """The highest priority whose cutoff admits a message of ``length`` bytes."""
         cutoffs = self.cutoffs
-        for priority in range(7, 0, -1):
+        if length <= cutoffs[7]:
+            return 7
+        for priority in (6, 5, 4, 3, 2, 1):
             if cutoffs[priority] >= length:
                 return priority
         return 0

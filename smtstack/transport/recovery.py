@@ -177,10 +177,7 @@ class Recovery:
 
     def _send_ack(self, peer: Peer, keys: EpochKeys, head: int, entries: tuple[homa.AckEntry, ...]) -> None:
         ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF)
-        proof = self._profile.prove_ack(peer.session, keys, ack)
-        if proof:
-            ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF, proof)
-        self._outbox.control(peer, ack)
+        self._outbox.control(peer, ack, self._profile.prove_ack(peer.session, keys, ack))
 
     # -- silence -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ server   INCOMING   request complete         IN_SERVICE
 server   IN_SERVICE application replies      OUTGOING
 server   OUTGOING   acknowledged             DEAD
 server   INCOMING   client does not know it  DEAD
-any      any        end (abort, timeout)     DEAD
+any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
 ======== ========== ======================== ==========
 """
 
@@ -44,29 +44,28 @@ class Input(IntEnum):
     REPLY = 2
     ACK = 3
     UNKNOWN = 4
-    END = 5
 
 
 # Bare names: looking up a member on an Enum class costs more than the table does.
 OUTGOING, INCOMING, IN_SERVICE, DEAD = State
-DATA, COMPLETE, REPLY, ACK, UNKNOWN, END = Input
+DATA, COMPLETE, REPLY, ACK, UNKNOWN = Input
 
 #: ``CLIENT[state][input]``; None: cannot happen, or must not.
 _Row = tuple["State | None", ...]
 CLIENT: tuple[_Row, ...] = (
-    # DATA     COMPLETE  REPLY  ACK   UNKNOWN   END
-    (INCOMING, DEAD,     None,  None, OUTGOING, DEAD),    # OUTGOING
-    (INCOMING, DEAD,     None,  None, INCOMING, DEAD),    # INCOMING
-    (None,     None,     None,  None, None,     None),    # IN_SERVICE: servers only
-    (None,     None,     None,  None, None,     DEAD),    # DEAD
+    # DATA     COMPLETE  REPLY  ACK   UNKNOWN
+    (INCOMING, DEAD,     None,  None, OUTGOING),    # OUTGOING
+    (INCOMING, DEAD,     None,  None, INCOMING),    # INCOMING
+    (None,     None,     None,  None, None),        # IN_SERVICE: servers only
+    (None,     None,     None,  None, None),        # DEAD
 )
 SERVER: tuple[_Row, ...] = (
-    # DATA       COMPLETE    REPLY     ACK   UNKNOWN     END
-    (OUTGOING,   None,       None,     DEAD, OUTGOING,   DEAD),   # OUTGOING: late request data is redundant
-    (INCOMING,   IN_SERVICE, None,     DEAD, DEAD,       DEAD),   # INCOMING
+    # DATA       COMPLETE    REPLY     ACK   UNKNOWN
+    (OUTGOING,   None,       None,     DEAD, OUTGOING),     # OUTGOING: late request data is redundant
+    (INCOMING,   IN_SERVICE, None,     DEAD, DEAD),         # INCOMING
     # A forged UNKNOWN must not cost a request that was delivered: only ACK and time-outs end it.
-    (IN_SERVICE, None,       OUTGOING, DEAD, IN_SERVICE, DEAD),   # IN_SERVICE
-    (None,       None,       None,     None, None,       DEAD),   # DEAD
+    (IN_SERVICE, None,       OUTGOING, DEAD, IN_SERVICE),   # IN_SERVICE
+    (None,       None,       None,     None, None),         # DEAD
 )
 
 
@@ -74,8 +73,8 @@ class Rpc:
     """One RPC at one side. Also the handle applications hold; ``cookie`` is theirs."""
 
     __slots__ = (
-        "armed_tick", "birth", "cookie", "grant_key", "heard_tick", "id", "inm", "is_client", "key",
-        "keys", "out", "peer", "pending", "queued", "resend_tick", "resends", "rx_bytes", "state",
+        "armed_tick", "birth", "cookie", "heard_tick", "id", "inm", "is_client", "key", "keys", "out", "peer",
+        "queued", "resend_tick", "resends", "state",
     )
 
     def __init__(self, peer: Peer, rpc_id: int, key: int, keys: EpochKeys, is_client: bool, birth: int,
@@ -103,12 +102,6 @@ class Rpc:
         self.armed_tick = -1
         #: In the sender's SRPT heap.
         self.queued = False
-        #: Position in the grant list, or None.
-        self.grant_key: tuple[int, int] | None = None
-        #: Bytes granted and not yet received, as the grant scheduler counts them.
-        self.pending = 0
-        #: Bytes this RPC holds of the receive budget.
-        self.rx_bytes = 0
 
     def move(self, what: Input) -> State:
         """Apply ``what`` by the table; raises :class:`LocalError` for what cannot happen."""

@@ -20,7 +20,7 @@ _MAX_RECORD = tls13.HEADER_LEN + tls13.MAX_LENGTH_FIELD
 class Geometry:
     """How messages are cut, from MTU and segment size alone: both ends of a context compute the same."""
 
-    __slots__ = ("mss", "record_plain", "segment", "segment_records", "unsched_bytes")
+    __slots__ = ("mss", "packet_plain", "record_plain", "segment", "segment_records", "unsched_bytes")
 
     def __init__(self, params: TransportParams, sealed: bool) -> None:
         self.mss = params.segment_payload
@@ -32,10 +32,13 @@ class Geometry:
             record = full // self.segment_records
             self.record_plain = record - tls13.OVERHEAD
             self.segment = record * self.segment_records
+            #: Plaintext of the longest message that is one record in one packet.
+            self.packet_plain = min(self.mss, record) - tls13.OVERHEAD
         else:
             self.segment_records = 0
             self.record_plain = 0
             self.segment = full
+            self.packet_plain = self.mss
 
     def unscheduled(self, length: int) -> int:
         """Bytes of a message of ``length`` that go without a grant: whole segments."""
@@ -50,7 +53,10 @@ class PlainOut(OutMessage):
 
     def __init__(self, data: bytes, geo: Geometry) -> None:
         length = len(data)
-        super().__init__(length, -(-length // geo.segment), geo.mss, geo.unscheduled(length))
+        if length <= geo.packet_plain:
+            self.init_packet(length, geo.mss)
+        else:
+            self.init(length, -(-length // geo.segment), geo.mss, geo.unscheduled(length))
         self._data = data
         self._segment = geo.segment
 
@@ -69,24 +75,28 @@ class PlainOut(OutMessage):
 class SealedOut(OutMessage):
     """Profile ``smt``: every segment holds whole TLS 1.3 records."""
 
-    __slots__ = ("_data", "_epoch", "_first", "_geo", "_padded", "_records", "_sealed", "_session")
+    __slots__ = ("_data", "_epoch", "_first", "_geo", "_padded", "_records", "_sealed")
 
     version = 0x0304
 
     def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, data: bytes,
                  geo: Geometry) -> None:
+        padded = len(data)
+        if session.pads:
+            padded = max(padded, session.params.padding(padded))
         #: Plaintext bytes, padding included.
-        self._padded = max(len(data), session.params.padding(len(data)))
-        self._records = -(-self._padded // geo.record_plain)
-        self._first = session.numbers.first(message_id, self._records)
-        session.count_seal(epoch, self._records)
-        length = self._padded + self._records * tls13.OVERHEAD
-        super().__init__(length, -(-self._records // geo.segment_records), geo.mss,
-                         geo.unscheduled(length))
+        self._padded = padded
+        if padded <= geo.packet_plain:
+            self._records = 1
+            self.init_packet(padded + tls13.OVERHEAD, geo.mss)
+        else:
+            self._records = -(-padded // geo.record_plain)
+            length = padded + self._records * tls13.OVERHEAD
+            self.init(length, -(-self._records // geo.segment_records), geo.mss, geo.unscheduled(length))
+        self._first = session.reserve(epoch, message_id, self._records)
         self._data = data
         self._epoch = epoch
         self._geo = geo
-        self._session = session
         self._sealed: list[bytes | None] = [None] * self.count
 
     def start(self, index: int) -> int:

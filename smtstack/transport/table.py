@@ -9,7 +9,7 @@ from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.params import TransportParams
 from smtstack.transport.peers import Host, Peer
-from smtstack.transport.rpc import END, INCOMING, Rpc
+from smtstack.transport.rpc import DEAD, INCOMING, Rpc
 from smtstack.transport.timers import TimerTable
 from smtstack.wire.ipv4 import format_address
 
@@ -119,30 +119,33 @@ class RpcTable:
 
     def free(self, rpc: Rpc) -> None:
         """``rpc`` is over: nothing of it stays."""
-        if rpc.peer.rpcs.pop(rpc.key, None) is None:
+        peer = rpc.peer
+        if peer.rpcs.pop(rpc.key, None) is None:
             return
-        rpc.move(END)
+        rpc.state = DEAD
         rpc.out = None
-        self.drop_incoming(rpc)
+        if rpc.inm is not None:
+            self.drop_incoming(rpc)
         if rpc.is_client:
-            rpc.peer.session.end_rpc(rpc.keys)
+            rpc.keys.active -= 1
         else:
-            rpc.peer.host.server_rpcs -= 1
+            peer.host.server_rpcs -= 1
             self._server_rpcs -= 1
 
     # -- memory of unfinished messages -------------------------------------------------------------------
 
     def charge(self, rpc: Rpc) -> bool:
         """Count what ``rpc``'s unfinished message occupies now; False if that exceeds a bound."""
-        assert rpc.inm is not None
-        size = rpc.inm.buffered()
+        inm = rpc.inm
+        assert inm is not None
+        size = inm.buffered()
         host = rpc.peer.host
-        grown = size - rpc.rx_bytes
-        rpc.rx_bytes = size
+        grown = size - inm.rx_bytes
+        inm.rx_bytes = size
         host.rx_bytes += grown
         self._rx_bytes += grown
         if not rpc.is_client:
-            if rpc.inm.authenticated():
+            if inm.authenticated():
                 host.unproven.pop(rpc, None)
             else:
                 host.unproven[rpc] = None
@@ -173,15 +176,14 @@ class RpcTable:
 
     def drop_incoming(self, rpc: Rpc) -> None:
         """``rpc``'s incoming message is complete or given up."""
-        if rpc.inm is None:
-            return
-        rpc.inm = None
+        inm = rpc.inm
+        assert inm is not None
         host = rpc.peer.host
-        host.rx_bytes -= rpc.rx_bytes
-        self._rx_bytes -= rpc.rx_bytes
-        rpc.rx_bytes = 0
+        host.rx_bytes -= inm.rx_bytes
+        self._rx_bytes -= inm.rx_bytes
         host.unproven.pop(rpc, None)
-        self.grants.update(rpc)
+        self.grants.remove(rpc)
+        rpc.inm = None
 
     def snapshot(self) -> dict[str, int]:
         """How much there is of everything; all zero (but peers) when nothing is going on."""

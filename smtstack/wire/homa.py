@@ -27,7 +27,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 from smtstack.errors import BadPacket
 
@@ -53,6 +53,7 @@ PROTO_LINUX = 253
 COMMON = struct.Struct("!HHIHBxBBHHHQ")
 DATA_HEADER = struct.Struct("!HHIHBxBBHHHQIIHBB")
 _ACK_ENTRY = struct.Struct("!QHH")
+_ACK_BODY = struct.Struct("!H" + 5 * "QHH")
 _U32 = struct.Struct("!I")
 _GRANT = struct.Struct("!IB")
 _RESEND = struct.Struct("!IIB")
@@ -81,7 +82,6 @@ FORMATS = {f.name: f for f in (SMT, HOMA, LINUX)}
 class Data:
     """Header of one DATA packet; the payload follows it on the wire. Offsets and lengths in bytes."""
 
-    TYPE: ClassVar[int] = DATA
     sport: int
     dport: int
     sender_id: int
@@ -109,7 +109,6 @@ class Data:
 class Grant:
     """The receiver allows bytes up to the absolute message ``offset``, to be sent at ``priority``."""
 
-    TYPE: ClassVar[int] = GRANT
     sport: int
     dport: int
     sender_id: int
@@ -126,7 +125,6 @@ class Grant:
 class Resend:
     """Send ``length`` bytes from ``offset`` again, at ``priority``."""
 
-    TYPE: ClassVar[int] = RESEND
     sport: int
     dport: int
     sender_id: int
@@ -144,7 +142,6 @@ class Resend:
 class Unknown:
     """The sender of this packet does not know the RPC."""
 
-    TYPE: ClassVar[int] = UNKNOWN
     sport: int
     dport: int
     sender_id: int
@@ -159,7 +156,6 @@ class Unknown:
 class Busy:
     """Alive, but will not send yet; resets the peer's timers."""
 
-    TYPE: ClassVar[int] = BUSY
     sport: int
     dport: int
     sender_id: int
@@ -174,7 +170,6 @@ class Busy:
 class Freeze:
     """Debugging aid of the kernel module (stop tracing); we count and ignore it."""
 
-    TYPE: ClassVar[int] = FREEZE
     sport: int
     dport: int
     sender_id: int
@@ -189,7 +184,6 @@ class Freeze:
 class NeedAck:
     """The server wants to free the RPC: has the client its response?"""
 
-    TYPE: ClassVar[int] = NEED_ACK
     sport: int
     dport: int
     sender_id: int
@@ -204,7 +198,6 @@ class NeedAck:
 class Cutoffs:
     """``cutoffs[i]``: largest message, in bytes, that may be sent unscheduled at priority i."""
 
-    TYPE: ClassVar[int] = CUTOFFS
     sport: int
     dport: int
     sender_id: int
@@ -217,8 +210,7 @@ class Cutoffs:
         return _common(self, CUTOFFS) + _CUTOFFS.pack(*self.cutoffs, self.cutoff_version)
 
 
-@dataclass(frozen=True, slots=True)
-class AckEntry:
+class AckEntry(NamedTuple):
     """One finished RPC: the client's (even) id and both ports."""
 
     client_id: int
@@ -230,7 +222,6 @@ class AckEntry:
 class Ack:
     """The client has its responses: of the RPC in the header, and of up to five more."""
 
-    TYPE: ClassVar[int] = ACK
     sport: int
     dport: int
     sender_id: int
@@ -241,16 +232,15 @@ class Ack:
 
     def body(self) -> bytes:
         """Count and entries, bytes 28..90: what the proof of profile ``smt`` covers."""
-        out = bytearray(ACK_LEN - COMMON_LEN)
-        out[0:2] = len(self.acks).to_bytes(2, "big")
-        for i, a in enumerate(self.acks):
-            _ACK_ENTRY.pack_into(out, 2 + 12 * i, a.client_id, a.client_port, a.server_port)
-        return bytes(out)
+        flat = [field for entry in self.acks for field in entry]
+        return _ACK_BODY.pack(len(self.acks), *flat, *_NO_ENTRIES[len(flat):])
 
     def pack(self) -> bytes:
         """The 90 packet bytes, 106 with a proof."""
         return _common(self, ACK) + self.body() + self.proof
 
+
+_NO_ENTRIES = (0,) * (3 * MAX_ACKS)
 
 Control = Grant | Resend | Unknown | Busy | Freeze | NeedAck | Cutoffs | Ack
 Packet = Data | Control
@@ -280,7 +270,7 @@ def _ack(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Ack:
     if count > MAX_ACKS:
         # The kernel module reads past its packet here (reference §9.2); we refuse.
         raise BadPacket(f"ACK claims {count} entries, at most {MAX_ACKS} fit")
-    entries = tuple(AckEntry(*_ACK_ENTRY.unpack_from(buf, 30 + 12 * i)) for i in range(count))
+    entries = tuple(map(AckEntry._make, _ACK_ENTRY.iter_unpack(buf[30:30 + 12 * count])))
     return Ack(sport, dport, sid, entries, epoch, bytes(buf[ACK_LEN:ACK_LEN + PROOF_LEN]))
 
 
