@@ -266,6 +266,9 @@ class Endpoint:
         elif length != inm.length:
             counters.length_conflicts += 1
             inm.extend(length)
+        if incoming > inm.granted:
+            inm.granted = min(incoming, inm.length)
+            self._table.grants.update(rpc)
         new = inm.add(segment_offset, index, segment_size, packet_offset, payload)
         if new <= 0:
             if new < 0:
@@ -275,8 +278,6 @@ class Endpoint:
             return
         rpc.heard_tick = tick
         rpc.resends = 0
-        if incoming > inm.granted:
-            inm.granted = min(incoming, inm.length)
         failures = inm.auth_failures
         was_truncated = inm.truncated
         data = inm.finish()

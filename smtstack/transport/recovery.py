@@ -21,7 +21,7 @@ from smtstack.transport.rpc import IN_SERVICE, OUTGOING, Rpc
 from smtstack.transport.table import RpcTable
 from smtstack.wire import homa
 
-#: What a client asks for that has heard nothing of its response (reference §6.5).
+#: What is asked for when nothing of a message is there (homa_timer.c:homa_check_rpc asks for 100 bytes).
 PROBE_LENGTH = 100
 #: Ranges one round of RESENDs asks for; the rest waits for the next.
 MAX_RESEND_RANGES = 16
@@ -204,8 +204,10 @@ class Recovery:
         if rpc.state is IN_SERVICE:
             return
         if inm is not None:
-            waiting = not inm.missing()
+            missing = inm.missing() if inm.received else [(0, PROBE_LENGTH)]
+            waiting = not missing
         else:
+            missing = [(0, PROBE_LENGTH)]
             waiting = out is not None and out.sendable()
         if waiting:
             # For ourselves: we have not granted more, or not sent what we may.
@@ -225,10 +227,8 @@ class Recovery:
         rpc.resends += 1
         if replied:
             self._need_ack(rpc)
-        elif inm is not None:
-            self.ask_again(rpc, inm.missing())
         else:
-            self.ask_again(rpc, [(0, PROBE_LENGTH)])
+            self.ask_again(rpc, missing)
         self._table.timers.arm(rpc, tick + p.resend_interval)
 
     def _need_ack(self, rpc: Rpc) -> None:
