@@ -261,8 +261,8 @@ class Endpoint:
         if inm is None:
             inm = rpc.inm = self.profile.incoming(rpc, length)
             if rpc.is_client:
+                # The request is kept: what looks like a response may be forged.
                 rpc.move(states.DATA)
-                rpc.out = None
         elif length != inm.length:
             counters.length_conflicts += 1
             inm.extend(length)
@@ -276,11 +276,12 @@ class Endpoint:
             else:
                 counters.data_redundant += 1
             return
-        rpc.heard_tick = tick
-        rpc.resends = 0
         failures = inm.auth_failures
         was_truncated = inm.truncated
         data = inm.finish()
+        if inm.progressed():
+            rpc.heard_tick = tick
+            rpc.resends = 0
         if inm.auth_failures != failures:
             counters.records_failed += inm.auth_failures - failures
             self._recovery.discarded(rpc, inm, tick)

@@ -154,8 +154,8 @@ class LinuxIn(InMessage):
         # A stored packet is progress even where a forged one claimed its nominal range before.
         return max(new, 1)
 
-    def authenticated(self) -> bool:
-        return self._index > 0
+    def authenticated(self) -> int:
+        return self._index
 
     def finish(self) -> bytes | None:
         while len(self._data) < self.length:

@@ -87,14 +87,18 @@ class OutMessage:
 class InMessage:
     """A message being received."""
 
-    __slots__ = ("acks", "auth_failures", "discarded", "grant_key", "granted", "length", "pending", "received",
-                 "rx_bytes", "truncated")
+    __slots__ = ("acks", "auth_failures", "best", "busy_at", "discarded", "grant_key", "granted", "length",
+                 "pending", "received", "rx_bytes", "truncated")
 
     def __init__(self, length: int) -> None:
         #: Bytes, as the packets claim; the sealed profiles learn the truth when it authenticates.
         self.length = length
         #: Bytes that arrived, duplicates not counted.
         self.received = 0
+        #: Most that (authentic records, received bytes) have been.
+        self.best = (0, 0)
+        #: ``best`` when the peer was last told BUSY.
+        self.busy_at = (0, 0)
         #: Bytes of the receive budget this message holds, as last counted.
         self.rx_bytes = 0
         #: Bytes granted and not yet received, as the grant scheduler last counted them.
@@ -133,6 +137,21 @@ class InMessage:
         """A packet claims a longer message; believe the longest until the last record tells."""
         self.length = max(self.length, length)
 
-    def authenticated(self) -> bool:
-        """At least one record authenticated."""
-        return False
+    def authenticated(self) -> int:
+        """Records that authenticated so far."""
+        return 0
+
+    def progressed(self) -> bool:
+        """Whether there is more of the message than ever before: more bytes, or more authentic records.
+
+        Bytes discarded and received again are none; whoever changes a message on its way for ever must
+        not keep it alive for ever.
+        """
+        mark = (self.authenticated(), self.received)
+        if mark[0] > self.best[0]:
+            self.best = mark
+        elif mark[1] > self.best[1]:
+            self.best = (self.best[0], mark[1])
+        else:
+            return False
+        return True

@@ -91,13 +91,13 @@ class Recovery:
             self._outbox.control(peer, homa.Unknown(self._port, peer.port, own_id, packet.epoch))
             return
         out = rpc.out
+        if out is None:
+            if not rpc.is_client:
+                self._still_receiving(rpc, tick)
+            return
         if not rpc.is_client:
             # The client lives, so the response is worth keeping.
             self._alive(rpc, tick)
-        if out is None:
-            if not rpc.is_client:
-                self._busy(rpc)
-            return
         stop = min(packet.offset + packet.length, out.length)
         if stop > out.granted:
             # Asking for bytes allows them: the GRANT for them was lost.
@@ -107,19 +107,38 @@ class Recovery:
         if not again:
             self._busy(rpc)
 
+    def _still_receiving(self, rpc: Rpc, tick: int) -> None:
+        # Homa answers BUSY whatever the reason, and a request that can never be whole (somebody changes
+        # it on the way) keeps both ends waiting for ever. BUSY must mean that something got better since
+        # the last one, or that it is for us to go on.
+        inm = rpc.inm
+        missing = inm.missing() if inm is not None else []
+        if inm is None or not missing or inm.best > inm.busy_at:
+            self._busy(rpc)
+        if inm is not None:
+            inm.busy_at = inm.best
+        if missing and rpc.resend_tick != tick:
+            rpc.resend_tick = tick
+            self.ask_again(rpc, missing)
+
     def _busy(self, rpc: Rpc) -> None:
         self._counters.busy_sent += 1
         peer = rpc.peer
         self._outbox.control(peer, homa.Busy(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
 
     def _on_unknown(self, rpc: Rpc, tick: int) -> None:
+        if rpc.inm is not None and rpc.inm.authenticated():
+            # It did know the RPC.
+            return
         if rpc.move(states.UNKNOWN) is states.DEAD:
             self._table.free(rpc)
             return
         out = rpc.out
         # Once a tick at the most: forged UNKNOWNs must not multiply our traffic.
-        if rpc.is_client and rpc.state is OUTGOING and out is not None and rpc.resend_tick != tick:
+        if rpc.is_client and out is not None and rpc.resend_tick != tick:
             rpc.resend_tick = tick
+            if rpc.inm is not None:
+                self._table.drop_incoming(rpc)
             self._outbox.retransmit(rpc, 0, out.sent_end(),
                                     rpc.peer.host.unscheduled_priority(out.length))
 

@@ -9,6 +9,7 @@ client   INCOMING   response complete        DEAD
 server   INCOMING   request complete         IN_SERVICE
 server   IN_SERVICE application replies      OUTGOING
 server   OUTGOING   acknowledged             DEAD
+client   INCOMING   server does not know it  OUTGOING
 server   INCOMING   client does not know it  DEAD
 any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
 ======== ========== ======================== ==========
@@ -55,7 +56,7 @@ _Row = tuple["State | None", ...]
 CLIENT: tuple[_Row, ...] = (
     # DATA     COMPLETE  REPLY  ACK   UNKNOWN
     (INCOMING, DEAD,     None,  None, OUTGOING),    # OUTGOING
-    (INCOMING, DEAD,     None,  None, INCOMING),    # INCOMING
+    (INCOMING, DEAD,     None,  None, OUTGOING),    # INCOMING: what came was forged, or the server restarted
     (None,     None,     None,  None, None),        # IN_SERVICE: servers only
     (None,     None,     None,  None, None),        # DEAD
 )

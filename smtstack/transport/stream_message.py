@@ -219,8 +219,8 @@ class SealedIn(StreamIn):
             self.length = length
             self.truncated = False
 
-    def authenticated(self) -> bool:
-        return self._index > 0
+    def authenticated(self) -> int:
+        return self._index
 
     def finish(self) -> bytes | None:
         buf = self._buf

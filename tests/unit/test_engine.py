@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from smtstack.nic.impairments import ImpairmentRates
-from smtstack.transport.events import Failed, Reason, Response
+from smtstack.transport.events import Failed, Reason, Request, Response
 from smtstack.transport.params import TransportParams
 from tests.rig import Rig, answer
 
@@ -47,7 +47,8 @@ def test_loss_reorder_duplication(profile: str, offload: bool, asks: list[tuple[
     if drop == 0:
         assert good == len(asks)
     for events in rig.outcomes.values():
-        assert isinstance(events[0], Response) or events[0].reason is Reason.TIMEOUT
+        event = events[0]
+        assert isinstance(event, Response) or (isinstance(event, Failed) and event.reason is Reason.TIMEOUT)
 
 
 @given(offload=st.booleans(), asks=st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=5),
@@ -125,12 +126,12 @@ def test_slow_application_is_no_timeout() -> None:
     """BUSY keeps a client waiting as long as the server lives."""
     rig = Rig("smt")
     endpoint = rig.server.endpoint
-    held = []
+    held: list[Request] = []
     rig.request(b"think hard")
     rig._serve = lambda side: None  # type: ignore[method-assign]
     while rig.now < 400_000_000:
         rig.step()
-        if (event := endpoint.next_event()) is not None:
+        if isinstance(event := endpoint.next_event(), Request):
             held.append(event)
     assert endpoint.counters.busy_sent >= 20
     request, = held
