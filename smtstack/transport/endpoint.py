@@ -266,10 +266,10 @@ class Endpoint:
         elif length != inm.length:
             counters.length_conflicts += 1
             inm.extend(length)
+        new = inm.add(segment_offset, index, segment_size, packet_offset, payload)
         if incoming > inm.granted:
             inm.granted = min(incoming, inm.length)
             self._table.grants.update(rpc)
-        new = inm.add(segment_offset, index, segment_size, packet_offset, payload)
         if new <= 0:
             if new < 0:
                 counters.beyond_message += 1

@@ -47,9 +47,17 @@ class GrantScheduler:
         """``rpc``'s message grew or was granted more: count it anew and put it where it belongs."""
         inm = rpc.inm
         assert inm is not None
-        pending = max(0, inm.granted - inm.received)
-        new = (inm.length - inm.received, rpc.birth) if inm.granted < inm.length else None
-        self._place(rpc, inm, pending, new)
+        pending = inm.granted - inm.received
+        pending = max(pending, 0)
+        if inm.granted < inm.length:
+            self._place(rpc, inm, pending, (inm.length - inm.received, rpc.birth))
+        elif inm.grant_key is not None:
+            self._place(rpc, inm, pending, None)
+        else:
+            self.total_incoming += pending - inm.pending
+            inm.pending = pending
+            # Room in the budget: for others.
+            self.dirty = True
 
     def remove(self, rpc: Rpc) -> None:
         """``rpc``'s message is complete or given up."""

@@ -87,18 +87,19 @@ class OutMessage:
 class InMessage:
     """A message being received."""
 
-    __slots__ = ("acks", "auth_failures", "best", "busy_at", "discarded", "grant_key", "granted", "length",
-                 "pending", "received", "rx_bytes", "truncated")
+    __slots__ = ("acks", "auth_failures", "best_received", "best_records", "busy_at", "discarded", "grant_key",
+                 "granted", "length", "pending", "received", "rx_bytes", "truncated")
 
     def __init__(self, length: int) -> None:
         #: Bytes, as the packets claim; the sealed profiles learn the truth when it authenticates.
         self.length = length
         #: Bytes that arrived, duplicates not counted.
         self.received = 0
-        #: Most that (authentic records, received bytes) have been.
-        self.best = (0, 0)
-        #: ``best`` when the peer was last told BUSY.
-        self.busy_at = (0, 0)
+        #: Most that ``received`` and ``authenticated()`` have been.
+        self.best_received = 0
+        self.best_records = 0
+        #: Their sum when the peer was last told BUSY.
+        self.busy_at = 0
         #: Bytes of the receive budget this message holds, as last counted.
         self.rx_bytes = 0
         #: Bytes granted and not yet received, as the grant scheduler last counted them.
@@ -147,11 +148,18 @@ class InMessage:
         Bytes discarded and received again are none; whoever changes a message on its way for ever must
         not keep it alive for ever.
         """
-        mark = (self.authenticated(), self.received)
-        if mark[0] > self.best[0]:
-            self.best = mark
-        elif mark[1] > self.best[1]:
-            self.best = (self.best[0], mark[1])
-        else:
-            return False
-        return True
+        if self.received > self.best_received:
+            self.best_received = self.received
+            return True
+        records = self.authenticated()
+        if records > self.best_records:
+            self.best_records = records
+            return True
+        return False
+
+    def news_for_busy(self) -> bool:
+        """Whether there was progress since this was last asked."""
+        best = self.best_received + self.best_records
+        news = best > self.busy_at
+        self.busy_at = best
+        return news

@@ -113,10 +113,8 @@ class Recovery:
         # the last one, or that it is for us to go on.
         inm = rpc.inm
         missing = inm.missing() if inm is not None else []
-        if inm is None or not missing or inm.best > inm.busy_at:
+        if inm is None or inm.news_for_busy() or not missing:
             self._busy(rpc)
-        if inm is not None:
-            inm.busy_at = inm.best
         if missing and rpc.resend_tick != tick:
             rpc.resend_tick = tick
             self.ask_again(rpc, missing)

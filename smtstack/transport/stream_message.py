@@ -202,7 +202,7 @@ class SealedIn(StreamIn):
     the record marked last, wherever the clear length says it does.
     """
 
-    __slots__ = ("_epoch", "_first", "_index", "_open_at", "_plain", "_session")
+    __slots__ = ("_epoch", "_first", "_index", "_next_at", "_open_at", "_plain", "_session")
 
     def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, length: int) -> None:
         super().__init__(length)
@@ -211,6 +211,8 @@ class SealedIn(StreamIn):
         self._first = session.numbers.first(message_id)
         #: Offset and index of the next record.
         self._open_at = 0
+        #: Nothing can be opened before everything below this has arrived.
+        self._next_at = tls13.HEADER_LEN
         self._index = 0
         self._plain: list[bytes] = []
 
@@ -223,12 +225,16 @@ class SealedIn(StreamIn):
         return self._index
 
     def finish(self) -> bytes | None:
+        gaps = self._gaps
+        ready = gaps.holes[0][0] if gaps.holes else gaps.end
+        if ready < self._next_at and ready < self.length:
+            return None
         buf = self._buf
         keys = self._epoch.rx
         assert keys is not None
         while True:
             at = self._open_at
-            ready = self._gaps.contiguous()
+            ready = gaps.contiguous()
             if ready - at < tls13.HEADER_LEN:
                 if ready >= self.length:
                     self._dead_end(at, ready)
@@ -238,6 +244,7 @@ class SealedIn(StreamIn):
                 self._discard(at, min(at + _MAX_RECORD, ready))
                 return None
             if at + size > ready:
+                self._next_at = at + size
                 if ready >= self.length:
                     self._dead_end(at, ready)
                 return None
@@ -245,13 +252,15 @@ class SealedIn(StreamIn):
                 self._discard(at, ready)
                 return None
             try:
-                last, data = tls13.open_untrusted(keys, self._first + self._index, bytes(buf[at:at + size]))
+                record = bytes(memoryview(buf)[at:at + size])
+                last, data = tls13.open_untrusted(keys, self._first + self._index, record)
             except AuthError:
                 self._discard(at, at + size)
                 return None
             self._epoch.opened += 1
             self._plain.append(data)
             self._open_at = at + size
+            self._next_at = at + size + tls13.HEADER_LEN
             self._index += 1
             if last:
                 return self._plain[0] if self._index == 1 else b"".join(self._plain)
@@ -265,6 +274,7 @@ class SealedIn(StreamIn):
 
     def _discard(self, start: int, stop: int) -> None:
         self.auth_failures += 1
+        self._next_at = self._open_at + tls13.HEADER_LEN
         self._session.count_failure(self._epoch)
         self._gaps.remove(start, stop)
         if self._gaps.end < len(self._buf):

@@ -140,15 +140,14 @@ class RpcTable:
         assert inm is not None
         size = inm.buffered()
         host = rpc.peer.host
-        grown = size - inm.rx_bytes
+        before = inm.rx_bytes
         inm.rx_bytes = size
-        host.rx_bytes += grown
-        self._rx_bytes += grown
-        if not rpc.is_client:
-            if inm.authenticated():
-                host.unproven.pop(rpc, None)
-            else:
-                host.unproven[rpc] = None
+        host.rx_bytes += size - before
+        self._rx_bytes += size - before
+        if before == 0 and not rpc.is_client:
+            host.unproven[rpc] = None
+        elif rpc in host.unproven and inm.authenticated():
+            del host.unproven[rpc]
         return self._within(host) or self._make_room(host, rpc)
 
     def _within(self, host: Host) -> bool:
