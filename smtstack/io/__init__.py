@@ -1,0 +1,1 @@
+"""Raw sockets, neighbours, polling: the only place that touches the operating system."""

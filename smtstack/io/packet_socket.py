@@ -1,0 +1,152 @@
+"""An AF_PACKET socket for one endpoint: filtered by the kernel, with large buffers and drop statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import socket
+import struct
+from dataclasses import dataclass
+
+from smtstack.errors import ConfigError, Unsupported
+from smtstack.io import bpf
+from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
+from smtstack.wire.ipv4 import VERSION_IHL
+
+# Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
+SOL_PACKET = 263
+PACKET_STATISTICS = 6
+PACKET_FANOUT = 18
+PACKET_FANOUT_DATA = 22
+PACKET_IGNORE_OUTGOING = 23
+FANOUT_CBPF = 6
+SO_RCVBUFFORCE = 33
+SO_SNDBUFFORCE = 32
+
+RECEIVE_BUFFER = 8 << 20
+SEND_BUFFER = 4 << 20
+#: How long to wait for a full transmit queue before a frame is given up, in ms.
+SEND_PATIENCE_MS = 100
+
+#: Low word of sender_id, counted from the IP header: where a fan-out program starts to read.
+_SENDER_ID_LOW = 20 + 24
+
+
+@dataclass(frozen=True, slots=True)
+class Fanout:
+    """Several processes share one port: the kernel spreads *messages* over them by RPC id."""
+
+    group: int
+    """Any 16-bit number, the same in all workers."""
+    workers: int
+
+
+class PacketSocket:
+    """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
+
+    def __init__(self, interface: str, ip: int, port: int, protocol: int, fanout: Fanout | None = None) -> None:
+        try:
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        except PermissionError:
+            raise Unsupported("raw sockets need root (or CAP_NET_RAW): run with sudo") from None
+        try:
+            # Filter first, then bind: no foreign packet is ever queued.
+            bpf.attach(self._sock, bpf.match([
+                (bpf.LD_HALF, 12, ETHERTYPE_IPV4), (bpf.LD_BYTE, 14, VERSION_IHL), (bpf.LD_BYTE, 23, protocol),
+                (bpf.LD_WORD, 30, ip), (bpf.LD_HALF, 36, port)]))
+            self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+            self._sock.bind((interface, ETHERTYPE_IPV4))
+            if fanout is not None:
+                self._join(fanout)
+            self._guard = _icmp_guard(protocol)
+        except OSError as e:
+            self._sock.close()
+            if e.errno == errno.ENODEV:
+                raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them") from None
+            raise Unsupported(f"packet socket on {interface}: {e.strerror}") from e
+        self._sock.setblocking(False)
+        self.mac: bytes = self._sock.getsockname()[4]
+        self._poll = select.poll()
+        self._poll.register(self._sock, select.POLLIN)
+        #: Frames given up because the transmit queue stayed full.
+        self.send_drops = 0
+        self._received = 0
+        self._dropped = 0
+
+    def _join(self, fanout: Fanout) -> None:
+        self._sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout.group | FANOUT_CBPF << 16)
+        bpf.attach(self._sock, [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1),
+                                (bpf.MOD, 0, 0, fanout.workers), (bpf.RETURN_A, 0, 0, 0)],
+                   SOL_PACKET, PACKET_FANOUT_DATA)
+
+    def fileno(self) -> int:
+        """For select and asyncio."""
+        return self._sock.fileno()
+
+    def receive(self, size: int) -> bytes | None:
+        """The next frame of at most ``size`` bytes, or None."""
+        try:
+            return self._sock.recv(size)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            if e.errno == errno.ENETDOWN:
+                return None
+            raise
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame; waits a little for a full queue, then counts it as lost, as a link would."""
+        try:
+            self._sock.send(frame)
+        except (BlockingIOError, OSError) as e:
+            if e.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN):
+                raise
+            waiter = select.poll()
+            waiter.register(self._sock, select.POLLOUT)
+            waiter.poll(SEND_PATIENCE_MS)
+            try:
+                self._sock.send(frame)
+            except OSError:
+                self.send_drops += 1
+
+    def wait(self, timeout_ns: int) -> None:
+        """Block until a frame is there, or this long."""
+        if timeout_ns < 2_000_000 and self._sock.fileno() < 1024:
+            # poll() counts in milliseconds: far too coarse for the pacer.
+            select.select([self._sock], [], [], timeout_ns / 1e9)
+        else:
+            # Rounded up: waking early would spin until the deadline.
+            self._poll.poll(-(-timeout_ns // 1_000_000))
+
+    def statistics(self) -> tuple[int, int]:
+        """(frames received, frames dropped for want of buffer) since the socket was made."""
+        packets, drops = struct.unpack("II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        self._received += packets
+        self._dropped += drops
+        return self._received, self._dropped
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._sock.close()
+        self._guard.close()
+
+
+def _icmp_guard(protocol: int) -> socket.socket:
+    """A raw socket that takes nothing: without one the host answers "protocol unreachable" to our peers."""
+    guard = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+    bpf.attach(guard, bpf.reject_all())
+    return guard
+
+
+def interface_mtu(interface: str) -> int:
+    """MTU of an interface in bytes; raises :class:`ConfigError` if there is none."""
+    with contextlib.suppress(OSError, ValueError), open(f"/sys/class/net/{interface}/mtu") as f:
+        return int(f.read())
+    raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them")
+
+
+#: Bytes a frame has beyond the MTU.
+FRAME_EXTRA = HEADER_LEN
