@@ -24,10 +24,10 @@ RANK = {
     "smtstack.io": 5,
     "smtstack.sim": 5,
     "smtstack.socket": 6,
-    "smtstack.aio": 6,
-    "topo": 7,
-    "controllers": 7,
-    "workloads": 7,
+    "smtstack.aio": 7,  # the asyncio face of smtstack.socket
+    "topo": 8,
+    "controllers": 8,
+    "workloads": 8,
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.nic"}
