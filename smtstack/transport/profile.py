@@ -105,20 +105,21 @@ class SmtProfile(Profile):
         assert keys.tx is not None
         # A single ACK may be asked for often, but is the same record every time.
         session.reserve(keys, ack.sender_id, 1)
-        return keys.tx.encrypt(self._ack_number(session, ack), b"", ack.body())
+        return keys.tx.encrypt(self.ack_number(session, ack), b"", ack.body())
 
     def ack_proven(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bool:
         assert isinstance(session, SmtSession)
         if keys.rx is None or ack.sender_id >= session.numbers.id_limit:
             return False
         try:
-            keys.rx.decrypt(self._ack_number(session, ack), ack.proof, ack.body())
+            keys.rx.decrypt(self.ack_number(session, ack), ack.proof, ack.body())
         except AuthError:
             return False
         return True
 
     @staticmethod
-    def _ack_number(session: SmtSession, ack: homa.Ack) -> int:
+    def ack_number(session: SmtSession, ack: homa.Ack) -> int:
+        """Record number of the proof of an ACK."""
         # Each RPC heads at most one batch, and its single ACK is always the same bytes: no nonce
         # ever covers two different things.
         number = session.numbers.ack_batch if ack.acks else session.numbers.ack_single

@@ -1,0 +1,1 @@
+"""Captures: reading and writing the files, and checking what was said in them. Passive, never sends."""

@@ -1,0 +1,236 @@
+"""Capture files: both formats, both byte orders, every link type, and whatever a hostile file may hold."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtstack.capture.pcapfile import (
+    LINK_ETHERNET,
+    LINK_RAW,
+    LINK_SLL,
+    LINK_SLL2,
+    MAX_BLOCK,
+    Captured,
+    Reader,
+    Writer,
+    ipv4_untrusted,
+)
+from smtstack.errors import BadPacket
+from tests.golden import golden
+
+FRAMES = [bytes(12) + b"\x08\x00" + b"E" + bytes(40), b"\1" * 61, b"\2" * 1514, b"\3"]
+#: 1 Jan 2026 and a number that shows which digits survive.
+TIME = 1_767_225_600 * 1_000_000_000 + 123_456_789
+
+
+def read(data: bytes) -> tuple[Reader, list[Captured]]:
+    reader = Reader(io.BytesIO(data))
+    return reader, list(reader.frames_untrusted())
+
+
+def classic(order: str, magic: int, frames: list[bytes], fraction: int = 123_456) -> bytes:
+    out = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 65535, LINK_ETHERNET)
+    for frame in frames:
+        out += struct.pack(order + "IIII", TIME // 10**9, fraction, len(frame), len(frame)) + frame
+    return out
+
+
+def block(order: str, kind: int, body: bytes) -> bytes:
+    body += bytes(-len(body) % 4)
+    size = struct.pack(order + "I", len(body) + 12)
+    return struct.pack(order + "I", kind) + size + body + size
+
+
+def section(order: str, *interfaces: bytes) -> bytes:
+    head = block(order, 0x0A0D0D0A, struct.pack(order + "IHHq", 0x1A2B3C4D, 1, 0, -1))
+    return head + b"".join(block(order, 1, i) for i in interfaces)
+
+
+def interface(order: str, link: int = LINK_ETHERNET, snap: int = 0, options: bytes = b"") -> bytes:
+    return struct.pack(order + "HHI", link, 0, snap) + options
+
+
+def option(order: str, code: int, value: bytes) -> bytes:
+    return struct.pack(order + "HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
+def enhanced(order: str, number: int, time: int, frame: bytes, original: int | None = None) -> bytes:
+    return block(order, 6, struct.pack(order + "IIIII", number, time >> 32, time & 0xFFFFFFFF, len(frame),
+                                       len(frame) if original is None else original) + frame)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("magic", "nanoseconds"), [(0xA1B2C3D4, 123_456_000), (0xA1B23C4D, 123_456)])
+def test_classic(order, magic, nanoseconds):
+    reader, got = read(classic(order, magic, FRAMES))
+    when = TIME // 10**9 * 10**9 + nanoseconds
+    assert got == [Captured(when, LINK_ETHERNET, f) for f in FRAMES]
+    assert (reader.truncated, reader.shortened) == (0, 0)
+
+
+def test_written_files_read_back():
+    stream = io.BytesIO()
+    writer = Writer(stream, LINK_RAW)
+    for n, frame in enumerate(FRAMES):
+        writer.write(TIME + n, frame)
+    assert read(stream.getvalue())[1] == [Captured(TIME + n, LINK_RAW, f) for n, f in enumerate(FRAMES)]
+
+
+def test_link_type_comes_without_the_fcs_bits():
+    data = bytearray(classic("<", 0xA1B2C3D4, FRAMES[:1]))
+    data[20:24] = (0x10000000 | LINK_SLL).to_bytes(4, "little")
+    assert read(bytes(data))[1][0].link_type == LINK_SLL
+
+
+@pytest.mark.parametrize("cut", [1, 60, 61, 70])
+def test_a_cut_off_last_packet_is_counted(cut):
+    reader, got = read(classic("<", 0xA1B2C3D4, FRAMES[:2])[:-cut])
+    assert [c.frame for c in got] == FRAMES[:1]
+    assert reader.truncated == 1
+
+
+def test_snap_length_is_noticed():
+    data = bytearray(classic("<", 0xA1B2C3D4, FRAMES[:1]))
+    data[36:40] = (1000).to_bytes(4, "little")
+    assert read(bytes(data))[0].shortened == 1
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_pcapng(order):
+    fine = interface(order, options=option(order, 2, b"eth0") + option(order, 9, b"\x09") + option(order, 0, b""))
+    coarse = interface(order, LINK_SLL)
+    later = option(order, 14, struct.pack(order + "q", 3))
+    binary = interface(order, LINK_RAW, 20, option(order, 9, b"\x8a") + later)
+    data = (section(order, fine, coarse, binary) + enhanced(order, 0, TIME, FRAMES[0])
+            + block(order, 5, b"interface statistics") + enhanced(order, 1, TIME // 1000, FRAMES[1])
+            + enhanced(order, 2, 5 << 10, FRAMES[2][:20], len(FRAMES[2])) + block(order, 0xBAD, bytes(7)))
+    reader, got = read(data)
+    assert got == [Captured(TIME, LINK_ETHERNET, FRAMES[0]), Captured(TIME // 1000 * 1000, LINK_SLL, FRAMES[1]),
+                   Captured(8 * 10**9, LINK_RAW, FRAMES[2][:20])]
+    assert (reader.truncated, reader.shortened) == (0, 1)
+
+
+def test_pcapng_simple_packets_obey_the_snap_length():
+    data = section("<", interface("<", snap=32)) + block("<", 3, struct.pack("<I", 61) + FRAMES[1][:32])
+    reader, got = read(data)
+    assert got == [Captured(0, LINK_ETHERNET, FRAMES[1][:32])]
+    assert reader.shortened == 1
+
+
+def test_pcapng_sections_may_differ_in_byte_order():
+    data = b"".join(section(order, interface(order, link)) + enhanced(order, 0, 7, FRAMES[0])
+                    for order, link in (("<", LINK_ETHERNET), (">", LINK_SLL)))
+    assert [c.link_type for c in read(data)[1]] == [LINK_ETHERNET, LINK_SLL]
+
+
+@pytest.mark.parametrize("cut", [1, 30, 61, 88])
+def test_pcapng_cut_off(cut):
+    data = section("<", interface("<")) + enhanced("<", 0, 7, FRAMES[0]) + enhanced("<", 0, 8, FRAMES[1])
+    reader, got = read(data[:-cut])
+    assert [c.frame for c in got] == FRAMES[:1]
+    assert reader.truncated == 1
+
+
+def corrupt(data: bytes, at: int, value: bytes) -> bytes:
+    return data[:at] + value + data[at + len(value):]
+
+
+NG = section("<", interface("<")) + enhanced("<", 0, 7, FRAMES[0])
+CLASSIC = classic("<", 0xA1B2C3D4, FRAMES)
+NG_PACKET = len(section("<", interface("<")))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not a capture"),
+        (b"\xd4\xc3", "not a capture"),
+        (b"PK\x03\x04" + bytes(100), "504b0304"),
+        (CLASSIC[:20], "cut short"),
+        (corrupt(CLASSIC, 32, struct.pack("<I", MAX_BLOCK + 1)), "1048577 bytes"),
+        (corrupt(NG, 8, bytes(4)), "byte-order"),
+        (corrupt(NG, 4, struct.pack("<I", 1 << 31)), "2147483648 bytes"),
+        (corrupt(NG, NG_PACKET + 4, struct.pack("<I", 8)), "block of 8 bytes"),
+        (corrupt(NG, NG_PACKET + 4, struct.pack("<I", 33)), "block of 33 bytes"),
+        (corrupt(NG, len(NG) - 4, bytes(4)), "two lengths"),
+        (corrupt(NG, NG_PACKET + 8, b"\1"), "interface 1"),
+        (corrupt(NG, NG_PACKET + 20, struct.pack("<I", 57)), "packet of 57 bytes"),
+        (section("<") + block("<", 1, bytes(4)), "too short"),
+        (section("<") + block("<", 3, bytes(8)), "without an interface"),
+        (section("<") + block("<", 6, bytes(16)), "too short"),
+        (section("<", interface("<", options=struct.pack("<HH", 2, 99))), "option"),
+    ],
+)
+def test_damage_is_a_bad_packet(data, says):
+    with pytest.raises(BadPacket, match=says):
+        read(data)
+
+
+@given(st.sampled_from([CLASSIC, NG, classic(">", 0xA1B23C4D, FRAMES)]), st.data())
+def test_no_file_can_do_more(data, choose):
+    damaged = bytearray(data)
+    for _ in range(choose.draw(st.integers(1, 6))):
+        damaged[choose.draw(st.integers(0, len(damaged) - 1))] = choose.draw(st.integers(0, 255))
+    try:
+        frames = read(bytes(damaged[:choose.draw(st.integers(0, len(damaged)))]))[1]
+        for captured in frames:
+            ipv4_untrusted(captured.link_type, captured.frame)
+    except BadPacket:
+        pass
+
+
+IP = b"E" + bytes(19)
+
+
+@pytest.mark.parametrize(
+    ("link", "frame"),
+    [
+        (LINK_ETHERNET, bytes(12) + b"\x08\x00" + IP),
+        (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00\x05\x08\x00" + IP),
+        (LINK_ETHERNET, bytes(12) + b"\x88\xa8\x00\x05\x81\x00\x00\x06\x08\x00" + IP),
+        (LINK_SLL, bytes(14) + b"\x08\x00" + IP),
+        (LINK_SLL2, b"\x08\x00" + bytes(18) + IP),
+        (LINK_RAW, IP),
+    ],
+)
+def test_every_link_type_leads_to_the_ip_packet(link, frame):
+    assert ipv4_untrusted(link, frame) == IP
+
+
+@pytest.mark.parametrize(
+    ("link", "frame"),
+    [
+        (LINK_ETHERNET, bytes(12) + b"\x86\xdd" + bytes(40)),
+        (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00\x05\x08\x06" + bytes(40)),
+        (LINK_SLL, bytes(14) + b"\x08\x06" + bytes(28)),
+        (LINK_SLL2, b"\x86\xdd" + bytes(58)),
+        (LINK_RAW, b"\x60" + bytes(39)),
+        (LINK_RAW, b""),
+    ],
+)
+def test_other_protocols_are_none(link, frame):
+    assert ipv4_untrusted(link, frame) is None
+
+
+@pytest.mark.parametrize(
+    ("link", "frame"),
+    [(LINK_ETHERNET, bytes(13)), (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00"), (LINK_SLL, bytes(15)),
+     (LINK_SLL2, bytes(19)), (127, bytes(60))],
+)
+def test_a_broken_link_header_is_a_bad_packet(link, frame):
+    with pytest.raises(BadPacket):
+        ipv4_untrusted(link, frame)
+
+
+def test_a_real_capture():
+    reader, got = read(golden("pcaps", "main-smt-gso10000-lossless.server.pcap").read_bytes())
+    assert len(got) == 100
+    assert {c.link_type for c in got} == {LINK_ETHERNET}
+    assert max(len(c.frame) for c in got) == 1514
+    assert [c.timestamp_ns for c in got] == sorted(c.timestamp_ns for c in got)
+    assert (reader.truncated, reader.shortened) == (0, 0)
