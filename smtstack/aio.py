@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from smtstack.socket import Address, IncomingRequest, RpcFuture, RpcTimeout, SmtContext, SmtSocket
 from smtstack.transport import events
@@ -36,11 +36,25 @@ class _AioFuture(RpcFuture):
             self.waiter.set_exception(self.error)
 
 
+class _TimedSocket(SmtSocket):
+    """Says when a reply may have started timers: nobody waits in this socket who would see them."""
+
+    def __init__(self, local: Address, context: SmtContext, started: Callable[[], None]) -> None:
+        super().__init__(local, context)
+        self._started = started
+
+    def answer(self, rpc: Rpc, data: bytes) -> bool:
+        """Answer, then let the event loop look at the timers."""
+        sent = super().answer(rpc, data)
+        self._started()
+        return sent
+
+
 class AioSocket:
     """A :class:`~smtstack.socket.SmtSocket` on the running event loop; make it there."""
 
     def __init__(self, local: Address, context: SmtContext) -> None:
-        self.socket = SmtSocket(local, context)
+        self.socket = _TimedSocket(local, context, self._arm)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._arrived: asyncio.Queue[IncomingRequest] = asyncio.Queue()
@@ -70,13 +84,16 @@ class AioSocket:
             yield await self._arrived.get()
 
     def _pump(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self.socket.poll()
         while (request := self.socket.receive(0)) is not None:
             self._arrived.put_nowait(request)
-        wake = self.socket.endpoint.next_timeout()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake = self.socket.loop.next_wake()
         if wake is not None:
             delay = max(0, wake - time.monotonic_ns()) / 1e9
             self._timer = self._loop.call_later(delay, self._pump)

@@ -195,7 +195,7 @@ class Decoder:
             return False
         profile = SmtProfile(TransportParams())
         for keys in way.epochs(ack.epoch):
-            if profile.ack_proven(way.session, keys, ack) and keys.rx is not None:
+            if profile.ack_proven(way.session, keys, ack):
                 tally.ledger.observe(keys.rx, profile.ack_number(way.session, ack), ack.body(), ack.proof)
                 return True
         return False

@@ -94,7 +94,7 @@ class PlainMessage(SeenMessage):
                 self._strange += 1
                 return
         else:
-            place = header.packet_offset or index * header.segment_size
+            place = header.packet_offset if header.placed else index * header.segment_size
             segments = [(header.segment_offset + place, payload)]
         for offset, data in segments:
             self._copies.add(offset, data)

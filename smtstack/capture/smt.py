@@ -46,7 +46,7 @@ class SmtMessage(SeenMessage):
         self._claims[header.message_length] += 1
         self._starts.add(header.segment_offset)
         self._segment_size = max(self._segment_size, header.segment_size)
-        place = header.packet_offset or index * header.segment_size
+        place = header.packet_offset if header.placed else index * header.segment_size
         self._copies.add(header.segment_offset + place, payload)
 
     def evaluate(self, tally: Tally) -> bytes | None:

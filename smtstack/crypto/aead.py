@@ -64,7 +64,7 @@ class DirectionKeys:
 
     def __repr__(self) -> str:
         # Keys must not reach a log by way of somebody's %r.
-        return f"<DirectionKeys {self.cipher.name}>"
+        return f"<{type(self).__name__}>"
 
     def nonce(self, sequence: int) -> bytes:
         """12-byte nonce of record ``sequence``."""
@@ -80,3 +80,13 @@ class DirectionKeys:
             return self.aead.decrypt((self.iv_number ^ sequence).to_bytes(IV_LEN, "big"), ciphertext, aad)
         except InvalidTag:
             raise AuthError(f"record {sequence:#018x} does not authenticate") from None
+
+
+class NoKeys(DirectionKeys):
+    """Stands where a session protects nothing. It has no key: whoever tries to seal with it fails."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        # Deliberately without super(): there is nothing to set up.
+        return

@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
+from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.session import LinuxSession, Session, SessionParams, SmtSession
 from smtstack.errors import ConfigError
 from smtstack.wire.ipv4 import address, format_address
@@ -239,7 +240,9 @@ def _pairs_from(content: dict[str, Any]) -> PairKeys:
         pairs[frozenset((a, b))] = secret
     if not pairs:
         raise ConfigError('the key file has no "pairs", which profile smt needs')
+    index_bits = int(content.get("index_bits", 16))
+    CompositeNumber(index_bits)  # refuses what makes no sense, here and not at the first message
     params = SessionParams(cipher=aead.cipher_named(content.get("cipher", AES_128_GCM.name)),
-                           index_bits=int(content.get("index_bits", 16)),
+                           index_bits=index_bits,
                            padding=padding.padding_named(content.get("padding", "none")))
     return PairKeys(pairs, params)

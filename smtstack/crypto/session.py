@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from smtstack.crypto import padding
-from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, DirectionKeys
+from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, DirectionKeys, NoKeys
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.replay import DEFAULT_WINDOW, ReplayGuard
 from smtstack.errors import AuthError, LocalError
 
+NO_KEYS = NoKeys()
 FIRST_ID = 2
 #: Ids are 64 bits on the wire.
 WIRE_ID_LIMIT = 1 << 64
@@ -42,20 +43,17 @@ class EpochKeys:
 
     __slots__ = ("active", "epoch", "failed", "guard", "opened", "rx", "sealed", "tx")
 
-    def __init__(self, epoch: int, tx: DirectionKeys | None, rx: DirectionKeys | None, window: int) -> None:
+    def __init__(self, epoch: int, tx: DirectionKeys, rx: DirectionKeys, window: int) -> None:
         #: Absolute; the wire carries its low 8 bits.
         self.epoch = epoch
-        self._set(tx, rx)
+        self.tx = tx
+        self.rx = rx
         self.guard = ReplayGuard(window)
         self.sealed = 0
         self.opened = 0
         self.failed = 0
         #: RPCs of our own still running under this epoch.
         self.active = 0
-
-    def _set(self, tx: DirectionKeys | None, rx: DirectionKeys | None) -> None:
-        self.tx = tx
-        self.rx = rx
 
 
 class Session:
@@ -72,7 +70,7 @@ class Session:
         self.id_limit = WIRE_ID_LIMIT
         #: Where ids come from, if not from this session: the kernel module counts per host.
         self.take_id = take_id
-        self.current = EpochKeys(0, None, None, window)
+        self.current = EpochKeys(0, NO_KEYS, NO_KEYS, window)
 
     def begin_rpc(self) -> tuple[EpochKeys, int]:
         """Epoch and a fresh id for a request; counted in ``EpochKeys.active`` until the RPC is over."""
@@ -109,8 +107,8 @@ KeySchedule = Callable[[int], "tuple[DirectionKeys, DirectionKeys]"]
 class SmtSession(Session):
     """A session of profile ``smt``: TLS 1.3 records, epochs, composite numbers."""
 
-    __slots__ = ("_epochs", "_newest", "_previous", "_record_limit", "_update_at", "numbers", "pads", "params",
-                 "schedule")
+    __slots__ = ("_epochs", "_newest", "_newest_keys", "_previous", "_record_limit", "_update_at", "numbers",
+                 "pads", "params", "schedule")
 
     protected = True
 
@@ -128,7 +126,7 @@ class SmtSession(Session):
         self._previous: EpochKeys | None = None
         #: Highest epoch under which a request of the peer authenticated.
         self._newest = 0
-        self.current = self._keys(0)
+        self.current = self._newest_keys = self._keys(0)
 
     def _update_interval(self) -> int:
         return self.params.key_update_records or self.params.cipher.record_limit // 2
@@ -192,7 +190,7 @@ class SmtSession(Session):
         """Keys for the newest authenticated epoch, the one before, or (on trial) the next."""
         newest = self._newest
         if wire_epoch == newest & 0xFF:
-            return self._keys(newest)
+            return self._newest_keys
         if wire_epoch == (newest + 1) & 0xFF:
             return self._keys(newest + 1)
         if newest and wire_epoch == (newest - 1) & 0xFF:
@@ -203,6 +201,7 @@ class SmtSession(Session):
         """The peer proved that it uses ``keys``: epochs before the last are refused from now on."""
         if keys.epoch > self._newest:
             self._newest = keys.epoch
+            self._newest_keys = keys
             self._forget_old()
 
     def reserve(self, keys: EpochKeys, message_id: int, records: int) -> int:

@@ -8,6 +8,7 @@ plaintext length. The receiver counts records itself and ignores the explicit no
 from __future__ import annotations
 
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
+from smtstack.errors import AuthError
 
 EXPLICIT_NONCE_LEN = 8
 HEADER_LEN = 5 + EXPLICIT_NONCE_LEN
@@ -56,4 +57,6 @@ def record_length_untrusted(record: bytes | memoryview) -> int:
 def open_untrusted(keys: DirectionKeys, sequence: int, record: bytes) -> bytes:
     """Plaintext of one whole record; raises :class:`~smtstack.errors.AuthError`."""
     plain_len = len(record) - OVERHEAD
+    if plain_len < 0:
+        raise AuthError(f"{len(record)} bytes are no record")
     return keys.decrypt(sequence, record[HEADER_LEN:], aad(sequence, plain_len))

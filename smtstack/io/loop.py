@@ -95,14 +95,20 @@ class PacketLoop:
             self._transmit(now)
         return busy
 
+    def next_wake(self) -> int | None:
+        """When to call :meth:`step` at the latest, if no frame comes: for event loops."""
+        timeout = self.endpoint.next_timeout()
+        if not self._later:
+            return timeout
+        at = self._later[0][0]
+        return at if timeout is None or at < timeout else timeout
+
     def _wake(self, deadline: int | None, now: int) -> int:
         wake = now + IDLE_NS
         if deadline is not None:
             wake = min(wake, deadline)
-        timeout = self.endpoint.next_timeout()
-        if timeout is not None:
-            wake = min(wake, timeout)
-        return min(wake, self._later[0][0]) if self._later else wake
+        timeout = self.next_wake()
+        return wake if timeout is None else min(wake, timeout)
 
     def _receive(self, now: int) -> bool:
         receive = self.socket.receive

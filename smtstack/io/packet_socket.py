@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
-from smtstack.wire.ipv4 import VERSION_IHL
+from smtstack.wire.ipv4 import VERSION_IHL, format_address
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
 SOL_PACKET = 263
@@ -51,19 +51,26 @@ class PacketSocket:
         except PermissionError:
             raise Unsupported("raw sockets need root (or CAP_NET_RAW): run with sudo") from None
         try:
-            # Filter first, then bind: no foreign packet is ever queued.
-            bpf.attach(self._sock, bpf.match([
-                (bpf.LD_HALF, 12, ETHERTYPE_IPV4), (bpf.LD_BYTE, 14, VERSION_IHL), (bpf.LD_BYTE, 23, protocol),
-                (bpf.LD_WORD, 30, ip), (bpf.LD_HALF, 36, port)]))
+            self._claim = _claim_port(interface, ip, port, protocol, fanout is not None)
+        except ConfigError:
+            self._sock.close()
+            raise
+        try:
+            # Filter first, then bind: no foreign packet is ever queued. Nor, before a worker has joined its
+            # group, one that is another worker's: it would be served twice.
+            ours = filter_program(ip, port, protocol)
+            bpf.attach(self._sock, bpf.reject_all() if fanout is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if fanout is not None:
                 self._join(fanout)
+                bpf.attach(self._sock, ours)
             self._guard = _icmp_guard(protocol)
         except OSError as e:
             self._sock.close()
+            self._claim.close()
             if e.errno == errno.ENODEV:
                 raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them") from None
             raise Unsupported(f"packet socket on {interface}: {e.strerror}") from e
@@ -78,9 +85,7 @@ class PacketSocket:
 
     def _join(self, fanout: Fanout) -> None:
         self._sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout.group | FANOUT_CBPF << 16)
-        bpf.attach(self._sock, [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1),
-                                (bpf.MOD, 0, 0, fanout.workers), (bpf.RETURN_A, 0, 0, 0)],
-                   SOL_PACKET, PACKET_FANOUT_DATA)
+        bpf.attach(self._sock, fanout_program(fanout.workers), SOL_PACKET, PACKET_FANOUT_DATA)
 
     def fileno(self) -> int:
         """For select and asyncio."""
@@ -132,6 +137,37 @@ class PacketSocket:
         """Give the sockets back."""
         self._sock.close()
         self._guard.close()
+        self._claim.close()
+
+
+def filter_program(ip: int, port: int, protocol: int) -> list[bpf.Instruction]:
+    """Frames to one (address, port, protocol), fragments included: the endpoint drops those."""
+    return bpf.match([(bpf.LD_HALF, 12, ETHERTYPE_IPV4), (bpf.LD_BYTE, 14, VERSION_IHL),
+                      (bpf.LD_BYTE, 23, protocol), (bpf.LD_WORD, 30, ip), (bpf.LD_HALF, 36, port)])
+
+
+def fanout_program(workers: int) -> list[bpf.Instruction]:
+    """Number of the worker a frame is for. It sees the frame from the IP header on."""
+    return [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1), (bpf.MOD, 0, 0, workers),
+            (bpf.RETURN_A, 0, 0, 0)]
+
+
+def _claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool) -> socket.socket:
+    """A lock on the port, until it is closed or the process ends; raises :class:`ConfigError` if taken.
+
+    Packet sockets know no ports: two on one port would both get and serve every request. An abstract
+    unix name is the network namespace's own, as a port is, and the kernel frees it. Workers (``shared``)
+    leave it to the first of them.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0smtnet {interface} {format_address(ip)}:{port} {protocol}")
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE and not shared:
+            claim.close()
+            raise ConfigError(f"{format_address(ip)}:{port} is in use by another socket on {interface}; "
+                              "take another port") from None
+    return claim
 
 
 def _icmp_guard(protocol: int) -> socket.socket:

@@ -29,7 +29,7 @@ class Route:
         """A whole frame; the device computes the IP checksum."""
         total = 20 + len(header) + len(payload)
         # A ones' complement sum folds by itself when taken modulo 65535.
-        checksum = 0xFFFF - (self._base_sum + tos + total + ip_id) % 0xFFFF
+        checksum = (0xFFFF - (self._base_sum + tos + total + ip_id) % 0xFFFF) % 0xFFFF
         return _FRAME_HEADER.pack(self.ethernet, VERSION_IHL, tos, total, ip_id, FLAG_DF, DEFAULT_TTL,
                                   self.protocol, checksum, self.src, self.dst) + header + payload
 

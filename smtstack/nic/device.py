@@ -12,6 +12,9 @@ from smtstack.nic.counters import NicCounters
 from smtstack.nic.descriptors import Descriptor, Resync, Send
 from smtstack.nic.steering import steering_named
 from smtstack.wire.frame import IP_OFFSET, TRANSPORT_OFFSET
+from smtstack.wire.homa import PLACED
+
+_PLACED = bytes([PLACED])
 
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
@@ -35,7 +38,7 @@ class NicConfig:
     tso: bool = True
     tls_hw_tx_offload: bool = False
     tso_seq: bool = False
-    """Write the packet's offset in its segment into bytes 4..7 of the transport header."""
+    """Write the packet's offset in its segment into bytes 4..7 of the transport header, flag it in byte 11."""
     rx_checksum: bool = True
     steering: str = "flow"
     """``flow`` or ``message``."""
@@ -48,6 +51,8 @@ class SmartNic:
         self.config = config or NicConfig()
         if self.config.queues < 1 or self.config.rx_queues < 1:
             raise ConfigError("a NIC has at least one queue in each direction")
+        if self.config.ring_size < 1 or self.config.rx_ring_size < 1:
+            raise ConfigError("a ring has room for at least one descriptor or frame")
         self.counters = NicCounters()
         self.tso = self.config.tso
         self.tls_hw_tx_offload = self.config.tls_hw_tx_offload
@@ -57,6 +62,7 @@ class SmartNic:
         self._posted = 0
         self._next = 0
         self._arbiter = arbiter
+        self._rx_queues = self.config.rx_queues
         self._rx: list[deque[bytes]] = [deque() for _ in range(self.config.rx_queues)]
         self._steer = steering_named(self.config.steering)
         self._contexts: dict[int, TlsContext] = {}
@@ -150,8 +156,7 @@ class SmartNic:
             payload = sealed
             counters.tx_tls_encrypted_packets += 1
             counters.tx_tls_encrypted_bytes += len(payload)
-        size = len(payload)
-        if d.mss and size > d.mss:
+        if d.mss and len(payload) > d.mss:
             self._cut(d, payload, out)
             return
         frame = d.route.frame(d.tos, d.ip_id, d.header, payload)
@@ -170,7 +175,7 @@ class SmartNic:
         ip_id = d.ip_id
         for cut in range(0, len(payload), mss):
             if self.tso_seq:
-                header = header[:4] + cut.to_bytes(4, "big") + header[8:]
+                header = b"".join((header[:4], cut.to_bytes(4, "big"), header[8:11], _PLACED, header[12:]))
             frame = make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss])
             ip_id += 1
             counters.tx_packets += 1
@@ -182,15 +187,16 @@ class SmartNic:
     def receive(self, frame: bytes) -> None:
         """Take a frame from the wire into a receive ring, or drop and count it."""
         counters = self.counters
+        size = len(frame)
         counters.rx_packets += 1
-        counters.rx_bytes += len(frame)
-        if len(frame) < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
+        counters.rx_bytes += size
+        if size < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
             counters.rx_errors += 1
             return
         if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
             counters.rx_csum_bad += 1
             return
-        ring = self._rx[self._steer(frame, len(self._rx)) if len(self._rx) > 1 else 0]
+        ring = self._rx[self._steer(frame, self._rx_queues) if self._rx_queues > 1 else 0]
         if len(ring) >= self.config.rx_ring_size:
             counters.rx_dropped += 1
             return

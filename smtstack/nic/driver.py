@@ -65,7 +65,7 @@ class NicDriver:
         self._routes.pop(ip, None)
 
     def transmit(self, segment: Segment) -> bool:
-        """Post a segment; False when its ring is full (nothing was posted: try again later)."""
+        """Post a segment; False when its ring is full: try again with the same segment before any other."""
         route = self._routes.get(segment.dst) or self._resolve(segment.dst)
         if route is None:
             self.unresolved += 1
@@ -77,11 +77,9 @@ class NicDriver:
             assert segment.payload is not None
             return nic.post(queue, Send(route, segment.tos, segment.header, segment.payload, 0))
         if nic.tls_hw_tx_offload and message.version:
-            if nic.space(queue) < 2:
-                nic.counters.tx_queue_stopped += 1
-                return False
-            if self._offload(nic, route, queue, segment, message):
-                return True
+            posted = self._offload(nic, route, queue, segment, message)
+            if posted is not None:
+                return posted
             nic.counters.tx_tls_fallback += 1
         payload = message.payload(segment.index)
         if nic.tso or len(payload) <= segment.mss:
@@ -99,32 +97,36 @@ class NicDriver:
     def _cut(nic: SmartNic, route: Route, queue: int, segment: Segment, payload: bytes) -> bool:
         """Segmentation in software, for a device without TSO: the same frames."""
         mss = segment.mss
-        if nic.space(queue) < -(-len(payload) // mss):
-            nic.counters.tx_queue_stopped += 1
-            return False
-        for ip_id, at in enumerate(range(0, len(payload), mss)):
-            nic.post(queue, Send(route, segment.tos, segment.header, payload[at:at + mss], 0, 0, ip_id))
+        for at in range(segment.posted, len(payload), mss):
+            piece = payload[at:at + mss]
+            if not nic.post(queue, Send(route, segment.tos, segment.header, piece, 0, 0, at // mss)):
+                segment.posted = at
+                return False
         return True
 
-    def _offload(self, nic: SmartNic, route: Route, queue: int, segment: Segment, message: OutMessage) -> bool:
-        """Have the device seal this segment; False if it cannot."""
+    def _offload(self, nic: SmartNic, route: Route, queue: int, segment: Segment,
+                 message: OutMessage) -> bool | None:
+        """Have the device seal this segment; False if the ring is full, None if the device cannot."""
         keys = message.keys()
         if keys is None or keys.cipher.name not in OFFLOAD_CIPHERS:
-            return False
+            return None
         index = segment.index
         payload = message.framed(index)
         if len(payload) > segment.mss and not nic.tso:
             # A record over several descriptors would need a device that keeps half-done records.
-            return False
+            return None
         first = message.first_sequence(index)
         context = self._context(nic, keys, queue, message.version, first)
         if context is None:
             nic.counters.tx_tls_no_ctx += 1
-            return False
+            return None
         if context.expected != first:
-            nic.post(queue, Resync(context.number, first))
+            if not nic.post(queue, Resync(context.number, first)):
+                return False
+            context.expected = first
+        if not nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss, context.number)):
+            return False
         context.expected = first + message.records(index)
-        nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss, context.number))
         return True
 
     def _context(self, nic: SmartNic, keys: DirectionKeys, queue: int, version: int,

@@ -34,6 +34,7 @@ FIRST_CLIENT_PORT = 0x8000
 _unpack_data = wire_frame.DATA_FRAME.unpack_from
 _unpack_common = wire_frame.COMMON_FRAME.unpack_from
 _DATA = homa.DATA
+_PLACED = homa.PLACED
 _MIN_LEN = wire_frame.MIN_LEN
 _TYPE_AT = wire_frame.TYPE_AT
 _PAYLOAD_AT = wire_frame.PAYLOAD_AT
@@ -49,7 +50,7 @@ class Endpoint:
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
-    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_max_length", "_outbox",
+    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_max_length", "_max_message", "_outbox",
                  "_protocol", "_recovery", "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
@@ -66,8 +67,9 @@ class Endpoint:
         self._extended = self.profile.fmt.extended
         self._tick_ns = self.params.tick_ns
         self._cutoff_version = self.params.cutoff_version
+        self._max_message = self.params.max_message_length
         self._max_length = self.params.max_wire_length
-        self._table = RpcTable(ip, port, keys, self.params, self.counters)
+        self._table = RpcTable(ip, port, self.profile, keys, self.counters)
         self._outbox = Outbox(port, self.profile.fmt, self.params, self.counters)
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
@@ -86,7 +88,8 @@ class Endpoint:
         Raises :class:`LocalError` for an empty or too long message, :class:`ConfigError` if no key is
         known for the peer.
         """
-        self._check_length(data)
+        if not 0 < len(data) <= self._max_message:
+            raise self._bad_length(data)
         table = self._table
         peer = table.peers.get(ip << 16 | port)
         if peer is None or not peer.proven:
@@ -106,7 +109,8 @@ class Endpoint:
 
     def send_reply(self, rpc: Rpc, data: bytes, now: int) -> bool:
         """Answer a Request; False if its client has given up. Raises :class:`LocalError` for misuse."""
-        self._check_length(data)
+        if not 0 < len(data) <= self._max_message:
+            raise self._bad_length(data)
         if rpc.state is DEAD:
             return False
         out = self.profile.outgoing(rpc, data)
@@ -134,10 +138,9 @@ class Endpoint:
         """The next thing the application should know."""
         return self._events.popleft() if self._events else None
 
-    def _check_length(self, data: bytes) -> None:
-        if not 0 < len(data) <= self.params.max_message_length:
-            raise LocalError(f"a message of {len(data)} bytes; 1 to {self.params.max_message_length} "
-                             "(max_message_length) are possible")
+    def _bad_length(self, data: bytes) -> LocalError:
+        return LocalError(f"a message of {len(data)} bytes; 1 to {self._max_message} (max_message_length) are "
+                          "possible")
 
     # -- the network's side ------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class Endpoint:
             self._handle_control(frame, now)
             return
         (ethertype, vihl, _tos, total, ip_id, fragment, protocol, src, dst, sport, dport, packet_offset,
-         segment_size, epoch, high, low, sender_id, length, incoming, version, _retransmit,
+         segment_size, epoch, flags, high, low, sender_id, length, incoming, version, _retransmit,
          index) = _unpack_data(frame)
         if (ethertype != ETHERTYPE_IPV4 or vihl != VERSION_IHL or fragment & FRAGMENT_MASK
                 or not _DATA_IP_LEN < total <= size - _IP_OFFSET or length == 0 or length > self._max_length):
@@ -194,16 +197,16 @@ class Endpoint:
             return
         tick = now // self._tick_ns
         if not self._extended:
-            packet_offset = segment_size = epoch = 0
+            segment_size = epoch = flags = 0
         if version != self._cutoff_version:
             self._tell_cutoffs(peer, sender_id ^ 1, epoch, tick)
         payload = frame[_PAYLOAD_AT:_IP_OFFSET + total]
         key = sender_id ^ 1 | epoch << 64
         rpc = peer.rpcs.get(key)
         # A message in one packet skips reassembly; most messages are.
-        place = (high << 16 | low) + packet_offset
         index = (index + ip_id) & 0xFFFF
-        whole = len(payload) == length and place == 0 and index == 0
+        inside = packet_offset if flags & _PLACED else index * segment_size
+        whole = len(payload) == length and inside + high + low == 0
         if rpc is None:
             rpc = self._new_request(peer, key, sender_id, epoch, length, payload if whole else None, tick)
             if rpc is None:
@@ -220,8 +223,7 @@ class Endpoint:
             if data is not None:
                 self._finish_response(rpc, data)
                 return
-        self._receive(rpc, high << 16 | low, index, segment_size, packet_offset, length, incoming, payload,
-                      tick)
+        self._receive(rpc, high << 16 | low, index, inside, length, incoming, payload, tick)
 
     def _new_request(self, peer: Peer, key: int, sender_id: int, epoch: int, length: int,
                      whole: bytes | None, tick: int) -> Rpc | None:
@@ -254,8 +256,8 @@ class Endpoint:
         self._table.timers.arm(rpc, tick + self.params.resend_ticks)
         return rpc
 
-    def _receive(self, rpc: Rpc, segment_offset: int, index: int, segment_size: int, packet_offset: int,
-                 length: int, incoming: int, payload: bytes, tick: int) -> None:
+    def _receive(self, rpc: Rpc, segment_offset: int, index: int, inside: int, length: int, incoming: int,
+                 payload: bytes, tick: int) -> None:
         counters = self.counters
         inm = rpc.inm
         if inm is None:
@@ -266,7 +268,7 @@ class Endpoint:
         elif length != inm.length:
             counters.length_conflicts += 1
             inm.extend(length)
-        new = inm.add(segment_offset, index, segment_size, packet_offset, payload)
+        new = inm.add(segment_offset, index, inside, payload)
         if incoming > inm.granted:
             inm.granted = min(incoming, inm.length)
             self._table.grants.update(rpc)

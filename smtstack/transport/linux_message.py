@@ -137,8 +137,7 @@ class LinuxIn(InMessage):
         self._data = bytearray()
         self._bytes = 0
 
-    def add(self, segment_offset: int, index: int, segment_size: int, packet_offset: int,
-            payload: bytes) -> int:
+    def add(self, segment_offset: int, index: int, inside: int, payload: bytes) -> int:
         if segment_offset < len(self._data):
             return 0
         start, stop = nominal_range(segment_offset, index, len(payload), self._geo.packet_data)

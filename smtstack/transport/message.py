@@ -117,9 +117,11 @@ class InMessage:
         #: All claimed bytes are here, and the last record says there are more.
         self.truncated = False
 
-    def add(self, segment_offset: int, index: int, segment_size: int, packet_offset: int,
-            payload: bytes) -> int:
-        """Take one packet; the number of new bytes, 0 for a duplicate, -1 if it lies outside the message."""
+    def add(self, segment_offset: int, index: int, inside: int, payload: bytes) -> int:
+        """Take packet ``index`` of a segment, ``inside`` bytes into it.
+
+        Returns the number of new bytes, 0 for a duplicate, -1 if it lies outside the message.
+        """
         raise NotImplementedError
 
     def finish(self) -> bytes | None:

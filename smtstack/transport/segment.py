@@ -13,7 +13,7 @@ class Segment:
     A payload longer than ``mss`` must be cut; every packet gets the same header, IP ID counts them.
     """
 
-    __slots__ = ("dst", "flow", "header", "index", "message", "mss", "payload", "tos")
+    __slots__ = ("dst", "flow", "header", "index", "message", "mss", "payload", "posted", "tos")
 
     def __init__(self, dst: int, tos: int, header: bytes, payload: bytes | None, mss: int = 0,
                  message: OutMessage | None = None, index: int = 0, flow: int = 0) -> None:
@@ -29,6 +29,8 @@ class Segment:
         self.index = index
         #: Segments with one value stay in order, on one TX queue: the RPC id.
         self.flow = flow
+        #: The driver's: payload bytes it has posted already, when the ring had no room for all.
+        self.posted = 0
 
     def sealed(self) -> bytes:
         """The payload as it goes on the wire."""

@@ -115,7 +115,6 @@ class SealedOut(OutMessage):
         sealed = self._sealed[index]
         if sealed is None:
             keys = self._epoch.tx
-            assert keys is not None
             if self._records == 1:
                 data = self._data
                 sealed = tls13.seal(keys, self._first, data, True, self._padded - len(data))
@@ -156,9 +155,8 @@ class StreamIn(InMessage):
         self._buf = bytearray()
         self._gaps = Gaps()
 
-    def add(self, segment_offset: int, index: int, segment_size: int, packet_offset: int,
-            payload: bytes) -> int:
-        start = segment_offset + (packet_offset or index * segment_size)
+    def add(self, segment_offset: int, index: int, inside: int, payload: bytes) -> int:
+        start = segment_offset + inside
         stop = start + len(payload)
         if stop > self.length:
             return -1
@@ -231,7 +229,6 @@ class SealedIn(StreamIn):
             return None
         buf = self._buf
         keys = self._epoch.rx
-        assert keys is not None
         while True:
             at = self._open_at
             ready = gaps.contiguous()

@@ -7,8 +7,8 @@ from smtstack.crypto.session import EpochKeys
 from smtstack.errors import ConfigError
 from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
-from smtstack.transport.params import TransportParams
 from smtstack.transport.peers import Host, Peer
+from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import DEAD, INCOMING, Rpc
 from smtstack.transport.timers import TimerTable
 from smtstack.wire.ipv4 import format_address
@@ -21,12 +21,13 @@ class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
     __slots__ = ("_births", "_counters", "_ip", "_keys", "_params", "_port", "_rx_bytes", "_server_rpcs",
-                 "_unproven", "grants", "hosts", "peers", "timers")
+                 "_session_type", "_unproven", "grants", "hosts", "peers", "timers")
 
-    def __init__(self, ip: int, port: int, keys: KeyStore, params: TransportParams,
-                 counters: Counters) -> None:
+    def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
+        params = profile.params
         self._ip = ip
         self._port = port
+        self._session_type = profile.session_type
         self._keys = keys
         self._params = params
         self._counters = counters
@@ -68,6 +69,9 @@ class RpcTable:
         session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
         if session is None:
             return None
+        if not isinstance(session, self._session_type):
+            raise ConfigError(f"these keys make a {type(session).__name__}, the profile needs a "
+                              f"{self._session_type.__name__}: load them for the same profile")
         host = self.hosts.get(ip)
         if host is None:
             host = self.hosts[ip] = Host(ip)

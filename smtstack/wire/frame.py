@@ -20,8 +20,8 @@ PAYLOAD_AT = TRANSPORT_OFFSET + homa.DATA_LEN
 MIN_LEN = TRANSPORT_OFFSET + homa.COMMON_LEN
 
 #: ethertype, vihl, tos, total, ip_id, frag, proto, src, dst, sport, dport, packet offset, segment size,
-#: epoch, offset high, offset low, sender_id, message_length, incoming, cutoff_version, retransmit, index
-DATA_FRAME = struct.Struct("!12xHBBHHHxB2xIIHHIHBx2xH2xHQIIHBB")
+#: epoch, flags, offset high, offset low, sender_id, message_length, incoming, cutoff_version, retransmit, index
+DATA_FRAME = struct.Struct("!12xHBBHHHxB2xIIHHIHBB2xH2xHQIIHBB")
 #: The same up to and with sender_id, for control packets.
 COMMON_FRAME = struct.Struct("!12xHBBHHHxB2xIIHH6xB9xQ")
 

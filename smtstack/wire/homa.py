@@ -9,6 +9,7 @@ off   size  field
 4     4     DATA: byte offset of the packet in its TSO segment; only a ``tso-seq`` NIC writes it
 8     2     DATA: segment size, the payload bytes TSO put into every packet but the last
 10    1     key epoch of the RPC
+11    1     DATA: flags; bit 0: bytes 4..7 were written (0 is an offset, too)
 12    1     data offset, 0xA0 in DATA (looks like a TCP header to a TSO engine)
 13    1     packet type
 14    2     DATA: high half of the segment's offset in the message
@@ -43,6 +44,8 @@ PROOF_LEN = 16
 TYPE_OFFSET = 13
 MAX_ACKS = 5
 NUM_PRIORITIES = 8
+#: Flag of DATA: a NIC wrote the packet's offset in its segment.
+PLACED = 0x01
 #: Data offset byte of DATA: 40 bytes of header, in units of 4, in the high nibble.
 DATA_OFFSET = 0xA0
 
@@ -51,7 +54,7 @@ PROTO_HOMA = 146
 PROTO_LINUX = 253
 
 COMMON = struct.Struct("!HHIHBxBBHHHQ")
-DATA_HEADER = struct.Struct("!HHIHBxBBHHHQIIHBB")
+DATA_HEADER = struct.Struct("!HHIHBBBBHHHQIIHBB")
 _ACK_ENTRY = struct.Struct("!QHH")
 _ACK_BODY = struct.Struct("!H" + 5 * "QHH")
 _U32 = struct.Struct("!I")
@@ -66,7 +69,7 @@ class WireFormat:
 
     name: str
     protocol: int
-    #: Bytes 4..10 (packet offset, segment size, key epoch) carry meaning.
+    #: Bytes 4..11 (packet offset, segment size, key epoch, flags) carry meaning.
     extended: bool
     #: ACK ends in a 16-byte proof.
     ack_proof: bool
@@ -93,16 +96,25 @@ class Data:
     retransmit: int = 0
     #: Index of the packet in its segment when it travels alone (a retransmission); added to the IP ID.
     packet_index: int = 0
-    #: Offset in the segment as written by a ``tso-seq`` NIC, else 0.
+    #: Offset in the segment, if ``placed``.
     packet_offset: int = 0
     epoch: int = 0
+    #: A ``tso-seq`` NIC wrote ``packet_offset``; otherwise IP ID and ``packet_index`` tell the place.
+    placed: bool = False
+
+    def offset_in_segment(self, identification: int) -> int:
+        """Where the payload of the packet with this IP ID lies in its segment, in bytes."""
+        if self.placed:
+            return self.packet_offset
+        return (identification + self.packet_index & 0xFFFF) * self.segment_size
 
     def pack(self) -> bytes:
         """The 40 header bytes."""
         return DATA_HEADER.pack(
-            self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch, DATA_OFFSET, DATA,
-            self.segment_offset >> 16, 0, self.segment_offset & 0xFFFF, self.sender_id,
-            self.message_length, self.incoming, self.cutoff_version, self.retransmit, self.packet_index)
+            self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch,
+            PLACED if self.placed else 0, DATA_OFFSET, DATA, self.segment_offset >> 16, 0,
+            self.segment_offset & 0xFFFF, self.sender_id, self.message_length, self.incoming,
+            self.cutoff_version, self.retransmit, self.packet_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,11 +324,11 @@ def parse_untrusted(buf: bytes, fmt: WireFormat = SMT) -> Packet:
 def _data(buf: bytes, fmt: WireFormat) -> Data:
     if len(buf) <= DATA_LEN:
         raise BadPacket(f"DATA of {len(buf)} bytes carries no payload")
-    (sport, dport, seq, size, epoch, _doff, _type, hi, _sum, lo, sender_id, length, incoming, version,
+    (sport, dport, seq, size, epoch, flags, _doff, _type, hi, _sum, lo, sender_id, length, incoming, version,
      retransmit, index) = DATA_HEADER.unpack_from(buf)
     if length == 0:
         raise BadPacket("DATA of a message of length 0")
     if not fmt.extended:
-        seq = size = epoch = 0
+        seq = size = epoch = flags = 0
     return Data(sport, dport, sender_id, length, incoming, (hi << 16) | lo, size, version, retransmit,
-                index, seq, epoch)
+                index, seq, epoch, bool(flags & PLACED))

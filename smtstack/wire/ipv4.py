@@ -50,7 +50,8 @@ def checksum(header: bytes) -> int:
     A ones' complement sum is the big-endian number modulo 65535, which Python computes in one step.
     """
     folded = int.from_bytes(header, "big") % 0xFFFF
-    return 0xFFFF - folded
+    # A sum of -0 (0xFFFF) looks like +0 here; both give 0.
+    return (0xFFFF - folded) % 0xFFFF
 
 
 def checksum_ok(header: bytes) -> bool:

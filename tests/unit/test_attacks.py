@@ -29,7 +29,7 @@ def rebuild(frame: bytes, **fields: int) -> bytes:
     return bytes(changed)
 
 
-_FIELDS = ("sport", "dport", "packet_offset", "segment_size", "epoch", "doff", "kind", "high", "checksum", "low",
+_FIELDS = ("sport", "dport", "packet_offset", "segment_size", "epoch", "flags", "doff", "kind", "high", "checksum", "low",
            "sender_id", "message_length", "incoming", "cutoff_version", "retransmit", "packet_index")
 
 
@@ -173,7 +173,7 @@ def forgeries(frame: bytes, from_client: bool, rand: Random, proof: bool) -> lis
                 (from_client, rebuild(frame, low=rand.randrange(30_000))),
                 (from_client, rebuild(frame, epoch=rand.randrange(256))),
                 (from_client, rebuild(body + garbage, packet_index=rand.randrange(6))),
-                (from_client, rebuild(frame, packet_offset=rand.randrange(9000))),
+                (from_client, rebuild(frame, packet_offset=rand.randrange(9000), flags=1)),
                 # The next RPC's id, before its owner uses it.
                 (from_client, rebuild(body + garbage, sender_id=sender + 2))]
     return out

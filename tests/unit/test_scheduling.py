@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smtstack.crypto.session import EpochKeys, Session
+from smtstack.crypto.session import NO_KEYS, EpochKeys, Session
 from smtstack.errors import ConfigError
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.params import INT_MAX, TransportParams
@@ -137,7 +137,7 @@ def test_grants_stay_within_max_incoming() -> None:
 
 def incoming(host: Host, birth: int, length: int, received: int) -> Rpc:
     """A server RPC of which ``received`` bytes arrived, none granted beyond."""
-    keys = EpochKeys(0, None, None, 16)
+    keys = EpochKeys(0, NO_KEYS, NO_KEYS, 16)
     rpc = Rpc(Peer(host, 1, 2, Session()), 3, 3, keys, False, birth, 0)
     rpc.inm = StreamIn(length)
     rpc.inm.received = rpc.inm.granted = received
