@@ -19,12 +19,9 @@ from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
-from smtstack.transport.segment import Segment
 from smtstack.wire.frame import MIN_LEN, TRANSPORT_OFFSET
 
 _PORT_AT = TRANSPORT_OFFSET + 2
-#: Ns after which a segment that no ring had room for is offered to the driver again.
-RING_RETRY_NS = 1_000
 
 
 class SimEndpoint:
@@ -33,7 +30,7 @@ class SimEndpoint:
     ``on_event(self, event)`` is called for every event at the time it happens, and may send from there.
     """
 
-    __slots__ = ("_clock", "_driver", "_held", "_wakes", "_working", "endpoint", "host", "on_event")
+    __slots__ = ("_clock", "_driver", "_wakes", "_working", "endpoint", "host", "on_event")
 
     def __init__(self, host: SimHost, endpoint: Endpoint, driver: NicDriver, on_event: OnEvent | None) -> None:
         self.host = host
@@ -41,8 +38,6 @@ class SimEndpoint:
         self.on_event = on_event
         self._clock = host.clock
         self._driver = driver
-        #: A segment no TX ring had room for.
-        self._held: Segment | None = None
         #: Times of the wake-ups in the clock's heap, latest first. One is added only if it comes before all
         #: others, so a pacer that wakes every microsecond does not pile up entries for a timer far away.
         self._wakes: list[int] = []
@@ -86,30 +81,21 @@ class SimEndpoint:
 
     def _transmit(self) -> None:
         endpoint, now = self.endpoint, self._clock.now
-        transmit = self._driver.transmit
-        segment = self._held or endpoint.poll_transmit(now)
+        segment = endpoint.poll_transmit(now)
         if segment is None:
             return
         while segment is not None:
-            if not transmit(segment):
-                # The rings are full; the device may have emptied them when we come back.
-                if self._held is None:
-                    self._held = segment
-                if not self.host.run_device():
-                    return
-                continue
-            self._held = None
+            while not self._driver.transmit(segment):
+                # Its ring is full. The device takes no time to empty it, so the same segment goes next.
+                self.host.run_device()
             segment = endpoint.poll_transmit(now)
         self.host.run_device()
 
     def _arm(self) -> None:
         at = self.endpoint.next_timeout()
-        now = self._clock.now
-        if self._held is not None:
-            at = now + RING_RETRY_NS
         if at is None:
             return
-        at = max(at, now + 1)
+        at = max(at, self._clock.now + 1)
         wakes = self._wakes
         if not wakes or at < wakes[-1]:
             wakes.append(at)
@@ -171,11 +157,9 @@ class SimHost:
                                                          self._policy)
         return driver
 
-    def run_device(self) -> bool:
-        """Let the device work off its descriptors; whether any frame came out."""
+    def run_device(self) -> None:
+        """Let the device work off its descriptors."""
         frames = self.nic.process()
-        if not frames:
-            return False
         port = self.port
         if port is None:
             raise ConfigError(f"{self.name} has something to send, but is not connected")
@@ -187,7 +171,6 @@ class SimHost:
             at = clock.now + self._delay
             for when, sent in [(at, frame)] if self.tx_faults is None else self.tx_faults.apply(frame, at):
                 clock.schedule(when, port.send, sent)
-        return True
 
     def receive(self, frame: bytes) -> None:
         """A frame came off the wire."""

@@ -68,6 +68,11 @@ class LinuxOut(OutMessage):
     def start(self, index: int) -> int:
         return index * self._geo.record_data
 
+    def wire_size(self, index: int) -> int:
+        data = super().wire_size(index)
+        beyond = max(0, data - (self._geo.packet_data - tls12.HEADER_LEN))
+        return data + RECORD_OVERHEAD + SEGMENT_HEADER_LEN * (1 - -beyond // self._geo.packet_data)
+
     def first_sequence(self, index: int) -> int:
         return self._first + index
 

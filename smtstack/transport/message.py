@@ -55,6 +55,10 @@ class OutMessage:
         """Segment ``index`` as a TLS-offloading NIC wants it: records in clear, room for the tags."""
         raise NotImplementedError
 
+    def wire_size(self, index: int) -> int:
+        """Payload bytes of segment ``index`` on the wire, without sealing it."""
+        return (self.start(index + 1) if index + 1 < self.count else self.length) - self.start(index)
+
     def first_sequence(self, index: int) -> int:
         """Record number of the first record of segment ``index``."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ from smtstack.transport.params import PACKET_HEADERS, TransportParams
 from smtstack.transport.peers import Peer
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
-from smtstack.wire import homa
+from smtstack.wire import homa, ipv4
 
 _CONTROL_TOS_SHIFT = 5
 _pack_data = homa.DATA_HEADER.pack
@@ -100,8 +100,8 @@ class Outbox:
         if self._ready:
             segment = self._ready.popleft()
             out = segment.message
-            size = out.length if out is not None else 0
-            pacer.account(size + PACKET_HEADERS, 1, now)
+            size = len(segment.payload or b"") if out is None else out.wire_size(segment.index)
+            pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
             return segment
         if now < pacer.ready_at():
             return None
@@ -120,8 +120,7 @@ class Outbox:
         index = out.sent
         segment = self._segment(rpc, out, index)
         out.sent = index + 1
-        # Wire bytes of the segment; profile linux counts message bytes, 4 % short of the truth.
-        size = (out.start(index + 1) if index + 1 < out.count else out.length) - out.start(index)
+        size = out.wire_size(index)
         packets = -(-size // out.mss)
         pacer.account(size + packets * PACKET_HEADERS, packets, now)
         pacer.sent(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import DEAD, Rpc
@@ -23,7 +24,9 @@ class Pacer:
 
     def __init__(self, params: TransportParams) -> None:
         self._heap: list[tuple[int, int, Rpc]] = []
-        self._ns_per_byte = 8000 / params.link_mbps
+        # One per cent more than the truth, as the kernel module has it (homa_outgoing_sysctl_changed): an
+        # estimate that falls behind the link, by rounding alone, lets the NIC's queue grow while it is busy.
+        self._ns_per_byte = 1.01 * 8000 / params.link_mbps
         self._max_queue = params.max_nic_queue_ns
         fraction = params.pacer_fifo_fraction
         #: The oldest message goes first once in so many bytes; 0: never.
@@ -34,7 +37,7 @@ class Pacer:
 
     def account(self, ip_bytes: int, packets: int, now: int) -> None:
         """``packets`` with ``ip_bytes`` in all (IP lengths) went to the NIC."""
-        cost = int((ip_bytes + packets * LINK_OVERHEAD) * self._ns_per_byte)
+        cost = math.ceil((ip_bytes + packets * LINK_OVERHEAD) * self._ns_per_byte)
         idle = self._idle_at
         self._idle_at = (idle if idle > now else now) + cost
 
