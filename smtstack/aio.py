@@ -58,6 +58,9 @@ class AioSocket:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._arrived: asyncio.Queue[IncomingRequest] = asyncio.Queue()
+        self._closed = False
+        #: Requests under way.
+        self._asked: set[_AioFuture] = set()
         self._loop.add_reader(self.socket.fileno(), self._pump)
 
     async def request(self, peer: Address, data: bytes, timeout: float | None = None) -> bytes:
@@ -65,12 +68,14 @@ class AioSocket:
         rpc = self.socket.endpoint.send_request(address(peer[0]), peer[1], data, time.monotonic_ns())
         future = _AioFuture(self.socket, rpc)
         rpc.cookie = future
+        self._asked.add(future)
         self._pump()
         try:
             return await asyncio.wait_for(future.waiter, timeout)
         except asyncio.TimeoutError:
             raise RpcTimeout(f"RPC to {rpc.peer}: no response within {timeout} s") from None
         finally:
+            self._asked.discard(future)
             if not future.done():
                 self.socket.abort(future)
 
@@ -99,7 +104,12 @@ class AioSocket:
             self._timer = self._loop.call_later(delay, self._pump)
 
     def close(self) -> None:
-        """Leave the event loop and close the socket."""
+        """Leave the event loop and close the socket. Requests under way end with an RpcError."""
+        if self._closed:
+            return
+        self._closed = True
+        for future in list(self._asked):
+            self.socket.abort(future)
         self._loop.remove_reader(self.socket.fileno())
         if self._timer is not None:
             self._timer.cancel()

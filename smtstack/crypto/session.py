@@ -107,8 +107,8 @@ KeySchedule = Callable[[int], "tuple[DirectionKeys, DirectionKeys]"]
 class SmtSession(Session):
     """A session of profile ``smt``: TLS 1.3 records, epochs, composite numbers."""
 
-    __slots__ = ("_epochs", "_newest", "_newest_keys", "_previous", "_record_limit", "_update_at", "numbers",
-                 "pads", "params", "schedule")
+    __slots__ = ("_epochs", "_newest", "_newest_keys", "_previous", "_previous_end", "_record_limit",
+                 "_update_at", "numbers", "pads", "params", "schedule")
 
     protected = True
 
@@ -124,6 +124,8 @@ class SmtSession(Session):
         self._epochs: dict[int, EpochKeys] = {}
         #: Our own last epoch, kept until nothing runs under it.
         self._previous: EpochKeys | None = None
+        #: Its ids were all below this.
+        self._previous_end = 0
         #: Highest epoch under which a request of the peer authenticated.
         self._newest = 0
         self.current = self._newest_keys = self._keys(0)
@@ -163,6 +165,7 @@ class SmtSession(Session):
                 raise LocalError("message ids of this key are used up while RPCs of the last key still run")
             return keys
         self._previous = keys
+        self._previous_end = self.next_id
         self.current = self._keys(keys.epoch + 1)
         self.next_id = FIRST_ID
         self._update_at = self._update_interval()
@@ -177,7 +180,8 @@ class SmtSession(Session):
         """Whether this side ever used the id under this epoch for a request."""
         if wire_epoch == self.current.epoch & 0xFF:
             return rpc_id < self.next_id
-        return self._previous is not None and wire_epoch == self._previous.epoch & 0xFF
+        previous = self._previous
+        return previous is not None and wire_epoch == previous.epoch & 0xFF and rpc_id < self._previous_end
 
     def own_keys(self, wire_epoch: int) -> EpochKeys | None:
         """Keys of a request of ours under ``wire_epoch``; None: long over."""

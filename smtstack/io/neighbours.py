@@ -39,8 +39,8 @@ class Neighbours:
             return mac
         # The kernel asks by ARP when it has something to send; an empty datagram to the discard port is.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
             try:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface.encode() + b"\0")
                 s.sendto(b"", (socket.inet_ntoa(hop.to_bytes(4, "big")), _DISCARD_PORT))
             except OSError:
                 return None

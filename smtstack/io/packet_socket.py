@@ -75,6 +75,7 @@ class PacketSocket:
                 raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them") from None
             raise Unsupported(f"packet socket on {interface}: {e.strerror}") from e
         self._sock.setblocking(False)
+        self._interface = interface
         self.mac: bytes = self._sock.getsockname()[4]
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
@@ -103,11 +104,17 @@ class PacketSocket:
             raise
 
     def send(self, frame: bytes) -> None:
-        """Send a frame; waits a little for a full queue, then counts it as lost, as a link would."""
+        """Send a frame; waits a little for a full queue, then counts it as lost, as a link would.
+
+        Raises :class:`Unsupported` when the interface was removed: no other of that name takes its place.
+        """
         try:
             self._sock.send(frame)
-        except (BlockingIOError, OSError) as e:
-            if e.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN):
+        except OSError as e:
+            if e.errno in (errno.ENXIO, errno.ENODEV):
+                raise Unsupported(f"interface {self._interface} was removed") from None
+            # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with.
+            if e.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE):
                 raise
             waiter = select.poll()
             waiter.register(self._sock, select.POLLOUT)

@@ -159,7 +159,8 @@ class SmartNic:
         if d.mss and len(payload) > d.mss:
             self._cut(d, payload, out)
             return
-        frame = d.route.frame(d.tos, d.ip_id, d.header, payload)
+        header = _place(d.header, 0) if self.tso_seq and d.mss else d.header
+        frame = d.route.frame(d.tos, d.ip_id, header, payload)
         counters.tx_packets += 1
         counters.tx_bytes += len(frame)
         out.append(frame)
@@ -175,7 +176,7 @@ class SmartNic:
         ip_id = d.ip_id
         for cut in range(0, len(payload), mss):
             if self.tso_seq:
-                header = b"".join((header[:4], cut.to_bytes(4, "big"), header[8:11], _PLACED, header[12:]))
+                header = _place(d.header, cut)
             frame = make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss])
             ip_id += 1
             counters.tx_packets += 1
@@ -206,3 +207,8 @@ class SmartNic:
         """The next received frame of a queue."""
         ring = self._rx[queue]
         return ring.popleft() if ring else None
+
+
+def _place(header: bytes, offset: int) -> bytes:
+    """``header`` with the packet's offset in its segment: what ``tso-seq`` writes."""
+    return b"".join((header[:4], offset.to_bytes(4, "big"), header[8:11], _PLACED, header[12:]))

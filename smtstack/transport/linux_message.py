@@ -213,6 +213,11 @@ class LinuxIn(InMessage):
 
     def _discard(self, offset: int) -> None:
         self.auth_failures += 1
+        self.discarded += self._drop(offset)
+
+    def _drop(self, offset: int) -> list[tuple[int, int]]:
+        """Forget the packets of a record; the ranges they claimed."""
+        dropped = []
         packets = self._packets.pop(offset)
         for index, payload in packets.items():
             start, stop = nominal_range(offset, index, len(payload), self._geo.packet_data)
@@ -220,7 +225,14 @@ class LinuxIn(InMessage):
             self._gaps.remove(start, stop)
             self.received -= sum(length for _o, length in self._gaps.missing(self.length)) - before
             self._bytes -= len(payload)
-            self.discarded.append((start, stop - start))
+            dropped.append((start, stop - start))
+        return dropped
+
+    def doubt(self) -> list[tuple[int, int]]:
+        offset = len(self._data)
+        if offset in self._packets and not self._gaps.holes:
+            return self._drop(offset)
+        return []
 
     def missing(self) -> list[tuple[int, int]]:
         holes = self._gaps.missing(max(min(self.granted, self.length), self._gaps.end))

@@ -148,6 +148,13 @@ class InMessage:
         """Records that authenticated so far."""
         return 0
 
+    def doubt(self) -> list[tuple[int, int]]:
+        """Throw away what has not authenticated, as nothing gets on; the ranges to ask for instead.
+
+        A forged record header can claim more bytes than there are, which only their absence shows.
+        """
+        return []
+
     def progressed(self) -> bool:
         """Whether there is more of the message than ever before: more bytes, or more authentic records.
 

@@ -23,6 +23,9 @@ from smtstack.wire import homa
 
 #: What is asked for when nothing of a message is there (homa_timer.c:homa_check_rpc asks for 100 bytes).
 PROBE_LENGTH = 100
+#: RESENDs without progress after which bytes that have not authenticated are no longer believed: late
+#: enough that loss alone hardly ever costs what has arrived, early enough to get it all once more.
+DOUBT_RESENDS = 3
 #: Ranges one round of RESENDs asks for; the rest waits for the next.
 MAX_RESEND_RANGES = 16
 
@@ -104,7 +107,9 @@ class Recovery:
             out.granted = stop
             self._outbox.start(rpc)
         again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority) if packet.length else 0
-        if not again:
+        if not again and (out.sendable() or not packet.length):
+            # Otherwise all is sent that was asked for and BUSY would be a lie: whoever waits for bytes past
+            # the end of a message must not be kept waiting.
             self._busy(rpc)
 
     def _still_receiving(self, rpc: Rpc, tick: int) -> None:
@@ -242,6 +247,9 @@ class Recovery:
             self._give_up(rpc)
             return
         rpc.resends += 1
+        if inm is not None and rpc.resends >= DOUBT_RESENDS:
+            missing = inm.doubt() or missing
+            self._table.grants.update(rpc)
         if replied:
             self._need_ack(rpc)
         else:
