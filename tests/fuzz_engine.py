@@ -1,0 +1,335 @@
+"""Fuzzing of whole endpoints: forged and mutated frames between those of a genuine conversation.
+
+A client and an echoing server talk over a slightly lossy path while an attacker who sees every frame sends
+his own. Once he stops, the conversation must come to its end: every RPC of profile ``smt`` answered, nothing
+delivered that nobody sent, no state left beyond its bounds.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from random import Random
+
+from smtstack.crypto import tls12, tls13
+from smtstack.crypto.keys import Endpoints, demo_keys
+from smtstack.crypto.session import LinuxSession, SessionParams, SmtSession
+from smtstack.nic.device import NicConfig
+from smtstack.transport.endpoint import Endpoint
+from smtstack.transport.events import Failed, Request, Response
+from smtstack.transport.params import TransportParams
+from smtstack.transport.rpc import Rpc
+from smtstack.wire import homa
+from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair
+
+PARAMS = TransportParams(max_message_length=60_000, max_rpcs_per_host=300, max_server_rpcs=400,
+                         max_rx_bytes_per_host=6 << 20, max_rx_bytes=8 << 20)
+#: Peers that may exist: those a forger made, and the genuine one.
+MAX_PEERS = 1024 + 1
+#: Genuine frames kept for mutation, of each direction.
+CORPUS = 400
+TICK_NS = 1_000_000
+#: Forged frames of one attack, and between two steps of the genuine conversation.
+BURST = 1008
+VOLLEY = 12
+CLIENT_IP = CLIENT.to_bytes(4, "big")
+
+#: Offset and size of every header field of a frame that an endpoint reads.
+FIELDS = [(12, 2), (14, 1), (15, 1), (16, 2), (18, 2), (20, 2), (22, 1), (23, 1), (24, 2), (26, 4), (30, 4),
+          (34, 2), (36, 2), (38, 4), (42, 2), (44, 1), (46, 1), (47, 1), (48, 2), (50, 2), (52, 2), (54, 8),
+          (62, 4), (66, 4), (70, 2), (72, 1), (73, 1), (74, 1), (75, 2), (77, 2), (79, 8)]
+#: Those after the addresses: the packet still reaches an RPC, most of the time.
+INNER = [f for f in FIELDS if f[0] >= 38]
+SENDER_ID = (54, 8)
+
+
+@dataclass
+class Findings:
+    """What went wrong in a round."""
+
+    escaped: list[str] = field(default_factory=list)
+    """Exceptions out of the engine, with the frame that brought them about."""
+    killed: list[str] = field(default_factory=list)
+    """Genuine RPCs that failed, or never ended."""
+    forged: list[str] = field(default_factory=list)
+    """Contents delivered that nobody sent, or twice."""
+    unbounded: list[str] = field(default_factory=list)
+    """State beyond its bounds."""
+
+
+def content(number: int, size: int) -> bytes:
+    """Request ``number``, recognizable."""
+    return (b"%08d" % number * (size // 8 + 1))[:max(size, 8)]
+
+
+class Round:
+    """One conversation under attack. ``insider``: the attacker has the keys, and only must not crash us."""
+
+    def __init__(self, profile: str, seed: int, insider: bool = False) -> None:
+        self.profile = profile
+        self.random = Random(seed)
+        self.insider = insider
+        self.findings = Findings()
+        self.inputs = 0
+        params = SessionParams(key_update_records=60 if seed & 1 else 0, index_bits=16 if seed & 2 else 40)
+        make = (lambda: demo_keys("smt", params)) if profile == "smt" else lambda: demo_keys(profile)
+        self.pair = Pair(profile, keys=make, params=PARAMS, config=NicConfig(tls_hw_tx_offload=bool(seed & 4)))
+        store = make()
+        self.sessions = {True: store.session(Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)),
+                         False: store.session(Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT))}
+        self.corpus: dict[int, list[bytes]] = {CLIENT: [], SERVER: []}
+        self.asked: dict[Rpc, bytes] = {}
+        #: Not over yet, in order: a set's order would change from run to run.
+        self.open: dict[Rpc, None] = {}
+        self.delivered: dict[bytes, int] = {}
+        self.loss = 0.03
+        self.last_tick = 0
+        #: What is being handled, for the report of an exception.
+        self.frame = b""
+
+    # -- the genuine conversation --------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """One more request, of any number of packets."""
+        size = self.random.choice((8, 60, 1000, 1418, 1419, 3000, 9000, 20_000, 40_000))
+        data = content(len(self.asked), size)
+        rpc = self.pair.client.endpoint.send_request(SERVER, SERVER_PORT, data, self.pair.now)
+        self.asked[rpc] = data
+        self.open[rpc] = None
+
+    def serve(self) -> None:
+        """Both applications' work."""
+        pair = self.pair
+        while (event := pair.server.endpoint.next_event()) is not None:
+            assert isinstance(event, Request)
+            self.judge_request(event)
+            pair.server.endpoint.send_reply(event.rpc, (event.data or b"?")[::-1], pair.now)
+        while (event := pair.client.endpoint.next_event()) is not None:
+            if isinstance(event, Response):
+                self.open.pop(event.rpc, None)
+                if event.data != self.asked[event.rpc][::-1] and self.profile != "homa" and not self.insider:
+                    self.findings.forged.append(f"response of {event.rpc}: {event.data[:16]!r}...")
+            elif isinstance(event, Failed):
+                self.open.pop(event.rpc, None)
+                self.findings.killed.append(f"{event.rpc} at {pair.now} ns: {event.reason.name}")
+
+    def judge_request(self, event: Request) -> None:
+        """Each genuine request once, and nothing else."""
+        peer = event.rpc.peer
+        if self.profile == "linux" and (peer.host.ip, peer.port) != (CLIENT, CLIENT_PORT):
+            # All clients of the kernel module share one key (reference §3.5): a replay in the name of another
+            # client authenticates, and only there.
+            return
+        count = self.delivered[event.data] = self.delivered.get(event.data, 0) + 1
+        if self.profile != "homa" and not self.insider and (count > 1 or event.data not in self.asked.values()):
+            self.findings.forged.append(f"request {event.data[:16]!r}..., {count} times")
+
+    def carry(self) -> bool:
+        """Genuine frames on their way; the attacker keeps copies."""
+        moved = False
+        pair = self.pair
+        for side, other, ip in ((pair.client, pair.server, CLIENT), (pair.server, pair.client, SERVER)):
+            side.post(pair.now)
+            corpus = self.corpus[ip]
+            for frame in side.nic.process():
+                moved = True
+                if len(corpus) < CORPUS:
+                    corpus.append(frame)
+                else:
+                    corpus[self.random.randrange(CORPUS)] = frame
+                if self.random.random() >= self.loss:
+                    other.endpoint.handle_packet(frame, pair.now)
+        self.serve()
+        return moved
+
+    def tick(self) -> None:
+        """Let time pass to the next tick."""
+        pair = self.pair
+        self.last_tick += 1
+        pair.now = max(pair.now, self.last_tick * TICK_NS)
+        for side in (pair.client, pair.server):
+            side.endpoint.handle_timeout(pair.now)
+            self.check_bounds(side.endpoint)
+
+    def check_bounds(self, endpoint: Endpoint) -> None:
+        """The promises of TransportParams."""
+        state = endpoint.snapshot()
+        for name, bound in (("peers", MAX_PEERS), ("server_rpcs", PARAMS.max_server_rpcs),
+                            ("rx_bytes", PARAMS.max_rx_bytes)):
+            if not 0 <= state[name] <= bound:
+                self.findings.unbounded.append(f"{name} is {state[name]}, bound {bound}")
+
+    # -- the attacker --------------------------------------------------------------------------------------
+
+    def forge(self, source: int) -> bytes:
+        """A frame that claims to come from ``source``."""
+        rng = self.random
+        corpus = self.corpus[source]
+        kind = rng.getrandbits(4)
+        if kind == 0 or not corpus:
+            return rng.randbytes(rng.getrandbits(7))
+        base = corpus[int(len(corpus) * rng.random())]
+        if kind < 3:
+            if kind == 2:  # in the name of somebody else
+                base = base[:27] + rng.randbytes(3) + base[30:34] + rng.randbytes(2) + base[36:]
+            return self.envelope(base, self.any_packet(base))
+        if kind < 6:
+            return self.envelope(base, self.plausible_data(base))
+        if kind == 6:  # the genuine frame once more, or the wrong way round
+            return base if rng.getrandbits(1) else base[:26] + base[30:34] + base[26:30] + base[34:]
+        if kind == 7:
+            cut = int(len(base) * rng.random())
+            return self.envelope(base, base[34:cut] + rng.randbytes(rng.getrandbits(6)))
+        changed = bytearray(base)
+        for _ in range(1 + (kind & 3)):
+            at, size = rng.choice(FIELDS if kind > 13 else INNER)
+            if at + size <= len(changed):
+                changed[at:at + size] = self.value(changed, at, size)
+        if kind == 15:
+            bit = int(len(changed) * 8 * rng.random())
+            changed[bit >> 3] ^= 1 << (bit & 7)
+        return self.checksummed(changed)
+
+    def value(self, frame: bytearray, at: int, size: int) -> bytes:
+        """Something else for a field: near what is there, an extreme, a live id, or noise."""
+        rng = self.random
+        how = rng.getrandbits(3)
+        limit = 1 << 8 * size
+        old = int.from_bytes(frame[at:at + size], "big")
+        if at == SENDER_ID[0] and how < 6:
+            new = self.live_id() ^ (how == 0)
+        elif how < 3:
+            new = old + (-1440, -1, 1, 2, 20, 1440, 8640, 16)[rng.getrandbits(3)]
+        elif how == 3:
+            new = 0
+        elif how == 4:
+            new = limit - 1 - rng.getrandbits(1)
+        elif how == 5:
+            new = rng.getrandbits(8 * size // 2)
+        else:
+            new = rng.getrandbits(8 * size)
+        return (new % limit).to_bytes(size, "big")
+
+    def live_id(self) -> int:
+        """The id of an RPC that matters now, or of the next."""
+        rng = self.random
+        if self.open and rng.getrandbits(2):
+            ids = [rpc.id for rpc in self.open]
+            return ids[int(len(ids) * rng.random())] ^ rng.getrandbits(1)
+        if not self.asked:
+            return 2
+        return next(reversed(self.asked)).id + rng.getrandbits(3)
+
+    def any_packet(self, base: bytes) -> bytes:
+        """A packet of any type with a header that fits and a body of noise."""
+        rng = self.random
+        body = rng.randbytes((5, 9, 34, 78, 62, 0, 12, 90)[rng.getrandbits(3)])
+        if rng.getrandbits(1):
+            body = bytes(2) + body[2:]
+        kind = 0x0F + int(11 * rng.random())
+        sender = self.live_id() if rng.getrandbits(3) else rng.getrandbits(64)
+        epoch = bytes((base[44] - (not rng.getrandbits(2)) & 0xFF,))
+        return (base[34:38] + bytes(6) + epoch + bytes((0, 0, kind)) + bytes(6) + sender.to_bytes(8, "big") + body)
+
+    def plausible_data(self, base: bytes) -> bytes:
+        """DATA that would pass for genuine until a record is opened."""
+        rng = self.random
+        length = (1, 30, 100, 1440, 3000, 9000, 20_000, 60_000, 185_000)[int(9 * rng.random())]
+        offset = min(length - 1, (0, 0, 0, 1440, 8640, rng.getrandbits(16))[int(6 * rng.random())])
+        size = min(1440, length - offset)
+        sender = self.live_id()
+        payload = rng.randbytes(size)
+        if rng.getrandbits(1):
+            claimed = (17, size - 5, size, 16401, 8635, rng.getrandbits(15))[int(6 * rng.random())]
+            payload = b"\x17\x03\x03" + max(0, claimed).to_bytes(2, "big") + payload[5:]
+        if self.insider and rng.getrandbits(1):
+            payload = self.sealed(base[26:30] == CLIENT_IP, sender, rng.randbytes(rng.getrandbits(7) + 1))
+            if rng.getrandbits(1):
+                offset, length = 0, len(payload)
+        epoch = base[44] if rng.getrandbits(2) else base[44] + 1 & 0xFF
+        data = homa.Data(int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big"), sender, length,
+                         rng.getrandbits(15), offset, 1440 if rng.getrandbits(3) else 0, rng.getrandbits(1),
+                         rng.getrandbits(1), 0 if rng.getrandbits(2) else rng.getrandbits(4), 0, epoch)
+        return data.pack() + payload
+
+    def sealed(self, from_client: bool, sender: int, plain: bytes) -> bytes:
+        """An authentic record of whatever, as only the peer itself could make it."""
+        session = self.sessions[from_client]
+        if isinstance(session, SmtSession):
+            keys = session.current.tx
+            assert keys is not None
+            number = (sender << session.numbers.index_bits) % (1 << 96)
+            if self.random.getrandbits(1):
+                return tls13.seal(keys, number, plain, self.random.getrandbits(1) == 1, self.random.getrandbits(4))
+            aad = b"\x17\x03\x03" + (len(plain) + 16).to_bytes(2, "big")
+            return aad + keys.encrypt(number, plain, aad)
+        assert isinstance(session, LinuxSession)
+        if self.random.getrandbits(1):
+            plain = bytes(4) + (len(plain) % 60).to_bytes(4, "big") + bytes(12) + plain
+        keys = session.client if from_client else session.server
+        return tls12.seal(keys, tls12.first_sequence(sender), plain)
+
+    def envelope(self, base: bytes, packet: bytes) -> bytes:
+        """Ethernet and IP header around a packet."""
+        total = min(20 + len(packet), 0xFFFF)
+        return self.checksummed(bytearray(base[:16] + total.to_bytes(2, "big") + base[18:34] + packet))
+
+    @staticmethod
+    def checksummed(frame: bytearray) -> bytes:
+        """With the IP checksum made right, as any attacker would."""
+        if len(frame) >= 34:
+            frame[24:26] = b"\0\0"
+            frame[24:26] = (-int.from_bytes(frame[14:34], "big") % 0xFFFF).to_bytes(2, "big")
+        return bytes(frame)
+
+    # -- a round -------------------------------------------------------------------------------------------
+
+    def run(self, inputs: int) -> Findings:
+        """Attacks of so many frames in all; after each the conversation must come to its end in peace."""
+        try:
+            while self.inputs < inputs:
+                self.loss = 0.03
+                for _ in range(5):
+                    self.ask()
+                self.carry()
+                self.attack(BURST)
+                self.peace()
+        except Exception:
+            trace = traceback.format_exc(limit=-4)
+            self.findings.escaped.append(f"{trace}on frame {self.frame.hex()}, input {self.inputs}")
+        return self.findings
+
+    def attack(self, inputs: int) -> None:
+        """Forged frames, a few between any two steps of the conversation."""
+        pair = self.pair
+        rng = self.random
+        for _ in range(inputs // VOLLEY):
+            for _ in range(VOLLEY):
+                to_server = rng.random() < 0.6
+                victim = pair.server if to_server else pair.client
+                self.frame = self.forge(CLIENT if to_server else SERVER)
+                if rng.getrandbits(2):
+                    victim.endpoint.handle_packet(self.frame, pair.now)
+                else:
+                    pair.deliver(self.frame, victim)
+                self.inputs += 1
+            self.frame = b""
+            pair.now += 50_000
+            if len(self.open) < 5:
+                self.ask()
+            self.carry()
+            if pair.now >= (self.last_tick + 1) * TICK_NS:
+                self.tick()
+
+    def peace(self) -> None:
+        """No more forgery or loss; time passes until every RPC of the client has ended."""
+        self.loss = 0.0
+        for _ in range(1000):
+            quiet = not self.carry()
+            if quiet and not self.open:
+                return
+            if quiet:
+                self.tick()
+            self.pair.now += 10_000
+        self.findings.killed += [f"{rpc} never ended" for rpc in self.open]
+        self.open.clear()

@@ -1,0 +1,142 @@
+"""Two endpoints with their NICs, in memory, on a virtual clock: what tests of crypto, NIC and fuzzing share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smtstack.crypto.keys import KeyStore, demo_keys
+from smtstack.nic.device import Arbiter, NicConfig, SmartNic
+from smtstack.nic.driver import ContextPolicy, NicDriver
+from smtstack.transport.endpoint import Endpoint
+from smtstack.transport.events import Failed, Request, Response
+from smtstack.transport.params import TransportParams
+from smtstack.transport.rpc import Rpc
+from smtstack.transport.segment import Segment
+from smtstack.wire.ipv4 import address
+
+CLIENT = address("10.0.0.1")
+SERVER = address("10.0.0.2")
+CLIENT_PORT = 0x8000
+SERVER_PORT = 2000
+MACS = {CLIENT: b"\2\0\x0a\0\0\1", SERVER: b"\2\0\x0a\0\0\2"}
+
+#: Steps after which a conversation has gone wrong.
+MAX_STEPS = 100_000
+#: What becomes of a frame on its way; the default delivers it.
+Wire = Callable[[bytes], "list[bytes]"]
+
+
+def pattern(size: int, salt: int = 0) -> bytes:
+    """Bytes that differ from place to place and from salt to salt."""
+    step = bytes((i * 7 + i // 251 + salt * 31) & 0xFF for i in range(min(size, 64_000)))
+    return (step * (size // max(len(step), 1) + 1))[:size]
+
+
+class Side:
+    """An endpoint, its driver and its device."""
+
+    def __init__(self, ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
+                 config: NicConfig | None, policy: ContextPolicy, arbiter: Arbiter | None) -> None:
+        self.endpoint = Endpoint(ip, port, profile, keys, params)
+        self.nic = SmartNic(config, arbiter)
+        self.driver = NicDriver(self.nic, MACS[ip], ip, self.endpoint.protocol, MACS.get, policy)
+        self.waiting: Segment | None = None
+
+    def post(self, now: int) -> bool:
+        """Hand segments to the device until there are none or its ring is full; whether any went."""
+        moved = False
+        while True:
+            segment = self.waiting or self.endpoint.poll_transmit(now)
+            if segment is None:
+                return moved
+            self.waiting = None
+            if not self.driver.transmit(segment):
+                self.waiting = segment
+                return moved
+            moved = True
+
+
+class Pair:
+    """A client and an echoing server, and the wire between them."""
+
+    def __init__(self, profile: str = "smt", *, keys: Callable[[], KeyStore] | None = None,
+                 params: TransportParams | None = None, config: NicConfig | None = None,
+                 policy: ContextPolicy = ContextPolicy.PER_QUEUE, arbiter: Arbiter | None = None,
+                 wire: Wire | None = None, budget: int = 0) -> None:
+        make = keys or (lambda: demo_keys(profile))
+        self.client = Side(CLIENT, CLIENT_PORT, profile, make(), params, config, policy, arbiter)
+        self.server = Side(SERVER, SERVER_PORT, profile, make(), params, config, policy, arbiter)
+        self.wire = wire
+        self.budget = budget
+        self.now = 0
+        #: Every frame that left a NIC.
+        self.frames: list[bytes] = []
+        self.sent: dict[Rpc, bytes] = {}
+        self.delivered: list[bytes] = []
+        self.responses: dict[Rpc, bytes] = {}
+        self.failed: list[Failed] = []
+
+    def request(self, data: bytes) -> Rpc:
+        """Send a request; :meth:`run` brings its answer, the request reversed."""
+        rpc = self.client.endpoint.send_request(SERVER, SERVER_PORT, data, self.now)
+        self.sent[rpc] = data
+        return rpc
+
+    def deliver(self, frame: bytes, to: Side) -> None:
+        """One frame into a NIC and on to its endpoint."""
+        to.nic.receive(frame)
+        for queue in range(to.nic.config.rx_queues):
+            while (got := to.nic.take(queue)) is not None:
+                to.endpoint.handle_packet(got, self.now)
+
+    def exchange(self, process: bool = True) -> bool:
+        """Everything that can happen at this instant, once; whether anything did."""
+        moved = False
+        for side, other in ((self.client, self.server), (self.server, self.client)):
+            moved |= side.post(self.now)
+            for frame in side.nic.process(self.budget) if process else ():
+                moved = True
+                self.frames.append(frame)
+                for arrived in self.wire(frame) if self.wire else (frame,):
+                    self.deliver(arrived, other)
+        while (event := self.server.endpoint.next_event()) is not None:
+            moved = True
+            assert isinstance(event, Request)
+            self.delivered.append(event.data)
+            self.server.endpoint.send_reply(event.rpc, event.data[::-1], self.now)
+        while (event := self.client.endpoint.next_event()) is not None:
+            moved = True
+            if isinstance(event, Response):
+                self.responses[event.rpc] = event.data
+            else:
+                assert isinstance(event, Failed)
+                self.failed.append(event)
+        return moved
+
+    def run(self, limit_ns: int = 2_000_000_000, settle: bool = False) -> None:
+        """Until every request has its response or failure (``settle``: until nothing is pending at all)."""
+        end = self.now + limit_ns
+        for _step in range(MAX_STEPS):
+            if self.now >= end:
+                return
+            if self.exchange():
+                continue
+            if not settle and len(self.responses) + len(self.failed) == len(self.sent):
+                return
+            due = [t for s in (self.client, self.server) if (t := s.endpoint.next_timeout()) is not None]
+            if not due:
+                return
+            self.now = max(self.now + 1, min(due))
+            for side in (self.client, self.server):
+                side.endpoint.handle_timeout(self.now)
+        raise AssertionError(f"still busy after {MAX_STEPS} steps")
+
+    def check(self) -> None:
+        """Every request was delivered once, whole, and answered with the right bytes."""
+        assert not self.failed
+        assert sorted(self.delivered) == sorted(self.sent.values())
+        assert self.responses == {rpc: data[::-1] for rpc, data in self.sent.items()}
+
+    def records_failed(self) -> int:
+        """Records that did not authenticate, at either side."""
+        return sum(s.endpoint.counters.records_failed for s in (self.client, self.server))

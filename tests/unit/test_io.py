@@ -1,0 +1,350 @@
+"""What decides about packets before they are read, next hops, and the arithmetic of echo measurements.
+
+The programs that go to the kernel are run here by a small interpreter of classic BPF; that the kernel
+agrees is seen in tests/net.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import select
+import socket
+import sys
+from array import array
+from pathlib import Path
+
+import pytest
+
+import smtstack.socket
+from smtstack.aio import AioSocket
+from smtstack.errors import ConfigError
+from smtstack.io import bpf, neighbours
+from smtstack.io.packet_socket import fanout_program, filter_program
+from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.socket import RpcError, SmtContext
+from smtstack.transport.params import TransportParams
+from smtstack.wire.ethernet import Ethernet
+from smtstack.wire.ipv4 import IPv4, address
+from workloads import call, fidelity, serve
+
+US, PEER = address("10.0.0.2"), address("10.0.0.1")
+PORT = 2000
+
+
+def execute(program: list[bpf.Instruction], packet: bytes) -> int:
+    """What the program returns: bytes to accept, 0 to reject. As in Linux, reading past the end rejects."""
+    accumulator = at = 0
+    while True:
+        code, jump_true, jump_false, constant = program[at]
+        at += 1
+        size = {bpf.LD_WORD: 4, bpf.LD_HALF: 2, bpf.LD_BYTE: 1}.get(code)
+        if size is not None:
+            if constant + size > len(packet):
+                return 0
+            accumulator = int.from_bytes(packet[constant:constant + size], "big")
+        elif code == bpf.JUMP_EQUAL:
+            at += jump_true if accumulator == constant else jump_false
+        elif code == bpf.RSH:
+            accumulator >>= constant
+        elif code == bpf.MOD:
+            accumulator %= constant
+        elif code == bpf.RETURN:
+            return constant
+        elif code == bpf.RETURN_A:
+            return accumulator
+        else:
+            raise AssertionError(f"opcode {code:#x} is not in use here")
+
+
+def frame(dst: int = US, protocol: int = 146, port: int = PORT, ethertype: int = 0x0800, flags: int = 0x4000,
+          first: bytes = b"\x45", payload: bytes = bytes(60)) -> bytes:
+    transport = (40_000).to_bytes(2, "big") + port.to_bytes(2, "big") + payload
+    ip = IPv4(PEER, dst, protocol, 20 + len(transport), flags_fragment=flags).pack()
+    return Ethernet(bytes(6), bytes(6), ethertype).pack() + first + ip[1:] + transport
+
+
+OURS = filter_program(US, PORT, 146)
+
+
+def test_filter_takes_ours():
+    assert execute(OURS, frame()) >= 65535 + 14
+    assert execute(OURS, frame(payload=b"")) > 0
+
+
+@pytest.mark.parametrize("other", [
+    frame(dst=US + 1), frame(dst=PEER), frame(protocol=253), frame(protocol=6), frame(port=2001),
+    frame(port=PORT | 0x8000), frame(ethertype=0x86DD), frame(ethertype=0x0806), frame(ethertype=0x8100),
+    frame(first=b"\x46"), frame(first=b"\x65"), frame()[:37], frame()[:14], b"",
+], ids=["address", "sender's address", "linux", "tcp", "port", "high port", "ipv6", "arp", "vlan", "ip options",
+        "version 6", "cut in the port", "cut after ethernet", "empty"])
+def test_filter_leaves_the_rest(other):
+    assert execute(OURS, other) == 0
+
+
+def test_filter_leaves_fragments_to_the_endpoint():
+    """They are rare, and a filter for them would cost every packet two instructions."""
+    assert execute(OURS, frame(flags=0x2000)) > 0
+
+
+@pytest.mark.parametrize("missed", range(3))
+def test_match_jumps_to_the_end_from_every_field(missed):
+    fields = [(bpf.LD_BYTE, n, n + 1) for n in range(3)]
+    packet = bytearray(b"\x01\x02\x03")
+    assert execute(bpf.match(fields), bytes(packet)) == bpf.ACCEPT
+    packet[missed] = 9
+    assert execute(bpf.match(fields), bytes(packet)) == 0
+
+
+def test_nothing_passes_the_guard():
+    assert execute(bpf.reject_all(), frame()) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_fanout_is_by_message_and_even(workers):
+    """Successive ids go round; both directions' ids of an RPC (they differ in bit 0) to one worker."""
+    def worker(sender_id: int) -> int:
+        payload = bytes(16) + sender_id.to_bytes(8, "big") + bytes(12)
+        # The kernel runs it from the IP header on.
+        return execute(fanout_program(workers), frame(payload=payload)[14:])
+
+    ids = range(2, 2 + 2 * workers * 5, 2)
+    assert [worker(i) for i in ids] == [(i // 2) % workers for i in ids]
+    assert all(worker(i) == worker(i ^ 1) for i in ids)
+    assert worker(2**63 + 4) == 2 % workers
+
+
+# -- neighbours ------------------------------------------------------------------------------------------
+
+def fake_proc(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    """The module reads this instead of its file in /proc."""
+    (folder / "table").write_text(text)
+    monkeypatch.setattr(neighbours, "Path", lambda _path: folder / "table")
+
+
+def route(iface: str, net: str, gateway: str, mask: str, flags: int) -> str:
+    # /proc/net/route shows addresses as host-order words.
+    words = [f"{int.from_bytes(address(a).to_bytes(4, 'big'), sys.byteorder):08X}"
+             for a in (net, gateway, mask)]
+    return f"{iface}\t{words[0]}\t{words[1]}\t{flags:04X}\t0\t0\t0\t{words[2]}\t0\t0\t0"
+
+
+ROUTES = "\n".join([
+    "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT",
+    route("e0", "0.0.0.0", "10.0.0.254", "0.0.0.0", 3),
+    route("e0", "10.0.0.0", "0.0.0.0", "255.255.255.0", 1),
+    route("e0", "10.2.0.0", "10.0.0.253", "255.255.0.0", 3),
+    route("e0", "10.2.3.0", "10.0.0.252", "255.255.255.0", 3),
+    route("e0", "10.2.4.0", "10.0.0.251", "255.255.255.0", 2),  # not up
+    route("e1", "10.2.3.4", "10.9.9.9", "255.255.255.255", 7),
+])
+
+
+@pytest.mark.parametrize(("destination", "hop"), [
+    ("10.0.0.7", "10.0.0.7"), ("8.8.8.8", "10.0.0.254"), ("10.2.9.9", "10.0.0.253"), ("10.2.3.4", "10.0.0.252"),
+    ("10.2.4.4", "10.0.0.253"),
+])
+def test_next_hop_is_by_the_longest_prefix_of_the_interface(monkeypatch, tmp_path, destination, hop):
+    fake_proc(monkeypatch, tmp_path, ROUTES)
+    assert neighbours.next_hop("e0", address(destination)) == address(hop)
+
+
+def test_next_hop_without_a_route_is_the_address_itself(monkeypatch, tmp_path):
+    fake_proc(monkeypatch, tmp_path, ROUTES)
+    assert neighbours.next_hop("e7", address("10.0.0.7")) == address("10.0.0.7")
+
+
+def test_neighbours_come_from_complete_entries_of_the_interface(monkeypatch, tmp_path):
+    fake_proc(monkeypatch, tmp_path, """\
+IP address       HW type     Flags       HW address            Mask     Device
+10.0.0.1         0x1         0x0         02:00:00:00:00:01     *        e0
+10.0.0.2         0x1         0x2         02:00:00:00:00:02     *        e1
+10.0.0.2         0x1         0x6         02:00:00:00:00:03     *        e0
+""")
+    assert neighbours._look_up("e0", address("10.0.0.1")) is None
+    assert neighbours._look_up("e0", address("10.0.0.2")) == bytes.fromhex("020000000003")
+    assert neighbours._look_up("e0", address("10.0.0.3")) is None
+
+
+# -- sockets without a kernel ----------------------------------------------------------------------------
+
+class Cable:
+    """What :class:`PacketSocket` looks like to the loop, over one end of a socket pair."""
+
+    mac = bytes(6)
+    send_drops = 0
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        end.setblocking(False)
+        self.send = end.send
+        self.fileno = end.fileno
+        self.close = end.close
+
+    def receive(self, size: int) -> bytes | None:
+        try:
+            return self._end.recv(size)
+        except BlockingIOError:
+            return None
+
+    def wait(self, timeout_ns: int) -> None:
+        select.select([self._end], [], [], timeout_ns / 1e9)
+
+    def statistics(self) -> tuple[int, int]:
+        return 0, 0
+
+
+@pytest.fixture
+def cable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next two sockets are connected, in this process."""
+    ends = iter(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    monkeypatch.setattr(smtstack.socket, "interface_mtu", lambda _name: 1500)
+    monkeypatch.setattr(smtstack.socket, "PacketSocket", lambda *_args: Cable(next(ends)))
+    monkeypatch.setattr(smtstack.socket, "Neighbours", lambda _name: lambda _ip: bytes(6))
+
+
+def due(sock: AioSocket) -> float:
+    """Seconds until the event loop looks at the timers."""
+    assert sock._timer is not None
+    return sock._timer.when() - asyncio.get_running_loop().time()
+
+
+@pytest.mark.usefixtures("cable")
+def test_the_event_loop_wakes_for_the_pacer_after_a_reply():
+    """Nothing comes in then that would do it: the client waits for the rest of the answer."""
+    async def main() -> None:
+        slow = TransportParams(link_mbps=100, max_gso_size=1500)
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", params=slow)) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux")) as client):
+            asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?", 5.0))
+            request = await server.receive()
+            assert request.peer == ("10.0.0.1", 40_000)
+            assert request.reply(bytes(9000))
+            # A packet takes 0.12 ms. The next timer of the protocol itself is 2 ms away.
+            assert due(server) < 0.001
+            assert await asked == bytes(9000)
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("cable")
+def test_the_event_loop_wakes_for_delayed_frames():
+    async def main() -> None:
+        delay = Impairments(ImpairmentRates(delay_ns=3_000_000))
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux", tx_impairments=delay)) as client):
+            asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?", 5.0))
+            await asyncio.sleep(0)
+            # The request leaves then; the protocol's own timer is 15 ms away.
+            assert due(client) <= 0.003
+            request = await server.receive()
+            request.reply(b"!")
+            assert await asked == b"!"
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("cable")
+def test_cancelling_aborts():
+    async def main() -> None:
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux")) as client):
+            asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
+            request = await server.receive()
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            assert client.socket.endpoint.snapshot()["rpcs"] == 0
+            # The server may find out later; its answer hurts nobody.
+            assert request.reply(b"!")
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("cable")
+def test_closing_ends_what_is_under_way():
+    async def main() -> None:
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux")) as client):
+            asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
+            await server.receive()
+            client.close()
+            with pytest.raises(RpcError, match="aborted"):
+                await asyncio.wait_for(asked, 5.0)
+
+    asyncio.run(main())
+
+
+# -- measurements ----------------------------------------------------------------------------------------
+
+def test_percentiles_are_nearest_ranks():
+    values = array("Q", range(1, 1001))
+    assert [call.percentile(values, share) for _name, share in call.PERCENTILES] == [500, 900, 990, 999]
+    assert [call.percentile(array("Q", [7]), share) for _name, share in call.PERCENTILES] == [7] * 4
+    assert call.percentile(array("Q", [1, 2, 3]), 0.5) == 2
+    assert call.percentile(array("Q", range(1, 11)), 0.9) == 9
+    assert call.percentile(array("Q", range(1, 11)), 0.99) == 10
+
+
+def test_summary_is_in_microseconds_whatever_the_order():
+    rtt = call.rtt_summary(array("Q", [3000, 1000, 2000]))
+    assert rtt == {"min": 1.0, "p50": 2.0, "p90": 3.0, "p99": 3.0, "p999": 3.0, "max": 3.0, "mean": 2.0}
+    assert set(call.rtt_summary(array("Q")).values()) == {None}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 64, 5000])
+def test_payloads_differ_from_their_neighbours(size):
+    payloads = call.Payloads(size)
+    made = [payloads.make(n) for n in range(200)]
+    assert {len(data) for data in made} == {size}
+    assert len(set(made)) == 200
+    assert call.Payloads(size).make(7) == made[7]
+
+
+def test_responses_of_another_size_repeat_the_request():
+    assert serve.echo_reply(b"abc", None) == b"abc"
+    assert serve.echo_reply(b"abc", 2) == b"ab"
+    assert serve.echo_reply(b"abc", 7) == b"abcabca"
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:x", "a:1",
+                                  ":1", "", "10.0.0.256:1"])
+def test_addresses_that_are_none(text):
+    with pytest.raises(ConfigError, match="no IP:PORT"):
+        serve.parse_address(text)
+    assert serve.parse_address("10.0.0.1:65535") == ("10.0.0.1", 65535)
+
+
+def test_sizes_are_checked_by_the_parser():
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    call.add_parser(parser.add_subparsers())
+    args = ["call", "echo", "--iface", "e0", "--addr", "1.2.3.4:5", "--peer", "1.2.3.4:6", "--size"]
+    assert parser.parse_args([*args, "1,20"]).size == [1, 20]
+
+
+def test_verdict_names_what_was_not_faithful():
+    fine = {"steal": 0.0, "idle": 0.5, "psi_cpu_some": 0.1, "receive_drops": 0, "send_drops": 0,
+            "timer_late_us": 900.0}
+    assert fidelity.verdict(fine) == {"ok": True, "reasons": [], **fine}
+    for name, value, word in [("steal", 0.03, "hypervisor"), ("psi_cpu_some", 0.5, "waited"),
+                              ("receive_drops", 1, "received"), ("send_drops", 2, "queue"),
+                              ("timer_late_us", 10_001.0, "late")]:
+        judged = fidelity.verdict({**fine, name: value})
+        assert not judged["ok"]
+        assert len(judged["reasons"]) == 1
+        assert word in judged["reasons"][0]
+    everything = fidelity.verdict({**fine, "steal": 1.0, "psi_cpu_some": 1.0, "receive_drops": 1})
+    assert len(everything["reasons"]) == 3
+
+
+def test_a_kernel_without_psi_is_no_error(tmp_path, monkeypatch):
+    pressure = tmp_path / "cpu"
+    pressure.write_text("some avg10=0.66 avg60=11.09 avg300=9.35 total=464902093\nfull avg10=0.00 total=7\n")
+    assert fidelity.psi_cpu_some_us(pressure) == 464902093
+    assert fidelity.psi_cpu_some_us(tmp_path / "absent") is None
+    monkeypatch.setattr(fidelity, "psi_cpu_some_us", lambda: None)
+    monitor = fidelity.FidelityMonitor()
+    monitor.start()
+    result = monitor.stop()
+    assert result["psi_cpu_some"] is None
+    assert not any("waited" in reason for reason in result["reasons"])

@@ -1,0 +1,286 @@
+"""Key schedule, sessions, key epochs and key files: against plain hashlib, and through endpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from smtstack.crypto import keys as key_module
+from smtstack.crypto.aead import AES_128_GCM, CIPHERS, Cipher, DirectionKeys, cipher_named
+from smtstack.crypto.keys import (
+    DEMO_SECRET,
+    Endpoints,
+    LinuxKeys,
+    PairKeys,
+    PlainKeys,
+    TrafficSecrets,
+    demo_keys,
+)
+from smtstack.crypto.session import SessionParams, SmtSession
+from smtstack.errors import ConfigError, LocalError
+from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
+
+ENDS = Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)
+SOME_KEYS = DirectionKeys(AES_128_GCM, bytes(range(16)), bytes(range(100, 112)))
+
+
+def expand_label(secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label with nothing but hmac, up to one hash long."""
+    name = b"tls13 " + label
+    info = length.to_bytes(2, "big") + bytes([len(name)]) + name + bytes([len(context)]) + context
+    return hmac.new(secret, info + b"\1", hashlib.sha256).digest()[:length]
+
+
+def smt_session(params: SessionParams) -> SmtSession:
+    session = demo_keys("smt", params).session(ENDS)
+    assert isinstance(session, SmtSession)
+    return session
+
+
+@pytest.mark.parametrize("cipher", CIPHERS.values(), ids=lambda c: c.name)
+def test_whole_conversations_under_every_cipher(cipher):
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(cipher=cipher)))
+    for size in (1, 1418, 1419, 30_000):
+        pair.request(pattern(size, size))
+    pair.run(settle=True)
+    pair.check()
+    assert cipher_named(cipher.name.lower()) is cipher
+
+
+def test_sides_with_different_keys_understand_nothing():
+    secrets = iter([DEMO_SECRET, DEMO_SECRET[::-1]])
+    pair = Pair(keys=lambda: PairKeys({}, default=next(secrets)))
+    pair.request(b"hello")
+    pair.run()
+    assert (pair.delivered, len(pair.failed)) == ([], 1)
+    assert pair.records_failed() > 0
+
+
+def test_keys_change_after_so_many_records():
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(key_update_records=6)))
+    for size in range(1, 41):
+        pair.request(pattern(size * 100, size))
+        pair.run()
+    pair.run(settle=True)
+    pair.check()
+    epochs = [f[44] for f in pair.frames if f[47] == 0x10 and f[36:38] == b"\x07\xd0"]
+    assert epochs == sorted(epochs)
+    assert set(epochs) == set(range(max(epochs) + 1))
+    assert max(epochs) >= 10
+    ids = [(f[44], f[54:62]) for f in pair.frames if f[47] == 0x10 and f[36:38] == b"\x07\xd0"]
+    assert (1, (2).to_bytes(8, "big")) in ids  # ids start over: the key is another
+
+
+def test_an_exhausted_key_seals_nothing_more():
+    small = Cipher("AES-128-GCM", 16, 4, AESGCM)
+    params = SessionParams(cipher=small, key_update_records=1 << 40)
+    pair = Pair(keys=lambda: demo_keys("smt", params))
+    send = pair.client.endpoint.send_request
+    with pytest.raises(LocalError, match="all the records"):
+        send(SERVER, SERVER_PORT, pattern(50_000), 0)  # six records at once
+    for _ in range(4):
+        pair.request(b"x")
+    with pytest.raises(LocalError, match="all the records"):
+        send(SERVER, SERVER_PORT, b"x", 0)
+    assert pair.client.endpoint.snapshot()["rpcs"] == 4
+
+
+def test_keys_change_at_half_the_ciphers_limit():
+    session = smt_session(SessionParams(cipher=Cipher("AES-128-GCM", 16, 100, AESGCM)))
+    session.current.sealed, session.current.opened = 30, 19
+    assert session.begin_rpc()[0].epoch == 0
+    session.current.opened = 20
+    assert session.begin_rpc()[0].epoch == 1
+
+
+def test_used_up_ids_move_the_epoch_and_at_most_two_live_at_once():
+    session = smt_session(SessionParams(index_bits=48))
+    assert session.id_limit == 1 << 16
+    used: set[tuple[int, int]] = set()
+
+    def begin_all() -> None:
+        epoch = session.current.epoch
+        while session.current.epoch == epoch and session.next_id < session.id_limit:
+            keys, rpc_id = session.begin_rpc()
+            assert rpc_id < session.id_limit
+            assert (keys.epoch, rpc_id) not in used
+            used.add((keys.epoch, rpc_id))
+            keys.active -= 1
+
+    slow, _id = session.begin_rpc()  # stays
+    begin_all()
+    keys, first = session.begin_rpc()
+    assert (keys.epoch, first) == (1, 2)
+    keys.active -= 1
+    begin_all()
+    with pytest.raises(LocalError, match="used up"):
+        session.begin_rpc()
+    slow.active -= 1
+    assert session.begin_rpc()[0].epoch == 2
+
+
+def test_key_updates_wait_while_the_last_epoch_is_in_use():
+    session = smt_session(SessionParams())
+    slow, _id = session.begin_rpc()
+    for expected in (1, 1, 1):
+        session.update_keys()
+        assert session.begin_rpc()[0].epoch == expected
+    slow.active -= 1
+    assert session.begin_rpc()[0].epoch == 2
+    assert session.own_keys(0) is None
+    assert session.own_keys(1) is not None
+
+
+def test_window_of_epochs_a_peer_may_use():
+    session = smt_session(SessionParams())
+    for newest in range(300):
+        for near in {max(newest - 1, 0), newest, newest + 1}:
+            keys = session.request_keys(near & 0xFF)
+            assert keys is not None
+            assert keys.epoch == near
+        for far in (newest - 2, newest + 2, newest + 100):
+            if far & 0xFF not in {(newest + d) & 0xFF for d in (-1, 0, 1)}:
+                assert session.request_keys(far & 0xFF) is None
+        nxt = session.request_keys(newest + 1 & 0xFF)
+        assert nxt is not None
+        session.accept(nxt)
+    assert session.request_keys(298 & 0xFF) is None  # 299 and 300 are in use
+
+
+def test_requests_of_a_retired_epoch_are_refused():
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(key_update_records=1)))
+    for size in (1, 2, 3, 4):
+        pair.request(pattern(size))
+        pair.run()
+    before = pair.server.endpoint.counters.key_unknown
+    pair.deliver(pair.frames[0], pair.server)
+    assert pair.server.endpoint.counters.key_unknown == before + 1
+    pair.run(settle=True)
+    pair.check()
+
+
+def test_no_two_directions_epochs_ports_hosts_or_ciphers_share_a_key():
+    seen: dict[bytes, object] = {}
+    for cipher in CIPHERS.values():
+        for ends in (ENDS, Endpoints(CLIENT, 0x8001, SERVER, 2000), Endpoints(CLIENT, 0x8000, SERVER, 2001),
+                     Endpoints(SERVER, 0x8000, CLIENT, 2000), Endpoints(CLIENT, 0x8000, SERVER + 1, 2000)):
+            peer = Endpoints(ends.peer_ip, ends.peer_port, ends.local_ip, ends.local_port)
+            mine, theirs = TrafficSecrets(DEMO_SECRET, ends, cipher), TrafficSecrets(DEMO_SECRET, peer, cipher)
+            for epoch in (2, 0, 1):
+                tx, rx = mine.keys(epoch)
+                assert [(k.key, k.iv) for k in theirs.keys(epoch)] == [(rx.key, rx.iv), (tx.key, tx.iv)]
+                for what, keys in (("tx", tx), ("rx", rx)):
+                    for secret in (keys.key[:16], keys.iv):
+                        assert seen.setdefault(secret, (cipher, ends, epoch, what)) == (cipher, ends, epoch, what)
+    assert len(seen) == 3 * 5 * 3 * 2 * 2
+
+
+def test_key_schedule_by_hand():
+    prk = hmac.new(b"smtnet session 1", DEMO_SECRET, hashlib.sha256).digest()
+    here, there = bytes.fromhex("0a0000018000"), bytes.fromhex("0a00000207d0")
+    secret = expand_label(prk, b"smt traffic", here + there + b"AES-128-GCM", 32)
+    for epoch in range(3):
+        tx, _rx = TrafficSecrets(DEMO_SECRET, ENDS, AES_128_GCM).keys(epoch)
+        assert (tx.key, tx.iv) == (expand_label(secret, b"key", b"", 16), expand_label(secret, b"iv", b"", 12))
+        secret = expand_label(secret, b"traffic upd", b"", 32)
+
+
+# -- key files ---------------------------------------------------------------------------------------------
+
+
+def key_file(path: Path, change: dict[str, object] | None = None, mode: int = 0o600) -> str:
+    content = key_module.generate([("10.0.0.1", "10.0.0.2")])
+    content.update(change or {})
+    path.write_text(json.dumps(content))
+    path.chmod(mode)
+    return str(path)
+
+
+def test_a_generated_key_file_serves_both_profiles(tmp_path):
+    path = tmp_path / "keys.json"
+    key_module.write_key_file(path, key_module.generate([("10.0.0.1", "10.0.0.2")]))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(FileExistsError):
+        key_module.write_key_file(path, {})
+    for profile in ("smt", "linux"):
+        pair = Pair(profile, keys=partial(key_module.load, str(path), profile))
+        pair.request(pattern(20_000))
+        pair.run()
+        pair.check()
+        demo = Pair(profile)
+        demo.request(pattern(20_000))
+        demo.run()
+        assert len(demo.frames) == len(pair.frames)
+        assert demo.frames[0] != pair.frames[0]  # not the keys everybody knows
+    assert isinstance(key_module.load("demo", "linux"), LinuxKeys)
+    assert isinstance(key_module.load("/nonexistent", "homa"), PlainKeys)
+    with pytest.raises(ConfigError, match=r"no key for 10\.0\.0\.3: there is no fall-back to plaintext"):
+        Pair(keys=lambda: key_module.load(str(path), "smt")).client.endpoint.send_request(SERVER + 1, 1, b"x", 0)
+
+
+def test_packets_of_hosts_without_a_key_are_counted_and_dropped(tmp_path):
+    path = key_file(tmp_path / "keys", {"pairs": [{"hosts": ["10.0.0.7", "10.0.0.8"], "secret": "00" * 32}]})
+    stores = iter([demo_keys("smt"), key_module.load(path, "smt")])
+    pair = Pair(keys=lambda: next(stores))
+    pair.request(b"x")
+    pair.run()
+    assert (pair.delivered, len(pair.failed)) == ([], 1)
+    assert pair.server.endpoint.counters.no_session > 0
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
+def test_key_files_others_could_touch_are_refused(tmp_path, mode):
+    with pytest.raises(ConfigError, match="chmod 600"):
+        key_module.load(key_file(tmp_path / "keys", mode=mode), "smt")
+
+
+ROLE = {"key": "00" * 16, "salt": "00" * 4}
+
+
+@pytest.mark.parametrize(("profile", "change", "why"), [
+    ("smt", {"smtnet_keys": 2}, "smtnet_keys"), ("smt", {"pairs": []}, '"pairs"'),
+    ("smt", {"pairs": [{"hosts": ["10.0.0.1", "10.0.0.2"], "secret": "00" * 31}]}, "31 bytes"),
+    ("smt", {"pairs": [{"hosts": ["10.0.0.1", "10.0.0.2"], "secret": "zz"}]}, "ValueError"),
+    ("smt", {"pairs": [{"hosts": ["10.0.0.1"], "secret": "00" * 32}]}, "ValueError"),
+    ("smt", {"pairs": [{"hosts": ["10.0.0.1", "h2"], "secret": "00" * 32}]}, "no IPv4 address"),
+    ("smt", {"pairs": [{"secret": "00" * 32}]}, "hosts"), ("smt", {"pairs": 7}, "TypeError"),
+    ("smt", {"cipher": "ROT13"}, "AES-128-GCM"), ("smt", {"padding": "much"}, "power-of-two"),
+    # Not when the first session is made, at a server inside handle_packet.
+    ("smt", {"index_bits": 99}, "index_bits"), ("smt", {"index_bits": None}, "TypeError"),
+    ("linux", {"linux": {"client": ROLE}}, "server"), ("linux", {"linux": []}, "TypeError"),
+    ("linux", {"linux": {"client": ROLE, "server": {**ROLE, "key": "00" * 32}}}, "key of 16"),
+    ("linux", {"linux": {"client": ROLE, "server": {**ROLE, "salt": "00" * 12}}}, "salt has 4"),
+])
+def test_wrong_key_files_say_what_is_wrong(tmp_path, profile, change, why):
+    with pytest.raises(ConfigError, match=why):
+        key_module.load(key_file(tmp_path / "keys", change), profile)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '"x"', "{}", "\0\xff"])
+def test_what_is_no_key_file(tmp_path, text):
+    path = tmp_path / "keys"
+    path.write_text(text, encoding="latin-1")
+    path.chmod(0o600)
+    for source in (str(path), str(tmp_path / "missing"), str(tmp_path)):
+        with pytest.raises(ConfigError):
+            key_module.load(source, "smt")
+
+
+def test_nothing_prints_a_key():
+    store = PairKeys({frozenset((CLIENT, SERVER)): DEMO_SECRET})
+    current = smt_session(SessionParams()).current
+    for thing in (SOME_KEYS, store, store.session(ENDS), demo_keys("linux"), current):
+        text = f"{thing!r} {thing}"
+        for secret in (SOME_KEYS.key, DEMO_SECRET, key_module.DEMO_CLIENT_KEY):
+            assert repr(secret)[2:-1] not in text
+            assert secret.hex() not in text.lower()
+    with pytest.raises(ConfigError) as error:
+        DirectionKeys(AES_128_GCM, b"short and secret", b"iv")
+    assert "secret" not in str(error.value)
