@@ -62,7 +62,8 @@ class SmtContext:
         """Raises :class:`ConfigError` for keys that would protect nothing."""
         if self.profile == "smt" and self.keys == "demo":
             raise ConfigError("profile smt takes no demo keys: everybody knows them; make a key file")
-        return key_files.load(self.keys, self.profile)
+        # A process that starts over with the same keys and port must not start over with its ids.
+        return key_files.load(self.keys, self.profile, key_files.fresh_first_id(time.time_ns()))
 
 
 class RpcFuture:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from smtstack import __version__
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from workloads import bench, pcap, slowdown, vectors
+from workloads import bench, call, keys, pcap, serve, slowdown, vectors
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_UNFAITHFUL = range(5)
 
@@ -21,6 +21,9 @@ _EXAMPLES = """examples:
   smtnet vectors smt-vectors.json
   smtnet pcap decode capture.pcap --profile linux --keys demo
   smtnet slowdown --workload w4 --load 0.8
+  smtnet keys pair.json --pair 10.0.0.1,10.0.0.2
+  smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --keys pair.json
+  smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --keys pair.json --size 64 --count 1000
   smtnet bench
 """
 
@@ -32,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"smtnet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (pcap, vectors, slowdown, bench):
+    for module in (serve, call, keys, pcap, vectors, slowdown, bench):
         module.add_parser(commands)
     return parser
 

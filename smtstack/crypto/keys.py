@@ -10,8 +10,8 @@ A key file is JSON, readable by its owner only::
 
 ``pairs`` serves profile ``smt``: one secret for each pair of hosts, from which every pair of ports and
 every direction and epoch gets a key of its own. ``linux`` serves profile ``linux``. Either may be
-missing. docs/protocol.md, "Key schedule", is the specification. One key file is for one run: ids start
-over with a new process, and an id must never be used twice under one key.
+missing. docs/protocol.md, "Key schedule", is the specification. An id must never be used twice under one
+key: processes that share a key file start their ids with :func:`fresh_first_id`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
-from smtstack.crypto.session import LinuxSession, Session, SessionParams, SmtSession
+from smtstack.crypto.session import FIRST_ID, LinuxSession, Session, SessionParams, SmtSession
 from smtstack.errors import ConfigError
 from smtstack.wire.ipv4 import address, format_address
 
 FILE_VERSION = 1
+#: 2025-01-01 00:00 UTC in milliseconds of Unix time.
+_2025_MS = 1_735_689_600_000
 SECRET_LEN = 32
 
 #: Public constants of the kernel module's demo programs (module/smt_api.c; reference §3.5).
@@ -187,20 +189,33 @@ def write_key_file(path: Path, content: dict[str, Any]) -> None:
         json.dump(content, f, indent=1)
 
 
-def load(source: str, profile: str) -> KeyStore:
-    """Keys for ``profile`` from ``demo`` or a key file; raises :class:`ConfigError` naming the fix."""
+def load(source: str, profile: str, first_id: int = FIRST_ID) -> KeyStore:
+    """Keys for ``profile`` from ``demo`` or a key file; raises :class:`ConfigError` naming the fix.
+
+    ``first_id``: where ids for our requests start. Whoever may run again with these keys gives
+    :func:`fresh_first_id`.
+    """
     if profile == "homa":
-        return PlainKeys()
+        return PlainKeys(first_id)
     if source == "demo":
-        return demo_keys(profile)
+        return demo_keys(profile, SessionParams(first_id=first_id), first_id)
     content = _read_private(Path(source))
     try:
         if profile == "linux":
-            return _linux_from(content)
-        return _pairs_from(content)
+            return _linux_from(content, first_id)
+        return _pairs_from(content, first_id)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise ConfigError(f"key file {source}: {type(e).__name__}: {e}; see docs/protocol.md, "
                           "'Key file'") from None
+
+
+def fresh_first_id(unix_ns: int) -> int:
+    """A first id that no earlier process used: the milliseconds since 2025, with room for 512 RPCs in each.
+
+    Fits the 48 bits of the default split until 2033. A clock that is set back breaks the promise, and so
+    does a split with fewer bits for ids; such keys are for one run.
+    """
+    return max(FIRST_ID, (unix_ns // 1_000_000 - _2025_MS) << 10)
 
 
 def _read_private(path: Path) -> dict[str, Any]:
@@ -220,16 +235,16 @@ def _read_private(path: Path) -> dict[str, Any]:
     return content
 
 
-def _linux_from(content: dict[str, Any]) -> LinuxKeys:
+def _linux_from(content: dict[str, Any], first_id: int) -> LinuxKeys:
     if "linux" not in content:
         raise ConfigError('the key file has no "linux" section, which profile linux needs')
     roles = content["linux"]
     client, server = (linux_keys(bytes.fromhex(roles[r]["key"]), bytes.fromhex(roles[r]["salt"]))
                       for r in ("client", "server"))
-    return LinuxKeys(client, server)
+    return LinuxKeys(client, server, first_id)
 
 
-def _pairs_from(content: dict[str, Any]) -> PairKeys:
+def _pairs_from(content: dict[str, Any], first_id: int) -> PairKeys:
     pairs: dict[frozenset[int], bytes] = {}
     for entry in content.get("pairs", []):
         a, b = (address(h) for h in entry["hosts"])
@@ -241,8 +256,10 @@ def _pairs_from(content: dict[str, Any]) -> PairKeys:
     if not pairs:
         raise ConfigError('the key file has no "pairs", which profile smt needs')
     index_bits = int(content.get("index_bits", 16))
-    CompositeNumber(index_bits)  # refuses what makes no sense, here and not at the first message
+    # Refuses what makes no sense here, and not at the first message.
+    numbers = CompositeNumber(index_bits)
     params = SessionParams(cipher=aead.cipher_named(content.get("cipher", AES_128_GCM.name)),
                            index_bits=index_bits,
+                           first_id=first_id if first_id < numbers.id_limit // 2 else FIRST_ID,
                            padding=padding.padding_named(content.get("padding", "none")))
     return PairKeys(pairs, params)

@@ -6,7 +6,7 @@ import heapq
 import time
 from dataclasses import dataclass
 
-from smtstack.io.neighbours import Neighbours
+from smtstack.io.neighbours import LIFETIME, Neighbours
 from smtstack.io.packet_socket import FRAME_EXTRA, PacketSocket
 from smtstack.nic.device import SmartNic
 from smtstack.nic.driver import NicDriver
@@ -48,6 +48,8 @@ class PacketLoop:
         #: Impaired frames under way: (when, number, outwards?, frame).
         self._later: list[tuple[int, int, bool, bytes]] = []
         self._numbers = 0
+        #: When to ask the kernel again where neighbours are.
+        self._routes_until = 0
 
     def step(self, deadline: int | None = None) -> bool:
         """Do what can be done now; if that is nothing, wait until something happens or ``deadline``.
@@ -56,6 +58,9 @@ class PacketLoop:
         caller looks for events after every step.
         """
         now = time.monotonic_ns()
+        if now >= self._routes_until:
+            self._routes_until = now + int(LIFETIME * 1e9)
+            self.driver.forget_routes()
         self._transmit(now)
         if self._work(now):
             return True

@@ -60,9 +60,9 @@ class NicDriver:
         #: Segments dropped because the next hop has no MAC address.
         self.unresolved = 0
 
-    def forget_route(self, ip: int) -> None:
-        """The neighbour of ``ip`` changed: look it up again."""
-        self._routes.pop(ip, None)
+    def forget_routes(self) -> None:
+        """Neighbours may have moved: look them up again."""
+        self._routes.clear()
 
     def transmit(self, segment: Segment) -> bool:
         """Post a segment; False when its ring is full: try again with the same segment before any other."""

@@ -29,8 +29,8 @@ def rebuild(frame: bytes, **fields: int) -> bytes:
     return bytes(changed)
 
 
-_FIELDS = ("sport", "dport", "packet_offset", "segment_size", "epoch", "flags", "doff", "kind", "high", "checksum", "low",
-           "sender_id", "message_length", "incoming", "cutoff_version", "retransmit", "packet_index")
+_FIELDS = ("sport", "dport", "packet_offset", "segment_size", "epoch", "flags", "doff", "kind", "high", "checksum",
+           "low", "sender_id", "message_length", "incoming", "cutoff_version", "retransmit", "packet_index")
 
 
 def control(packet: homa.Control, to_server: bool, protocol: int = homa.PROTO_HOMA, trailer: bytes = b"") -> bytes:

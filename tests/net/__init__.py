@@ -1,0 +1,1 @@
+"""Tests on real interfaces, in network namespaces of their own (root)."""

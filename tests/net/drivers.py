@@ -1,0 +1,155 @@
+"""Programs the tests run inside a namespace: ``python -m tests.net.drivers NAME ...``. JSON on stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from smtstack.aio import AioSocket
+from smtstack.capture.pcapfile import Writer
+from smtstack.errors import SmtError
+from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.socket import RpcError, SmtContext, SmtSocket
+from smtstack.transport.params import TransportParams
+from tests.net.netns import IFACE, A, B
+
+PEER = (B, 2000)
+#: As PATIENT in netns.py.
+PATIENT = TransportParams(timeout_resends=100)
+CANARY = b"*plaintext-canary*"
+ETH_P_ALL = 3
+
+
+def sniff(interface: str, path: str) -> None:
+    """Every frame, either way, into a capture file until SIGTERM."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as s, open(path, "wb") as f:
+        s.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE
+        s.bind((interface, ETH_P_ALL))
+        writer = Writer(f)
+        stopped = False
+
+        def stop(*_args: object) -> None:
+            nonlocal stopped
+            stopped = True
+
+        signal.signal(signal.SIGTERM, stop)
+        print("sniffing", file=sys.stderr, flush=True)
+        while True:
+            # What was on the wire before SIGTERM is in the socket already: empty it, then end.
+            s.settimeout(0 if stopped else 0.05)
+            try:
+                frame = s.recv(65600)
+                writer.write(time.time_ns(), frame)
+            except (BlockingIOError, TimeoutError):
+                if stopped:
+                    break
+
+
+def lossy(port: str, gso: str, drop: str) -> None:
+    """RPCs of profile linux, with frames lost in both directions; every answer compared."""
+    rates = ImpairmentRates(drop=float(drop))
+    tx, rx = Impairments(rates, seed=1), Impairments(rates, seed=2)
+    params = TransportParams(max_gso_size=int(gso), timeout_resends=100)
+    context = SmtContext(IFACE, "linux", params=params, tx_impairments=tx, rx_impairments=rx)
+    sizes = [1, 64, 1400, 1500, 5000, 20_000, 60_000] * 4
+    with SmtSocket((A, int(port)), context) as sock:
+        rng = random.Random(1)
+        wanted = [rng.randbytes(size) for size in sizes]
+        futures = [sock.send_request(PEER, data) for data in wanted]
+        good = sum(f.result(20.0) == data for f, data in zip(futures, wanted, strict=True))
+        say(rpcs=len(sizes), good=good, dropped=tx.dropped + rx.dropped, **sock.counters())
+
+
+def canary(profile: str, port: str, keys: str) -> None:
+    """Requests full of canaries, of one packet and of several; then stays for the server, until SIGTERM."""
+    with SmtSocket((A, int(port)), SmtContext(IFACE, profile, keys, PATIENT)) as sock:
+        for size in (100, 20_000):
+            data = (CANARY * size)[:size]
+            assert sock.request(PEER, data, 10.0) == data
+        stopped: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
+        print("done", file=sys.stderr, flush=True)
+        while not stopped:
+            sock.drive(lambda: bool(stopped), 0.05)
+
+
+def removed(port: str) -> None:
+    """The interface is removed under a socket: what a known and an unknown neighbour are like then."""
+    with SmtSocket((A, int(port)), SmtContext(IFACE, "homa", params=PATIENT)) as sock:
+        sock.request(PEER, b"?", 10.0)
+        subprocess.run(["ip", "link", "del", IFACE], check=True)
+        known = unknown = ""
+        try:
+            sock.request(("10.9.0.9", 2000), b"?", 2.0)
+        except SmtError as e:
+            unknown = type(e).__name__
+        try:
+            sock.request(PEER, b"?", 2.0)
+        except SmtError as e:
+            known = f"{type(e).__name__}: {e}"
+        say(known=known, unknown=unknown)
+
+
+def gather(port: str, keys: str) -> None:
+    """100 requests at once on an event loop, then one that is cancelled and one that times out."""
+    async def main() -> None:
+        delayed = Impairments(ImpairmentRates(delay_ns=3_000_000))
+        context = SmtContext(IFACE, keys=keys, params=PATIENT, tx_impairments=delayed)
+        async with AioSocket((A, int(port)), context) as sock:
+            rng = random.Random(1)
+            wanted = [rng.randbytes(size) for size in (1, 64, 1500, 5000, 40_000) * 20]
+            answers = await asyncio.gather(*(sock.request(PEER, data, 20.0) for data in wanted))
+            times = []
+            for _n in range(10):
+                start = time.monotonic()
+                await sock.request(PEER, b"alone", 20.0)
+                times.append(time.monotonic() - start)
+            endpoint = sock.socket.endpoint
+            task = asyncio.create_task(sock.request((B, 2999), b"nobody is there", 20.0))
+            while not endpoint.snapshot()["rpcs"]:
+                await asyncio.sleep(0)
+            task.cancel()
+            ended = (await asyncio.gather(task, return_exceptions=True))[0]
+            left = endpoint.snapshot()["rpcs"]
+            silence = ""
+            try:
+                await sock.request((B, 2999), b"nobody is there", 0.01)
+            except RpcError as e:
+                silence = str(e)
+            say(good=sum(a == w for a, w in zip(answers, wanted, strict=True)), ended=type(ended).__name__,
+                left=left, silence=silence, fastest=min(times))
+
+    asyncio.run(main())
+
+
+def aio_serve(keys: str) -> None:
+    """An echo server on an event loop, behind a slow link: the pacer sends answers packet by packet."""
+    async def main() -> None:
+        params = TransportParams(link_mbps=200, max_gso_size=1500, timeout_resends=100)
+        async with AioSocket(PEER, SmtContext(IFACE, keys=keys, params=params)) as sock:
+            print("serving", file=sys.stderr, flush=True)
+            async for request in sock.requests():
+                request.reply(request.data)
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    asyncio.run(main())
+
+
+def say(**numbers: Any) -> None:
+    """The result."""
+    print(json.dumps(numbers))
+
+
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "sniff": sniff, "lossy": lossy, "canary": canary, "removed": removed, "gather": gather, "aio_serve": aio_serve}
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,113 @@
+"""Was this run faithful? What the machine and our socket lost while something was measured.
+
+An emulator shares its processor with everything else. A figure taken while the hypervisor took the
+processor away, while tasks queued for it or while frames were thrown away for want of buffer is a figure
+of that, not of the transport. Every result carries the verdict and the numbers behind it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smtstack.socket import SmtSocket
+
+#: Share of all processor time the hypervisor took away. Steal comes in slices of milliseconds, thousands
+#: of times a round trip here: 2 % of the time can be all of a 99th percentile.
+MAX_STEAL = 0.02
+#: Share of wall time in which some task was ready to run and had no processor (PSI "some"). Up to a fifth
+#: is what client and server of one machine do to each other; beyond, others are competing with them.
+MAX_PSI_CPU_SOME = 0.20
+#: Frames our own sockets lost. The emulated link loses frames by order, the host never may.
+MAX_DROPS = 0
+#: Nanoseconds a protocol timer may be late. A tick is 1 ms and a peer waits 10 ticks between RESENDs:
+#: later than that, our silence looks like loss to the peer.
+MAX_LATE_NS = 10_000_000
+
+_PSI_TOTAL = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
+PSI_CPU = Path("/proc/pressure/cpu")
+
+
+def psi_cpu_some_us(path: Path = PSI_CPU) -> int | None:
+    """Microseconds since boot in which some task waited for a processor; None if the kernel has no PSI."""
+    try:
+        found = _PSI_TOTAL.search(path.read_text())
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+class FidelityMonitor:
+    """From :meth:`start` to :meth:`stop`: what was lost. ``socket`` is ours to watch, if there is one.
+
+    There is no bound for idle time: a closed loop takes all it can get, and PSI says whether somebody
+    had to wait for it.
+    """
+
+    def __init__(self, socket: SmtSocket | None = None) -> None:
+        self._socket = socket
+        self._cpu = psutil.cpu_times()
+        self._psi: int | None = None
+        self._drops = (0, 0)
+        self._clock = 0.0
+
+    def start(self) -> None:
+        """Everything before this does not count."""
+        self._drops = self._socket_drops()
+        if self._socket is not None:
+            self._socket.loop.statistics.late_ns = 0
+        self._psi = psi_cpu_some_us()
+        self._cpu = psutil.cpu_times()
+        self._clock = time.monotonic()
+
+    def stop(self) -> dict[str, Any]:
+        """The verdict since :meth:`start`: ``ok``, ``reasons`` (what was not faithful) and the numbers."""
+        before, now = self._cpu, psutil.cpu_times()
+        total = sum(now[:8]) - sum(before[:8])  # guest time, the rest, is counted in user already
+        wall_us = max(1.0, (time.monotonic() - self._clock) * 1e6)
+        psi = psi_cpu_some_us()
+        some = None if psi is None or self._psi is None else round((psi - self._psi) / wall_us, 4)
+        dropped, unsent = (n - o for n, o in zip(self._socket_drops(), self._drops, strict=True))
+        late = self._socket.loop.statistics.late_ns if self._socket is not None else 0
+        return verdict({
+            "steal": _share(getattr(now, "steal", 0.0) - getattr(before, "steal", 0.0), total),
+            "idle": _share(now.idle - before.idle, total),
+            "psi_cpu_some": some,
+            "receive_drops": dropped,
+            "send_drops": unsent,
+            "timer_late_us": round(late / 1000, 1),
+        })
+
+    def _socket_drops(self) -> tuple[int, int]:
+        if self._socket is None:
+            return 0, 0
+        counters = self._socket.counters()
+        return counters["socket_dropped"], counters["socket_send_drops"]
+
+
+def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
+    """``numbers`` as :meth:`FidelityMonitor.stop` has them, judged. A number that is None judges nothing."""
+    reasons = []
+    if numbers["steal"] is not None and numbers["steal"] > MAX_STEAL:
+        reasons.append(f"the hypervisor took {numbers['steal']:.1%} of the processor time away "
+                       f"(at most {MAX_STEAL:.0%})")
+    if numbers["psi_cpu_some"] is not None and numbers["psi_cpu_some"] > MAX_PSI_CPU_SOME:
+        reasons.append(f"tasks waited for a processor {numbers['psi_cpu_some']:.0%} of the time "
+                       f"(at most {MAX_PSI_CPU_SOME:.0%})")
+    for name, what in (("receive_drops", "received frames were dropped for want of buffer"),
+                       ("send_drops", "frames were given up because the transmit queue stayed full")):
+        if numbers[name] > MAX_DROPS:
+            reasons.append(f"{numbers[name]} {what}")
+    if numbers["timer_late_us"] * 1000 > MAX_LATE_NS:
+        reasons.append(f"a timer was {numbers['timer_late_us'] / 1000:.1f} ms late "
+                       f"(at most {MAX_LATE_NS / 1e6:.0f} ms)")
+    return {"ok": not reasons, "reasons": reasons, **numbers}
+
+
+def _share(part: float, total: float) -> float | None:
+    """None for runs shorter than a jiffy: nothing was counted."""
+    return round(part / total, 4) if total > 0 else None
