@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from smtstack.crypto import padding
+from smtstack.crypto import padding, tls12
 from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, DirectionKeys, NoKeys
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.replay import DEFAULT_WINDOW, ReplayGuard
@@ -239,5 +239,7 @@ class LinuxSession(Session):
     def __init__(self, client: DirectionKeys, server: DirectionKeys, take_id: Callable[[], int],
                  window: int = DEFAULT_WINDOW) -> None:
         super().__init__(take_id, window=window)
+        # Records are numbered by these bits: an id beyond would authenticate as another's replay.
+        self.id_limit = tls12.ID_LIMIT
         self.client = client
         self.server = server

@@ -16,13 +16,17 @@ OVERHEAD = HEADER_LEN + TAG_LEN
 _PREFIX = b"\x17\x03\x03"
 
 
+#: Ids from here on would share their record numbers with lower ones.
+ID_LIMIT = 1 << 49
+
+
 def first_sequence(rpc_id: int) -> int:
     """Record number of record 0: 48 bits of ``rpc_id / 2``, 16 bits of index.
 
     The module drops the role bit: request and response share numbers and differ by key
     (``smt_impl.h:smt_set_composite_rec_seq_num``).
     """
-    return ((rpc_id & ((1 << 49) - 1)) >> 1) << 16
+    return (rpc_id % ID_LIMIT >> 1) << 16
 
 
 def aad(sequence: int, plain_len: int) -> bytes:

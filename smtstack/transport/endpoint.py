@@ -247,7 +247,7 @@ class Endpoint:
             except AuthError:
                 counters.records_failed += 1
                 return None
-        rpc = self._table.server_rpc(peer, key, sender_id ^ 1, keys, tick)
+        rpc = self._table.server_rpc(peer, key, sender_id ^ 1, keys, data is not None, tick)
         if rpc is None:
             return None
         if data is not None:
@@ -265,6 +265,7 @@ class Endpoint:
             if rpc.is_client:
                 # The request is kept: what looks like a response may be forged.
                 rpc.move(states.DATA)
+                self._table.doubt(rpc)
         elif length != inm.length:
             counters.length_conflicts += 1
             inm.extend(length)

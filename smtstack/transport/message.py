@@ -14,7 +14,7 @@ from smtstack.crypto.aead import DirectionKeys
 class OutMessage:
     """A message to send. Its segments are sealed when first needed, and then kept for retransmission."""
 
-    __slots__ = ("count", "granted", "length", "mss", "priority", "sent", "unscheduled")
+    __slots__ = ("_resent", "count", "granted", "length", "mss", "priority", "sent", "unscheduled")
 
     #: TLS version of the records, for the driver: 0x0304, 0x0303, or 0 for none.
     version = 0
@@ -35,6 +35,8 @@ class OutMessage:
         self.priority = 0
         #: Segments handed to the driver.
         self.sent = 0
+        # Made when first needed: most messages are sent once.
+        self._resent: dict[int, int] | None = None
 
     def init_packet(self, length: int, mss: int) -> None:
         """The same for a message of one packet, as most are."""
@@ -42,6 +44,14 @@ class OutMessage:
         self.mss = mss
         self.count = 1
         self.priority = self.sent = 0
+        self._resent = None
+
+    @property
+    def resent(self) -> dict[int, int]:
+        """Tick of the last retransmission by ``segment << 16 | packet``."""
+        if self._resent is None:
+            self._resent = {}
+        return self._resent
 
     def start(self, index: int) -> int:
         """Offset of segment ``index``."""

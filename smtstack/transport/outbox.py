@@ -61,8 +61,10 @@ class Outbox:
                             host.cutoff_version, 0, 0)
         return Segment(host.ip, priority << 5, header, None, out.mss, out, index, rpc.id)
 
-    def retransmit(self, rpc: Rpc, start: int, stop: int, priority: int) -> int:
+    def retransmit(self, rpc: Rpc, start: int, stop: int, priority: int, tick: int) -> int:
         """Queue every sent packet that overlaps [start, stop) again; how many.
+
+        Each packet once a tick at the most, or forged RESENDs would fill our memory and the link.
 
         Same bytes as the first time. Each travels alone: its index in the segment is in the header, as
         its IP ID is 0 (paper §4.3, "resend packet offset").
@@ -82,8 +84,10 @@ class Outbox:
             for number, cut in enumerate(range(0, len(payload), out.mss)):
                 piece = payload[cut:cut + out.mss]
                 a, b = out.packet_range(index, number, len(piece))
-                if b <= start or a >= stop:
+                place = index << 16 | number
+                if b <= start or a >= stop or out.resent.get(place) == tick:
                     continue
+                out.resent[place] = tick
                 header = _pack_data(
                     self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, 0, homa.DATA_OFFSET, homa.DATA,
                     at >> 16, 0, at & 0xFFFF, rpc.id, out.length, min(out.length, max(out.granted, b)),

@@ -15,8 +15,8 @@ FIRST_CUTOFFS = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
 class Host:
     """One IP address: how it wants unscheduled data, and what of our memory it uses."""
 
-    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "ip", "peers", "rx_bytes", "server_rpcs",
-                 "unproven")
+    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "ip", "peers", "rx_bytes",
+                 "server_rpcs")
 
     def __init__(self, ip: int) -> None:
         self.ip = ip
@@ -30,9 +30,8 @@ class Host:
         self.server_rpcs = 0
         #: Bytes of its unfinished messages.
         self.rx_bytes = 0
-        #: Its requests of which no record authenticated yet, oldest first: the first to go when memory
-        #: is short.
-        self.unproven: dict[Rpc, None] = {}
+        #: RPCs with it whose incoming message has not authenticated, oldest first.
+        self.doubted: dict[Rpc, None] = {}
 
     def unscheduled_priority(self, length: int) -> int:
         """The highest priority whose cutoff admits a message of ``length`` bytes."""

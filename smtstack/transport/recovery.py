@@ -9,6 +9,7 @@ proof. docs/protocol.md, "What a forger can do", has the list.
 from __future__ import annotations
 
 from smtstack.crypto.session import EpochKeys
+from smtstack.errors import LocalError
 from smtstack.transport import rpc as states
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Failed, Reason
@@ -106,7 +107,9 @@ class Recovery:
             # Asking for bytes allows them: the GRANT for them was lost.
             out.granted = stop
             self._outbox.start(rpc)
-        again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority) if packet.length else 0
+        again = 0
+        if packet.length:
+            again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority, tick)
         if not again and (out.sendable() or not packet.length):
             # Otherwise all is sent that was asked for and BUSY would be a lie: whoever waits for bytes past
             # the end of a message must not be kept waiting.
@@ -142,8 +145,7 @@ class Recovery:
             rpc.resend_tick = tick
             if rpc.inm is not None:
                 self._table.drop_incoming(rpc)
-            self._outbox.retransmit(rpc, 0, out.sent_end(),
-                                    rpc.peer.host.unscheduled_priority(out.length))
+            self._outbox.retransmit(rpc, 0, out.sent_end(), rpc.peer.host.unscheduled_priority(out.length), tick)
 
     def _on_cutoffs(self, host: Host, packet: homa.Cutoffs) -> None:
         host.cutoffs = (INT_MAX, *packet.cutoffs[1:])
@@ -199,7 +201,12 @@ class Recovery:
 
     def _send_ack(self, peer: Peer, keys: EpochKeys, head: int, entries: tuple[homa.AckEntry, ...]) -> None:
         ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF)
-        self._outbox.control(peer, ack, self._profile.prove_ack(peer.session, keys, ack))
+        try:
+            proof = self._profile.prove_ack(peer.session, keys, ack)
+        except LocalError:
+            # The key is used up. The server will give up asking; nothing is lost but its memory till then.
+            return
+        self._outbox.control(peer, ack, proof)
 
     # -- silence -----------------------------------------------------------------------------------------
 

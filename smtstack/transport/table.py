@@ -9,7 +9,7 @@ from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import DEAD, INCOMING, Rpc
+from smtstack.transport.rpc import DEAD, INCOMING, UNKNOWN, Rpc
 from smtstack.transport.timers import TimerTable
 from smtstack.wire.ipv4 import format_address
 
@@ -20,8 +20,8 @@ MAX_UNPROVEN_PEERS = 1024
 class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
-    __slots__ = ("_births", "_counters", "_ip", "_keys", "_params", "_port", "_rx_bytes", "_server_rpcs",
-                 "_session_type", "_unproven", "grants", "hosts", "peers", "timers")
+    __slots__ = ("_births", "_counters", "_doubted", "_ip", "_keys", "_params", "_port", "_rx_bytes",
+                 "_server_rpcs", "_session_type", "_unproven", "grants", "hosts", "peers", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -38,6 +38,8 @@ class RpcTable:
         #: By ip << 16 | port.
         self.peers: dict[int, Peer] = {}
         self._unproven: dict[int, Peer] = {}
+        #: RPCs with an incoming message of which nothing authenticated, oldest first.
+        self._doubted: dict[Rpc, None] = {}
         self.timers = TimerTable()
         self.grants = GrantScheduler(params)
 
@@ -107,11 +109,17 @@ class RpcTable:
         peer.rpcs[key] = rpc
         return rpc
 
-    def server_rpc(self, peer: Peer, key: int, rpc_id: int, keys: EpochKeys, tick: int) -> Rpc | None:
-        """The RPC of a request that begins to arrive; None when a bound is reached."""
+    def server_rpc(self, peer: Peer, key: int, rpc_id: int, keys: EpochKeys, proven: bool,
+                   tick: int) -> Rpc | None:
+        """The RPC of a request that begins to arrive; None when a bound is reached.
+
+        ``proven``: the request is whole and authentic.
+        """
         host = peer.host
-        if (host.server_rpcs >= self._params.max_rpcs_per_host
-                or self._server_rpcs >= self._params.max_server_rpcs) and not self._evict(host):
+        if host.server_rpcs >= self._params.max_rpcs_per_host and not self._evict(host.doubted):
+            self._counters.no_memory += 1
+            return None
+        if self._server_rpcs >= self._params.max_server_rpcs and not self._evict(self._doubted):
             self._counters.no_memory += 1
             return None
         self._births += 1
@@ -119,6 +127,8 @@ class RpcTable:
         host.server_rpcs += 1
         self._server_rpcs += 1
         peer.rpcs[key] = rpc
+        if not proven:
+            self.doubt(rpc)
         return rpc
 
     def free(self, rpc: Rpc) -> None:
@@ -130,6 +140,8 @@ class RpcTable:
         rpc.out = None
         if rpc.inm is not None:
             self.drop_incoming(rpc)
+        if self._doubted:
+            self._trust(rpc)
         if rpc.is_client:
             rpc.keys.active -= 1
         else:
@@ -148,34 +160,46 @@ class RpcTable:
         inm.rx_bytes = size
         host.rx_bytes += size - before
         self._rx_bytes += size - before
-        if before == 0 and not rpc.is_client:
-            host.unproven[rpc] = None
-        elif rpc in host.unproven and inm.authenticated():
-            del host.unproven[rpc]
-        return self._within(host) or self._make_room(host, rpc)
+        if rpc in self._doubted and inm.authenticated():
+            self._trust(rpc)
+        return self._make_room(host, rpc)
 
-    def _within(self, host: Host) -> bool:
-        return (host.rx_bytes <= self._params.max_rx_bytes_per_host
-                and self._rx_bytes <= self._params.max_rx_bytes)
+    def doubt(self, rpc: Rpc) -> None:
+        """Nothing of ``rpc``'s incoming message authenticated yet: the first to go when memory is short."""
+        rpc.peer.host.doubted[rpc] = None
+        self._doubted[rpc] = None
+
+    def _trust(self, rpc: Rpc) -> None:
+        self._doubted.pop(rpc, None)
+        rpc.peer.host.doubted.pop(rpc, None)
 
     def _make_room(self, host: Host, rpc: Rpc) -> bool:
-        while not self._within(host):
-            victim = next((r for r in host.unproven if r is not rpc), None)
-            if victim is None:
+        p = self._params
+        while host.rx_bytes > p.max_rx_bytes_per_host:
+            if not self._evict(host.doubted, rpc):
                 self._counters.no_memory += 1
                 return False
-            self._counters.evicted += 1
-            self.free(victim)
+        while self._rx_bytes > p.max_rx_bytes:
+            if not self._evict(self._doubted, rpc):
+                self._counters.no_memory += 1
+                return False
         return True
 
-    def _evict(self, host: Host) -> bool:
-        # The oldest request that has not authenticated: a genuine client will send it again, a forger's
-        # flood displaces itself.
-        for victim in host.unproven:
-            self._counters.evicted += 1
+    def _evict(self, doubted: dict[Rpc, None], keep: Rpc | None = None) -> bool:
+        """Drop the oldest doubted message: a genuine sender will send it again, a flood displaces itself."""
+        victim = next((r for r in doubted if r is not keep), None)
+        if victim is None:
+            return False
+        self._counters.evicted += 1
+        if not victim.is_client:
             self.free(victim)
             return True
-        return False
+        # Our own request is not at fault if somebody forges its response.
+        if victim.inm is not None:
+            self.drop_incoming(victim)
+        self._trust(victim)
+        victim.move(UNKNOWN)
+        return True
 
     def drop_incoming(self, rpc: Rpc) -> None:
         """``rpc``'s incoming message is complete or given up."""
@@ -184,9 +208,9 @@ class RpcTable:
         host = rpc.peer.host
         host.rx_bytes -= inm.rx_bytes
         self._rx_bytes -= inm.rx_bytes
-        host.unproven.pop(rpc, None)
         self.grants.remove(rpc)
         rpc.inm = None
+        self._trust(rpc)
 
     def snapshot(self) -> dict[str, int]:
         """How much there is of everything; all zero (but peers) when nothing is going on."""
