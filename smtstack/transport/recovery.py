@@ -243,9 +243,8 @@ class Recovery:
             self._alive(rpc, tick)
         p = self._p
         replied = not rpc.is_client and rpc.state is OUTGOING
-        patience = p.resend_ticks
-        if replied and out is not None and out.sent == out.count:
-            patience = p.request_ack_ticks
+        all_sent = out is not None and out.sent == out.count
+        patience = p.request_ack_ticks if replied and all_sent else p.resend_ticks
         due = rpc.heard_tick + patience + rpc.resends * p.resend_interval
         if tick < due:
             self._table.timers.arm(rpc, due)
@@ -257,8 +256,11 @@ class Recovery:
         if inm is not None and rpc.resends >= DOUBT_RESENDS:
             missing = inm.doubt() or missing
             self._table.grants.update(rpc)
-        if replied:
+        if replied and all_sent:
             self._need_ack(rpc)
+        elif replied:
+            # The rest waits for grants. Nothing is missing here: the client says BUSY if it lives.
+            self.ask_again(rpc, [(0, 0)])
         else:
             self.ask_again(rpc, missing)
         self._table.timers.arm(rpc, tick + p.resend_interval)
