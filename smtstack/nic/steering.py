@@ -10,21 +10,18 @@ from smtstack.wire.frame import MIN_LEN
 
 Steering = Callable[[bytes, int], int]
 
-_SRC = slice(26, 30)
-_PORTS = slice(34, 38)
-_SENDER_ID = slice(54, 62)
-
 
 def by_flow(frame: bytes, queues: int) -> int:
     """One queue per (source, ports), like RSS for TCP: one core a connection."""
-    return _mix(frame[_SRC] + frame[_PORTS]) % queues
+    return _mix(frame[26:30] + frame[34:38]) % queues
 
 
 def by_message(frame: bytes, queues: int) -> int:
     """Messages of one flow spread over all queues: they need no order (paper §2)."""
     if len(frame) < MIN_LEN:
         return 0
-    return _mix(frame[_SRC] + frame[_PORTS] + frame[_SENDER_ID]) % queues
+    # Source address, ports, sender_id.
+    return _mix(frame[26:30] + frame[34:38] + frame[54:62]) % queues
 
 
 def _mix(data: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtstack.crypto import tls13
 from smtstack.crypto.session import EpochKeys, LinuxSession, Session, SmtSession
-from smtstack.errors import AuthError, ConfigError
+from smtstack.errors import AuthError, ConfigError, LocalError
 from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import TransportParams
@@ -73,16 +73,21 @@ class HomaProfile(Profile):
 class SmtProfile(Profile):
     """The paper's design: TLS 1.3 records under composite numbers."""
 
-    __slots__ = ("_geo",)
+    __slots__ = ("_geo", "_max_wire")
     session_type = SmtSession
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.SMT, params)
+        self._max_wire = params.max_wire_length
         self._geo = Geometry(params, sealed=True)
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
         session: SmtSession = rpc.peer.session  # type: ignore[assignment]
-        return SealedOut(session, rpc.keys, rpc.id, data, self._geo)
+        out = SealedOut(session, rpc.keys, rpc.id, data, self._geo)
+        if out.length > self._max_wire:
+            raise LocalError(f"{len(data)} bytes become {out.length} by padding; the peer would refuse more than "
+                             f"{self._max_wire}")
+        return out
 
     def incoming(self, rpc: Rpc, length: int) -> InMessage:
         session: SmtSession = rpc.peer.session  # type: ignore[assignment]

@@ -78,9 +78,11 @@ def parse_untrusted(buf: bytes) -> IPv4:
 def address(text: str) -> int:
     """``"10.0.0.1"`` as a 32-bit integer; raises ValueError for anything else."""
     parts = text.split(".")
-    if len(parts) != 4 or not all(p.isdigit() and len(p) <= 3 and int(p) <= 255 for p in parts):
+    numbers = [int(p) for p in parts if p.isascii() and p.isdigit()]
+    # "010" is 8 to some tools and 10 to others.
+    if len(parts) != 4 or [str(n) for n in numbers] != parts or max(numbers) > 255:
         raise ValueError(f"{text!r} is no IPv4 address")
-    return int.from_bytes(bytes(int(p) for p in parts), "big")
+    return int.from_bytes(bytes(numbers), "big")
 
 
 def format_address(value: int) -> str:

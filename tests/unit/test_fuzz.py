@@ -236,8 +236,8 @@ def test_empty_forgeries_make_room_for_the_genuine():
     assert pair.delivered == [b"genuine"]
 
 
-# BUG: NEED_ACK is the wrong question while a response waits for grants: a client that has not got it all says
-# nothing, and the server gives up. The module asks RESEND(0, 0) then, and hears BUSY (reference §6.5).
+# NEED_ACK is the wrong question while a response waits for grants: a client that has not got it all says
+# nothing, and the server would give up. The module asks RESEND(0, 0) then, and hears BUSY (reference §6.5).
 def test_a_response_that_waits_for_grants_outlives_the_dead_ahead_of_it():
     answered = set()
 

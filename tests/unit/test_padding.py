@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from smtstack.crypto import padding
 from smtstack.crypto.keys import demo_keys
 from smtstack.crypto.session import SessionParams
-from smtstack.errors import ConfigError
+from smtstack.errors import ConfigError, LocalError
 from smtstack.wire import homa
 from tests.pair import Pair, pattern
 
@@ -91,3 +91,11 @@ def test_padded_messages_arrive_as_they_were(size):
     pair.run()
     pair.check()
     assert pair.delivered == [data]
+
+
+def test_padding_beyond_what_a_peer_takes_is_refused():
+    params = SessionParams(padding=padding.buckets((10_000_000,)))
+    pair = Pair(keys=lambda: demo_keys("smt", params))
+    with pytest.raises(LocalError, match="by padding"):
+        pair.request(b"x")
+    assert pair.client.endpoint.snapshot()["rpcs"] == 0
