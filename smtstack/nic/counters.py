@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+#: All of them; a compiled class has no ``__slots__`` to ask.
+NAMES = (
+    "rx_bytes", "rx_csum_bad", "rx_dropped", "rx_errors", "rx_packets", "tx_bytes", "tx_dropped",
+    "tx_packets", "tx_queue_stopped", "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req",
+    "tx_tls_encrypted_bytes", "tx_tls_encrypted_packets", "tx_tls_fallback", "tx_tls_no_ctx",
+    "tx_tls_ooo", "tx_tso_bytes", "tx_tso_packets",
+)
+
 
 class NicCounters:
     """Plain integers since the device was made."""
 
-    __slots__ = (
-        "rx_bytes", "rx_csum_bad", "rx_dropped", "rx_errors", "rx_packets", "tx_bytes", "tx_dropped",
-        "tx_packets", "tx_queue_stopped", "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req",
-        "tx_tls_encrypted_bytes", "tx_tls_encrypted_packets", "tx_tls_fallback", "tx_tls_no_ctx",
-        "tx_tls_ooo", "tx_tso_bytes", "tx_tso_packets",
-    )
+    __slots__ = NAMES
 
     def __init__(self) -> None:
         self.rx_bytes = 0
@@ -47,4 +50,4 @@ class NicCounters:
 
     def snapshot(self) -> dict[str, int]:
         """All counters by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in NAMES}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+#: All of them; a compiled class has no ``__slots__`` to ask.
+NAMES = (
+    "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
+    "data_redundant", "evicted", "failed", "freezes", "grants_sent", "key_unknown",
+    "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
+    "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
+    "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "truncated",
+    "unknowns_sent", "wrong_address",
+)
+
 
 class Counters:
     """Packets, recoveries and refusals of one endpoint since its start."""
 
-    __slots__ = (
-        "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
-        "data_redundant", "evicted", "failed", "freezes", "grants_sent", "key_unknown",
-        "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
-        "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
-        "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "truncated",
-        "unknowns_sent", "wrong_address",
-    )
+    __slots__ = NAMES
 
     def __init__(self) -> None:
         #: ACKs of profile smt whose proof was wrong.
@@ -64,4 +67,4 @@ class Counters:
 
     def snapshot(self) -> dict[str, int]:
         """All counters by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {name: getattr(self, name) for name in NAMES}

@@ -58,7 +58,7 @@ class Recovery:
         elif isinstance(packet, homa.Cutoffs):
             self._on_cutoffs(peer.host, packet)
         elif isinstance(packet, homa.NeedAck):
-            self._on_need_ack(peer, packet, rpc)
+            self._on_need_ack(peer, packet, rpc, tick)
         elif isinstance(packet, homa.Resend):
             self._on_resend(peer, packet, rpc, tick)
         elif isinstance(packet, homa.Freeze):
@@ -151,9 +151,15 @@ class Recovery:
         host.cutoffs = (INT_MAX, *packet.cutoffs[1:])
         host.cutoff_version = packet.cutoff_version
 
-    def _on_need_ack(self, peer: Peer, packet: homa.NeedAck, rpc: Rpc | None) -> None:
+    def _on_need_ack(self, peer: Peer, packet: homa.NeedAck, rpc: Rpc | None, tick: int) -> None:
         client_id = packet.sender_id ^ 1
-        if rpc is not None or client_id & 1 or not peer.session.issued(packet.epoch, client_id):
+        if rpc is not None:
+            # The server has sent everything: what is not here is lost. Saying so also keeps the response.
+            if rpc.is_client and rpc.resend_tick != tick:
+                rpc.resend_tick = tick
+                self.ask_again(rpc, self._missing(rpc) or [(0, PROBE_LENGTH)])
+            return
+        if client_id & 1 or not peer.session.issued(packet.epoch, client_id):
             return
         keys = peer.session.own_keys(packet.epoch)
         if keys is not None:
@@ -219,6 +225,13 @@ class Recovery:
             self._outbox.control(peer, homa.Resend(self._port, peer.port, rpc.id, offset, length, priority,
                                                    rpc.keys.epoch & 0xFF))
 
+    @staticmethod
+    def _missing(rpc: Rpc) -> list[tuple[int, int]]:
+        """Ranges to ask for; all of a message of which nothing is here."""
+        if rpc.inm is None or not rpc.inm.received:
+            return [(0, PROBE_LENGTH)]
+        return rpc.inm.missing()
+
     def discarded(self, rpc: Rpc, inm: InMessage, tick: int) -> None:
         """Records of ``rpc`` did not authenticate: ask for their bytes at once, but once a tick at most."""
         if rpc.resend_tick != tick:
@@ -232,12 +245,8 @@ class Recovery:
         out = rpc.out
         if rpc.state is IN_SERVICE:
             return
-        if inm is not None:
-            missing = inm.missing() if inm.received else [(0, PROBE_LENGTH)]
-            waiting = not missing
-        else:
-            missing = [(0, PROBE_LENGTH)]
-            waiting = out is not None and out.sendable()
+        missing = self._missing(rpc)
+        waiting = not missing if inm is not None else out is not None and out.sendable()
         if waiting:
             # For ourselves: we have not granted more, or not sent what we may.
             self._alive(rpc, tick)
