@@ -14,7 +14,7 @@ from smtstack.crypto import padding, tls12
 from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, DirectionKeys, NoKeys
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.replay import DEFAULT_WINDOW, ReplayGuard
-from smtstack.errors import AuthError, LocalError
+from smtstack.errors import LocalError
 
 NO_KEYS = NoKeys()
 FIRST_ID = 2
@@ -51,6 +51,7 @@ class EpochKeys:
         self.guard = ReplayGuard(window)
         self.sealed = 0
         self.opened = 0
+        #: Records that did not authenticate.
         self.failed = 0
         #: RPCs of our own still running under this epoch.
         self.active = 0
@@ -151,7 +152,8 @@ class SmtSession(Session):
     def begin_rpc(self) -> tuple[EpochKeys, int]:
         """Epoch and fresh id; moves to the next epoch when the key or the ids near their end."""
         keys = self.current
-        if keys.sealed + keys.opened >= self._update_at or self.next_id >= self.id_limit:
+        if (keys.sealed + keys.opened >= self._update_at or self.next_id >= self.id_limit
+                or keys.failed > INTEGRITY_LIMIT):
             keys = self._advance(keys)
         rpc_id = self.next_id
         self.next_id = rpc_id + 2
@@ -194,7 +196,8 @@ class SmtSession(Session):
         """Keys for the newest authenticated epoch, the one before, or (on trial) the next."""
         newest = self._newest
         if wire_epoch == newest & 0xFF:
-            return self._newest_keys
+            # After that many forgeries one may have passed (RFC 9147 §4.5.3): only the next key will do.
+            return self._newest_keys if self._newest_keys.failed <= INTEGRITY_LIMIT else None
         if wire_epoch == (newest + 1) & 0xFF:
             return self._keys(newest + 1)
         if newest and wire_epoch == (newest - 1) & 0xFF:
@@ -221,12 +224,6 @@ class SmtSession(Session):
                              "records it may (RFC 8446 §5.5)")
         keys.sealed += records
         return message_id << self.numbers.index_bits
-
-    def count_failure(self, keys: EpochKeys) -> None:
-        """Account for a record that did not authenticate; raises :class:`AuthError` at the limit."""
-        keys.failed += 1
-        if keys.failed > INTEGRITY_LIMIT:
-            raise AuthError("too many forged records under one key (RFC 9147 §4.5.3)")
 
 
 class LinuxSession(Session):

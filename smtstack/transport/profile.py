@@ -101,7 +101,7 @@ class SmtProfile(Profile):
         try:
             last, data = tls13.open_untrusted(keys.rx, sender_id << smt.numbers.index_bits, payload)
         except AuthError:
-            smt.count_failure(keys)
+            keys.failed += 1
             raise
         keys.opened += 1
         return data if last else None

@@ -272,7 +272,7 @@ class SealedIn(StreamIn):
     def _discard(self, start: int, stop: int) -> None:
         self.auth_failures += 1
         self._next_at = self._open_at + tls13.HEADER_LEN
-        self._session.count_failure(self._epoch)
+        self._epoch.failed += 1
         self._gaps.remove(start, stop)
         if self._gaps.end < len(self._buf):
             del self._buf[self._gaps.end:]

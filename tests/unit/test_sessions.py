@@ -13,7 +13,14 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.crypto import keys as key_module
-from smtstack.crypto.aead import AES_128_GCM, CIPHERS, Cipher, DirectionKeys, cipher_named
+from smtstack.crypto.aead import (
+    AES_128_GCM,
+    CIPHERS,
+    INTEGRITY_LIMIT,
+    Cipher,
+    DirectionKeys,
+    cipher_named,
+)
 from smtstack.crypto.keys import (
     DEMO_SECRET,
     Endpoints,
@@ -25,6 +32,7 @@ from smtstack.crypto.keys import (
 )
 from smtstack.crypto.session import SessionParams, SmtSession
 from smtstack.errors import ConfigError, LocalError
+from smtstack.wire import homa
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
 
 ENDS = Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)
@@ -284,3 +292,18 @@ def test_nothing_prints_a_key():
     with pytest.raises(ConfigError) as error:
         DirectionKeys(AES_128_GCM, b"short and secret", b"iv")
     assert "secret" not in str(error.value)
+
+
+def test_a_key_that_saw_too_many_forgeries_is_used_no_longer():
+    pair = Pair()
+    pair.request(b"one")
+    pair.run()
+    for end in (pair.client, pair.server):
+        peer = next(iter(end.endpoint._table.peers.values()))
+        peer.session.current.failed = INTEGRITY_LIMIT + 1
+        assert peer.session.request_keys(0) is None
+        assert peer.session.request_keys(1) is not None
+    pair.request(b"two")
+    pair.run()
+    pair.check()
+    assert {f[44] for f in pair.frames if f[47] == homa.DATA} == {0, 1}
