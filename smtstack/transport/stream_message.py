@@ -126,6 +126,8 @@ class SealedOut(OutMessage):
         return sealed
 
     def framed(self, index: int) -> bytes:
+        if self._records == 1:
+            return tls13.frame(self._data, True, self._padded - len(self._data))
         return b"".join([tls13.frame(*content) for content in self._contents(index)])
 
     def _contents(self, index: int) -> list[tuple[bytes, bool, int]]:
