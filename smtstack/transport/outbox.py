@@ -53,7 +53,7 @@ class Outbox:
     def _segment(self, rpc: Rpc, out: OutMessage, index: int) -> Segment:
         peer = rpc.peer
         host = peer.host
-        at = out.start(index)
+        at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
         size = out.mss if self._extended else 0
         header = _pack_data(self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, 0, homa.DATA_OFFSET, homa.DATA,
@@ -104,7 +104,11 @@ class Outbox:
         if self._ready:
             segment = self._ready.popleft()
             out = segment.message
-            size = len(segment.payload or b"") if out is None else out.wire_size(segment.index)
+            if out is None:
+                size = len(segment.payload or b"")
+            else:
+                # One packet: its length is the message's, but for the record of profile linux.
+                size = out.length if self._extended else out.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
             return segment
         if now < pacer.ready_at():
