@@ -85,6 +85,14 @@ class MemoryPair:
             self._advance()
         return events
 
+    def elapse(self, ns: int) -> None:
+        """Let this much time pass, and timers act that fall due."""
+        self.now += ns
+        for end in (self.client.endpoint, self.server.endpoint):
+            deadline = end.next_timeout()
+            if deadline is not None and deadline <= self.now:
+                end.handle_timeout(self.now)
+
     def _advance(self) -> None:
         ends = (self.client.endpoint, self.server.endpoint)
         deadlines = [t for e in ends if (t := e.next_timeout()) is not None]
