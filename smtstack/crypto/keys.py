@@ -106,7 +106,10 @@ class TrafficSecrets:
 
 
 class KeyStore:
-    """Makes sessions; one for each profile that protects."""
+    """Makes sessions; one for each profile."""
+
+    #: What :meth:`session` makes: an endpoint refuses a store that is for another profile.
+    makes: type[Session] = Session
 
     def session(self, ends: Endpoints) -> Session | None:
         """A fresh session between these ends, or None: no key for this peer, no communication."""
@@ -127,6 +130,8 @@ class PlainKeys(KeyStore):
 class PairKeys(KeyStore):
     """Profile ``smt``: a secret for each pair of hosts."""
 
+    makes = SmtSession
+
     def __init__(self, pairs: dict[frozenset[int], bytes], params: SessionParams | None = None,
                  default: bytes | None = None) -> None:
         self._pairs = pairs
@@ -146,6 +151,8 @@ class PairKeys(KeyStore):
 
 class LinuxKeys(KeyStore):
     """Profile ``linux``: one key for all clients, one for all servers (reference §3.5)."""
+
+    makes = LinuxSession
 
     def __init__(self, client: DirectionKeys, server: DirectionKeys, first_id: int = 2) -> None:
         self.client = client

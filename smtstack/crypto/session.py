@@ -62,8 +62,6 @@ class Session:
 
     __slots__ = ("current", "id_limit", "next_id", "take_id")
 
-    protected = False
-
     def __init__(self, take_id: Callable[[], int] | None = None, first_id: int = FIRST_ID,
                  window: int = DEFAULT_WINDOW) -> None:
         self.next_id = first_id
@@ -76,12 +74,8 @@ class Session:
     def begin_rpc(self) -> tuple[EpochKeys, int]:
         """Epoch and a fresh id for a request; counted in ``EpochKeys.active`` until the RPC is over."""
         keys = self.current
-        if self.take_id is not None:
-            rpc_id = self.take_id()
-            self.next_id = rpc_id + 2
-        else:
-            rpc_id = self.next_id
-            self.next_id = rpc_id + 2
+        rpc_id = self.take_id() if self.take_id is not None else self.next_id
+        self.next_id = rpc_id + 2
         keys.active += 1
         return keys, rpc_id
 
@@ -110,8 +104,6 @@ class SmtSession(Session):
 
     __slots__ = ("_epochs", "_newest", "_newest_keys", "_previous", "_previous_end", "_record_limit",
                  "_update_at", "numbers", "pads", "params", "schedule")
-
-    protected = True
 
     def __init__(self, schedule: KeySchedule, params: SessionParams) -> None:
         super().__init__(None, params.first_id, params.replay_window)
@@ -169,7 +161,8 @@ class SmtSession(Session):
         self._previous = keys
         self._previous_end = self.next_id
         self.current = self._keys(keys.epoch + 1)
-        self.next_id = FIRST_ID
+        # Not FIRST_ID: a process that starts over with these keys comes to this epoch, too.
+        self.next_id = self.params.first_id
         self._update_at = self._update_interval()
         self._forget_old()
         return self.current
@@ -230,8 +223,6 @@ class LinuxSession(Session):
     """A session of profile ``linux``: static keys by role, ids counted per host, no epochs."""
 
     __slots__ = ("client", "server")
-
-    protected = True
 
     def __init__(self, client: DirectionKeys, server: DirectionKeys, take_id: Callable[[], int],
                  window: int = DEFAULT_WINDOW) -> None:

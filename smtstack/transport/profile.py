@@ -18,7 +18,7 @@ class Profile:
 
     __slots__ = ("fmt", "params")
 
-    #: What its key store must make; the table of peers checks it once, so nothing here needs to.
+    #: What its key store must make; checked when an endpoint is made, so nothing here needs to.
     session_type: type[Session] = Session
 
     def __init__(self, fmt: homa.WireFormat, params: TransportParams) -> None:

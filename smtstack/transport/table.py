@@ -21,13 +21,15 @@ class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
     __slots__ = ("_births", "_counters", "_doubted", "_ip", "_keys", "_params", "_port", "_rx_bytes",
-                 "_server_rpcs", "_session_type", "_unproven", "grants", "hosts", "peers", "timers")
+                 "_server_rpcs", "_unproven", "grants", "hosts", "peers", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
         self._ip = ip
         self._port = port
-        self._session_type = profile.session_type
+        if keys.makes is not profile.session_type:
+            raise ConfigError(f"these keys make a {keys.makes.__name__}, profile {profile.fmt.name} needs a "
+                              f"{profile.session_type.__name__}: load them for the same profile")
         self._keys = keys
         self._params = params
         self._counters = counters
@@ -71,9 +73,6 @@ class RpcTable:
         session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
         if session is None:
             return None
-        if not isinstance(session, self._session_type):
-            raise ConfigError(f"these keys make a {type(session).__name__}, the profile needs a "
-                              f"{self._session_type.__name__}: load them for the same profile")
         host = self.hosts.get(ip)
         if host is None:
             host = self.hosts[ip] = Host(ip)

@@ -32,6 +32,7 @@ from smtstack.crypto.keys import (
 )
 from smtstack.crypto.session import SessionParams, SmtSession
 from smtstack.errors import ConfigError, LocalError
+from smtstack.transport.endpoint import Endpoint
 from smtstack.wire import homa
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
 
@@ -307,3 +308,26 @@ def test_a_key_that_saw_too_many_forgeries_is_used_no_longer():
     pair.run()
     pair.check()
     assert {f[44] for f in pair.frames if f[47] == homa.DATA} == {0, 1}
+
+
+def test_a_client_that_starts_over_repeats_no_number_in_later_epochs():
+    # Two processes with one key file, each of which gets as far as epoch 1.
+    used = set()
+    for first_id in (1000, 5000):
+        params = SessionParams(key_update_records=4, first_id=first_id)
+        session = PairKeys({}, params, default=bytes(32)).session(ENDS)
+        assert isinstance(session, SmtSession)
+        for _ in range(6):
+            keys, rpc_id = session.begin_rpc()
+            session.reserve(keys, rpc_id, 1)
+            assert (keys.epoch, rpc_id) not in used
+            used.add((keys.epoch, rpc_id))
+            keys.active -= 1
+    assert {epoch for epoch, _id in used} == {0, 1}
+
+
+@pytest.mark.parametrize(("profile", "other"),
+                         [("smt", "linux"), ("linux", "smt"), ("homa", "smt"), ("smt", "homa")])
+def test_keys_of_another_profile_are_refused_at_once(profile, other):
+    with pytest.raises(ConfigError, match=f"profile {profile} needs"):
+        Endpoint(CLIENT, CLIENT_PORT, profile, demo_keys(other))
