@@ -53,12 +53,11 @@ class Rig:
 
     def request(self, data: bytes, from_client: bool = True) -> Rpc:
         """Ask from one side or the other."""
-        near, far = (self.client, self.server) if from_client else (self.server, self.client)
-        port = SERVER_PORT if from_client else self.client.endpoint.port
-        rpc = near.endpoint.send_request(SERVER_IP if from_client else CLIENT_IP, port, data, self.now)
+        near = self.client if from_client else self.server
+        peer = (SERVER_IP, SERVER_PORT) if from_client else (CLIENT_IP, self.client.endpoint.port)
+        rpc = near.endpoint.send_request(*peer, data, self.now)
         self.asked[rpc] = data
         self.outcomes[rpc] = []
-        del far
         return rpc
 
     def inject(self, to_server: bool, frame: bytes, delay: int = 0) -> None:

@@ -78,7 +78,7 @@ def test_a_port_used_twice(net: Net):
     assert (done.returncode, code in {0, 4}) == (USAGE, True)
     assert f"{B}:2000 is in use" in said(done.stderr)
     with net.serve("smt"):
-        pass  # and free again at once
+        pass  # Entering waits for "serving": the port was free again at once.
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv (util-linux) is missing")
