@@ -9,19 +9,66 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 COMPILED := $(VENV)/compiled
 CODE = $(wildcard smtstack workloads topo controllers tests)
+# What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
+PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
+	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv test lint bench compiled clean
+.PHONY: help venv system demo test lint bench compiled clean
+
+# $(call install,WHO,PACKAGES): by apt-get, quiet unless it fails. The index is fetched only where the one
+# that is there (none, in an image) does not do.
+# policy-rc.d: Open vSwitch's daemon is to start once it is installed, and where no init runs that fails the
+# installation. 101 is "not allowed". Runs start daemons of their own.
+define install
+if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+	echo "$(1): packages are missing; run: sudo apt-get install --no-install-recommends $(2)" >&2
+	exit 1
+fi
+echo "$(1): installing packages:" $(2)
+export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+log=$$(mktemp)
+policy=/usr/sbin/policy-rc.d
+if [ -d /run/systemd/system ] || [ -e $$policy ]; then policy=; else
+	printf '#!/bin/sh\nexit 101\n' >$$policy
+	chmod 755 $$policy
+fi
+trap 'rm -f $$log $$policy' EXIT
+trap 'exit 1' INT TERM
+apt() { apt-get -qq -o DPkg::Lock::Timeout=300 "$$@" </dev/null >>$$log 2>&1; }
+apt install -y --no-install-recommends $(2) || {
+	: >$$log
+	apt update && apt install -y --no-install-recommends $(2)
+} || {
+	cat $$log >&2
+	echo "$(1): apt-get could not install:" $(2) >&2
+	exit 1
+}
+rm -f $$log $$policy
+endef
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
-	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ARGS= (for pytest or bench)'
+	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ARGS= (for pytest, demo or bench)'
 
 venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
 
-test: lint  ## lint, then all tests (those marked root only when root)
+system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping
+	@PATH=$$PATH:/usr/sbin:/sbin  # which a user lacks
+	missing=
+	for pair in $(PROGRAMS); do
+		command -v "$${pair%:*}" >/dev/null || missing="$$missing$${missing:+ }$${pair#*:}"
+	done
+	[ -n "$$missing" ] || exit 0
+	missing=$$(printf '%s\n' $$missing | sort -u | tr '\n' ' ')
+	$(call install,system,$$missing)
+
+demo: system $(STAMP)  ## compare smt, homa, tcp and tls: table, pictures and report in results/ (root)
+	@$(BIN)/smtnet demo $(ARGS)
+
+test: $(if $(filter 0,$(shell id -u)),system) lint  ## lint, then all tests (those marked root only when root)
 	@pytest="$(BIN)/python -m pytest"
 	if [ "$$(id -u)" -ne 0 ]; then
 		exec $$pytest -n $(JOBS) $(ARGS)  # conftest.py skips the root tests and says why
@@ -76,7 +123,6 @@ endif
 # PIP_CONSTRAINT for build environments too, later ones only from PIP_BUILD_CONSTRAINT. smtnet itself
 # builds under it as well (editable installs need 64), and its wheel on every Python from 3.10 on.
 # --use-pep517: pip 23.0 (Debian 12, Python 3.10) would otherwise run ryu's setup.py with no constraint.
-# editable_mode=compat: the checkout itself goes on sys.path, so a package added later is found.
 # -qq: of pip, only errors.
 $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	@if [ -n "$(ANEW)" ]; then
@@ -86,13 +132,7 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 		}
 		# Debian and Ubuntu keep this half of the standard library in a package of its own.
 		if ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then
-			if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-				echo 'venv: $(PYTHON) lacks venv/ensurepip; run: sudo apt-get install python3-venv' >&2
-				exit 1
-			fi
-			echo 'venv: $(PYTHON) lacks venv/ensurepip: apt-get install python3-venv'
-			apt-get -qq update
-			DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null
+			$(call install,venv,python3-venv)
 		fi
 		echo "venv: creating $(VENV) with $$($(PYTHON) --version)"
 		$(PYTHON) -m venv --clear $(VENV)
@@ -100,7 +140,6 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 --config-settings editable_mode=compat \
-		-e '.[test,dev,plot,ui]'
+	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,ktls]'
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

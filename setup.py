@@ -37,6 +37,9 @@ setup(
     # py.typed: without it a type checker ignores our annotations in an installed copy.
     package_data={"smtstack": ["py.typed"]},
     ext_modules=compiled_modules(),
+    # The checkout itself goes on sys.path, so a package added later is found. Here, as pip before 22.1
+    # (Ubuntu 22.04) cannot be told on its command line.
+    options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["smtnet = workloads.cli:main"]},
     install_requires=[
         # PyPI has nothing but this pre-release, Debian has 2.3.0: naming the pre-release lets both in.
@@ -49,6 +52,8 @@ setup(
     extras_require={
         "plot": ["matplotlib"],
         "ui": ["rich"],
+        # Transport ktls: the ssl module keeps the keys to itself that the kernel wants.
+        "ktls": ["pyOpenSSL"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)

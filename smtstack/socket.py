@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from smtstack.crypto import keys as key_files
@@ -20,6 +21,7 @@ from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError
 from smtstack.io.loop import PacketLoop
 from smtstack.io.neighbours import Neighbours
+from smtstack.io.nic_state import Port
 from smtstack.io.packet_socket import Fanout, PacketSocket, interface_mtu
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.impairments import Impairments
@@ -136,9 +138,17 @@ class SmtSocket:
         if params.mtu > mtu:
             raise ConfigError(f"mtu {params.mtu} is more than the {mtu} of {context.interface}")
         self.endpoint = Endpoint(ip, local[1], context.profile, context.load_keys(), params)
-        socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, context.fanout)
-        self.loop = PacketLoop(self.endpoint, SmartNic(context.nic), socket, Neighbours(context.interface),
-                               context.poll_ns, context.tx_impairments, context.rx_impairments)
+        with ExitStack() as undo:
+            socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
+                                  context.fanout)
+            undo.callback(socket.close)
+            port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
+            if port is not None:
+                undo.callback(port.detach)
+            nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
+            self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface), context.poll_ns,
+                                   context.tx_impairments, context.rx_impairments, port)
+            undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
 
@@ -185,12 +195,15 @@ class SmtSocket:
             step(deadline)
             self._dispatch()
             if deadline is not None and time.monotonic_ns() >= deadline:
-                return
+                break
+        if self.endpoint.grants_due():
+            self.loop.flush()
 
     def poll(self) -> None:
         """Move the protocol without waiting: for event loops."""
         self.loop.step(0)
         self._dispatch()
+        self.loop.flush()
 
     def _dispatch(self) -> None:
         next_event = self.endpoint.next_event
@@ -206,10 +219,7 @@ class SmtSocket:
 
     def counters(self) -> dict[str, int]:
         """Endpoint's, NIC's and socket's counters in one."""
-        received, dropped = self.loop.socket.statistics()
-        return {**self.endpoint.counters.snapshot(), **self.loop.nic.counters.snapshot(),
-                "socket_received": received, "socket_dropped": dropped,
-                "socket_send_drops": self.loop.socket.send_drops, "unresolved": self.loop.driver.unresolved}
+        return self.loop.counters()
 
     def linger(self, timeout: float = 1.0) -> None:
         """Serve retransmissions and acknowledgements until no RPC is left, at most ``timeout`` seconds."""

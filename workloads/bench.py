@@ -1,4 +1,4 @@
-"""``smtnet bench``: how fast the protocol code is here, as ratios within one run.
+"""``smtnet bench memory``: how fast the protocol code is here, as ratios within one run.
 
 The in-memory pair: client, server and two devices in one thread, no kernel, no wire. What it measures is
 the cost of the stack itself; a run on real interfaces adds system calls.
@@ -21,6 +21,7 @@ from smtstack.errors import SmtError
 from smtstack.nic.device import NicConfig
 from smtstack.transport.events import Event, Request, Response
 from smtstack.transport.params import TransportParams
+from workloads import bench_wire
 from workloads.pair import MemoryPair
 
 #: Outstanding RPCs of the closed loop.
@@ -169,13 +170,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_parser(commands: Any) -> None:
-    """Register ``smtnet bench``."""
-    parser = commands.add_parser(
-        "bench", help="speed of the protocol code on this machine",
+    """Register ``smtnet bench memory``, and ``wire`` beside it."""
+    bench = commands.add_parser("bench", help="speed on this machine", description="Speed on this machine.")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    memory = kinds.add_parser(
+        "memory", help="the protocol code alone",
         description="RPC/s and MB/s of an in-memory pair (client, server, two devices, one core), and "
                     "where the microseconds go.",
-        epilog="example: smtnet bench --rounds 5 --json")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; the median counts (default 3)")
-    parser.add_argument("--quick", action="store_true", help="a fifth of the RPCs: noisier")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.set_defaults(run=run)
+        epilog="example: smtnet bench memory --rounds 5 --json")
+    memory.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; the median counts (default 3)")
+    memory.add_argument("--quick", action="store_true", help="a fifth of the RPCs: noisier")
+    memory.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    memory.set_defaults(run=run)
+    bench_wire.add_options(kinds.add_parser(
+        "wire", help="smt beside tls, homa beside tcp, on a cable",
+        description="Round trips, RPC/s and MB/s of echo between two hosts on a cable, and the ratios smt / tls "
+                    "and homa / tcp. Takes some minutes and root.",
+        epilog="example: smtnet bench wire --trials 3 --json"))

@@ -10,39 +10,55 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from smtstack import __version__
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from workloads import bench, call, keys, pcap, serve, slowdown, vectors
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_UNFAITHFUL = range(5)
 
 _EXAMPLES = """examples:
-  smtnet vectors smt-vectors.json
+  smtnet doctor
+  smtnet demo
+  smtnet run echo --topo star,4 --transport smt --size 1024 --count 10000
   smtnet pcap decode capture.pcap --profile linux --keys demo
   smtnet slowdown --workload w4 --load 0.8
   smtnet keys pair.json --pair 10.0.0.1,10.0.0.2
   smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --keys pair.json
   smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --keys pair.json --size 64 --count 1000
-  smtnet bench
+  smtnet bench memory
+  smtnet vectors smt-vectors.json
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+#: Subcommand and its module in this package.
+COMMANDS = {
+    "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
+    "nic": "nic", "keys": "keys", "certs": "credentials", "pcap": "pcap", "vectors": "vectors",
+    "slowdown": "slowdown", "bench": "bench",
+}
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line; with ``only`` that subcommand's part of it.
+
+    Hosts start many of these processes, and Mininet alone takes half a second to import: so only what is
+    asked for is.
+    """
     parser = argparse.ArgumentParser(
         prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"smtnet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, call, keys, pcap, vectors, slowdown, bench):
-        module.add_parser(commands)
+    for command in COMMANDS if only is None else (only,):
+        import_module(f"workloads.{COMMANDS[command]}").add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Every expected error is one line on stderr, without a traceback."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

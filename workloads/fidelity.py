@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
-
-from smtstack.socket import SmtSocket
 
 #: Share of all processor time the hypervisor took away. Steal comes in slices of milliseconds, thousands
 #: of times a round trip here: 2 % of the time can be all of a 99th percentile.
@@ -41,15 +39,25 @@ def psi_cpu_some_us(path: Path = PSI_CPU) -> int | None:
     return int(found[1]) if found else None
 
 
+class Watched(Protocol):
+    """What can be asked what it lost: every transport."""
+
+    def drops(self) -> tuple[int, int]:
+        """(received, sent) frames lost for want of buffer since it was opened."""
+
+    def take_late_ns(self) -> int:
+        """Most that a timer was late since this was asked last."""
+
+
 class FidelityMonitor:
-    """From :meth:`start` to :meth:`stop`: what was lost. ``socket`` is ours to watch, if there is one.
+    """From :meth:`start` to :meth:`stop`: what was lost. ``transport`` is ours to watch, if there is one.
 
     There is no bound for idle time: a closed loop takes all it can get, and PSI says whether somebody
     had to wait for it.
     """
 
-    def __init__(self, socket: SmtSocket | None = None) -> None:
-        self._socket = socket
+    def __init__(self, transport: Watched | None = None) -> None:
+        self._transport = transport
         self._cpu = psutil.cpu_times()
         self._psi: int | None = None
         self._drops = (0, 0)
@@ -57,9 +65,9 @@ class FidelityMonitor:
 
     def start(self) -> None:
         """Everything before this does not count."""
-        self._drops = self._socket_drops()
-        if self._socket is not None:
-            self._socket.loop.statistics.late_ns = 0
+        if self._transport is not None:
+            self._drops = self._transport.drops()
+            self._transport.take_late_ns()
         self._psi = psi_cpu_some_us()
         self._cpu = psutil.cpu_times()
         self._clock = time.monotonic()
@@ -71,8 +79,10 @@ class FidelityMonitor:
         wall_us = max(1.0, (time.monotonic() - self._clock) * 1e6)
         psi = psi_cpu_some_us()
         some = None if psi is None or self._psi is None else round((psi - self._psi) / wall_us, 4)
-        dropped, unsent = (n - o for n, o in zip(self._socket_drops(), self._drops, strict=True))
-        late = self._socket.loop.statistics.late_ns if self._socket is not None else 0
+        drops, late = self._drops, 0
+        if self._transport is not None:
+            drops, late = self._transport.drops(), self._transport.take_late_ns()
+        dropped, unsent = (n - o for n, o in zip(drops, self._drops, strict=True))
         return verdict({
             "steal": _share(getattr(now, "steal", 0.0) - getattr(before, "steal", 0.0), total),
             "idle": _share(now.idle - before.idle, total),
@@ -81,12 +91,6 @@ class FidelityMonitor:
             "send_drops": unsent,
             "timer_late_us": round(late / 1000, 1),
         })
-
-    def _socket_drops(self) -> tuple[int, int]:
-        if self._socket is None:
-            return 0, 0
-        counters = self._socket.counters()
-        return counters["socket_dropped"], counters["socket_send_drops"]
 
 
 def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +103,9 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
         reasons.append(f"tasks waited for a processor {numbers['psi_cpu_some']:.0%} of the time "
                        f"(at most {MAX_PSI_CPU_SOME:.0%})")
     for name, what in (("receive_drops", "received frames were dropped for want of buffer"),
-                       ("send_drops", "frames were given up because the transmit queue stayed full")):
-        if numbers[name] > MAX_DROPS:
+                       ("send_drops", "frames were given up because the transmit queue stayed full"),
+                       ("path_drops", "frames were lost by a switch or wire that was too slow")):
+        if numbers.get(name, 0) > MAX_DROPS:
             reasons.append(f"{numbers[name]} {what}")
     if numbers["timer_late_us"] * 1000 > MAX_LATE_NS:
         reasons.append(f"a timer was {numbers['timer_late_us'] / 1000:.1f} ms late "

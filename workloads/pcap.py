@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from smtstack.capture.decode import Decoder, Result
-from smtstack.capture.pcapfile import Reader
+from smtstack.capture.pcapfile import HOST_SIDE, Reader
 from smtstack.crypto import keys
 from smtstack.errors import BadPacket, ConfigError
 from smtstack.wire import homa
@@ -67,13 +67,16 @@ def run_decode(args: argparse.Namespace) -> int:
 
 def read_into(decoder: Decoder, path: Path) -> list[str]:
     """Feed a capture file to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
-    count = 0
+    count = host_side = 0
     try:
         with path.open("rb") as stream:
             reader = Reader(stream)
             for captured in reader.frames_untrusted():
-                decoder.add(captured.link_type, captured.frame)
                 count += 1
+                if captured.interface.endswith(HOST_SIDE):
+                    host_side += 1
+                else:
+                    decoder.add(captured.link_type, captured.frame)
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     except BadPacket as e:
@@ -84,6 +87,8 @@ def read_into(decoder: Decoder, path: Path) -> list[str]:
         notes.append(f"{path} ends in the middle of a packet, which is left out")
     if reader.shortened:
         notes.append(f"{reader.shortened} packets were captured in part only (snap length); capture whole packets")
+    if host_side:
+        notes.append(f"{host_side} segments of the host side, before the NIC, are left out")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Capture files: classic pcap and pcapng in, classic pcap out.
+"""Capture files: classic pcap and pcapng in, classic pcap out (pcapng out: pcapng.py).
 
 Formats: draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng; link types from the registry at
 tcpdump.org/linktypes.html. A capture is input from outside like any packet, so everything that reads it
@@ -22,6 +22,9 @@ LINK_SLL2 = 276
 #: Raw IP under its registered number, as written by some BSDs, and "raw IPv4".
 _RAW_LINKS = (LINK_RAW, 12, 14, 228)
 
+#: How the name of an interface ends whose packets never were on a wire: what a driver posts to its NIC.
+HOST_SIDE = " host"
+
 #: Bytes of the longest packet or block believed; tcpdump's largest snap length is a quarter of it.
 MAX_BLOCK = 1 << 20
 
@@ -29,7 +32,7 @@ _MAGIC_US, _MAGIC_NS = 0xA1B2C3D4, 0xA1B23C4D
 _MAGIC_NG = 0x0A0D0D0A
 _BYTE_ORDER_NG = 0x1A2B3C4D
 _IDB, _SPB, _EPB = 1, 3, 6
-_OPT_TSRESOL, _OPT_TSOFFSET = 9, 14
+_OPT_IF_NAME, _OPT_TSRESOL, _OPT_TSOFFSET = 2, 9, 14
 _NS = 1_000_000_000
 #: Upper bits of a classic header's link type tell about frame check sequences.
 _LINK_MASK = 0xFFFF
@@ -44,6 +47,8 @@ class Captured(NamedTuple):
     #: ``LINKTYPE_`` number: what ``frame`` begins with.
     link_type: int
     frame: bytes
+    #: Name of the interface, where the file has one (pcapng).
+    interface: str = ""
 
 
 class _Interface(NamedTuple):
@@ -55,6 +60,7 @@ class _Interface(NamedTuple):
     numerator: int
     denominator: int
     offset_ns: int
+    name: str
 
 
 class Reader:
@@ -161,7 +167,7 @@ class Reader:
         interface = interfaces[number]
         time = (high << 32 | low) * interface.numerator // interface.denominator + interface.offset_ns
         self.shortened += size < original
-        return Captured(time, interface.link_type, body[20:20 + size])
+        return Captured(time, interface.link_type, body[20:20 + size], interface.name)
 
     def _simple_untrusted(self, order: str, body: bytes, interfaces: list[_Interface]) -> Captured:
         if len(body) < 4 or not interfaces:
@@ -169,7 +175,7 @@ class Reader:
         original = struct.unpack_from(order + "I", body)[0]
         size = min(original, interfaces[0].snap_length or original, len(body) - 4)
         self.shortened += size < original
-        return Captured(0, interfaces[0].link_type, body[4:4 + size])
+        return Captured(0, interfaces[0].link_type, body[4:4 + size], interfaces[0].name)
 
 
 def _interface_untrusted(order: str, body: bytes) -> _Interface:
@@ -177,6 +183,7 @@ def _interface_untrusted(order: str, body: bytes) -> _Interface:
         raise BadPacket("damaged capture: a pcapng interface description that is too short")
     link_type, _reserved, snap_length = struct.unpack_from(order + "HHI", body)
     numerator, denominator, offset = 1000, 1, 0
+    name = ""
     at = 8
     while at + 4 <= len(body):
         code, size = struct.unpack_from(order + "HH", body, at)
@@ -188,10 +195,12 @@ def _interface_untrusted(order: str, body: bytes) -> _Interface:
         if code == _OPT_TSRESOL and size == 1:
             base = 2 if value[0] & 0x80 else 10
             numerator, denominator = _NS, base ** (value[0] & 0x7F)
+        elif code == _OPT_IF_NAME:
+            name = value.decode(errors="replace")
         elif code == _OPT_TSOFFSET and size == 8:
             offset = struct.unpack(order + "q", value)[0] * _NS
         at += 4 + size + -size % 4
-    return _Interface(link_type, snap_length, numerator, denominator, offset)
+    return _Interface(link_type, snap_length, numerator, denominator, offset, name)
 
 
 def ipv4_untrusted(link_type: int, frame: bytes) -> bytes | None:

@@ -49,7 +49,7 @@ DEMO_SERVER_SALT = bytes.fromhex("B9FA5583")
 DEMO_SECRET = DEMO_CLIENT_KEY + DEMO_SERVER_KEY
 
 
-def _expand_label(secret: bytes, label: str, context: bytes, length: int) -> bytes:
+def expand_label(secret: bytes, label: str, context: bytes, length: int) -> bytes:
     """HKDF-Expand-Label of RFC 8446 §7.1, SHA-256."""
     name = b"tls13 " + label.encode()
     info = length.to_bytes(2, "big") + bytes([len(name)]) + name + bytes([len(context)]) + context
@@ -90,8 +90,8 @@ class TrafficSecrets:
         prk = _extract(b"smtnet session 1", pair_secret)
         # The cipher and both names go in, so that no two sessions or ciphers ever share a key.
         suffix = cipher.name.encode()
-        self._tx = [_expand_label(prk, "smt traffic", local + peer + suffix, SECRET_LEN)]
-        self._rx = [_expand_label(prk, "smt traffic", peer + local + suffix, SECRET_LEN)]
+        self._tx = [expand_label(prk, "smt traffic", local + peer + suffix, SECRET_LEN)]
+        self._rx = [expand_label(prk, "smt traffic", peer + local + suffix, SECRET_LEN)]
 
     def keys(self, epoch: int) -> tuple[DirectionKeys, DirectionKeys]:
         """(ours, the peer's) for ``epoch``; each epoch's secret updates as in RFC 8446 §7.2."""
@@ -99,10 +99,10 @@ class TrafficSecrets:
 
     def _direction(self, chain: list[bytes], epoch: int) -> DirectionKeys:
         while len(chain) <= epoch:
-            chain.append(_expand_label(chain[-1], "traffic upd", b"", SECRET_LEN))
+            chain.append(expand_label(chain[-1], "traffic upd", b"", SECRET_LEN))
         secret = chain[epoch]
-        return DirectionKeys(self._cipher, _expand_label(secret, "key", b"", self._cipher.key_len),
-                             _expand_label(secret, "iv", b"", aead.IV_LEN))
+        return DirectionKeys(self._cipher, expand_label(secret, "key", b"", self._cipher.key_len),
+                             expand_label(secret, "iv", b"", aead.IV_LEN))
 
 
 class KeyStore:

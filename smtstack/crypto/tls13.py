@@ -49,22 +49,26 @@ def record_length_untrusted(buf: bytes | bytearray | memoryview, start: int) -> 
     return HEADER_LEN + length
 
 
-def is_record_untrusted(buf: bytes) -> bool:
-    """Whether ``buf`` is exactly one record, by its header."""
-    size = len(buf) - HEADER_LEN
-    return (TAG_LEN < size <= MAX_LENGTH_FIELD and buf.startswith(_PREFIX)
-            and buf[3] << 8 | buf[4] == size)
-
-
 def open_untrusted(keys: DirectionKeys, sequence: int, record: bytes) -> tuple[bool, bytes]:
     """(is last, data) of one whole record; raises :class:`AuthError`.
 
     The caller has checked the header with :func:`record_length_untrusted`; it is authenticated here as
     the AAD.
     """
+    opened = open_single_untrusted(keys, sequence, record)
+    if opened is None:
+        raise AuthError(f"record {sequence:#018x} does not authenticate")
+    return opened
+
+
+def open_single_untrusted(keys: DirectionKeys, sequence: int, buf: bytes) -> tuple[bool, bytes] | None:
+    """The same of a buffer; None if it is not exactly one record, by its header."""
+    aad = buf[:HEADER_LEN]
+    size = len(buf) - HEADER_LEN
+    if not TAG_LEN < size <= MAX_LENGTH_FIELD or aad != _PREFIX + size.to_bytes(2, "big"):
+        return None
     try:
-        plain = keys.aead.decrypt((keys.iv_number ^ sequence).to_bytes(IV_LEN, "big"), record[HEADER_LEN:],
-                                  record[:HEADER_LEN])
+        plain = keys.aead.decrypt((keys.iv_number ^ sequence).to_bytes(IV_LEN, "big"), buf[HEADER_LEN:], aad)
     except InvalidTag:
         raise AuthError(f"record {sequence:#018x} does not authenticate") from None
     if plain.endswith(_LAST):

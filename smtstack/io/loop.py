@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import heapq
-import time
 from dataclasses import dataclass
+from time import monotonic_ns
 
 from smtstack.io.neighbours import LIFETIME, Neighbours
-from smtstack.io.packet_socket import FRAME_EXTRA, PacketSocket
+from smtstack.io.nic_control import NicControl
+from smtstack.io.nic_state import Port
+from smtstack.io.packet_socket import PacketSocket
 from smtstack.nic.device import SmartNic
 from smtstack.nic.driver import NicDriver
 from smtstack.nic.impairments import Impairments
 from smtstack.transport.endpoint import Endpoint
-from smtstack.transport.segment import Segment
 
 #: Frames taken before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
 #: Nothing to do: wake up this often all the same.
 IDLE_NS = 1_000_000_000
+#: Counters that others watch are this old at most.
+PUBLISH_NS = 20_000_000
+#: Later than any ``time.monotonic_ns()``.
+NEVER = 1 << 63
 
 
 @dataclass(slots=True)
@@ -31,33 +36,50 @@ class LoopStatistics:
 
 
 class PacketLoop:
-    """Endpoint, driver and device on a packet socket. ``poll_ns``: busy-wait before blocking (0: never)."""
+    """Endpoint, driver and device on a packet socket. ``poll_ns``: busy-wait before blocking (0: never).
+
+    ``port``: where the device's settings come from and its counters are seen, if anywhere.
+    """
 
     def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
-                 poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None) -> None:
+                 poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None,
+                 port: Port | None = None) -> None:
         self.endpoint = endpoint
         self.nic = nic
         self.socket = socket
         self.driver = NicDriver(nic, socket.mac, endpoint.ip, endpoint.protocol, neighbours)
         self.statistics = LoopStatistics()
         self._poll_ns = poll_ns
+        seed = endpoint.ip << 16 | endpoint.port
+        self._control = control = NicControl(port, self.driver, seed, tx, rx)
+        self._process, self._accept = control.process, control.accept
         self._tx = tx
         self._rx = rx
-        self._frame_size = endpoint.params.mtu + FRAME_EXTRA
-        self._held: Segment | None = None
+        #: There is something new about the device when the first is not the second.
+        self._generation, self._seen = control.generation, 0
+        #: When counters are to be published: some time after the first change.
+        self._publish_at = NEVER
+        self._publish_ns = PUBLISH_NS if port is not None else NEVER
         #: Impaired frames under way: (when, number, outwards?, frame).
         self._later: list[tuple[int, int, bool, bytes]] = []
         self._numbers = 0
         #: When to ask the kernel again where neighbours are.
         self._routes_until = 0
+        self._grain = endpoint.params.tick_ns
+        #: While frames keep coming, timers are not looked at before this: they count in ticks anyway.
+        self._timers_at = 0
+        self._attend()
 
     def step(self, deadline: int | None = None) -> bool:
         """Do what can be done now; if that is nothing, wait until something happens or ``deadline``.
 
         ``deadline`` is a ``time.monotonic_ns()``. Returns whether a frame came in or a timer fired. The
-        caller looks for events after every step.
+        caller looks for events after every step, and what came of a frame (a GRANT, an ACK) leaves with the
+        next: with an answer, if there is one to give.
         """
-        now = time.monotonic_ns()
+        now = monotonic_ns()
+        if self._generation[0] != self._seen or now >= self._publish_at:
+            self._attend()
         if now >= self._routes_until:
             self._routes_until = now + int(LIFETIME * 1e9)
             self.driver.forget_routes()
@@ -67,21 +89,51 @@ class PacketLoop:
         poll_until = now + self._poll_ns
         wake = self._wake(deadline, now)
         while now < poll_until and now < wake:
-            now = time.monotonic_ns()
+            now = monotonic_ns()
             if self._work(now):
                 return True
         if now < wake:
             self.statistics.wakeups += 1
             self.socket.wait(wake - now)
-            now = time.monotonic_ns()
+            now = monotonic_ns()
+            if self._generation[0] != self._seen:
+                self._attend()
         return self._work(now)
 
     def flush(self) -> None:
         """Send what is ready, without waiting for anything."""
-        self._transmit(time.monotonic_ns())
+        if self._generation[0] != self._seen:
+            self._attend()
+        self._transmit(monotonic_ns())
+
+    def _attend(self) -> None:
+        """Take new settings of the device, publish its counters."""
+        control = self._control
+        control.attend(self.counters())
+        self._seen = control.seen
+        self._tx, self._rx = control.tx, control.rx
+        self._process, self._accept = control.process, control.accept
+        self._publish_at = NEVER
+
+    def counters(self) -> dict[str, int]:
+        """Endpoint's, NIC's and socket's counters in one."""
+        received, dropped = self.socket.statistics()
+        return {**self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(), **self._control.counters(),
+                "socket_received": received, "socket_dropped": dropped,
+                "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
 
     def _work(self, now: int) -> bool:
         busy = self._receive(now)
+        if not busy or now >= self._timers_at or self._later:
+            self._timers_at = now + self._grain
+            busy |= self._fire(now)
+        if busy and self._publish_at == NEVER:
+            self._publish_at = now + self._publish_ns
+        return busy
+
+    def _fire(self, now: int) -> bool:
+        """Timers, and frames that were delayed, whose time has come."""
+        busy = False
         timeout = self.endpoint.next_timeout()
         if timeout is not None and timeout <= now:
             if timeout > 0:
@@ -91,21 +143,21 @@ class PacketLoop:
         while self._later and self._later[0][0] <= now:
             _at, _n, outwards, frame = heapq.heappop(self._later)
             if outwards:
-                self.socket.send(frame)
+                self.socket.send([frame])
             else:
-                self.nic.receive(frame)
+                self._accept(frame)
                 self._deliver(now)
             busy = True
-        if busy:
-            self._transmit(now)
         return busy
 
     def next_wake(self) -> int | None:
         """When to call :meth:`step` at the latest, if no frame comes: for event loops."""
         timeout = self.endpoint.next_timeout()
-        if not self._later:
+        at = self._publish_at
+        if self._later:
+            at = min(at, self._later[0][0])
+        if at >= NEVER:
             return timeout
-        at = self._later[0][0]
         return at if timeout is None or at < timeout else timeout
 
     def _wake(self, deadline: int | None, now: int) -> int:
@@ -116,42 +168,45 @@ class PacketLoop:
         return wake if timeout is None else min(wake, timeout)
 
     def _receive(self, now: int) -> bool:
-        receive = self.socket.receive
-        size = self._frame_size
-        count = 0
-        while count < RECEIVE_BATCH and (frame := receive(size)) is not None:
-            count += 1
+        frames = self.socket.receive(RECEIVE_BATCH)
+        if not frames:
+            return False
+        accept = self._accept
+        for frame in frames:
             if self._rx is not None:
                 self._delay(self._rx, frame, False, now)
             else:
-                self.nic.receive(frame)
-        if count:
-            self._deliver(now)
-        return count > 0
+                accept(frame)
+        self._deliver(now)
+        return True
 
     def _deliver(self, now: int) -> None:
+        take = self.nic.take
         handle = self.endpoint.handle_packet
         for queue in range(self.nic.config.rx_queues):
-            while (frame := self.nic.take(queue)) is not None:
+            while (frame := take(queue)) is not None:
                 handle(frame, now)
 
     def _transmit(self, now: int) -> None:
         poll = self.endpoint.poll_transmit
+        segment = poll(now)
+        if segment is None:
+            return
         post = self.driver.transmit
-        while (segment := self._held or poll(now)) is not None:
-            self._held = None
-            if not post(segment):
-                self._held = segment
-                self._send(self.nic.process(), now)
-        self._send(self.nic.process(), now)
+        while segment is not None:
+            if post(segment):
+                segment = poll(now)
+            else:
+                # The ring is full: make room, try again.
+                self._send(self._process(), now)
+        self._send(self._process(), now)
 
     def _send(self, frames: list[bytes], now: int) -> None:
-        send = self.socket.send
+        if self._tx is None:
+            self.socket.send(frames)
+            return
         for frame in frames:
-            if self._tx is not None:
-                self._delay(self._tx, frame, True, now)
-            else:
-                send(frame)
+            self._delay(self._tx, frame, True, now)
 
     def _delay(self, path: Impairments, frame: bytes, outwards: bool, now: int) -> None:
         for at, changed in path.apply(frame, now):
@@ -159,5 +214,9 @@ class PacketLoop:
             heapq.heappush(self._later, (at, self._numbers, outwards, changed))
 
     def close(self) -> None:
-        """Close the socket."""
-        self.socket.close()
+        """Leave the interface's NIC, close the socket."""
+        try:
+            self._control.close(self.counters())
+            self._generation = self._control.generation
+        finally:
+            self.socket.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import select
 import socket
 import struct
@@ -11,20 +12,20 @@ from dataclasses import dataclass
 
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
+from smtstack.io.ring import SOL_PACKET, ReceiveRing
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
 from smtstack.wire.ipv4 import VERSION_IHL, format_address
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
-SOL_PACKET = 263
 PACKET_STATISTICS = 6
 PACKET_FANOUT = 18
 PACKET_FANOUT_DATA = 22
 PACKET_IGNORE_OUTGOING = 23
 FANOUT_CBPF = 6
-SO_RCVBUFFORCE = 33
 SO_SNDBUFFORCE = 32
+SIOCGIFMTU = 0x8921
+_IFNAMSIZ = 16
 
-RECEIVE_BUFFER = 8 << 20
 SEND_BUFFER = 4 << 20
 #: How long to wait for a full transmit queue before a frame is given up, in ms.
 SEND_PATIENCE_MS = 100
@@ -45,7 +46,8 @@ class Fanout:
 class PacketSocket:
     """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
 
-    def __init__(self, interface: str, ip: int, port: int, protocol: int, fanout: Fanout | None = None) -> None:
+    def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int,
+                 fanout: Fanout | None = None) -> None:
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except PermissionError:
@@ -61,8 +63,8 @@ class PacketSocket:
             ours = filter_program(ip, port, protocol)
             bpf.attach(self._sock, bpf.reject_all() if fanout is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            self._sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+            self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if fanout is not None:
                 self._join(fanout)
@@ -92,42 +94,40 @@ class PacketSocket:
         """For select and asyncio."""
         return self._sock.fileno()
 
-    def receive(self, size: int) -> bytes | None:
-        """The next frame of at most ``size`` bytes, or None."""
-        try:
-            return self._sock.recv(size)
-        except BlockingIOError:
-            return None
-        except OSError as e:
-            if e.errno == errno.ENETDOWN:
-                return None
-            raise
+    def receive(self, limit: int) -> list[bytes]:
+        """The frames that wait, oldest first, at most ``limit``."""
+        return self._ring.take(limit)
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame; waits a little for a full queue, then counts it as lost, as a link would.
+    def send(self, frames: list[bytes]) -> None:
+        """Send frames; waits a little for a full queue, then counts a frame as lost, as a link would.
 
         Raises :class:`Unsupported` when the interface was removed: no other of that name takes its place.
         """
+        send = self._sock.send
+        for frame in frames:
+            try:
+                send(frame)
+            except OSError as e:
+                self._send_again(frame, e)
+
+    def _send_again(self, frame: bytes, error: OSError) -> None:
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            raise Unsupported(f"interface {self._interface} was removed") from None
+        # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with.
+        if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE):
+            raise error
+        waiter = select.poll()
+        waiter.register(self._sock, select.POLLOUT)
+        waiter.poll(SEND_PATIENCE_MS)
         try:
             self._sock.send(frame)
-        except OSError as e:
-            if e.errno in (errno.ENXIO, errno.ENODEV):
-                raise Unsupported(f"interface {self._interface} was removed") from None
-            # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with.
-            if e.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE):
-                raise
-            waiter = select.poll()
-            waiter.register(self._sock, select.POLLOUT)
-            waiter.poll(SEND_PATIENCE_MS)
-            try:
-                self._sock.send(frame)
-            except OSError:
-                self.send_drops += 1
+        except OSError:
+            self.send_drops += 1
 
     def wait(self, timeout_ns: int) -> None:
         """Block until a frame is there, or this long."""
         if timeout_ns < 2_000_000 and self._sock.fileno() < 1024:
-            # poll() counts in milliseconds: far too coarse for the pacer.
+            # poll() counts in milliseconds, far too coarse for the pacer; select() costs five times as much.
             select.select([self._sock], [], [], timeout_ns / 1e9)
         else:
             # Rounded up: waking early would spin until the deadline.
@@ -142,6 +142,7 @@ class PacketSocket:
 
     def close(self) -> None:
         """Give the sockets back."""
+        self._ring.close()
         self._sock.close()
         self._guard.close()
         self._claim.close()
@@ -185,11 +186,14 @@ def _icmp_guard(protocol: int) -> socket.socket:
 
 
 def interface_mtu(interface: str) -> int:
-    """MTU of an interface in bytes; raises :class:`ConfigError` if there is none."""
-    with contextlib.suppress(OSError, ValueError), open(f"/sys/class/net/{interface}/mtu") as f:
-        return int(f.read())
+    """MTU of an interface in bytes; raises :class:`ConfigError` if there is none.
+
+    Not from /sys, which shows the network namespace it was mounted in: on a Mininet host, another one.
+    """
+    name = interface.encode()
+    if len(name) < _IFNAMSIZ:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            answer = fcntl.ioctl(s, SIOCGIFMTU, struct.pack("16si20x", name, 0))
+            return int(struct.unpack_from("16si", answer)[1])
     raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them")
 
-
-#: Bytes a frame has beyond the MTU.
-FRAME_EXTRA = HEADER_LEN

@@ -58,6 +58,8 @@ class SmartNic:
         self.tls_hw_tx_offload = self.config.tls_hw_tx_offload
         self.tso_seq = self.config.tso_seq
         self.rx_checksum = self.config.rx_checksum
+        #: Contexts that may be there at once; a setting can lower it below the hardware's ``max_contexts``.
+        self.context_limit = self.config.max_contexts
         self._tx: list[deque[Descriptor]] = [deque() for _ in range(self.config.queues)]
         self._posted = 0
         self._next = 0
@@ -82,7 +84,7 @@ class SmartNic:
 
     def create_context(self, version: int, key: bytes, iv: bytes, sequence: int) -> int:
         """Number of a fresh TLS context (never 0), or 0 when the device's memory is full."""
-        if len(self._contexts) >= self.config.max_contexts:
+        if len(self._contexts) >= self.context_limit:
             return 0
         self._context_ids += 1
         self._contexts[self._context_ids] = TlsContext(version, key, iv, sequence)
@@ -94,7 +96,20 @@ class SmartNic:
         if self._contexts.pop(context, None) is not None:
             self.counters.tx_tls_del += 1
 
+    def contexts(self) -> int:
+        """How many TLS contexts there are."""
+        return len(self._contexts)
+
     # -- transmit ----------------------------------------------------------------------------------------
+
+    def heads(self) -> list[tuple[int, Descriptor, int]]:
+        """For observers: (queue, its next descriptor, record number that descriptor's context holds or 0)."""
+        out = []
+        for queue, ring in enumerate(self._tx):
+            if ring:
+                context = self._contexts.get(ring[0].context)
+                out.append((queue, ring[0], 0 if context is None else context.sequence))
+        return out
 
     def space(self, queue: int) -> int:
         """Descriptors that still fit the ring of ``queue``."""

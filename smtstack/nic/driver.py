@@ -64,6 +64,11 @@ class NicDriver:
         """Neighbours may have moved: look them up again."""
         self._routes.clear()
 
+    def trim_contexts(self) -> None:
+        """After the device's limit was lowered: destroy contexts until they fit, the longest unused first."""
+        while self.nic.contexts() > self.nic.context_limit and self._evict(self.nic):
+            pass
+
     def transmit(self, segment: Segment) -> bool:
         """Post a segment; False when its ring is full: try again with the same segment before any other."""
         route = self._routes.get(segment.dst) or self._resolve(segment.dst)

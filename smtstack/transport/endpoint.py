@@ -50,8 +50,9 @@ class Endpoint:
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
-    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_max_length", "_max_message", "_outbox",
-                 "_protocol", "_recovery", "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
+    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_max_length", "_max_message",
+                 "_outbox", "_protocol", "_recovery", "_table", "_tick_ns", "counters", "ip", "params", "port",
+                 "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
@@ -70,6 +71,7 @@ class Endpoint:
         self._max_message = self.params.max_message_length
         self._max_length = self.params.max_wire_length
         self._table = RpcTable(ip, port, self.profile, keys, self.counters)
+        self._grants = self._table.grants
         self._outbox = Outbox(port, self.profile.fmt, self.params, self.counters)
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
@@ -146,12 +148,18 @@ class Endpoint:
 
     def poll_transmit(self, now: int) -> Segment | None:
         """The next segment for the NIC driver, or None."""
-        if self._table.grants.dirty:
+        if self._grants.dirty:
             self._send_grants()
         return self._outbox.poll(now)
 
+    def grants_due(self) -> bool:
+        """Whether peers may be waiting for a GRANT that :meth:`poll_transmit` would yield."""
+        return self._grants.dirty
+
     def next_timeout(self) -> int | None:
-        """When to call :meth:`handle_timeout` (and poll) at the latest; None: nothing is pending."""
+        """When to call :meth:`handle_timeout` (and poll) at the latest; None: nothing is pending, 0: poll."""
+        if self._grants.dirty:
+            return 0
         wake = self._outbox.wake_at()
         tick = self._table.timers.next_tick()
         if tick is None:
@@ -272,7 +280,7 @@ class Endpoint:
         new = inm.add(segment_offset, index, inside, payload)
         if incoming > inm.granted:
             inm.granted = min(incoming, inm.length)
-            self._table.grants.update(rpc)
+            self._grants.update(rpc)
         if new <= 0:
             if new < 0:
                 counters.beyond_message += 1
@@ -295,7 +303,7 @@ class Endpoint:
                 self._recovery.acked(rpc.peer, client_id, 0)
         if data is None:
             inm.acks = []
-            self._table.grants.update(rpc)
+            self._grants.update(rpc)
             if not self._table.charge(rpc):
                 self._table.free(rpc)
                 if rpc.is_client:
@@ -360,7 +368,7 @@ class Endpoint:
                                                 self._cutoff_version, epoch))
 
     def _send_grants(self) -> None:
-        for grant in self._table.grants.decide():
+        for grant in self._grants.decide():
             rpc = grant.rpc
             self.counters.grants_sent += 1
             self._outbox.control(rpc.peer, homa.Grant(self.port, rpc.peer.port, rpc.id, grant.offset,

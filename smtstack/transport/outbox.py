@@ -101,8 +101,9 @@ class Outbox:
     def poll(self, now: int) -> Segment | None:
         """The segment to hand to the driver now, or None: nothing, or the pacer says wait."""
         pacer = self.pacer
-        if self._ready:
-            segment = self._ready.popleft()
+        ready = self._ready
+        if ready:
+            segment = ready.popleft()
             out = segment.message
             if out is None:
                 size = len(segment.payload or b"")
@@ -111,7 +112,7 @@ class Outbox:
                 size = out.length if self._extended else out.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
             return segment
-        if now < pacer.ready_at():
+        if not (pacer.heap or self._paced) or now < pacer.ready_at():
             return None
         if self._paced:
             segment = self._paced.popleft()
@@ -140,10 +141,10 @@ class Outbox:
         """When :meth:`poll` should be called again though nothing happened; None: never."""
         if self._ready:
             return 0
-        if self._paced or len(self.pacer):
+        if self._paced or self.pacer.heap:
             return self.pacer.ready_at()
         return None
 
     def idle(self) -> bool:
         """Nothing waits."""
-        return not self._ready and not self._paced and not len(self.pacer)
+        return not self._ready and not self._paced and not self.pacer.heap

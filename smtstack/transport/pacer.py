@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import math
+from math import ceil
 
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import DEAD, Rpc
@@ -20,10 +20,11 @@ class Pacer:
     short is what lets a short message overtake a long one.
     """
 
-    __slots__ = ("_fifo_every", "_heap", "_idle_at", "_max_queue", "_ns_per_byte", "_since_fifo")
+    __slots__ = ("_fifo_every", "_idle_at", "_max_queue", "_ns_per_byte", "_since_fifo", "heap")
 
     def __init__(self, params: TransportParams) -> None:
-        self._heap: list[tuple[int, int, Rpc]] = []
+        #: (bytes left, birth, RPC); empty: nothing waits.
+        self.heap: list[tuple[int, int, Rpc]] = []
         # One per cent more than the truth, as the kernel module has it (homa_outgoing_sysctl_changed): an
         # estimate that falls behind the link, by rounding alone, lets the NIC's queue grow while it is busy.
         self._ns_per_byte = 1.01 * 8000 / params.link_mbps
@@ -37,7 +38,7 @@ class Pacer:
 
     def account(self, ip_bytes: int, packets: int, now: int) -> None:
         """``packets`` with ``ip_bytes`` in all (IP lengths) went to the NIC."""
-        cost = math.ceil((ip_bytes + packets * LINK_OVERHEAD) * self._ns_per_byte)
+        cost = ceil((ip_bytes + packets * LINK_OVERHEAD) * self._ns_per_byte)
         idle = self._idle_at
         self._idle_at = (idle if idle > now else now) + cost
 
@@ -49,11 +50,11 @@ class Pacer:
         """``rpc`` has a segment it may send and ``remaining`` bytes in all."""
         if not rpc.queued:
             rpc.queued = True
-            heapq.heappush(self._heap, (remaining, rpc.birth, rpc))
+            heapq.heappush(self.heap, (remaining, rpc.birth, rpc))
 
     def pop(self) -> Rpc | None:
         """The RPC whose segment goes next: fewest bytes left, or (its FIFO share) the oldest."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             if self._fifo_every and self._since_fifo >= self._fifo_every and len(heap) > 1:
                 self._since_fifo = 0
@@ -72,7 +73,3 @@ class Pacer:
     def sent(self, size: int) -> None:
         """``size`` paced bytes went to the NIC: the oldest message earns its share of them."""
         self._since_fifo += size
-
-    def __len__(self) -> int:
-        return len(self._heap)
-

@@ -9,7 +9,7 @@ from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
-from smtstack.transport.stream_message import Geometry, PlainOut, SealedIn, SealedOut, StreamIn
+from smtstack.transport.stream_message import Geometry, PlainOut, SealedIn, SealedOut, SealedPacket, StreamIn
 from smtstack.wire import homa
 
 
@@ -73,17 +73,23 @@ class HomaProfile(Profile):
 class SmtProfile(Profile):
     """The paper's design: TLS 1.3 records under composite numbers."""
 
-    __slots__ = ("_geo", "_max_wire")
+    __slots__ = ("_geo", "_max_wire", "_packet_plain")
     session_type = SmtSession
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.SMT, params)
         self._max_wire = params.max_wire_length
         self._geo = Geometry(params, sealed=True)
+        self._packet_plain = self._geo.packet_plain
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
         session: SmtSession = rpc.peer.session  # type: ignore[assignment]
-        out = SealedOut(session, rpc.keys, rpc.id, data, self._geo)
+        padded = len(data)
+        if session.pads:
+            padded = max(padded, session.params.padding(padded))
+        if padded <= self._packet_plain:
+            return SealedPacket(session, rpc.keys, rpc.id, data, padded, self._geo.mss)
+        out = SealedOut(session, rpc.keys, rpc.id, data, padded, self._geo)
         if out.length > self._max_wire:
             raise LocalError(f"{len(data)} bytes become {out.length} by padding; the peer would refuse more than "
                              f"{self._max_wire}")
@@ -95,16 +101,16 @@ class SmtProfile(Profile):
 
     def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
                    payload: bytes) -> bytes | None:
-        if not tls13.is_record_untrusted(payload):
-            return None
         smt: SmtSession = session  # type: ignore[assignment]
         try:
-            last, data = tls13.open_untrusted(keys.rx, sender_id << smt.numbers.index_bits, payload)
+            opened = tls13.open_single_untrusted(keys.rx, sender_id << smt.numbers.index_bits, payload)
         except AuthError:
             keys.failed += 1
             raise
+        if opened is None:
+            return None
         keys.opened += 1
-        return data if last else None
+        return opened[1] if opened[0] else None
 
     def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
         smt: SmtSession = session  # type: ignore[assignment]

@@ -72,6 +72,47 @@ class PlainOut(OutMessage):
         return at, at + size
 
 
+class SealedPacket(OutMessage):
+    """Profile ``smt``: a message that is one record in one packet, as most are."""
+
+    __slots__ = ("_data", "_epoch", "_padding", "_sealed", "_sequence")
+
+    version = 0x0304
+
+    def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, data: bytes, padded: int,
+                 mss: int) -> None:
+        self.init_packet(padded + tls13.OVERHEAD, mss)
+        self._sequence = session.reserve(epoch, message_id, 1)
+        self._data = data
+        self._padding = padded - len(data)
+        self._epoch = epoch
+        self._sealed: bytes | None = None
+
+    def start(self, index: int) -> int:
+        return 0
+
+    def first_sequence(self, index: int) -> int:
+        return self._sequence
+
+    def records(self, index: int) -> int:
+        return 1
+
+    def keys(self) -> DirectionKeys | None:
+        return self._epoch.tx
+
+    def payload(self, index: int) -> bytes:
+        sealed = self._sealed
+        if sealed is None:
+            sealed = self._sealed = tls13.seal(self._epoch.tx, self._sequence, self._data, True, self._padding)
+        return sealed
+
+    def framed(self, index: int) -> bytes:
+        return tls13.frame(self._data, True, self._padding)
+
+    def packet_range(self, index: int, packet: int, size: int) -> tuple[int, int]:
+        return 0, size
+
+
 class SealedOut(OutMessage):
     """Profile ``smt``: every segment holds whole TLS 1.3 records."""
 
@@ -79,20 +120,13 @@ class SealedOut(OutMessage):
 
     version = 0x0304
 
-    def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, data: bytes,
+    def __init__(self, session: SmtSession, epoch: EpochKeys, message_id: int, data: bytes, padded: int,
                  geo: Geometry) -> None:
-        padded = len(data)
-        if session.pads:
-            padded = max(padded, session.params.padding(padded))
         #: Plaintext bytes, padding included.
         self._padded = padded
-        if padded <= geo.packet_plain:
-            self._records = 1
-            self.init_packet(padded + tls13.OVERHEAD, geo.mss)
-        else:
-            self._records = -(-padded // geo.record_plain)
-            length = padded + self._records * tls13.OVERHEAD
-            self.init(length, -(-self._records // geo.segment_records), geo.mss, geo.unscheduled(length))
+        self._records = -(-padded // geo.record_plain)
+        length = padded + self._records * tls13.OVERHEAD
+        self.init(length, -(-self._records // geo.segment_records), geo.mss, geo.unscheduled(length))
         self._first = session.reserve(epoch, message_id, self._records)
         self._data = data
         self._epoch = epoch
@@ -115,19 +149,13 @@ class SealedOut(OutMessage):
         sealed = self._sealed[index]
         if sealed is None:
             keys = self._epoch.tx
-            if self._records == 1:
-                data = self._data
-                sealed = tls13.seal(keys, self._first, data, True, self._padded - len(data))
-            else:
-                sealed = b"".join([tls13.seal(keys, number, *content)
-                                   for number, content in enumerate(self._contents(index),
-                                                                    self.first_sequence(index))])
+            first = self.first_sequence(index)
+            sealed = b"".join([tls13.seal(keys, number, *content)
+                               for number, content in enumerate(self._contents(index), first)])
             self._sealed[index] = sealed
         return sealed
 
     def framed(self, index: int) -> bytes:
-        if self._records == 1:
-            return tls13.frame(self._data, True, self._padded - len(self._data))
         return b"".join([tls13.frame(*content) for content in self._contents(index)])
 
     def _contents(self, index: int) -> list[tuple[bytes, bool, int]]:

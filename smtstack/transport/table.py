@@ -136,6 +136,8 @@ class RpcTable:
         if peer.rpcs.pop(rpc.key, None) is None:
             return
         rpc.state = DEAD
+        # Its timer lets go, or whoever sleeps until the next one would be woken for nothing.
+        rpc.armed_tick = -1
         rpc.out = None
         if rpc.inm is not None:
             self.drop_incoming(rpc)

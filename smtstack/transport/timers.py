@@ -30,9 +30,12 @@ class TimerTable:
         """Earliest tick with an RPC that is still armed for it."""
         while self._ticks:
             tick = self._ticks[0]
-            for rpc in self._buckets[tick]:
-                if rpc.armed_tick == tick:
+            bucket = self._buckets[tick]
+            # Those let go are taken out, or every question would go past them again.
+            while bucket:
+                if bucket[-1].armed_tick == tick:
                     return tick
+                bucket.pop()
             heapq.heappop(self._ticks)
             del self._buckets[tick]
         return None

@@ -28,6 +28,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from smtstack.errors import BadPacket
@@ -244,8 +245,8 @@ class Ack:
 
     def body(self) -> bytes:
         """Count and entries, bytes 28..90: what the proof of profile ``smt`` covers."""
-        flat = [field for entry in self.acks for field in entry]
-        return _ACK_BODY.pack(len(self.acks), *flat, *_NO_ENTRIES[len(flat):])
+        count = len(self.acks)
+        return _ACK_BODY.pack(count, *chain.from_iterable(self.acks), *_NO_ENTRIES[3 * count:])
 
     def pack(self) -> bytes:
         """The 90 packet bytes, 106 with a proof."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from smtstack.errors import BadPacket
 
@@ -75,6 +76,7 @@ def parse_untrusted(buf: bytes) -> IPv4:
     return IPv4(src, dst, proto, total, ident, tos, ttl, frag)
 
 
+@lru_cache(maxsize=1024)
 def address(text: str) -> int:
     """``"10.0.0.1"`` as a 32-bit integer; raises ValueError for anything else."""
     parts = text.split(".")

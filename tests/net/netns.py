@@ -148,9 +148,10 @@ class Net:
         return json.loads(done.stdout) if done.stdout.startswith("{") else {}, done.stderr, done.returncode
 
     def call_command(self, profile: str, *options: str, port: int = 2000) -> list[str]:
-        """What :meth:`call` runs. Options given twice: the last one counts."""
+        """What :meth:`call` runs. Options given twice: the last one counts, and a peer is none besides B."""
+        peer = [] if "--peer" in options else ["--peer", f"{B}:{port}"]
         return [sys.executable, "-m", "workloads.cli", "call", "echo", "--iface", IFACE,
-                "--addr", f"{A}:{self.port()}", "--peer", f"{B}:{port}", "--profile", profile,
+                "--addr", f"{A}:{self.port()}", *peer, "--profile", profile,
                 *self.keys_for(profile), "--json", *PATIENT, *options]
 
     def start(self, namespace: str, module: str, *args: str, ready: str) -> Running:

@@ -1,4 +1,4 @@
-"""What decides about packets before they are read, next hops, and the arithmetic of echo measurements.
+"""What decides about packets before they are read, next hops, and sockets on a cable of memory.
 
 The programs that go to the kernel are run here by a small interpreter of classic BPF; that the kernel
 agrees is seen in tests/net.
@@ -6,19 +6,17 @@ agrees is seen in tests/net.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import contextlib
 import select
 import socket
 import sys
-from array import array
 from pathlib import Path
 
 import pytest
 
 import smtstack.socket
 from smtstack.aio import AioSocket
-from smtstack.errors import ConfigError
 from smtstack.io import bpf, neighbours
 from smtstack.io.packet_socket import fanout_program, filter_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
@@ -26,7 +24,6 @@ from smtstack.socket import RpcError, SmtContext
 from smtstack.transport.params import TransportParams
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4, address
-from workloads import call, fidelity, serve
 
 US, PEER = address("10.0.0.2"), address("10.0.0.1")
 PORT = 2000
@@ -177,15 +174,19 @@ class Cable:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         end.setblocking(False)
-        self.send = end.send
         self.fileno = end.fileno
         self.close = end.close
 
-    def receive(self, size: int) -> bytes | None:
-        try:
-            return self._end.recv(size)
-        except BlockingIOError:
-            return None
+    def send(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self._end.send(frame)
+
+    def receive(self, limit: int) -> list[bytes]:
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while len(frames) < limit:
+                frames.append(self._end.recv(65_536))
+        return frames
 
     def wait(self, timeout_ns: int) -> None:
         select.select([self._end], [], [], timeout_ns / 1e9)
@@ -273,78 +274,3 @@ def test_closing_ends_what_is_under_way():
                 await asyncio.wait_for(asked, 5.0)
 
     asyncio.run(main())
-
-
-# -- measurements ----------------------------------------------------------------------------------------
-
-def test_percentiles_are_nearest_ranks():
-    values = array("Q", range(1, 1001))
-    assert [call.percentile(values, share) for _name, share in call.PERCENTILES] == [500, 900, 990, 999]
-    assert [call.percentile(array("Q", [7]), share) for _name, share in call.PERCENTILES] == [7] * 4
-    assert call.percentile(array("Q", [1, 2, 3]), 0.5) == 2
-    assert call.percentile(array("Q", range(1, 11)), 0.9) == 9
-    assert call.percentile(array("Q", range(1, 11)), 0.99) == 10
-
-
-def test_summary_is_in_microseconds_whatever_the_order():
-    rtt = call.rtt_summary(array("Q", [3000, 1000, 2000]))
-    assert rtt == {"min": 1.0, "p50": 2.0, "p90": 3.0, "p99": 3.0, "p999": 3.0, "max": 3.0, "mean": 2.0}
-    assert set(call.rtt_summary(array("Q")).values()) == {None}
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 64, 5000])
-def test_payloads_differ_from_their_neighbours(size):
-    payloads = call.Payloads(size)
-    made = [payloads.make(n) for n in range(200)]
-    assert {len(data) for data in made} == {size}
-    assert len(set(made)) == 200
-    assert call.Payloads(size).make(7) == made[7]
-
-
-def test_responses_of_another_size_repeat_the_request():
-    assert serve.echo_reply(b"abc", None) == b"abc"
-    assert serve.echo_reply(b"abc", 2) == b"ab"
-    assert serve.echo_reply(b"abc", 7) == b"abcabca"
-
-
-@pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:x", "a:1",
-                                  ":1", "", "10.0.0.256:1"])
-def test_addresses_that_are_none(text):
-    with pytest.raises(ConfigError, match="no IP:PORT"):
-        serve.parse_address(text)
-    assert serve.parse_address("10.0.0.1:65535") == ("10.0.0.1", 65535)
-
-
-def test_sizes_are_checked_by_the_parser():
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    call.add_parser(parser.add_subparsers())
-    args = ["call", "echo", "--iface", "e0", "--addr", "1.2.3.4:5", "--peer", "1.2.3.4:6", "--size"]
-    assert parser.parse_args([*args, "1,20"]).size == [1, 20]
-
-
-def test_verdict_names_what_was_not_faithful():
-    fine = {"steal": 0.0, "idle": 0.5, "psi_cpu_some": 0.1, "receive_drops": 0, "send_drops": 0,
-            "timer_late_us": 900.0}
-    assert fidelity.verdict(fine) == {"ok": True, "reasons": [], **fine}
-    for name, value, word in [("steal", 0.03, "hypervisor"), ("psi_cpu_some", 0.5, "waited"),
-                              ("receive_drops", 1, "received"), ("send_drops", 2, "queue"),
-                              ("timer_late_us", 10_001.0, "late")]:
-        judged = fidelity.verdict({**fine, name: value})
-        assert not judged["ok"]
-        assert len(judged["reasons"]) == 1
-        assert word in judged["reasons"][0]
-    everything = fidelity.verdict({**fine, "steal": 1.0, "psi_cpu_some": 1.0, "receive_drops": 1})
-    assert len(everything["reasons"]) == 3
-
-
-def test_a_kernel_without_psi_is_no_error(tmp_path, monkeypatch):
-    pressure = tmp_path / "cpu"
-    pressure.write_text("some avg10=0.66 avg60=11.09 avg300=9.35 total=464902093\nfull avg10=0.00 total=7\n")
-    assert fidelity.psi_cpu_some_us(pressure) == 464902093
-    assert fidelity.psi_cpu_some_us(tmp_path / "absent") is None
-    monkeypatch.setattr(fidelity, "psi_cpu_some_us", lambda: None)
-    monitor = fidelity.FidelityMonitor()
-    monitor.start()
-    result = monitor.stop()
-    assert result["psi_cpu_some"] is None
-    assert not any("waited" in reason for reason in result["reasons"])

@@ -300,3 +300,72 @@ def test_unknown_neighbours_cost_the_packet():
     pair.request(b"and again")
     pair.run()
     assert pair.frames[0][:6] == b"\2moved"  # ... until told otherwise
+
+
+# -- switching while traffic runs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@given(seed=st.integers(0, 2**32), ring=st.integers(1, 8), budget=st.integers(0, 3), queues=st.integers(1, 3),
+       sizes=st.lists(st.one_of(st.integers(1, 2000), st.integers(1, 40_000)), min_size=2, max_size=6))
+def test_features_and_limits_may_change_at_any_time(profile, seed, ring, budget, queues, sizes):
+    """Also between two tries to post one segment, and while contexts stand at numbers of long ago."""
+    rng = Random(seed)
+    config = NicConfig(queues=queues, ring_size=ring, tls_hw_tx_offload=True, max_contexts=4)
+    pair = Pair(profile, config=config, params=ALL_AT_ONCE, budget=budget)
+    exchange = pair.exchange
+
+    def exchange_after_a_change(process: bool = True) -> bool:
+        for side in (pair.client, pair.server):
+            side.nic.set_feature(rng.choice(("tso", "tls-hw-tx-offload", "tso-seq")), rng.random() < 0.5)
+            side.nic.context_limit = rng.randrange(5)
+            side.driver.trim_contexts()
+        return exchange(process)
+
+    pair.exchange = exchange_after_a_change  # type: ignore[method-assign]
+    for number, size in enumerate(sizes):
+        pair.request(CANARY + pattern(size, number))
+    pair.run()
+    pair.check()
+    assert pair.records_failed() == 0
+    assert leaks(pair.frames) == 0
+
+
+def test_after_offload_was_off_the_next_segment_begins_with_a_resync():
+    pair = Pair(config=NicConfig(tls_hw_tx_offload=True))
+    nic = pair.client.nic
+    for number, on in enumerate((True, False, True)):
+        nic.set_feature("tls-hw-tx-offload", on)
+        encrypted, resyncs = nic.counters.tx_tls_encrypted_packets, nic.counters.tx_tls_ooo
+        pair.request(pattern(20, number))
+        pair.run()
+        assert (nic.counters.tx_tls_encrypted_packets > encrypted) is on
+    assert nic.counters.tx_tls_ooo > resyncs
+    assert (nic.counters.tx_tls_ctx, nic.counters.tx_tls_del) == (1, 0)
+    pair.check()
+    assert pair.records_failed() == 0
+
+
+def test_a_lower_limit_destroys_the_contexts_longest_unused():
+    pair = Pair(config=NicConfig(tls_hw_tx_offload=True, queues=3))
+    for number in range(6):
+        pair.request(pattern(100, number))
+        pair.run()
+    nic, driver = pair.client.nic, pair.client.driver
+    assert nic.contexts() == 3
+    latest = list(driver._contexts)[-1]
+    nic.context_limit = 1
+    driver.trim_contexts()
+    assert nic.contexts() == 1
+    assert list(driver._contexts) == [latest]
+    pair.request(pattern(100, 7))
+    pair.run()
+    pair.check()
+    nic.context_limit = 0
+    driver.trim_contexts()
+    assert nic.contexts() == 0
+    fallback = nic.counters.tx_tls_no_ctx
+    pair.request(pattern(100, 8))
+    pair.run()
+    pair.check()
+    assert nic.counters.tx_tls_no_ctx > fallback

@@ -110,7 +110,8 @@ def test_pcapng(order):
             + block(order, 5, b"interface statistics") + enhanced(order, 1, TIME // 1000, FRAMES[1])
             + enhanced(order, 2, 5 << 10, FRAMES[2][:20], len(FRAMES[2])) + block(order, 0xBAD, bytes(7)))
     reader, got = read(data)
-    assert got == [Captured(TIME, LINK_ETHERNET, FRAMES[0]), Captured(TIME // 1000 * 1000, LINK_SLL, FRAMES[1]),
+    assert got == [Captured(TIME, LINK_ETHERNET, FRAMES[0], "eth0"),
+                   Captured(TIME // 1000 * 1000, LINK_SLL, FRAMES[1]),
                    Captured(8 * 10**9, LINK_RAW, FRAMES[2][:20])]
     assert (reader.truncated, reader.shortened) == (0, 1)
 

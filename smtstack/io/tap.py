@@ -1,0 +1,128 @@
+"""Records packets at the smart NIC into a pcapng file: what leaves and enters it, and what drivers post.
+
+The wire side is what the device emits, encrypted and cut, and what it receives. The host side is what the
+driver posts, before the device has done anything to it: whole segments, and *plaintext* where the device
+is to encrypt. It is the only place that shows which record number the device is about to use. Impairments
+sit beyond both, so a frame that they drop on its way out is recorded all the same.
+
+All endpoints of an interface append to one file, whole blocks at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+from smtstack.capture import pcapng
+from smtstack.errors import ConfigError
+from smtstack.nic.descriptors import Resync, Send
+from smtstack.nic.device import SmartNic
+
+_WIRE, _HOST = 0, 1
+#: Bytes collected before they are written, if nothing else makes them be written.
+_BUFFER = 1 << 16
+
+
+def create_tap(path: Path, interface: str, host_side: bool) -> None:
+    """Make the file; raises :class:`ConfigError` if it exists or cannot be made. Only its owner may read it."""
+    head = pcapng.section("smtnet") + pcapng.interface(interface)
+    if host_side:
+        head += pcapng.interface(interface + pcapng.HOST_SIDE)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists; captures are not overwritten: take another name") from None
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None
+    with os.fdopen(fd, "wb") as f:
+        f.write(head)
+
+
+class Tap:
+    """One endpoint's recording. Stands between the packet loop and the device; raises OSError when made."""
+
+    def __init__(self, path: str, nic: SmartNic, host_side: bool) -> None:
+        self._nic = nic
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise ConfigError(f"{path} is no file")
+        self._blocks: list[bytes] = []
+        self._size = 0
+        #: What the descriptors posted so far left behind, by queue: a RESYNC not yet followed by its segment.
+        self._resyncs: dict[int, Resync] = {}
+        #: Times the file could not be written; after the first nothing is recorded any more.
+        self.errors = 0
+        self.process = self._process_both if host_side else self._process
+
+    def _process(self) -> list[bytes]:
+        """What :meth:`SmartNic.process` does, recorded."""
+        frames = self._nic.process()
+        now = time.time_ns()
+        for frame in frames:
+            self._add(pcapng.packet(_WIRE, now, frame, outwards=True))
+        return frames
+
+    def _process_both(self) -> list[bytes]:
+        """The same with the host side: one descriptor at a time, to see what the device holds just then."""
+        nic = self._nic
+        out: list[bytes] = []
+        while before := nic.heads():
+            frames = nic.process(1)
+            left = [descriptor for _queue, descriptor, _sequence in nic.heads()]
+            now = time.time_ns()
+            for queue, descriptor, sequence in before:
+                if not any(descriptor is other for other in left):
+                    self._posted(queue, descriptor, sequence, now)
+                    break
+            for frame in frames:
+                self._add(pcapng.packet(_WIRE, now, frame, outwards=True))
+            out += frames
+        return out
+
+    def _posted(self, queue: int, descriptor: Send | Resync, sequence: int, now: int) -> None:
+        if isinstance(descriptor, Resync):
+            self._resyncs[queue] = descriptor
+            return
+        comment = f"queue {queue}"
+        resync = self._resyncs.pop(queue, None)
+        if descriptor.context:
+            comment += f", context {descriptor.context}, first record {sequence}"
+            if resync is not None and resync.context == descriptor.context:
+                comment += ", RESYNC before"
+        frame = descriptor.route.frame(descriptor.tos, descriptor.ip_id, descriptor.header, descriptor.payload)
+        self._add(pcapng.packet(_HOST, now, frame, outwards=True, comment=comment))
+
+    def accept(self, frame: bytes) -> None:
+        """What :meth:`SmartNic.receive` does, recorded."""
+        self._add(pcapng.packet(_WIRE, time.time_ns(), frame, outwards=False))
+        self._nic.receive(frame)
+
+    def _add(self, block: bytes) -> None:
+        self._blocks.append(block)
+        self._size += len(block)
+        if self._size > _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was recorded. In one piece: other endpoints write to the same file."""
+        if not self._blocks:
+            return
+        data = b"".join(self._blocks)
+        self._blocks.clear()
+        self._size = 0
+        if self.errors:
+            return
+        try:
+            written = os.write(self._fd, data)
+        except OSError:
+            written = 0
+        if written < len(data):
+            self.errors += 1
+
+    def close(self) -> None:
+        """Write the rest."""
+        self.flush()
+        os.close(self._fd)

@@ -1,0 +1,71 @@
+"""Two SMT sockets joined by a cable inside this process: no interface, no root."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+import smtstack.socket
+from smtstack.socket import SmtContext, SmtSocket
+
+CLIENT = ("10.0.0.1", 40_000)
+SERVER = ("10.0.0.2", 2000)
+
+
+class Cable:
+    """What PacketSocket looks like to the packet loop, over one end of a socket pair."""
+
+    mac = bytes(6)
+    send_drops = 0
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        end.setblocking(False)
+        self.fileno = end.fileno
+        self.close = end.close
+
+    def send(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self._end.send(frame)
+
+    def receive(self, limit: int) -> list[bytes]:
+        frames: list[bytes] = []
+        with suppress(BlockingIOError):
+            while len(frames) < limit:
+                frames.append(self._end.recv(1 << 16))
+        return frames
+
+    def wait(self, timeout_ns: int) -> None:
+        select.select([self._end], [], [], timeout_ns / 1e9)
+
+    def statistics(self) -> tuple[int, int]:
+        return 0, 0
+
+
+@contextmanager
+def joined(monkeypatch: pytest.MonkeyPatch, context: SmtContext) -> Iterator[tuple[SmtSocket, SmtSocket]]:
+    """A socket for clients and one for servers, both of ``context``."""
+    wires = iter(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    monkeypatch.setattr(smtstack.socket, "PacketSocket", lambda *_args: Cable(next(wires)))
+    monkeypatch.setattr(smtstack.socket, "interface_mtu", lambda _name: 1500)
+    monkeypatch.setattr(smtstack.socket, "Neighbours", lambda _name: lambda _ip: bytes(6))
+    with SmtSocket(CLIENT, context) as client, SmtSocket(SERVER, context) as server:
+        yield client, server
+
+
+def exchange(ends: tuple[SmtSocket, SmtSocket], data: bytes) -> None:
+    """One request and its answer, which is the same."""
+    client, server = ends
+    future = client.send_request(SERVER, data)
+    for _turn in range(1000):
+        server.poll()
+        while (request := server.receive(0)) is not None:
+            request.reply(request.data)
+        client.poll()
+        if future.done():
+            break
+    assert future.result(0) == data

@@ -1,0 +1,79 @@
+"""Runs ``mn`` in a sandbox of its own, and looks what is left.
+
+``python -m tests.net.mn_driver [--ovs] MN OPTION...``; with ``--ovs`` an Open vSwitch runs there. Commands for
+mn's prompt come on stdin; a line ``TERM`` or ``KILL`` there is that signal, sent to mn. JSON on stdout: exit
+code, what was said, and what outlived it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from topo import ovs
+from topo.commands import run
+from topo.sandbox import inside, run_command
+
+#: Seconds. What was ended by a signal needs a moment to be gone.
+_PATIENCE_S = 10.0
+
+
+def leftovers() -> list[str]:
+    """Links, switches, files of the NICs, and processes, but for the sandbox's own."""
+    links = (line.split(": ")[1] for line in run(["ip", "-o", "link"]).splitlines())
+    left = [name for name in links if name != "lo" and not name.startswith("ovs-")]
+    if ovs.is_running():
+        left += run(["ovs-vsctl", "list-br"]).split()
+    left += [str(path) for path in Path("/run/smtnet").iterdir()]
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) not in (1, os.getpid()):
+            with contextlib.suppress(OSError):  # it has just ended
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ").strip()
+                if command and not Path(command.split()[0]).name.startswith("ovs"):
+                    left.append(command)
+    return left
+
+
+def drive(command: list[str], script: str) -> dict[str, object]:
+    """Run mn; what came of it."""
+    lines = script.splitlines(keepends=True)
+    numbers = {"TERM\n": signal.SIGTERM, "KILL\n": signal.SIGKILL}
+    kill = next((line for line in lines if line in numbers), None)
+    text = "".join(lines[:lines.index(kill)] if kill else lines)
+    # One that no other can print: by its echo we know that mn came so far.
+    marker = "*all lines read*"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, bufsize=1) as mn:
+        assert mn.stdin is not None
+        assert mn.stdout is not None
+        said = ""
+        if kill is None:
+            said = mn.communicate(text)[0]
+        else:
+            mn.stdin.write(f"{text}py '{marker}'\n")
+            mn.stdin.flush()
+            while marker not in said:
+                line = mn.stdout.readline()
+                if not line:
+                    break
+                said += line
+            mn.send_signal(numbers[kill])
+            said += mn.communicate()[0]
+    end = time.monotonic() + _PATIENCE_S
+    while (left := leftovers()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return {"code": mn.returncode, "said": said, "left": left}
+
+
+if __name__ == "__main__":
+    if not inside():
+        sys.exit(run_command([sys.executable, "-m", "tests.net.mn_driver", *sys.argv[1:]]))
+    with ovs.PrivateOvs() if sys.argv[1] == "--ovs" else contextlib.nullcontext():
+        result = drive(sys.argv[1 + (sys.argv[1] == "--ovs"):], sys.stdin.read())
+    print(json.dumps(result))

@@ -1,0 +1,189 @@
+"""The plug-in for plain ``mn``: options, the smtecho test with its exit code, the smt verbs, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smtstack.capture.pcapfile import Reader
+from tests.net.netns import PATIENCE, ROOT
+from topo import ovs
+
+pytestmark = pytest.mark.root
+
+#: Debian's, which runs under the system's Python, and the one beside our own Python.
+SYSTEM_MN, OWN_MN = "/usr/bin/mn", str(Path(sys.executable).with_name("mn"))
+PLUGIN = ["--custom", str(ROOT / "topo" / "mn.py")]
+SMT = ["--host", "smt", "--link", "smartnic", "--switch", "auto"]
+
+
+def mn(*options: str, script: str = "", program: str = OWN_MN, switches: bool = False) -> dict[str, Any]:
+    """``mn`` with the plug-in in a sandbox (``switches``: with Open vSwitch): exit code, words, leftovers."""
+    if not Path(program).exists() or shutil.which("mnexec") is None:
+        pytest.skip(f"{program} or mnexec is not installed (apt-get install mininet)")
+    done = subprocess.run([sys.executable, "-m", "tests.net.mn_driver", *(["--ovs"] if switches else []), program,
+                           *PLUGIN, *options], input=script,
+                          capture_output=True, text=True, check=False, timeout=4 * PATIENCE, cwd=ROOT,
+                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.stdout.startswith("{"), done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert "Traceback" not in result["said"], result["said"]
+    return result
+
+
+def answers(result: dict[str, Any]) -> list[str]:
+    """What the prompt answered to each line of the script."""
+    _start, _prompt, said = result["said"].partition("mininet> ")
+    return [text.strip() for text in said.split("mininet> ")]
+
+
+@pytest.mark.parametrize("program", [SYSTEM_MN, OWN_MN])
+def test_smtecho_passes(program: str):
+    done = mn("--topo", "fanout,4", *SMT, "--test", "smtecho,size=3000,count=30", program=program)
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: 5 of 5 pairs ok" in done["said"]
+    assert sum(line.split()[3:6] == ["smt", "3000", "30"] for line in done["said"].splitlines()) == 5
+    assert done["left"] == []
+
+
+def test_smtecho_fails_with_an_exit_code():
+    """All frames are lost. Plain mn says 0 whatever happens."""
+    done = mn("--topo", "back2back", "--host", "smt", "--link", "smartnic,loss=100%", "--switch", "auto", "--test",
+              "smtecho,count=5")
+    assert done["code"] == 1, done["said"]
+    assert "*** smtecho: 0 of 1 pairs ok" in done["said"]
+    assert "FAILED: RPC to 10.0.0.2:2000: the peer stopped answering" in done["said"]
+    assert done["left"] == []
+
+
+def test_open_vswitch_is_taken_if_it_runs():
+    if not ovs.is_installed():
+        pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
+    # Two switches, and bursts: answers of 60 packets.
+    done = mn("--topo", "dumbbell,1", *SMT, "--test", "smtecho,80000,20", switches=True)
+    assert done["code"] == 0, done["said"]
+    assert "*** Switches: ovs" in done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
+    assert done["left"] == []
+
+
+def test_plain_hosts_and_links_do_too():
+    done = mn("--topo", "single,2", "--switch", "auto", "--test", "smtecho,64,20,homa,hw")
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
+    assert done["left"] == []
+
+
+@pytest.mark.parametrize(("options", "code", "text"), [
+    (["--topo", "fanot,4"], 2, "smtnet: --topo fanot: unknown; did you mean fanout?"),
+    (["--topo", "star,1", *SMT], 2, "smtnet: topology star,N: N is 1"),
+    (["--topo", "star,2", "--link", "smartnic,lss=1%"], 2, "smtnet: a link has no option 'lss'"),
+    (["--topo", "star,2", "--link", "smartnic,loss=7"], 2, "a share such as 0.01 or 1%"),
+    (["--topo", "star,2", *SMT, "--test", "smtecho,64,5,carrier-pigeon"], 2, "smtnet: transport 'carrier-pigeon'"),
+    (["--topo", "star,2", *SMT, "--test", "smtecho,1,2,homa,sw,5"], 2, "smtnet: --test smtecho takes size=1024"),
+])
+def test_mistakes_are_one_line(options: list[str], code: int, text: str):
+    done = mn(*options)
+    assert done["code"] == code, done["said"]
+    assert text in done["said"].splitlines()[-1]
+    assert done["left"] == []
+
+
+def test_verbs_at_the_prompt(tmp_path: Path):
+    capture = tmp_path / "h1.pcapng"
+    done = mn("--topo", "star,3", *SMT, script=f"""smt
+smt offload h1 on
+smt pcap h1 start {capture}
+smt echo h1 h2 2000 40
+smt pcap h1 stop
+smt nic h1
+smt stats h1
+smt loss s1-h3 100%
+smt echo h1 h3 64 5
+smt loss h3-eth0 0
+smt echo h1 h3 64 30 homa
+smt echo h1 h3 64 30 tls
+smt loss s1-h9 1%
+smt loss s1-h3 700%
+smt echo h1 h7 64
+smt echo h1
+smt pcap h1 stop
+smt offload h1 sideways
+smt frobnicate
+help smt
+""")
+    (usage, offload, start, echo, stop, nic, stats, loss, lost, no_loss, homa, tls, link, share, host, few,
+     stopped, odd, verb, helped, _eof) = answers(done)
+    assert [line.split()[1] for line in usage.splitlines()] == [
+        "echo", "nic", "offload", "stats", "pcap", "loss", "help"]
+    assert offload == "h1: tls-hw-tx-offload on"
+    assert start == f"h1: recording into {capture}"
+    assert " 40 " in echo.splitlines()[1]
+    assert "  ok" in echo
+    assert stop == f"h1: wrote {capture}"
+    with capture.open("rb") as f:
+        assert len(list(Reader(f).frames_untrusted())) > 100
+    assert capture.stat().st_mode & 0o777 == 0o600
+    assert nic.startswith("h1-eth0: ")
+    assert "tls-hw-tx-offload" in nic
+    counters = dict(line.split() for line in stats.splitlines()[1:])
+    # 20 more were the warm-up; though the client was started for software, the NIC sealed them.
+    assert int(counters["tx_tls_encrypted_packets"]) >= 60
+    assert "of the smt and homa frames are lost, by the NIC of h3; tcp and tls lose none" in loss
+    assert "FAILED: " in lost
+    assert "h3-s1: 0.000% of" in no_loss
+    assert "  ok" in homa
+    assert "  ok" in tls
+    assert link == "*** smt: no link 's1-h9'; there are h1-s1, h2-s1, h3-s1"
+    assert share == "*** smt: loss=700%: a share such as 0.01 or 1%"
+    assert host == "*** smt: no host 'h7'; there are h1, h2, h3"
+    assert few == "*** smt: usage: smt echo CLIENT SERVER SIZE [COUNT] [TRANSPORT]"
+    assert stopped == "*** smt: h1-eth0 is not being recorded"
+    assert odd == "*** smt: usage: smt offload HOST on|off|default"
+    assert verb.startswith("*** smt: no verb 'frobnicate'; there are echo, ")
+    assert "Usage: smt echo|nic" in helped
+    assert done["code"] == 0
+    assert done["left"] == []
+
+
+def test_loss_on_a_wire_hits_every_transport():
+    done = mn("--topo", "star,2", "--host", "smt", "--link", "smartnic,wire=yes", "--switch", "auto",
+              script="""px from topo import reach
+smt loss s1-h2 100%
+smt echo h1 h2 64 5 homa
+py f"ping {reach.echo(h1.pid, h2.IP(), 100, 0.5)}"
+smt loss s1-h2 0
+smt echo h1 h2 64 30 homa
+py f"ping {reach.echo(h1.pid, h2.IP(), 100, 20.0)}"
+smt stats
+""")
+    _import, loss, lost, no_ping, no_loss, echo, ping, stats, _eof = answers(done)
+    assert loss == "h2-s1: 100.000% of all frames are lost"
+    assert "FAILED: " in lost
+    assert no_ping == "ping False"
+    assert no_loss == "h2-s1: 0.000% of all frames are lost"
+    assert "  ok" in echo
+    assert ping == "ping True"
+    assert "h2-s1 to h2:\n  received" in stats
+    assert "h2-s1:\n  late_us_max" in stats
+    assert done["left"] == []
+
+
+@pytest.mark.parametrize(("signal", "code"), [("TERM", 143), ("KILL", -9)])
+def test_a_signal_leaves_nothing(signal: str, code: int):
+    """Not even KILL, as hosts end with their shells, and wires with their parent."""
+    done = mn("--topo", "back2back", "--host", "smt", "--link", "smartnic,wire=yes", script=f"net\n{signal}\n")
+    assert done["code"] == code, done["said"]
+    assert "h1-eth0:h2-eth0" in done["said"]
+    left = done["left"]
+    if signal == "KILL":
+        # Ends of cables that were in no host: mn -c is for these.
+        left = [name for name in left if not name.startswith("w-")]
+    assert left == []

@@ -1,0 +1,135 @@
+"""The smt verbs and what else of the Mininet plug-in needs no network: finding hosts and links, who calls whom."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from smtstack.errors import ConfigError
+from topo import cli_verbs, interpreter
+from topo.echo import EchoResult, pairs_of, run_pairs, table
+
+
+def node(name: str) -> Any:
+    return SimpleNamespace(name=name, pid=1)
+
+
+def link(one: Any, other: Any, number: int = 0, wire: Any = None) -> Any:
+    return SimpleNamespace(intf1=SimpleNamespace(name=f"{one.name}-eth{number}", node=one),
+                           intf2=SimpleNamespace(name=f"{other.name}-eth{number}", node=other), wire=wire)
+
+
+class FakeWire:
+    def __init__(self) -> None:
+        self.rates: dict[str, float] = {}
+
+    def set(self, **rates: float) -> None:
+        self.rates.update(rates)
+
+
+@pytest.fixture
+def net() -> Any:
+    h1, h2, s1, s2 = map(node, ("h1", "h2", "s1", "s2"))
+    return SimpleNamespace(hosts=[h1, h2], links=[
+        link(h1, s1), link(h2, s2, wire=FakeWire()), link(s1, s2, 1), link(s1, s2, 2)])
+
+
+def test_links_are_found_by_their_ends_in_any_order(net: Any):
+    first, second, third, fourth = net.links
+    assert cli_verbs.find_link(net, "h1-s1") is cli_verbs.find_link(net, "s1-h1") is first
+    assert cli_verbs.find_link(net, "h2-eth0") is second
+    assert cli_verbs.find_link(net, "s1-eth1") is third
+    assert cli_verbs.find_link(net, "s2-eth2") is fourth
+    with pytest.raises(ConfigError, match=r"no link 's1-h2'; there are h1-s1, h2-s2, s1-s2"):
+        cli_verbs.find_link(net, "s1-h2")
+    with pytest.raises(ConfigError, match="2 links are s2-s1; take an interface: s1-eth1, s1-eth2"):
+        cli_verbs.find_link(net, "s2-s1")
+
+
+def test_loss_goes_to_the_wire_if_there_is_one(net: Any):
+    assert cli_verbs.run_verb(net, "loss s2-h2 2.5%") == "h2-s2: 2.500% of all frames are lost"
+    assert net.links[1].wire.rates == {"drop": 0.025}
+    with pytest.raises(ConfigError, match="link s1-s2 is between switches and has no wire"):
+        cli_verbs.run_verb(net, "loss s1-eth1 1%")
+
+
+@pytest.mark.parametrize(("line", "text"), [
+    ("echo h1", "usage: smt echo CLIENT SERVER SIZE"),
+    ("echo h1 h2 big", "SIZE is 'big'; a number from 1"),
+    ("echo h1 h2 0", "SIZE is '0'"),
+    ("echo h1 h9 64", "no host 'h9'; there are h1, h2"),
+    ("echo h1 h2 64 10 pigeon", "transport 'pigeon'; here there are smt, homa, tcp, tls"),
+    ("nic", "usage: smt nic HOST"),
+    ("offload h1", "usage: smt offload HOST on"),
+    ("offload h1 maybe", "usage: smt offload HOST on"),
+    ("pcap h1", "usage: smt pcap HOST start"),
+    ("pcap h1 begin", "usage: smt pcap HOST start"),
+    ("pcap h1 start a b", "usage: smt pcap HOST start"),
+    ("pcap h1 start --host", "usage: smt pcap HOST start"),
+    ("loss s1-h1", "usage: smt loss LINK SHARE"),
+    ("loss h1-s1 lots", "a share such as 0.01 or 1%"),
+    ("stats h9", "no host 'h9'"),
+    ("quit", "no verb 'quit'; there are echo, nic"),
+    ("echo 'h1", "No closing quotation"),
+])
+def test_wrong_lines_say_what_is_right(net: Any, line: str, text: str):
+    with pytest.raises(ConfigError, match=text):
+        cli_verbs.run_verb(net, line)
+
+
+def test_help_lists_every_verb(net: Any):
+    lines = cli_verbs.run_verb(net, "").splitlines()
+    assert [line.split()[1] for line in lines] == list(cli_verbs.VERBS)
+    assert cli_verbs.run_verb(net, "help").splitlines() == lines
+
+
+def test_completion_offers_verbs_then_hosts(net: Any):
+    shell = SimpleNamespace(mn=net)
+    assert cli_verbs.complete_smt(shell, "l", "smt l", 4, 5) == ["loss"]
+    assert cli_verbs.complete_smt(shell, "h", "smt nic h", 8, 9) == ["h1", "h2"]
+
+
+@pytest.mark.parametrize(("number", "pairs"), [
+    (2, "12"), (3, "12 13 23"), (4, "12 13 14 23 24 34"), (5, "12 23 34 45 51")])
+def test_few_hosts_call_all_and_many_their_neighbour(number: int, pairs: str):
+    hosts = [str(n) for n in range(1, number + 1)]
+    assert ["".join(pair) for pair in pairs_of(hosts)] == pairs.split()
+
+
+def test_one_host_has_nobody_to_call():
+    with pytest.raises(ConfigError, match="two hosts"):
+        pairs_of(["1"])
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": "x"}, {"count": -1}, {"nic": "fw"}, {"transport": "udp"}])
+def test_wrong_arguments_are_refused_before_anything_starts(wrong: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        list(run_pairs([(None, None)], **wrong))
+
+
+def test_the_table_tells_failed_from_not_faithful():
+    good = EchoResult("h1", "h2", "smt", 64, 10, True, 120.4, 300.0, True, "")
+    slow = EchoResult("h1", "h3", "smt", 64, 10, True, 120.4, 300.0, False, "steal")
+    bad = EchoResult("h2", "h3", "smt", 64, 0, False, None, None, False, "nobody there")
+    assert [line.split("  ")[-1] for line in table([good, slow, bad]).splitlines()] == [
+        "result", "ok", "ok, times not faithful: steal", "FAILED: nobody there"]
+
+
+def test_hosts_run_the_python_of_the_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """... where mn itself is run by the system's."""
+    interpreter.host_python.cache_clear()
+    monkeypatch.setattr(interpreter, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert interpreter.host_python() == sys.executable  # there is no venv
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch()
+    interpreter.host_python.cache_clear()
+    assert interpreter.host_python() == str(tmp_path / ".venv/bin/python")
+    monkeypatch.setattr(sys, "prefix", "/some/venv")
+    interpreter.host_python.cache_clear()
+    assert interpreter.host_python() == sys.executable
+    interpreter.host_python.cache_clear()

@@ -1,0 +1,139 @@
+"""The doctor's judgement on made-up machines: a good one, and that one with one thing missing at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from topo import probes
+from topo.doctor import Check, checks
+from topo.probes import PACKAGES, Facts
+from workloads import doctor
+
+TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls")
+GOOD = Facts(
+    root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
+    tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
+    openssl="OpenSSL 3.0", tls13=True, seal_us=0.7, encrypt_into=True, compiled=False, psi=True, steal=0.0,
+    matplotlib=True, rich=True, openssl_binding=True, tshark=True, free_mb=5000, results_writable=True,
+    run_writable=True)
+#: What a shell can run as it stands, or what to do where no command helps.
+COMMANDS = ("sudo ", "make ", "smtnet ", "/", "rm ", "cd ")
+
+
+def failing(*keys: str) -> dict[str, Any]:
+    """Facts: these were tried in vain."""
+    return {"tried": {**GOOD.tried, **dict.fromkeys(keys, "refused")}}
+
+
+def judge(**changes: Any) -> dict[str, Check]:
+    return {check.name: check for check in checks(replace(GOOD, **changes))}
+
+
+def test_a_good_machine():
+    found = judge()
+    assert {check.status for check in found.values()} == {"ok"}
+    assert not [check for check in found.values() if check.fix]
+    assert len(found) == len(checks(GOOD))  # every name once
+    assert "kernel datapath" in found["open vswitch"].detail
+
+
+@pytest.mark.parametrize(("name", "status", "changes", "fix"), [
+    ("root", "fail", {"root": False}, "sudo .venv/bin/smtnet doctor"),
+    ("python", "fail", {"python": (3, 9, 9)}, "make venv PYTHON="),
+    ("kernel", "warn", {"cores": 1}, "second core"),
+    ("namespaces", "fail", {"namespaces": "unshare failed", "tried": {}}, "container"),
+    ("raw sockets", "fail", failing("raw"), "CAP_NET_RAW"),
+    ("/run", "warn", {"run_writable": False}, "sudo mount"),
+    ("programs", "fail", {"missing": ("tc",)}, "apt-get install --no-install-recommends iproute2"),
+    ("programs", "fail", {"missing": ("ping", "ethtool")}, "ethtool iputils-ping"),
+    ("mnexec", "fail", {"missing": ("mnexec",)}, "apt-get install --no-install-recommends mininet"),
+    ("mnexec", "fail", {"mnexec": "permission denied"}, "mininet"),
+    ("mininet", "fail", {"mininet": None}, "make venv"),
+    ("open vswitch", "warn", {"ovs": None, "missing": PACKAGES["openvswitch-switch"]}, "openvswitch-switch"),
+    ("open vswitch", "fail", {"ovs": None, **failing("bridge")}, "openvswitch-switch"),
+    ("linux bridge", "warn", failing("bridge"), "sudo modprobe -a bridge"),
+    ("tun", "warn", {"ovs_kernel": False, **failing("tun")}, "sudo modprobe -a tun"),
+    ("pidfd_getfd", "warn", {"pidfd_getfd": "Function not implemented"}, "sudo sysctl -w net.core.rmem_default"),
+    ("tc htb", "warn", failing("htb"), "sudo modprobe -a sch_htb"),
+    ("tc tbf", "warn", failing("tbf"), "sudo modprobe -a sch_tbf"),
+    ("tc u32", "warn", failing("u32"), "sudo modprobe -a cls_u32"),
+    ("receive buffers", "warn", failing("buffer"), "sudo sysctl -w net.core.rmem_max"),
+    ("tls 1.3", "fail", {"tls13": False}, "apt-get install"),
+    ("kernel TLS", "warn", failing("ktls"), "sudo modprobe -a tls"),
+    ("kernel TLS", "warn", {"modules": False, **failing("ktls")}, "another kernel"),
+    ("pyopenssl", "warn", {"openssl_binding": False}, "-m pip install pyOpenSSL"),
+    ("aes-gcm", "warn", {"seal_us": 40.0}, "AES instructions"),
+    ("aes-gcm", "warn", {"encrypt_into": False}, "-m pip install -U cryptography"),
+    ("ryu", "warn", {"ryu": "ImportError: ALREADY_HANDLED"}, "make venv"),
+    ("matplotlib", "warn", {"matplotlib": False}, "-m pip install matplotlib"),
+    ("rich", "warn", {"rich": False}, "-m pip install rich"),
+    ("pressure", "warn", {"psi": False}, "psi=1"),
+    ("steal", "warn", {"steal": 0.3}, "smtnet doctor"),
+    ("results", "fail", {"results_writable": False}, "cd "),
+    ("results", "fail", {"free_mb": 10}, "rm -r"),
+    ("results", "warn", {"free_mb": 100}, "rm -r"),
+])
+def test_what_is_missing_is_named_with_its_fix(name, status, changes, fix):
+    check = judge(**changes)[name]
+    assert check.status == status
+    assert check.detail
+    assert fix in check.fix
+    unmendable = ("second core", "container", "CAP_NET_RAW", "AES instructions", "psi=1", "another kernel")
+    assert check.fix.startswith(COMMANDS) or fix in unmendable
+
+
+def test_one_thing_missing_leaves_the_rest_good():
+    for changes in ({"psi": False}, failing("ktls"), {"missing": ("tc",)}, {"mininet": None}, {"ryu": "no"}):
+        bad = [check.name for check in judge(**changes).values() if check.status != "ok"]
+        assert len(bad) == 1, bad
+
+
+@pytest.mark.parametrize("changes", [failing("netem"), {"tshark": False}, {"compiled": True}])
+def test_what_is_done_another_way_as_well_is_no_warning(changes):
+    assert {check.status for check in judge(**changes).values()} == {"ok"}
+    assert "wire is used" in judge(**failing("netem"))["tc netem"].detail
+
+
+def test_without_root_nothing_is_said_of_what_was_not_tried():
+    found = judge(root=False, namespaces="not tried: needs root", tried={}, run_writable=False,
+                  pidfd_getfd="Operation not permitted")
+    assert [check.name for check in found.values() if check.status == "fail"] == ["root"]
+    assert {"raw sockets", "tc htb", "kernel TLS", "/run", "pidfd_getfd", "namespaces"}.isdisjoint(found)
+
+
+def _doctor(monkeypatch, facts: Facts, *argv: str) -> int:
+    monkeypatch.setattr(doctor, "gather", lambda: facts)
+    parser = argparse.ArgumentParser()
+    doctor.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["doctor", *argv])
+    code: int = args.run(args)
+    return code
+
+
+@pytest.mark.parametrize(("changes", "code"), [({}, 0), (failing("ktls"), 0), ({"root": False}, 3)])
+def test_exit_code_is_for_what_is_needed(monkeypatch, capsys, changes, code):
+    facts = replace(GOOD, **changes)
+    assert _doctor(monkeypatch, facts, "--json") == code
+    out = json.loads(capsys.readouterr().out)
+    assert out["ok"] is (code == 0)
+    assert len(out["checks"]) == len(checks(facts))
+    assert _doctor(monkeypatch, facts) == code
+    text = capsys.readouterr().out
+    assert ("something that is needed is missing" in text) is (code == 3)
+    assert text.count("fix: ") == sum(bool(check.fix) for check in checks(facts))
+
+
+def test_facts_of_this_machine_without_root(monkeypatch, tmp_path):
+    monkeypatch.setattr("topo.probes.os.geteuid", lambda: 1000)
+    facts = probes.gather(tmp_path / "not" / "yet" / "there")
+    assert (facts.root, facts.tried) == (False, {})
+    assert facts.results_writable
+    assert facts.free_mb > 0
+    assert facts.tls13
+    assert 0 < facts.seal_us < 1e6
+    assert [check.name for check in checks(facts) if check.name == "root"] == ["root"]

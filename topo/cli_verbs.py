@@ -1,0 +1,268 @@
+"""``smt ...`` at Mininet's prompt, and the same for scripts: functions that take a network."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mininet.log import error, output
+
+from smtstack.errors import ConfigError, SmtError
+from smtstack.io.nic_settings import parse_share
+from smtstack.io.nic_state import NicState
+from smtstack.io.nic_text import describe
+from topo.echo import EchoResult, run_pairs, table
+from topo.wire import SIDES, Wire
+
+OFFLOAD = "tls-hw-tx-offload"
+#: Attribute of a network: the NICs somebody changed here.
+_CHANGED = "smt_changed_nics"
+
+
+# -- for scripts -----------------------------------------------------------------------------------------------
+
+
+def echo(net: Any, client: str, server: str, size: int = 1024, count: int = 100,
+         transport: str = "smt") -> EchoResult:
+    """Echo ``count`` RPCs of ``size`` bytes from one host to another; every answer is compared."""
+    (result,) = run_pairs([(find_host(net, client), find_host(net, server))], size=size, count=count,
+                          transport=transport)
+    return result
+
+
+def nic(net: Any, host: str) -> str:
+    """What is set on a host's smart NIC, who uses it, and what it counted."""
+    return describe(state_of(net, host))
+
+
+def offload(net: Any, host: str, on: bool | None) -> None:
+    """Switch TLS offload of a host's NIC for all its endpoints; None: as each was started."""
+    _state_to_change(net, host).set_feature(OFFLOAD, on)
+
+
+def stats(net: Any, host: str | None = None) -> dict[str, dict[str, Any]]:
+    """Counters that are not zero: by host, and (for all hosts) by link and direction where there is a wire.
+
+    Under the link's own name: ``late_us_max`` and ``late_us_mean``, see :meth:`topo.wire.Wire.statistics`.
+    """
+    hosts = net.hosts if host is None else [find_host(net, host)]
+    numbers: dict[str, dict[str, Any]] = {}
+    for node in hosts:
+        counters = state_of(net, node.name).counters()
+        numbers[node.name] = {name: value for name, value in counters.items() if value}
+    for link in net.links if host is None else []:
+        if (wire := wire_of(link)) is not None:
+            counts = wire.statistics()
+            for side, far in zip(SIDES, ends(link), strict=True):
+                numbers[f"{link_name(link)} to {far.name}"] = {k: v for k, v in counts[side].items() if v}
+            numbers[link_name(link)] = {name: round(counts[name]) for name in ("late_us_max", "late_us_mean")}
+    return numbers
+
+
+def start_pcap(net: Any, host: str, path: Path | None = None, host_side: bool = False) -> Path:
+    """Record what a host's NIC sends and receives, into a new file. ``host_side``: what drivers post, too."""
+    state = _state_to_change(net, host)
+    if path is None:
+        path = Path(f"{state.interface}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.pcapng")
+    state.start_tap(path, host_side)
+    return path
+
+
+def stop_pcap(net: Any, host: str) -> str:
+    """End it; the file's name."""
+    return state_of(net, host).stop_tap()
+
+
+def loss(net: Any, link: str, share: float) -> str:
+    """Lose this share of the frames on a link, either way, from now on. Says what it holds for."""
+    found = find_link(net, link)
+    name = link_name(found)
+    if (wire := wire_of(found)) is not None:
+        wire.set(drop=share)
+        return f"{name}: {share:.3%} of all frames are lost"
+    hosts = [node for node in ends(found) if node in net.hosts]
+    if not hosts:
+        raise ConfigError(f"link {name} is between switches and has no wire; start with --link smartnic,wire=yes")
+    for node in hosts:
+        # Between two hosts each NIC loses what it sends; at a switch the host's NIC loses what comes as well.
+        ways = ("tx",) if len(hosts) == 2 else ("tx", "rx")
+        state = _state_to_change(net, node.name, intf_on(found, node))
+        state.assign(*(f"{way}.loss={share}" for way in ways))
+    return (f"{name}: {share:.3%} of the smt and homa frames are lost, by the NIC of "
+            f"{' and '.join(node.name for node in hosts)}; tcp and tls lose none, since the link has no wire "
+            "(start with --link smartnic,wire=yes)")
+
+
+# -- finding things --------------------------------------------------------------------------------------------
+
+
+def find_host(net: Any, name: str) -> Any:
+    """A host by name; raises :class:`ConfigError` with the names there are."""
+    for node in net.hosts:
+        if node.name == name:
+            return node
+    raise ConfigError(f"no host {name!r}; there are {', '.join(node.name for node in net.hosts)}")
+
+
+def find_link(net: Any, name: str) -> Any:
+    """A link by its two ends (``s1-h2``) or one interface (``h2-eth0``); raises :class:`ConfigError`."""
+    found = [link for link in net.links if name in (link_name(link), "-".join(n.name for n in ends(link)[::-1]))]
+    found = found or [link for link in net.links if name in (link.intf1.name, link.intf2.name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{len(found)} links are {name}; take an interface: "
+                          f"{', '.join(link.intf1.name for link in found)}")
+    raise ConfigError(f"no link {name!r}; there are {', '.join(link_name(link) for link in net.links)}")
+
+
+def ends(link: Any) -> list[Any]:
+    """Its two nodes."""
+    return [link.intf1.node, link.intf2.node]
+
+
+def link_name(link: Any) -> str:
+    """As ``s1-h2``."""
+    return "-".join(node.name for node in ends(link))
+
+
+def intf_on(link: Any, node: Any) -> Any:
+    """The interface a link has on a node."""
+    return link.intf1 if link.intf1.node is node else link.intf2
+
+
+def wire_of(link: Any) -> Wire | None:
+    """The programmable wire on a link, if it has one; Mininet's own links have none."""
+    wire: Wire | None = getattr(link, "wire", None)
+    return wire
+
+
+def state_of(net: Any, host: str, intf: Any = None) -> NicState:
+    """The NIC of a host's first interface, or of ``intf``."""
+    node = find_host(net, host)
+    intf = intf or node.defaultIntf()
+    if intf is None:
+        raise ConfigError(f"{host} has no interface")
+    return NicState.open(intf.name, pid=node.pid)
+
+
+def release(net: Any) -> None:
+    """Forget what was set on NICs: the network is about to end."""
+    for state in vars(net).pop(_CHANGED, []):
+        with contextlib.suppress(SmtError):
+            state.remove()
+
+
+def _state_to_change(net: Any, host: str, intf: Any = None) -> NicState:
+    state = state_of(net, host, intf)
+    vars(net).setdefault(_CHANGED, []).append(state)
+    return state
+
+
+# -- at the prompt ---------------------------------------------------------------------------------------------
+
+
+def _echo(net: Any, args: list[str]) -> str:
+    client, server, size, *rest = args
+    count, transport = 100, "smt"
+    for text in rest:
+        if text.isdigit():
+            count = int(text)
+        else:
+            transport = text
+    return table([echo(net, client, server, _number("SIZE", size), count, transport)])
+
+
+def _nic(net: Any, args: list[str]) -> str:
+    (host,) = args
+    return nic(net, host)
+
+
+def _offload(net: Any, args: list[str]) -> str:
+    host, word = args
+    offload(net, host, {"on": True, "off": False, "default": None}[word])
+    return f"{host}: {OFFLOAD} {word}"
+
+
+def _stats(net: Any, args: list[str]) -> str:
+    (host,) = args or ("",)
+    lines = []
+    for name, counters in stats(net, host or None).items():
+        lines.append(f"{name}:" + ("" if counters else " nothing yet"))
+        lines += [f"  {counter:<32} {value}" for counter, value in counters.items()]
+    return "\n".join(lines)
+
+
+def _pcap(net: Any, args: list[str]) -> str:
+    host, action, *rest = args
+    if action == "stop" and not rest:
+        return f"{host}: wrote {stop_pcap(net, host)}"
+    if action != "start":
+        raise ValueError(action)
+    host_side = "--host-side" in rest
+    names = [text for text in rest if text != "--host-side"]
+    if len(names) > 1 or any(name.startswith("-") for name in names):
+        raise ValueError(rest)
+    path = start_pcap(net, host, Path(names[0]) if names else None, host_side)
+    warning = "; what the driver posts may be plaintext: keep the file to yourself" if host_side else ""
+    return f"{host}: recording into {path}{warning}"
+
+
+def _loss(net: Any, args: list[str]) -> str:
+    link, share = args
+    return loss(net, link, parse_share("loss", share))
+
+
+def _help(_net: Any, _args: list[str]) -> str:
+    return "\n".join(f"  smt {usage:<44} {meaning}" for _run, usage, meaning in VERBS.values())
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise ConfigError(f"{name} is {text!r}; a number from 1")
+    return int(text)
+
+
+#: Verb: (function, arguments, meaning). ValueError and KeyError mean wrong arguments.
+VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
+    "echo": (_echo, "echo CLIENT SERVER SIZE [COUNT] [TRANSPORT]", "RPCs of SIZE bytes, every answer compared"),
+    "nic": (_nic, "nic HOST", "settings, users and counters of its smart NIC"),
+    "offload": (_offload, "offload HOST on|off|default", "TLS offload to the NIC, while traffic runs"),
+    "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),
+    "pcap": (_pcap, "pcap HOST start [FILE] [--host-side] | stop", "record what its NIC sends and receives"),
+    "loss": (_loss, "loss LINK SHARE", "lose frames on a link, as: smt loss s1-h2 1%"),
+    "help": (_help, "help", "this list"),
+}
+
+
+def run_verb(net: Any, line: str) -> str:
+    """One ``smt`` line without the ``smt``; what is to be said. Raises :class:`SmtError`."""
+    try:
+        verb, *args = shlex.split(line) or ["help"]
+    except ValueError as e:
+        raise ConfigError(f"{line!r}: {e}") from None
+    if verb not in VERBS:
+        raise ConfigError(f"no verb {verb!r}; there are {', '.join(VERBS)}")
+    run, usage, _meaning = VERBS[verb]
+    try:
+        return run(net, args)
+    except (ValueError, KeyError):
+        raise ConfigError(f"usage: smt {usage}") from None
+
+
+def do_smt(self: Any, line: str) -> None:
+    """Echo, smart NICs, captures, loss. Usage: smt echo|nic|offload|stats|pcap|loss|help ..."""
+    try:
+        output(run_verb(self.mn, line) + "\n")
+    except SmtError as e:
+        error(f"*** smt: {e}\n")
+
+
+def complete_smt(self: Any, text: str, line: str, _begin: int, _end: int) -> list[str]:
+    """Verbs, then hosts."""
+    words = list(VERBS) if len(line[:_begin].split()) == 1 else [node.name for node in self.mn.hosts]
+    return [word for word in words if word.startswith(text)]

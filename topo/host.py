@@ -1,0 +1,77 @@
+"""A Mininet host that runs programs of this project, and ends all of them when it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from typing import Any
+
+from mininet.node import Host
+
+from smtstack.errors import ConfigError
+from topo.commands import batch, die_with_parent
+from topo.interpreter import host_environment, host_python
+
+#: Seconds a program gets to end by itself.
+_PATIENCE_S = 3.0
+
+
+class SmtHost(Host):
+    """IPv6 is off, so nothing is on the wire that no program sent."""
+
+    def __init__(self, name: str, **params: Any) -> None:
+        self._programs: list[subprocess.Popen[Any]] = []
+        super().__init__(name, **params)
+        # Before there is any interface, so that no router is ever asked for.
+        self.cmd("for f in all default; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done 2>/dev/null; "
+                 "ip link set dev lo up")
+
+    def config(self, **params: Any) -> dict[str, Any]:
+        """As Mininet's, which brings ``lo`` up once more by ifconfig."""
+        results: dict[str, Any] = {}
+        for method, name in (("setMAC", "mac"), ("setIP", "ip"), ("setDefaultRoute", "defaultRoute")):
+            self.setParam(results, method, **{name: params.get(name)})
+        return results
+
+    def python(self, module: str, *args: str, **popen: Any) -> subprocess.Popen[Any]:
+        """Start ``python -m module args`` on this host; ``popen`` as for :class:`subprocess.Popen`.
+
+        The caller says where ``stdout`` and ``stderr`` go and reads pipes: one nobody reads stops the program
+        when it is full. Ends with the host, and with this process.
+        """
+        if not {"stdout", "stderr"} <= popen.keys():
+            raise ConfigError(f"{self.name}: python() needs stdout and stderr: a file, DEVNULL, or a pipe that "
+                              "is read")
+        popen.setdefault("stdin", subprocess.DEVNULL)
+        popen.setdefault("env", host_environment())
+        popen.setdefault("preexec_fn", die_with_parent)
+        program: subprocess.Popen[Any] = self.popen([host_python(), "-m", module, *args], **popen)
+        self._programs = [p for p in self._programs if p.poll() is None]
+        self._programs.append(program)
+        return program
+
+    def set_neighbours(self, neighbours: dict[str, str]) -> None:
+        """Fixed MAC addresses by IP address, so that nobody asks by ARP while something is measured."""
+        interface = self.defaultIntf().name
+        batch("ip", [f"neigh replace {ip} lladdr {mac} dev {interface} nud permanent"
+                     for ip, mac in neighbours.items()], where=self.name, pid=self.pid)
+
+    def end_programs(self) -> None:
+        """End what :meth:`python` started: SIGTERM, and SIGKILL where that is not enough."""
+        running = [p for p in self._programs if p.poll() is None]
+        self._programs = []
+        for program in running:
+            with contextlib.suppress(ProcessLookupError):
+                program.send_signal(signal.SIGTERM)
+        for program in running:
+            try:
+                program.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait()
+
+    def terminate(self) -> None:
+        """As Mininet's, after the programs have ended."""
+        self.end_programs()
+        super().terminate()

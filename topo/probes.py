@@ -1,0 +1,288 @@
+"""What this machine has and what it lets us do: the facts behind ``smtnet doctor``.
+
+Everything is tried where nobody else is: in network, mount and process namespaces that end with the probe.
+``python -m topo.probes`` is that inner half; it prints what came of each attempt as JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Programs that topologies run, by what has to be installed for them on Debian and Ubuntu.
+PACKAGES = {
+    "iproute2": ("ip", "tc", "bridge"), "ethtool": ("ethtool",), "util-linux": ("unshare", "nsenter"),
+    "iputils-ping": ("ping",), "net-tools": ("ifconfig",), "mininet": ("mnexec",),
+    "openvswitch-switch": ("ovs-vswitchd", "ovsdb-server", "ovsdb-tool", "ovs-vsctl", "ovs-ofctl", "ovs-appctl"),
+}
+#: Bytes asked of a receive buffer, as sockets of ours and of the switch do.
+BUFFER = 8 << 20
+
+_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+_PATIENCE = 20.0
+_SO_RCVBUFFORCE, _SOL_TCP, _TCP_ULP = 33, 6, 31
+_SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
+_UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
+#: Ryu 4.34 with a recent eventlet: the name it looks for is gone.
+_RYU = ("import warnings; warnings.simplefilter('ignore'); import eventlet.wsgi; "
+        "eventlet.wsgi.ALREADY_HANDLED = object(); import ryu.base.app_manager, ryu.app.ofctl_rest")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A machine as the checks see it. Where a text says how an attempt ended, empty is success."""
+
+    root: bool
+    kernel: str
+    python: tuple[int, int, int]
+    cores: int
+    missing: tuple[str, ...]
+    """Programs of :data:`PACKAGES` that are not there."""
+    modules: bool
+    """The kernel's loadable modules are installed: modprobe may help."""
+    namespaces: str
+    mnexec: str
+    tried: Mapping[str, str]
+    """In the private namespaces: ``raw``, ``buffer``, ``bridge``, ``htb``, ``tbf``, ``netem``, ``u32``,
+    ``tun``, ``ktls``. Empty where there are none."""
+    ovs: str | None
+    """Version of Open vSwitch."""
+    ovs_kernel: bool
+    """The kernel has Open vSwitch's datapath."""
+    mininet: str | None
+    ryu: str
+    pidfd_getfd: str
+    openssl: str
+    tls13: bool
+    """The ssl module has TLS 1.3 with AES-128-GCM."""
+    seal_us: float
+    """To seal 1 KB with AES-128-GCM."""
+    encrypt_into: bool
+    compiled: bool
+    psi: bool
+    steal: float
+    """Share of the processor time that the hypervisor took while this was found out."""
+    matplotlib: bool
+    rich: bool
+    openssl_binding: bool
+    """pyOpenSSL, which kernel TLS takes its keys from."""
+    tshark: bool
+    free_mb: int
+    """Where results are written."""
+    results_writable: bool
+    run_writable: bool
+
+
+def gather(results: Path = Path("results")) -> Facts:
+    """Find everything out; 2 to 3 s, much of it for importing ryu beside."""
+    root = os.geteuid() == 0
+    before = psutil.cpu_times()
+    ryu = _start([sys.executable, "-c", _RYU])
+    inner = _start([*_UNSHARE, sys.executable, "-m", "topo.probes"]) if root else None
+    versions = sys.version_info
+    place = next(folder for folder in (results, *results.absolute().parents) if folder.is_dir())
+    seal_us, into = _seal_speed()
+    ovs = _output("ovs-vswitchd", "--version")
+    namespaces, tried = _inner_result(inner) if inner else ("not tried: needs root", {})
+    facts = {
+        "kernel": os.uname().release,
+        "missing": tuple(name for names in PACKAGES.values() for name in names if find(name) is None),
+        "modules": Path("/lib/modules", os.uname().release).is_dir(),
+        "mnexec": _attempt(_try_mnexec),
+        "pidfd_getfd": _attempt(_try_pidfd_getfd),
+        "tls13": ssl.HAS_TLSv1_3 and any(c["name"] == "TLS_AES_128_GCM_SHA256"
+                                         for c in ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).get_ciphers()),
+        "ryu": _ended(ryu),
+    }
+    return Facts(
+        root=root, python=(versions.major, versions.minor, versions.micro), cores=len(os.sched_getaffinity(0)),
+        namespaces=namespaces, tried=tried, ovs=ovs.splitlines()[0].rpartition(" ")[2] if ovs else None,
+        ovs_kernel=has_module("openvswitch"), mininet=_version("mininet"), openssl=ssl.OPENSSL_VERSION,
+        seal_us=seal_us, encrypt_into=into,
+        compiled=_is_compiled(), psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
+        matplotlib=_importable("matplotlib"), rich=_importable("rich"), openssl_binding=_importable("OpenSSL"),
+        tshark=find("tshark") is not None, free_mb=shutil.disk_usage(place).free // 1_000_000,
+        results_writable=os.access(place, os.W_OK), run_writable=os.access("/run", os.W_OK),
+        **facts)  # type: ignore[arg-type]
+
+
+def find(program: str) -> str | None:
+    """Its path; root's folders count also for a user."""
+    return shutil.which(program, path=_PATH)
+
+
+def has_module(name: str) -> bool:
+    """Whether the kernel has it, or could load it; loads nothing."""
+    return Path("/sys/module", name).exists() or _output("modprobe", "-nq", name) is not None
+
+
+def _start(argv: list[str]) -> subprocess.Popen[str] | None:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True, env={**os.environ, "PATH": _PATH, "LC_ALL": "C", "PYTHONPATH": path})
+    except OSError:
+        return None
+
+
+def _finish(process: subprocess.Popen[str] | None) -> tuple[int, str, str]:
+    if process is None:
+        return 127, "", "not installed"
+    try:
+        output, errors = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return 1, "", f"did not end within {_PATIENCE:.0f} s"
+    return process.returncode, output, errors
+
+
+def _ended(process: subprocess.Popen[str] | None) -> str:
+    code, _output, errors = _finish(process)
+    return "" if code == 0 else (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+
+
+def _inner_result(process: subprocess.Popen[str]) -> tuple[str, Mapping[str, str]]:
+    code, output, errors = _finish(process)
+    try:
+        return "", json.loads(output)
+    except ValueError:
+        return (errors.strip().splitlines() or [f"exit code {code}"])[-1], {}
+
+
+def _output(*argv: str) -> str | None:
+    code, output, _errors = _finish(_start(list(argv)))
+    return output.strip() if code == 0 else None
+
+
+def _run(*argv: str) -> None:
+    code, _output, errors = _finish(_start(list(argv)))
+    if code:
+        raise OSError(f"{' '.join(argv)}: {' '.join(errors.split())}")
+
+
+def _attempt(action: Callable[[], None]) -> str:
+    try:
+        action()
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
+
+
+def _try_mnexec() -> None:
+    _run("mnexec", "true")
+
+
+def _try_pidfd_getfd() -> None:
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    with tempfile.TemporaryFile() as file:
+        pidfd = syscall(_SYS_PIDFD_OPEN, os.getpid(), 0)
+        copy = syscall(_SYS_PIDFD_GETFD, pidfd, file.fileno(), 0) if pidfd >= 0 else -1
+        code = ctypes.get_errno()
+        for descriptor in (pidfd, copy):
+            if descriptor >= 0:
+                os.close(descriptor)
+        if copy < 0:
+            raise OSError(code, os.strerror(code))
+
+
+def _seal_speed(rounds: int = 5, count: int = 500) -> tuple[float, bool]:
+    """(microseconds to seal 1 KB with AES-128-GCM: the best round, whether it can be done without a copy)."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    seal, data, nonce = AESGCM(bytes(16)).encrypt, bytes(1024), bytes(12)
+    best = float("inf")
+    for _round in range(rounds):
+        start = time.perf_counter()
+        for _ in range(count):
+            seal(nonce, data, None)
+        best = min(best, time.perf_counter() - start)
+    return round(best / count * 1e6, 2), hasattr(AESGCM, "encrypt_into")
+
+
+def _is_compiled() -> bool:
+    from smtstack.transport import endpoint
+    return not str(endpoint.__file__).endswith(".py")
+
+
+def _steal_since(before: tuple[float, ...]) -> float:
+    now = psutil.cpu_times()
+    total = sum(now[:8]) - sum(before[:8])
+    stolen = float(getattr(now, "steal", 0.0)) - float(getattr(before, "steal", 0.0))
+    return round(stolen / total, 4) if total > 0 else 0.0
+
+
+def _importable(name: str) -> bool:
+    return util.find_spec(name) is not None
+
+
+def _version(package: str) -> str | None:
+    # Debian's Mininet comes without metadata that pip would know.
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "?" if _importable(package) else None
+
+
+# -- inside the private namespaces ----------------------------------------------------------------------------
+
+def _try_raw() -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind(("lo", 0))
+
+
+def _try_buffer() -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < BUFFER:
+            raise OSError("the kernel gave less than was asked for")
+
+
+def _try_tun() -> None:
+    os.close(os.open("/dev/net/tun", os.O_RDWR))
+
+
+def _try_ktls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        sock.setsockopt(_SOL_TCP, _TCP_ULP, b"tls")
+
+
+def _try_inside() -> dict[str, str]:
+    """What came of each attempt. Only for namespaces of our own: it makes interfaces and qdiscs."""
+    _run("ip", "link", "set", "lo", "up")
+    _run("ip", "link", "add", "p0", "type", "veth", "peer", "name", "p1")
+    add = ("tc", "qdisc", "add", "dev")
+    commands = {
+        "bridge": ("ip", "link", "add", "br0", "type", "bridge"),
+        "tbf": (*add, "lo", "root", "tbf", "rate", "10mbit", "burst", "10kb", "latency", "50ms"),
+        "netem": (*add, "p1", "root", "netem", "delay", "1ms"),
+        "htb": (*add, "p0", "root", "handle", "1:", "htb", "default", "1"),
+        # After htb: a filter belongs to a qdisc with classes.
+        "u32": ("tc", "filter", "add", "dev", "p0", "parent", "1:", "protocol", "ip", "u32",
+                "match", "ip", "tos", "0x20", "0xe0", "flowid", "1:1"),
+    }
+    tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
+    return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
+                    "ktls": _attempt(_try_ktls)}
+
+
+if __name__ == "__main__":
+    if os.getpid() != 1:
+        sys.exit("topo.probes makes interfaces: only for namespaces of its own, as smtnet doctor starts it")
+    print(json.dumps(_try_inside()))

@@ -1,0 +1,89 @@
+"""Link rates and eight strict priorities by DSCP, with tc on the interface that sends.
+
+HTB takes the rate; a class per priority, each with a buffer of its own, sits below it. A class is guaranteed next
+to nothing and may borrow everything, and HTB lends to the highest priority first: that is strict priority. The
+priority is the upper three bits of the DSCP, as the Homa module sets them; TCP sets none, so it is lowest.
+
+Rates are those of the cable: each frame counts 24 bytes more than tc sees (FCS, preamble, gap), and at least 84.
+With segmentation offload the kernel shapes frames of 64 KB before they are cut, and counts the 24 bytes once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from smtstack.errors import ConfigError, SmtError, Unsupported
+from topo.commands import batch, run
+
+PRIORITIES = 8
+#: Ethernet's FCS, preamble and gap; the shortest frame with them.
+_OVERHEAD, _SHORTEST = 24, 84
+#: Mbit/s. Below, one frame takes a tenth of a second; above, no endpoint here fills the link.
+LOWEST_MBPS, HIGHEST_MBPS = 0.1, 10_000.0
+#: What a class has by right, however low: one frame a minute.
+_BY_RIGHT = "rate 8bit burst 1"
+#: What HTB may send at once: what the link carries in this many seconds, so that late timers cost no rate.
+_BURST_S = 250e-6
+_CLASS = re.compile(r"^class htb 1:1(\d) .*\n Sent (\d+) bytes (\d+) pkts? \(dropped (\d+),.*\n"
+                    r" backlog (\d+)([KM]?)b", re.MULTILINE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityCounters:
+    """What went through one priority of an interface, since the link was made."""
+
+    packets: int
+    octets: int
+    """Frames from the Ethernet header on, without the 24 bytes."""
+    dropped: int
+    """The buffer was full."""
+    waiting: int
+    """Bytes in the buffer now; tc rounds from 10 KB on."""
+
+
+def check_rate(mbps: float) -> None:
+    """Raises :class:`ConfigError` for a rate that cannot be emulated."""
+    if not LOWEST_MBPS <= mbps <= HIGHEST_MBPS:
+        raise ConfigError(f"rate_mbps is {mbps:g}; from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g}, or none for no limit")
+
+
+def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | None = None) -> None:
+    """Limit what ``interface`` sends; ``pid`` names a process of its namespace (None: ours).
+
+    ``buffer_bytes`` is the buffer of each priority. Raises :class:`Unsupported` where the kernel has no HTB.
+    """
+    check_rate(mbps)
+    frame = mtu + 14 + _OVERHEAD
+    burst = max(2 * frame, round(mbps * 1e6 / 8 * _BURST_S))
+    size = f"overhead {_OVERHEAD} mpu {_SHORTEST} cburst {burst}"
+    rate = f"{round(mbps * 1e6)}bit"
+    lines = [f"qdisc replace dev {interface} root handle 1: htb default 17",
+             f"class add dev {interface} parent 1: classid 1:1 htb rate {rate} ceil {rate} burst {burst} {size}"]
+    for n in range(PRIORITIES):  # 0 is the highest for HTB, 7 for DSCP
+        tos = (PRIORITIES - 1 - n) << 5
+        lines += [f"class add dev {interface} parent 1:1 classid 1:1{n} htb {_BY_RIGHT} ceil {rate} prio {n} "
+                  f"quantum {frame} {size}",
+                  f"qdisc add dev {interface} parent 1:1{n} handle 2{n}: bfifo limit {buffer_bytes}",
+                  f"filter add dev {interface} parent 1: protocol ip prio 1 u32 match ip dsfield {tos} 0xe0 "
+                  f"flowid 1:1{n}"]
+    try:
+        batch("tc", lines, where=interface, pid=pid)
+    except SmtError as e:
+        if "qdisc kind is unknown" in str(e) or "Failed to load TC" in str(e):
+            raise Unsupported(f"{interface}: this kernel has no HTB or u32 (sch_htb, cls_u32), so links have no "
+                              "rate: leave rate_mbps out") from None
+        raise
+
+
+def priority_counters(interface: str, pid: int | None = None) -> dict[int, PriorityCounters]:
+    """By Homa priority, 7 the highest; empty for an interface without a rate."""
+    # tc's JSON is broken for HTB in the versions of Debian 12 and Ubuntu 22.04.
+    text = run(["tc", "-s", "class", "show", "dev", interface], where=interface, pid=pid)
+    found = {}
+    for match in _CLASS.finditer(text):
+        index, octets, packets, dropped, waiting, unit = match.groups()
+        found[PRIORITIES - 1 - int(index)] = PriorityCounters(
+            int(packets), int(octets), int(dropped), int(waiting) * _UNITS[unit])
+    return found

@@ -1,0 +1,159 @@
+"""Learning switches: Open vSwitch in the kernel, Open vSwitch in user space, or a Linux bridge.
+
+``--switch auto`` takes the first of these that works here. There is no controller in any of them: they learn. So
+where a network has several ways, all but a spanning tree of its switch-to-switch links are left unplugged (the
+interface is there, the switch does not have it). Choosing among several ways is the business of a controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from mininet.log import output
+from mininet.node import Switch
+from mininet.util import natural
+
+from smtstack.errors import ConfigError, SmtError, Unsupported
+from topo import ovs
+from topo.commands import batch, run
+
+#: Names of --switch, and what Mininet's classes call the datapath.
+DATAPATHS = {"ovs": "kernel", "ovs-user": "user", "bridge": "bridge"}
+KINDS = ("auto", *DATAPATHS)
+
+
+def choose(kind: str = "auto") -> tuple[str, str]:
+    """(one of :data:`DATAPATHS`, why). Raises :class:`Unsupported` for one this machine cannot do.
+
+    Open vSwitch has to run: in a sandbox :class:`topo.ovs.PrivateOvs` does, else the machine's may.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"unknown switch {kind!r}; there are {', '.join(KINDS)}")
+    if kind == "bridge":
+        return kind, "as asked"
+    if not ovs.is_running():
+        why = "Open vSwitch does not run" if ovs.is_installed() else "Open vSwitch is not installed"
+        if kind == "auto":
+            return "bridge", why
+        fix = "systemctl start openvswitch-switch" if ovs.is_installed() else "apt-get install openvswitch-switch"
+        raise Unsupported(f"{why}: {fix}, or use --switch bridge")
+    if kind == "ovs-user":
+        return kind, "as asked"
+    if ovs.has_kernel_datapath():
+        return "ovs", "as asked" if kind == "ovs" else "the kernel has Open vSwitch's datapath"
+    if kind == "ovs":
+        raise Unsupported("this kernel lacks Open vSwitch's datapath (module openvswitch): use --switch ovs-user")
+    return "ovs-user", "this kernel lacks Open vSwitch's datapath"
+
+
+@cache
+def _choice() -> str:
+    kind, why = choose()
+    output(f"*** Switches: {kind} ({why})\n")
+    return kind
+
+
+class AutoSwitch(Switch):
+    """A learning switch; ``kind`` is one of :data:`KINDS`. Controllers are not asked."""
+
+    def __init__(self, name: str, kind: str = "auto", **params: Any) -> None:
+        self.kind = _choice() if kind == "auto" else choose(kind)[0]
+        self.datapath = DATAPATHS[self.kind]
+        super().__init__(name, **params)
+
+    def start(self, controllers: Iterable[Any] = ()) -> None:
+        """Make the switch and plug in every port that is in the spanning tree."""
+        unplugged = redundant(self)
+        ports = [i for i in self.intfList() if i.name != "lo" and i not in unplugged]
+        if self.kind == "bridge":
+            self._start_bridge(ports)
+        else:
+            self._start_ovs(ports)
+
+    def _start_bridge(self, ports: list[Any]) -> None:
+        # No forward delay: nothing could loop. No multicast snooping: nobody sends joins.
+        batch("ip", [f"link add name {self.name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+                     *(f"link set dev {p.name} master {self.name}" for p in ports),
+                     f"link set dev {self.name} addrgenmode none up"], where=self.name)
+
+    def _start_ovs(self, ports: list[Any]) -> None:
+        command = ["add-br", self.name, "--", "set", "bridge", self.name, "fail_mode=standalone",
+                   f"other-config:datapath-id={self.dpid}"]
+        if self.kind == "ovs-user":
+            command.append("datapath_type=netdev")
+        for port in ports:
+            # linux-noop: or OVS removes the rates and priorities of the link (topo.shaping).
+            command += ["--", "add-port", self.name, port.name,
+                        "--", "set", "interface", port.name, f"ofport_request={self.ports[port]}",
+                        "--", "set", "port", port.name, f"qos=@{port.name}",
+                        "--", f"--id=@{port.name}", "create", "qos", "type=linux-noop"]
+        ovs.vsctl(*command, switch=self.name)
+
+    def stop(self, deleteIntfs: bool = True) -> None:
+        """Remove the switch."""
+        if self.kind == "bridge":
+            run(["ip", "link", "del", "dev", self.name], where=self.name)
+        else:
+            ovs.vsctl("--if-exists", "del-br", self.name, switch=self.name)
+        super().stop(deleteIntfs)
+
+    def dpctl(self, *arguments: str) -> str:
+        """``ovs-ofctl``, for Mininet's ``dpctl`` command."""
+        if self.kind == "bridge":
+            return f"{self.name} is a Linux bridge: no OpenFlow\n"
+        try:
+            return run(["ovs-ofctl", arguments[0], self.name, *arguments[1:]], where=self.name)
+        except SmtError as e:
+            return f"{e}\n"
+
+
+def redundant(switch: Switch) -> set[Any]:
+    """The interfaces of ``switch`` on links outside the spanning tree. Every switch finds the same tree."""
+    edges: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+    known = {switch.name: switch}
+    waiting = [switch]
+    while waiting:
+        here = waiting.pop()
+        for intf in here.intfList():
+            link = intf.link
+            if link is None:
+                continue
+            other = link.intf2 if link.intf1 is intf else link.intf1
+            if isinstance(other.node, Switch):
+                ends = sorted((intf, other), key=lambda i: natural(i.name))
+                edges[ends[0].node.name, ends[1].node.name, ends[0].node.ports[ends[0]]] = (ends[0], ends[1])
+                if other.node.name not in known:
+                    known[other.node.name] = other.node
+                    waiting.append(other.node)
+    tree = spanning_tree(edges)
+    return {i for edge, ends in edges.items() if edge not in tree for i in ends if i.node is switch}
+
+
+def spanning_tree(edges: Iterable[tuple[str, str, int]]) -> set[tuple[str, str, int]]:
+    """A shortest-path tree from the node with the lowest name (h2 before h10), per connected part.
+
+    An edge is (one node, another, a number that tells parallel ones apart).
+    """
+    neighbours: dict[str, list[tuple[str, tuple[str, str, int]]]] = {}
+    for edge in sorted(edges, key=lambda e: (natural(e[0]), natural(e[1]), e[2])):
+        neighbours.setdefault(edge[0], []).append((edge[1], edge))
+        neighbours.setdefault(edge[1], []).append((edge[0], edge))
+    tree: set[tuple[str, str, int]] = set()
+    seen: set[str] = set()
+    for root in sorted(neighbours, key=natural):
+        if root in seen:
+            continue
+        seen.add(root)
+        row = [root]
+        while row:
+            below = []
+            for node in row:
+                for other, edge in neighbours[node]:
+                    if other not in seen:
+                        seen.add(other)
+                        tree.add(edge)
+                        below.append(other)
+            row = below
+    return tree

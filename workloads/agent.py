@@ -1,0 +1,68 @@
+"""A client process of an experiment: takes loads on stdin, answers with results on stdout, a JSON line each.
+
+Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.Load`, and may have
+``raw`` (a file for the round trips) and ``barrier``: then, warmed up and connected, it answers
+``{"ready": true}`` and begins with the next line, whatever that is, so that clients of many hosts begin
+together. Ends with its stdin. Errors are one line on stderr, exit codes those of ``smtnet``.
+
+    python -m workloads.agent --transport tcp --peer 10.0.0.2:2000
+    {"size": "64", "count": 1000, "concurrency": 8}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from smtstack.errors import ConfigError, SmtError, Unsupported
+from workloads import options, transports
+from workloads.call import add_caller_options
+from workloads.load import Load
+from workloads.measure import LINGER_S, Series, result, write_raw
+from workloads.options import parse_address
+
+
+def main() -> int:
+    """Serve stdin; the exit code."""
+    parser = argparse.ArgumentParser(prog="agent")
+    add_caller_options(parser)
+    args = parser.parse_args()
+    try:
+        _serve(args)
+    except SmtError as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        return 2 if isinstance(e, ConfigError) else 3 if isinstance(e, Unsupported) else 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 1
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
+    settings = options.settings(args)
+    peers = [parse_address(text) for text in args.peer]
+    with transports.open_caller(settings, peers, args.connections) as caller:
+        series = Series(caller)
+        print("ready", file=sys.stderr, flush=True)
+        for line in sys.stdin:
+            order = json.loads(line)
+            raw, barrier = order.pop("raw", None), order.pop("barrier", False)
+            try:
+                load = Load(**order)
+            except TypeError as e:
+                raise ConfigError(f"no load: {e}") from None
+            point = series.measure(load, _meet if barrier else None)
+            caller.linger(LINGER_S)
+            if raw is not None:
+                write_raw(Path(raw), load, point.tally)
+            print(json.dumps(result(settings, load, point)), flush=True)
+
+
+def _meet() -> None:
+    print('{"ready": true}', flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

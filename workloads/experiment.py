@@ -1,0 +1,373 @@
+"""Echo over a network of hosts: servers, client processes, and points measured with them.
+
+What ``smtnet run``, ``demo`` and ``bench`` share. A :class:`Fleet` is one transport on one network: it stays up
+while many points are measured, and several fleets may take turns on one network, so that a machine that slows
+down slows all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import shutil
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from topo.host import SmtHost
+from topo.interpreter import host_environment
+from topo.network import SmtNet
+from workloads import credentials
+from workloads.fidelity import FidelityMonitor, verdict
+from workloads.load import Load, parse_also
+from workloads.measure import sizes_path
+from workloads.rtt import rtt_summary
+from workloads.transports import PACKET_TRANSPORTS
+
+#: Who asks whom.
+PATTERNS = {
+    "topo": "the pairs the topology is about: incast to its one server, a fan-out from its root",
+    "one": "the first host is the server of all others",
+    "pairs": "h1 asks h2, h3 asks h4, ...",
+    "all": "every host asks every other",
+}
+#: Seconds a process gets to start, or to end when told, on a loaded machine.
+PATIENCE_S = 60.0
+#: Ports: fleets are this far apart, clients of a fleet begin in the middle.
+PORT_STEP = 200
+FIRST_PORT = 2000
+#: On machines that stall, a peer must not be given up after the module's 65 ms.
+TIMEOUT_RESENDS = 100
+
+#: What the exit codes of our processes say.
+_KINDS: dict[int, type[SmtError]] = {2: ConfigError, 3: Unsupported}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a fleet is."""
+
+    transport: str = "smt"
+    nic: str = "sw"
+    """Who seals records: ``sw`` or ``hw``. Without meaning for tcp, tls."""
+    pattern: str = "topo"
+    processes: int = 1
+    """Client processes a host, each with a port of its own."""
+    workers: int = 1
+    """Server processes a host, sharing one port."""
+    connections: int = 0
+    """Connections of a client process (streams only); 0: as many as it has RPCs under way."""
+    poll_us: int = 0
+    """Busy-wait before sleeping; 0: interrupt mode."""
+    keys: str = ""
+    """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
+    options: tuple[str, ...] = ()
+    """Further options for both ``smtnet serve echo`` and the clients."""
+
+    def __post_init__(self) -> None:
+        if self.pattern not in PATTERNS:
+            raise ConfigError(f"pattern {self.pattern!r}; there are {', '.join(PATTERNS)}")
+        if self.keys == "demo" and self.transport != "linux":
+            raise ConfigError(f"demo keys are for transport linux only, everybody knows them; "
+                              f"leave --keys out: a run of {self.transport} makes its own")
+
+    @property
+    def uses_nic(self) -> bool:
+        """Whether our NIC is on the way at all."""
+        return self.transport in PACKET_TRANSPORTS
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One trial."""
+
+    row: dict[str, Any]
+    """As workloads/results.py describes it."""
+    rtt_ns: array[int]
+    """Every round trip, by client process in the order of their ends."""
+    sizes: array[int]
+    """Request bytes of each of these; empty where all are alike."""
+
+
+class _Client:
+    """A client process on a host: takes a load as a line of JSON, answers with its result."""
+
+    def __init__(self, host: SmtHost, process: subprocess.Popen[str], log: Path) -> None:
+        self.host = host
+        self.process = process
+        self.log = log
+
+    def tell(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise _died(self.host, "client", self.process, self.log) from None
+
+
+class Fleet:
+    """Servers and clients of one transport on ``net``; ``folder`` takes keys and logs. Use with ``with``."""
+
+    def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0,
+                 keep_keys: bool = False) -> None:
+        self._keep_keys = keep_keys
+        self.net = net
+        self._topo = topo
+        self.setup = setup
+        self._folder = folder / f"{number:02}-{setup.transport}-{setup.nic}"
+        self._folder.mkdir(parents=True)
+        self._port = FIRST_PORT + number * PORT_STEP
+        self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
+        self._clients: list[_Client] = []
+        hosts = {host.name: host.IP() for host in net.hosts}
+        self._credentials = credentials.make(self._folder / "keys", setup.transport, hosts)
+        self.counters: dict[str, dict[str, int]] = {}
+        """What each host's servers counted; there after the end."""
+
+    def _edges(self) -> dict[SmtHost, list[SmtHost]]:
+        """Whom each client host asks."""
+        hosts: list[SmtHost] = self.net.hosts
+        if self.setup.pattern == "topo":
+            edges: dict[SmtHost, list[SmtHost]] = {}
+            for client, server in self.net.flows:
+                edges.setdefault(client, []).append(server)
+            return edges
+        if self.setup.pattern == "one":
+            return {host: [hosts[0]] for host in hosts[1:]}
+        if self.setup.pattern == "pairs":
+            return {a: [b] for a, b in zip(hosts[::2], hosts[1::2], strict=False)}
+        return {host: [peer for peer in hosts if peer is not host] for host in hosts}
+
+    def key_options(self, host: str) -> list[str]:
+        """What names a host's credentials on a command line."""
+        return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.client_args(host)
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def _common(self, host: SmtHost, port: int) -> list[str]:
+        setup = self.setup
+        options = ["--transport", setup.transport, "--iface", str(host.defaultIntf()),
+                   "--addr", f"{host.IP()}:{port}", *setup.options]
+        if setup.uses_nic:
+            options += ["--nic", setup.nic, "--timeout-resends", str(TIMEOUT_RESENDS)]
+        if setup.poll_us:
+            options += ["--poll-us", str(setup.poll_us)]
+        return options
+
+    def _start(self) -> None:
+        setup = self.setup
+        edges = self._edges()
+        if not edges:
+            raise ConfigError(f"{len(self.net.hosts)} host is too few for an echo")
+        for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
+            log = self._folder / f"{host.name}-server.log"
+            keys = self.key_options(host.name)
+            arguments = ["serve", "echo", *self._common(host, self._port), *keys, "--workers", str(setup.workers),
+                         "--json"]
+            process = self._spawn(host, "workloads.cli", arguments, log)
+            self._servers.append((host, process, log))
+        for host, process, log in self._servers:
+            _await_text(host, process, log, "serving")
+        for host, peers in edges.items():
+            for number in range(setup.processes):
+                log = self._folder / f"{host.name}-client{number}.log"
+                keys = self.key_options(host.name)
+                arguments = [*self._common(host, self._port + PORT_STEP // 2 + number), *keys]
+                for peer in peers:
+                    arguments += ["--peer", f"{peer.IP()}:{self._port}"]
+                if setup.connections:
+                    arguments += ["--connections", str(setup.connections)]
+                self._clients.append(_Client(host, self._spawn(host, "workloads.agent", arguments, log), log))
+        for client in self._clients:
+            _await_text(client.host, client.process, client.log, "ready")
+
+    def _spawn(self, host: SmtHost, module: str, arguments: list[str], log: Path) -> subprocess.Popen[str]:
+        environment = {**host_environment(), **self._credentials.environment(host.name)}
+        with log.open("w") as errors:
+            process: subprocess.Popen[str] = host.python(
+                module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=environment)
+        return process
+
+    def stop(self) -> None:
+        """End all processes; the servers' counters are known afterwards."""
+        for client in self._clients:
+            _finish(client.process)
+        for _host, process, _log in self._servers:
+            process.terminate()
+        for host, process, _log in self._servers:
+            said = _finish(process)
+            if said.startswith("{"):
+                self.counters[host.name] = json.loads(said)["counters"]
+        self._clients, self._servers = [], []
+        if not self._keep_keys:
+            shutil.rmtree(self._folder / "keys", ignore_errors=True)
+
+    # -- measuring -----------------------------------------------------------------------------------------
+
+    def measure(self, load: Load, trial: int = 1) -> Measured:
+        """One trial. Raises SmtError if a process died."""
+        setup = self.setup
+        shares = [self._share(load, index) for index in range(len(self._clients))]
+        monitor = FidelityMonitor(None)
+        drops = self.net.drops()
+        accounts = [(kind, process, _cpu_s(process)) for kind, process in self._processes()]
+        monitor.start()
+        start = time.perf_counter()
+        raw = [self._folder / f"client{index}.u64" for index in range(len(shares))]
+        for client, share, path in zip(self._clients, shares, raw, strict=True):
+            client.tell({**share, "raw": str(path)})
+        results = self._collect()
+        wall = time.perf_counter() - start
+        machine = monitor.stop()
+        cpu: dict[str, float] = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
+        for kind, process, before in accounts:
+            cpu[f"{kind}_s"] += _cpu_s(process) - before
+        samples = _take_raw(raw)
+        rpcs = sum(r["rpcs"] for r in results)
+        # All began together; the rate is of the time in which the last one was still at it.
+        seconds = max(r["cpu"]["wall_s"] for r in results)
+        lost = {name: count - drops[name] for name, count in self.net.drops().items()}
+        fidelity = _judge(machine, [r["fidelity"] for r in results], lost)
+        row: dict[str, Any] = {
+            "topo": self._topo, "switch": self.net.switch_kind or None, "transport": setup.transport,
+            "nic": setup.nic if setup.uses_nic else None,
+            "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
+            "poll": "polling" if setup.poll_us else "interrupt",
+            "size": int(load.size) if load.size.isdecimal() else load.size, "concurrency": load.concurrency,
+            "trial": trial, "rpcs": rpcs, "errors": sum(r["errors"] for r in results),
+            "content_ok": all(r["content_ok"] for r in results),
+            "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
+            "rtt_us": rtt_summary(samples),
+            "cpu": {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
+                    "us_per_rpc": round((cpu["client_s"] + cpu["server_s"]) / rpcs * 1e6, 1) if rpcs else None},
+            "fidelity": fidelity,
+        }
+        row |= {name: sum(r[name] for r in results) for name in ("bytes",) if all(name in r for r in results)}
+        if any(r.get("error") for r in results):
+            row["first_error"] = next(f"{client.host.name}: {r['error']}"
+                                      for client, r in zip(self._clients, results, strict=True) if r.get("error"))
+        return Measured(row, samples, _take_raw([sizes_path(path) for path in raw]))
+
+    def _share(self, load: Load, index: int) -> dict[str, Any]:
+        """What falls to one client process."""
+        many = len(self._clients)
+        share = asdict(load)
+        if load.count is not None:
+            share["count"] = load.count // many + (index < load.count % many)
+        if load.also:
+            size, number = parse_also(load.also)
+            mine = number // many + (index < number % many)
+            share["also"] = f"{size}x{mine}" if mine else ""
+        share["concurrency"] = max(1, load.concurrency // many + (index < load.concurrency % many))
+        share["rate"] = load.rate / many
+        share["seed"] = load.seed * 1000 + index
+        return share
+
+    def _processes(self) -> list[tuple[str, psutil.Process]]:
+        found = [("client", c.process.pid) for c in self._clients]
+        found += [("server", process.pid) for _h, process, _l in self._servers]
+        found += [("switch", pid) for pid in self.net.emulator_pids()]
+        out = []
+        for kind, pid in found:
+            process = psutil.Process(pid)
+            out += [(kind, process), *((kind, child) for child in process.children(recursive=True))]
+        return out
+
+    def _collect(self) -> list[dict[str, Any]]:
+        """Every client's answer; raises if a client or a server dies meanwhile."""
+        answers: dict[int, dict[str, Any]] = {}
+        with selectors.DefaultSelector() as selector:
+            for index, client in enumerate(self._clients):
+                assert client.process.stdout is not None
+                selector.register(client.process.stdout, selectors.EVENT_READ, index)
+            while len(answers) < len(self._clients):
+                for key, _events in selector.select(1.0):
+                    client = self._clients[key.data]
+                    assert client.process.stdout is not None
+                    line = client.process.stdout.readline()
+                    if not line:
+                        raise _died(client.host, "client", client.process, client.log)
+                    answers[key.data] = json.loads(line)
+                    selector.unregister(key.fileobj)
+                for host, process, log in self._servers:
+                    if process.poll() is not None:
+                        raise _died(host, "server", process, log)
+        return [answers[index] for index in range(len(self._clients))]
+
+
+def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int]) -> dict[str, Any]:
+    """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
+    numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
+    for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
+        numbers[name] = add(c[name] for c in clients)
+    # What full queues and impairments lose is what was asked for.
+    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"]})
+
+
+def _take_raw(paths: Sequence[Path]) -> array[int]:
+    """What client processes wrote, which is removed."""
+    values = array("Q")
+    for path in paths:
+        if path.exists():
+            values.frombytes(path.read_bytes())
+            path.unlink()
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _await_text(host: SmtHost, process: subprocess.Popen[str], log: Path, text: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while text not in log.read_text():
+        if process.poll() is not None:
+            raise _died(host, "process", process, log)
+        if time.monotonic() > end:
+            raise PeerError(f"{host.name}: did not say {text!r} within {PATIENCE_S:.0f} s; see {log}")
+        time.sleep(0.005)
+
+
+def _died(host: SmtHost, what: str, process: subprocess.Popen[str], log: Path) -> SmtError:
+    """The error a process left, as one of ours with the host's name."""
+    code = process.wait(PATIENCE_S)
+    lines = [line for line in log.read_text().splitlines() if line.startswith("smtnet: ")]
+    why = lines[-1].removeprefix("smtnet: ") if lines else f"exit code {code}; see {log}"
+    return _KINDS.get(code, PeerError)(f"{host.name}: echo {what} ended: {why}")
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    """Close its stdin, and wait for its end; what it still says."""
+    try:
+        said, _errors = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _errors = process.communicate()
+    return said or ""
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)

@@ -1,0 +1,114 @@
+"""What several subcommands take on the command line, and how it is read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import psutil
+
+from smtstack.errors import ConfigError
+from smtstack.io.nic_settings import parse_share
+from smtstack.io.packet_socket import interface_mtu
+from smtstack.socket import Address
+from smtstack.transport.params import TransportParams
+from smtstack.wire.ipv4 import address
+from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
+
+DEFAULTS = TransportParams()
+
+
+def positive(text: str) -> int:
+    """For argparse: a number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def not_negative(text: str) -> int:
+    """For argparse: a number from 0."""
+    return 0 if text == "0" else positive(text)
+
+
+def seconds(text: str) -> float:
+    """For argparse: more than 0, and finite."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError(text)
+    return value
+
+
+def share(text: str) -> float:
+    """For argparse: 0 to 1, as ``0.01`` or ``1%``."""
+    try:
+        return parse_share("share", text)
+    except ConfigError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def parse_address(text: str) -> Address:
+    """``IP:PORT``; raises :class:`ConfigError`."""
+    ip, colon, port = text.rpartition(":")
+    try:
+        if not colon:
+            raise ValueError("there is no port")
+        address(ip)
+        if not 0 < int(port) <= 0xFFFF:
+            raise ValueError("a port is 1 to 65535")
+    except ValueError as e:
+        raise ConfigError(f"{text!r} is no IP:PORT, as 10.0.0.2:2000: {e}") from None
+    return ip, int(port)
+
+
+def add_transport_options(parser: argparse.ArgumentParser) -> None:
+    """Options of everything that opens a transport, for :func:`settings`."""
+    parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
+                        help="smt; homa: the same in clear; linux: as the SMT kernel module; tcp; tls: by "
+                             "OpenSSL; ktls: by the kernel (default: %(default)s)")
+    parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
+    parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
+    parser.add_argument("--keys", default="demo", metavar="demo|FILE",
+                        help="smt, linux: a key file ('smtnet keys' makes one), or for linux the public demo keys "
+                             "(default: %(default)s)")
+    parser.add_argument("--certs", type=Path, metavar="FOLDER",
+                        help="tls, ktls: this host's certificate ('smtnet certs' makes one)")
+    parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
+                        help="who seals records: software, or the emulated NIC's TLS offload "
+                             "(default: %(default)s)")
+    parser.add_argument("--poll-us", type=positive, default=0, metavar="US",
+                        help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
+    packets = parser.add_argument_group("smt, homa, linux")
+    packets.add_argument("--max-gso-size", type=positive, default=DEFAULTS.max_gso_size, metavar="B",
+                         help="largest TSO segment, so the grain of records (default: %(default)s)")
+    packets.add_argument("--mtu", type=positive, metavar="B",
+                         help="largest IP packet (default: the interface's); both ends of linux must agree")
+    packets.add_argument("--link-mbps", type=positive, default=DEFAULTS.link_mbps, metavar="R",
+                         help="rate of the link, which the pacer keeps to (default: %(default)s)")
+    packets.add_argument("--unsched-bytes", type=positive, default=DEFAULTS.unsched_bytes, metavar="B",
+                         help="bytes of a message sent without waiting for a grant (default: %(default)s)")
+    packets.add_argument("--window", type=positive, default=DEFAULTS.window, metavar="B",
+                         help="bytes granted beyond what has arrived (default: --unsched-bytes)")
+    packets.add_argument("--timeout-resends", type=positive, default=DEFAULTS.timeout_resends, metavar="N",
+                         help="unanswered RESENDs, one in 10 ms, after which a peer is given up: more on a "
+                              "machine that stalls (default: %(default)s)")
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """What :func:`add_transport_options` say. Raises :class:`ConfigError`."""
+    local = parse_address(args.addr) if args.addr is not None else None
+    params = None
+    if args.transport in PACKET_TRANSPORTS:
+        if args.iface is None or local is None:
+            raise ConfigError(f"{args.transport} sends its own packets: it needs --iface and --addr")
+        params = TransportParams(mtu=args.mtu or min(interface_mtu(args.iface), 65535),
+                                 max_gso_size=args.max_gso_size, link_mbps=args.link_mbps,
+                                 unsched_bytes=args.unsched_bytes, window=args.window,
+                                 timeout_resends=args.timeout_resends)
+    if args.iface is not None and local is not None:
+        # Without the address the kernel answers no ARP for us, and every peer would just time out.
+        own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
+        if local[0] not in own:
+            raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
+    return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic, args.poll_us * 1000,
+                    params)

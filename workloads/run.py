@@ -1,0 +1,210 @@
+"""``smtnet run echo``: an echo experiment on an emulated topology, from nothing to a result folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from topo import sandbox, switches
+from topo.links import LinkOptions
+from topo.network import open_network
+from topo.topologies import TOPOS, make_topo
+from workloads import distributions, options, report, transports
+from workloads.captures import Captures
+from workloads.environment import environment
+from workloads.experiment import PATTERNS, Fleet, Setup
+from workloads.load import Load
+from workloads.progress import Progress
+from workloads.results import Point, ResultFolder, Row, middle, overall
+from workloads.table import print_table
+
+EXIT_FAILED, EXIT_UNFAITHFUL = 1, 4
+
+_EXAMPLES = """examples:
+  smtnet run echo --topo back2back --transport smt --size 64 --count 10000
+  smtnet run echo --topo star,4 --transport smt --nic hw --size w3 --also 1000000x200 --count 100000 \\
+      --pattern all --concurrency 16
+  smtnet run echo --topo star,4 --transport smt --loss 1% --reorder 1% --size w3 --count 10000
+  smtnet run echo --topo dumbbell,2 --transport tls --rate-mbps 100 --size 1024 --seconds 5 --concurrency 50 --json
+
+exit code: 0 ok, 1 an RPC failed or an answer was wrong, 2 usage, 3 the machine lacks something
+           ('smtnet doctor' says what), 4 the run was not faithful (--allow-unfaithful: 0 then)
+
+The network lives in namespaces of its own, with its own Open vSwitch: nothing has to be cleaned up, and
+several runs do not meet. Results are in results/<UTC time>-echo/; 'smtnet report' draws them again.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run`` and its subcommand ``echo``."""
+    run = commands.add_parser("run", help="experiments on emulated topologies",
+                              description="Experiments on emulated topologies. Need root.")
+    actions = run.add_subparsers(dest="action", required=True, metavar="WHAT")
+    echo = actions.add_parser(
+        "echo", help="RPC echo, every answer compared", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="RPC echo over a topology. Every answer is compared byte for byte.")
+    echo.add_argument("--topo", default="back2back", metavar="T",
+                      help=f"{', '.join(TOPOS)} with arguments, as star,4 (default: %(default)s)")
+    echo.add_argument("--transport", choices=transports.NAMES, default="smt", help="(default: %(default)s)")
+    echo.add_argument("--nic", choices=("sw", "hw"), default="sw",
+                      help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
+    echo.add_argument("--pattern", choices=PATTERNS, default="topo",
+                      help="; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
+                      + " (default: %(default)s)")
+    echo.add_argument("--size", default="64", metavar="B|W", help="request bytes, or drawn from a workload: "
+                      f"{', '.join(distributions.WORKLOADS)} (default: %(default)s)")
+    echo.add_argument("--also", default="", metavar="BxN", help="N messages of B bytes among the others")
+    limit = echo.add_mutually_exclusive_group()
+    limit.add_argument("--count", type=options.positive, metavar="N", help="RPCs in all (default: 1000)")
+    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="time for each trial")
+    echo.add_argument("--concurrency", type=options.positive, default=1, metavar="C",
+                      help="RPCs under way in all; 1 measures the unloaded round trip (default: 1)")
+    echo.add_argument("--rate", type=options.seconds, default=0.0, metavar="R",
+                      help="open loop: R RPC/s in all, at random times (default: closed loop)")
+    echo.add_argument("--processes", type=options.positive, default=1, metavar="P",
+                      help="client processes a host (default: 1)")
+    echo.add_argument("--workers", type=options.positive, default=1, metavar="W",
+                      help="server processes a host, sharing one port (default: 1)")
+    echo.add_argument("--connections", type=options.positive, default=0, metavar="N",
+                      help="tcp, tls, ktls: connections of a client process, RPCs pipelined (default: one an RPC)")
+    echo.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
+                      help="busy-wait this long before sleeping (default: 0)")
+    echo.add_argument("--trials", type=options.positive, default=3, metavar="N",
+                      help="the middle one is quoted (default: %(default)s)")
+    echo.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+                      help="give up an RPC after this long (default: 10)")
+    echo.add_argument("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
+    echo.add_argument("--keys", choices=("demo",), default="",
+                      help="the kernel module's public keys, transport linux only (default: throw-away keys)")
+    echo.add_argument("--canary", default="", metavar="TEXT",
+                      help="text in every payload, which captures are searched for")
+    add_network_options(echo)
+    echo.add_argument("--capture", action="store_true",
+                      help="record every host's interface into pcap/, verify the captures, and keep the keys")
+    echo.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                      help="where the result folder goes (default: %(default)s)")
+    echo.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
+    echo.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    echo.set_defaults(run=run_echo)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """What a network is like; for :func:`link_options`."""
+    group = parser.add_argument_group("links, all of them alike")
+    group.add_argument("--rate-mbps", type=options.seconds, metavar="R",
+                       help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
+    group.add_argument("--buffer", type=options.positive, metavar="B",
+                       help="bytes a port queues for each priority; with --rate-mbps")
+    group.add_argument("--mtu", type=options.positive, metavar="B", help="bytes of an IP packet (default: 1500)")
+    group.add_argument("--delay-us", type=options.seconds, default=0.0, metavar="US", help="one way, of each link")
+    group.add_argument("--jitter-us", type=options.seconds, default=0.0, metavar="US",
+                       help="more delay, at random: frames overtake each other")
+    for name in ("loss", "duplicate", "reorder", "corrupt"):
+        group.add_argument(f"--{name}", type=options.share, default=0.0, metavar="P",
+                           help=f"share of frames to {name if name != 'loss' else 'lose'}, as 1%% or 0.01")
+    group.add_argument("--switch", choices=switches.KINDS, default="auto",
+                       help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
+
+
+def link_options(args: argparse.Namespace) -> LinkOptions:
+    """The options of :func:`add_network_options`."""
+    chosen: dict[str, Any] = {name: getattr(args, name) for name in
+                              ("loss", "duplicate", "reorder", "corrupt", "delay_us", "jitter_us")}
+    if args.rate_mbps:
+        chosen["rate_mbps"] = args.rate_mbps
+    if args.buffer:
+        chosen["buffer_bytes"] = args.buffer
+    if args.mtu:
+        chosen["mtu"] = args.mtu
+    return LinkOptions(**chosen, seed=args.seed)
+
+
+def run_echo(args: argparse.Namespace) -> int:
+    """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
+    setup = Setup(args.transport, args.nic, args.pattern, args.processes, args.workers, args.connections,
+                  args.poll_us, args.keys)
+    load = Load(args.size, args.also, None if args.seconds else args.count or 1000, args.seconds,
+                args.concurrency, args.rate, timeout=args.timeout, canary=args.canary, seed=args.seed)
+    links = link_options(args)
+    make_topo(args.topo)
+    transports.check(args.transport)
+    if not sandbox.inside():
+        return sandbox.run(sys.argv[1:])
+    folder = ResultFolder.create("echo", args.results)
+    with Progress(f"run echo, {args.transport} on {args.topo}", args.trials) as progress:
+        rows, judged = _measure(args, setup, load, links, folder, progress)
+    return _conclude(args, folder, rows, judged)
+
+
+def _measure(args: argparse.Namespace, setup: Setup, load: Load, links: LinkOptions, folder: ResultFolder,
+             progress: Progress) -> tuple[list[Row], dict[str, Any] | None]:
+    """(a row for each trial, what the captures prove)."""
+    rows = []
+    with open_network(args.topo, links, args.switch, progress.say) as net:
+        captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
+        # A capture of a run whose keys are gone would be worth little.
+        with captures, Fleet(net, args.topo, setup, folder.path / "hosts", keep_keys=args.capture) as fleet:
+            for trial in range(1, args.trials + 1):
+                progress.step(f"trial {trial} of {args.trials}")
+                measured = fleet.measure(dataclasses.replace(load, seed=args.seed + trial - 1), trial)
+                rows.append(measured.row)
+                folder.save_raw(f"trial{trial}", measured.rtt_ns)
+                if measured.sizes:
+                    folder.save_raw(f"trial{trial}.sizes", measured.sizes)
+                if measured.row["errors"] or not measured.row["content_ok"]:
+                    break
+        folder.write("counters.json", json.dumps(fleet.counters, indent=1) + "\n")
+    judged = None
+    if isinstance(captures, Captures):
+        progress.say("verifying the captures")
+        judged = captures.judge(args.transport, fleet.key_options, args.canary.encode())
+    return rows, judged
+
+
+def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
+              judged: dict[str, Any] | None) -> int:
+    """Write, print; the exit code."""
+    verdict = overall(rows)
+    parameters = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
+    folder.write_run(parameters, environment(), args.seed, verdict, rows)
+    folder.write_csv(rows)
+    report.make(folder)
+    folder.hand_over()
+    point = middle(rows)
+    result = {**point.quoted, "errors": point.errors, "content_ok": point.content_ok, "fidelity": verdict,
+              "trials": [row["rtt_us"]["p50"] if row["mode"] == "unloaded" else row["rpc_per_s"] for row in rows],
+              "results": str(folder.path)}
+    if judged is not None:
+        result["capture"] = judged
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print_table(rows)
+        if judged is not None:
+            print("captures: " + ", ".join(f"{k} {v}" for k, v in judged.items()))
+    print(f"results: {folder.path}", file=sys.stderr)
+    return _exit_code(args, point, verdict, judged)
+
+
+def _exit_code(args: argparse.Namespace, point: Point, verdict: dict[str, Any],
+               judged: dict[str, Any] | None) -> int:
+    error = point.quoted.get("first_error")
+    if point.failed:
+        print(f"smtnet: {error or f'{point.errors} RPCs failed'}", file=sys.stderr)
+        return EXIT_FAILED
+    if judged is not None and (judged.get("records_bad") or judged.get("nonce_reuse") or
+                               (judged["canary_frames"] and args.transport in transports.ENCRYPTED)):
+        print("smtnet: the captures hold what they must not: bad records, a nonce used twice or plaintext",
+              file=sys.stderr)
+        return EXIT_FAILED
+    if not verdict["ok"]:
+        for reason in verdict["reasons"]:
+            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
+        return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
+    return 0

@@ -1,0 +1,94 @@
+"""What callers and servers on streams have in common: one epoll for all their connections."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from smtstack.errors import ConfigError
+from smtstack.socket import Address
+from workloads.transports.contract import Transport
+from workloads.transports.stream import Stream
+
+#: Makes a connection of a connected socket, for one side; the handshake is :meth:`Stream.handshake`'s. The socket
+#: is the stream's then. Raises StreamError.
+StreamMaker = Callable[[socket.socket, Address], Stream]
+
+#: select() looks at descriptors below this only.
+_SELECT_LIMIT = 1024
+
+
+class EpollTransport(Transport):
+    """Watches, waits, counts. ``poll_ns``: busy-wait before blocking (0: never)."""
+
+    def __init__(self, poll_ns: int) -> None:
+        self._epoll = select.epoll()
+        self._poll_ns = poll_ns
+        self._streams: dict[int, Stream] = {}
+        self._counters: Counter[str] = Counter()
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def next_wake(self) -> int | None:
+        return None
+
+    def watch(self, stream: Stream, events: int) -> None:
+        if stream.watched != events:
+            if stream.watched:
+                self._epoll.modify(stream.fd, events)
+            else:
+                self._epoll.register(stream.fd, events)
+                self._streams[stream.fd] = stream
+            stream.watched = events
+
+    def forget(self, stream: Stream) -> None:
+        """Count it and close it."""
+        if self._streams.pop(stream.fd, None) is not None:
+            self._epoll.unregister(stream.fd)
+            stream.watched = 0
+        stream.count_into(self._counters)
+        stream.close()
+
+    def wait(self, until: int) -> list[tuple[int, int]]:
+        """Events; [] when it is ``until`` (``time.monotonic_ns()``) and nothing has come."""
+        poll = self._epoll.poll
+        now = time.monotonic_ns()
+        spin_until = min(now + self._poll_ns, until)
+        while now < spin_until:
+            if events := poll(0):
+                return events
+            now = time.monotonic_ns()
+        left = until - now
+        if left <= 0:
+            return poll(0)
+        if left < 2_000_000 and self._epoll.fileno() < _SELECT_LIMIT:
+            # epoll counts in milliseconds: too coarse for arrivals at high rates.
+            select.select([self._epoll], [], [], left / 1e9)
+            return poll(0)
+        return poll(left / 1e9)
+
+    def counters(self) -> dict[str, int]:
+        counters = Counter(self._counters)
+        for stream in self._streams.values():
+            stream.count_into(counters)
+        return {**counters, "connections": len(self._streams)}
+
+    def close(self) -> None:
+        for stream in list(self._streams.values()):
+            self.forget(stream)
+        self._epoll.close()
+
+
+def address_error(error: OSError, local: Address) -> ConfigError:
+    """Why ``local`` cannot be had, and the fix."""
+    name = f"{local[0]}:{local[1]}"
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(f"{name} is in use by another socket; take another port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigError(f"{local[0]} is no address of this host")
+    return ConfigError(f"{name}: {error.strerror}")

@@ -1,0 +1,133 @@
+"""smt, homa and linux under the contract: an :class:`~smtstack.socket.SmtSocket` each.
+
+The caller takes events from the endpoint itself, without the futures of ``SmtSocket``: what it costs to
+account for an RPC should be the same for every transport, and as little as possible.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from smtstack.errors import PeerError
+from smtstack.socket import Address, IncomingRequest, RpcError, RpcTimeout, SmtSocket
+from smtstack.transport import events
+from smtstack.transport.rpc import Rpc
+from smtstack.wire.ipv4 import address
+from workloads.transports.contract import Call, Caller, Handler, Server, Transport
+
+
+class _OnSocket(Transport):
+    """What caller and server do the same way."""
+
+    def __init__(self, socket: SmtSocket) -> None:
+        self.socket = socket
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def next_wake(self) -> int | None:
+        return self.socket.loop.next_wake()
+
+    def counters(self) -> dict[str, int]:
+        return self.socket.counters()
+
+    def drops(self) -> tuple[int, int]:
+        counters = self.socket.counters()
+        return counters["socket_dropped"], counters["socket_send_drops"]
+
+    def take_late_ns(self) -> int:
+        statistics = self.socket.loop.statistics
+        late, statistics.late_ns = statistics.late_ns, 0
+        return late
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class MessageCaller(_OnSocket, Caller):
+    """Calls as RPCs of one socket."""
+
+    def __init__(self, socket: SmtSocket, peers: Sequence[Address]) -> None:
+        Caller.__init__(self, peers)
+        _OnSocket.__init__(self, socket)
+        self._addresses = [(address(ip), port) for ip, port in peers]
+
+    def begin(self, call: Call) -> None:
+        ip, port = self._addresses[call.peer]
+        rpc = call.handle = self.socket.endpoint.send_request(ip, port, call.data, time.monotonic_ns())
+        rpc.cookie = call
+        self.socket.loop.flush()
+
+    def abort(self, call: Call) -> None:
+        rpc = call.handle
+        assert isinstance(rpc, Rpc)
+        self.socket.endpoint.abort(rpc)
+        self._dispatch()
+
+    def poll(self) -> None:
+        self.socket.loop.step(0)
+        self._dispatch()
+
+    def drive(self, timeout_s: float) -> None:
+        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
+        step, finished = self.socket.loop.step, self.finished
+        while not finished:
+            step(deadline)
+            self._dispatch()
+            if time.monotonic_ns() >= deadline:
+                return
+
+    def linger(self, timeout_s: float) -> None:
+        # For the whole time: an idle client does not know that its server will ask for an acknowledgement.
+        self.socket.drive(lambda: False, timeout_s)
+
+    def _dispatch(self) -> None:
+        next_event = self.socket.endpoint.next_event
+        while (event := next_event()) is not None:
+            call = event.rpc.cookie
+            if not isinstance(call, Call):
+                continue  # A request: we serve nobody, and the peer's time-out tells it so.
+            if isinstance(event, events.Response):
+                call.response = event.data
+            elif isinstance(event, events.Failed):
+                call.error = _error(event)
+            call.ended = time.perf_counter_ns()
+            self.finished.append(call)
+
+
+class MessageServer(_OnSocket, Server):
+    """Requests of one socket, each given to the handler as it comes."""
+
+    def __init__(self, socket: SmtSocket, handler: Handler) -> None:
+        super().__init__(socket)
+        self._handler = handler
+
+    def poll(self) -> None:
+        self.socket.loop.step(0)
+        self._dispatch()
+
+    def drive(self, timeout_s: float) -> None:
+        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
+        step = self.socket.loop.step
+        while True:
+            step(deadline)
+            if self._dispatch() or time.monotonic_ns() >= deadline:
+                return
+
+    def linger(self, timeout_s: float) -> None:
+        self.socket.linger(timeout_s)
+
+    def _dispatch(self) -> bool:
+        """Whether there was a request."""
+        next_event, handler, served = self.socket.endpoint.next_event, self._handler, False
+        while (event := next_event()) is not None:
+            if isinstance(event, events.Request):
+                served = True
+                handler(IncomingRequest(self.socket, event.rpc, event.data))
+        return served
+
+
+def _error(event: events.Failed) -> PeerError:
+    text = f"RPC to {event.rpc.peer}: {event.reason.value}"
+    return RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)

@@ -1,0 +1,176 @@
+"""tcp, tls and ktls under the contract, the server."""
+
+from __future__ import annotations
+
+import resource
+import select
+import socket
+import time
+
+from smtstack.errors import ConfigError
+from smtstack.socket import Address
+from workloads.transports.contract import Handler, Server
+from workloads.transports.epoll import EpollTransport, StreamMaker, address_error
+from workloads.transports.framing import FramingError, frame
+from workloads.transports.stream import Stream, StreamError
+
+#: A server reads no further requests from a client that leaves so many bytes of answers unread.
+MAX_BACKLOG = 4 << 20
+#: File descriptors a server keeps for other things than connections.
+_SPARE_FILES = 64
+_LISTEN_BACKLOG = 1024
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+
+
+class StreamRequest:
+    """A request on a connection."""
+
+    __slots__ = ("_number", "_server", "_stream", "data")
+
+    def __init__(self, server: StreamServer, stream: Stream, number: int, data: bytes) -> None:
+        self._server = server
+        self._stream = stream
+        self._number = number
+        self.data = data
+
+    def reply(self, data: bytes) -> bool:
+        """Answer; False if the client is gone."""
+        return self._server.answer(self._stream, self._number, data)
+
+
+class StreamServer(EpollTransport, Server):
+    """Accepts connections on ``local`` and gives each request to ``handler``.
+
+    ``shared``: other processes listen there too, and the kernel gives each of them connections. Raises
+    ConfigError for an address that is taken or not ours.
+    """
+
+    def __init__(self, make: StreamMaker, local: Address, limit: int, handler: Handler, poll_ns: int = 0,
+                 shared: bool = False) -> None:
+        super().__init__(poll_ns)
+        self._make = make
+        self._limit = limit
+        self._handler = handler
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+        try:
+            self._listener = listen(local, shared)
+        except ConfigError:
+            self._epoll.close()
+            raise
+        self._epoll.register(self._listener, _IN)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens: the port the kernel chose, if ``local`` had port 0."""
+        ip, port = self._listener.getsockname()
+        return ip, port
+
+    def poll(self) -> None:
+        self._handle(self._epoll.poll(0))
+
+    def drive(self, timeout_s: float) -> None:
+        self._handle(self.wait(time.monotonic_ns() + int(timeout_s * 1e9)))
+
+    def answer(self, stream: Stream, number: int, data: bytes) -> bool:
+        """What :meth:`StreamRequest.reply` does."""
+        if not stream.watched:
+            return False
+        try:
+            if not stream.send(frame(number, data)):
+                self._interest(stream)
+        except StreamError as e:
+            self._drop(stream, str(e))
+            return False
+        return True
+
+    def linger(self, timeout_s: float) -> None:
+        """Until every answer is with the kernel, which delivers it even when we are gone."""
+        until = time.monotonic_ns() + int(timeout_s * 1e9)
+        while any(s.writing for s in self._streams.values()) and time.monotonic_ns() < until:
+            self._handle(self.wait(until))
+
+    def close(self) -> None:
+        self._listener.close()
+        super().close()
+
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        streams, handler = self._streams, self._handler
+        for fd, mask in events:
+            stream = streams.get(fd)
+            if stream is None:
+                if fd == self._listener.fileno():
+                    self._accept()
+                continue
+            try:
+                if not stream.ready:
+                    self._greet(stream)
+                    continue
+                if mask & _OUT:
+                    stream.flush()
+                    self._interest(stream)
+                if mask == _OUT:
+                    continue
+                data = stream.receive()
+                if data:
+                    for number, request in stream.inbox.take(data):
+                        handler(StreamRequest(self, stream, number, request))
+                elif data is not None:
+                    self.forget(stream)
+            except (StreamError, FramingError) as e:
+                self._drop(stream, str(e))
+
+    def _interest(self, stream: Stream) -> None:
+        if stream.watched:
+            reading = _IN if stream.backlog <= MAX_BACKLOG else 0
+            self.watch(stream, reading | (_OUT if stream.writing else 0))
+
+    def _accept(self) -> None:
+        try:
+            sock, peer = self._listener.accept()
+        except OSError:
+            return  # It was gone before we came, or there is no memory: the next event tells.
+        if len(self._streams) >= self._most:
+            self._counters["connections_refused"] += 1
+            sock.close()
+            return
+        self._counters["connections_accepted"] += 1
+        try:
+            stream = self._make(sock, peer)
+        except StreamError:
+            self._counters["handshakes_failed"] += 1
+            sock.close()
+            return
+        self.watch(stream, _IN)
+        try:
+            self._greet(stream)
+        except StreamError as e:
+            self._drop(stream, str(e))
+
+    def _greet(self, stream: Stream) -> None:
+        try:
+            stream.ready = stream.handshake()
+        except StreamError:
+            self._counters["handshakes_failed"] += 1
+            raise
+
+    def _drop(self, stream: Stream, reason: str) -> None:
+        if stream.watched:
+            self._counters["connections_failed"] += 1
+            self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {reason}"
+            self.forget(stream)
+
+
+def listen(local: Address, shared: bool = False) -> socket.socket:
+    """A listening socket; raises :class:`ConfigError` naming the address and the fix."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(local)
+        listener.listen(_LISTEN_BACKLOG)
+    except OSError as e:
+        listener.close()
+        raise address_error(e, local) from None
+    listener.setblocking(False)
+    return listener

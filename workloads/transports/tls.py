@@ -1,0 +1,136 @@
+"""TLS 1.3 with AES-128-GCM over TCP, by OpenSSL in user space: what SMT is compared with.
+
+Both ends prove who they are with certificates of one throw-away authority (``smtnet certs``); a client checks
+that the server's certificate is for the address it connected to.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from pathlib import Path
+from socket import socket
+
+from smtstack.errors import ConfigError
+from smtstack.socket import Address
+from workloads.transports.epoll import StreamMaker
+from workloads.transports.stream import CHUNK, Stream, StreamError
+
+SUITE = "TLS_AES_128_GCM_SHA256"
+CA, CERTIFICATE, KEY, OPENSSL_CONF = "ca.pem", "cert.pem", "key.pem", "openssl.cnf"
+#: Most a record holds. OpenSSL reads one at a time.
+_RECORD = 16_384
+#: Bytes read at once when more than one record has come.
+_BATCH = 16 * _RECORD
+
+
+class TlsStream(Stream):
+    """A connection of the ssl module."""
+
+    __slots__ = ("_tls",)
+
+    def __init__(self, sock: socket, peer: Address, limit: int, context: ssl.SSLContext, server: bool) -> None:
+        # Wrapping takes the descriptor out of ``sock``, and does not wait: the handshake comes later.
+        sock.setblocking(False)
+        try:
+            self._tls = context.wrap_socket(sock, server_side=server, do_handshake_on_connect=False,
+                                            server_hostname=None if server else peer[0])
+        except OSError as e:
+            raise StreamError(_reason(e)) from None
+        super().__init__(self._tls, peer, limit)
+
+    def handshake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError as e:
+            raise StreamError(_reason(e)) from None
+        chosen = self._tls.cipher()
+        if chosen is None or chosen[0] != SUITE:
+            raise StreamError(f"the cipher is {chosen and chosen[0]}, not {SUITE}")
+        return True
+
+    def receive(self) -> bytes | None:
+        read = self._tls.read
+        try:
+            data = read(CHUNK)
+        except ssl.SSLWantReadError:
+            return None
+        except OSError as e:
+            raise StreamError(_reason(e)) from None
+        if len(data) < _RECORD:
+            return data
+        # A full record is seldom alone.
+        parts = [data]
+        try:
+            while len(parts) * _RECORD < _BATCH and (data := read(CHUNK)):
+                parts.append(data)
+        except ssl.SSLWantReadError:
+            pass
+        except OSError as e:
+            raise StreamError(_reason(e)) from None
+        return b"".join(parts)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._tls.write(data)
+        except ssl.SSLWantWriteError:
+            # OpenSSL wants the same bytes again; Stream keeps them, and changes them by what was taken only.
+            return 0
+        except OSError as e:
+            raise StreamError(_reason(e)) from None
+
+
+def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
+    """Streams of this host's certificate. Raises :class:`ConfigError` naming the fix."""
+    context = _context(certs, server)
+
+    def make(sock: socket, peer: Address) -> Stream:
+        return TlsStream(sock, peer, limit, context, server)
+
+    return make
+
+
+def check_folder(certs: Path) -> None:
+    """That a folder holds a host's certificate; raises :class:`ConfigError`."""
+    for name in (CA, CERTIFICATE, KEY):
+        if not (certs / name).is_file():
+            raise ConfigError(f"--certs {certs}: there is no {name}; 'smtnet certs' makes such folders")
+    mode = (certs / KEY).stat().st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{certs / KEY} can be read by others (mode {mode & 0o777:03o}); "
+                          f"chmod 600 {certs / KEY}")
+
+
+def _context(certs: Path, server: bool) -> ssl.SSLContext:
+    check_folder(certs)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    if server:
+        # Resumption is not measured, and tickets would be.
+        context.num_tickets = 0
+    else:
+        context.check_hostname = True
+    try:
+        context.load_verify_locations(certs / CA)
+        context.load_cert_chain(certs / CERTIFICATE, certs / KEY)
+    except (ssl.SSLError, OSError) as e:
+        raise ConfigError(f"--certs {certs}: {_reason(e)}") from None
+    # The ssl module cannot choose among TLS 1.3 suites before Python 3.15; OpenSSL's own configuration can.
+    suites = [c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.3"]
+    if suites != [SUITE]:
+        raise ConfigError(f"OpenSSL would offer {', '.join(suites)}; to have {SUITE} only, start this with "
+                          f"OPENSSL_CONF={os.path.abspath(certs / OPENSSL_CONF)} in the environment")
+    return context
+
+
+def _reason(error: OSError) -> str:
+    """For people: "certificate verify failed: ..." without OpenSSL's numbers."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "TLS failed").lower().replace("_", " ")
+    return error.strerror or str(error)
