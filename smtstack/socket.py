@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smtstack.crypto import keys as key_files
 from smtstack.crypto.keys import KeyStore
@@ -27,7 +27,7 @@ from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.impairments import Impairments
 from smtstack.transport import events
 from smtstack.transport.endpoint import Endpoint
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import address, format_address
 
@@ -51,7 +51,7 @@ class SmtContext:
     keys: str = "demo"
     """A key file, or ``demo`` (profiles ``linux`` and ``homa`` only: everybody knows those keys)."""
     params: TransportParams | None = None
-    """Transport parameters; by default the module's, with the interface's MTU."""
+    """Transport parameters; by default ``SOFTWARE``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
     poll_ns: int = 0
     """Busy-wait this long before blocking: 0 is pure interrupt mode."""
@@ -134,7 +134,7 @@ class SmtSocket:
             raise ConfigError(str(e)) from None
         self.context = context
         mtu = interface_mtu(context.interface)
-        params = context.params or TransportParams(mtu=min(mtu, 65535))
+        params = context.params or replace(SOFTWARE, mtu=min(mtu, 65535))
         if params.mtu > mtu:
             raise ConfigError(f"mtu {params.mtu} is more than the {mtu} of {context.interface}")
         self.endpoint = Endpoint(ip, local[1], context.profile, context.load_keys(), params)

@@ -188,9 +188,9 @@ def _conclude(args: argparse.Namespace, results: list[dict[str, Any]], unresolve
         if r["rpcs"] and not r["fidelity"]["ok"]:
             faithful = False
             why = "; ".join(r["fidelity"]["reasons"])
-            print(f"smtnet: {r['size']} bytes: not faithful: {why}", file=sys.stderr)
+            print(f"smtnet: size {r['size']}: not faithful: {why}", file=sys.stderr)
         if not r.get("open_loop", {"kept_up": True})["kept_up"]:
-            print(f"smtnet: {r['size']} bytes: could not keep up with {args.rate:g} RPC/s: the last answer came "
+            print(f"smtnet: size {r['size']}: could not keep up with {args.rate:g} RPC/s: the last answer came "
                   f"{r['open_loop']['drain_ms']:.0f} ms after the last request was due", file=sys.stderr)
     if errors:
         return EXIT_FAILED

@@ -124,27 +124,27 @@ class Requests:
             self._noise = (text * -(-length // len(text)))[:length]
         else:
             self._noise = random.Random(load.seed).randbytes(length)
-        #: Whether messages are of different sizes.
-        self.mixed = not isinstance(self._size, int) or self._extra > 0
+        #: Bytes of all of them; 0: they differ.
+        self._fixed = self._size if isinstance(self._size, int) and not self._extra else 0
 
     def make(self) -> Call:
         """The next one: its number, as far as there is room, and then noise or canaries."""
-        size = self._size if isinstance(self._size, int) else self._size.sample(self._random)
-        if self._extra and self.total is not None:
-            at = self._made * self._extra
-            if at // self.total != (at + self._extra) // self.total:
-                size = self._also
-            self._made += 1
+        size = self._fixed or self._draw()
         number = self._number
         self._number = number + 1
         cut = number % _NOISE_CUTS
         stamp = number.to_bytes(8, "big")
-        if size < 8:
-            return Call(stamp[8 - size:], self._peer())
-        return Call(stamp + self._noise[cut:cut + size - 8], self._peer())
+        data = stamp + self._noise[cut:cut + size - 8] if size >= 8 else stamp[8 - size:]
+        return Call(data, self._random.randrange(self._peers) if self._peers > 1 else 0)
 
-    def _peer(self) -> int:
-        return self._random.randrange(self._peers) if self._peers > 1 else 0
+    def _draw(self) -> int:
+        """The size of the next one, if they differ."""
+        if self.total is not None:
+            at = self._made * self._extra
+            self._made += 1
+            if at // self.total != (at + self._extra) // self.total:
+                return self._also
+        return self._size if isinstance(self._size, int) else self._size.sample(self._random)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,11 +12,11 @@ from smtstack.errors import ConfigError
 from smtstack.io.nic_settings import parse_share
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.socket import Address
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import SOFTWARE
 from smtstack.wire.ipv4 import address
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 
-DEFAULTS = TransportParams()
+DEFAULTS = SOFTWARE
 
 
 def positive(text: str) -> int:
@@ -88,7 +89,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     packets.add_argument("--unsched-bytes", type=positive, default=DEFAULTS.unsched_bytes, metavar="B",
                          help="bytes of a message sent without waiting for a grant (default: %(default)s)")
     packets.add_argument("--window", type=positive, default=DEFAULTS.window, metavar="B",
-                         help="bytes granted beyond what has arrived (default: --unsched-bytes)")
+                         help="bytes granted beyond what has arrived (default: %(default)s)")
     packets.add_argument("--timeout-resends", type=positive, default=DEFAULTS.timeout_resends, metavar="N",
                          help="unanswered RESENDs, one in 10 ms, after which a peer is given up: more on a "
                               "machine that stalls (default: %(default)s)")
@@ -101,10 +102,10 @@ def settings(args: argparse.Namespace) -> Settings:
     if args.transport in PACKET_TRANSPORTS:
         if args.iface is None or local is None:
             raise ConfigError(f"{args.transport} sends its own packets: it needs --iface and --addr")
-        params = TransportParams(mtu=args.mtu or min(interface_mtu(args.iface), 65535),
-                                 max_gso_size=args.max_gso_size, link_mbps=args.link_mbps,
-                                 unsched_bytes=args.unsched_bytes, window=args.window,
-                                 timeout_resends=args.timeout_resends)
+        params = replace(SOFTWARE, mtu=args.mtu or min(interface_mtu(args.iface), 65535),
+                         max_gso_size=args.max_gso_size, link_mbps=args.link_mbps,
+                         unsched_bytes=args.unsched_bytes, window=args.window,
+                         timeout_resends=args.timeout_resends)
     if args.iface is not None and local is not None:
         # Without the address the kernel answers no ARP for us, and every peer would just time out.
         own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]

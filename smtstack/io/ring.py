@@ -30,7 +30,7 @@ class ReceiveRing:
     slots wait.
     """
 
-    __slots__ = ("_at", "_map", "_slot", "_stop", "_words")
+    __slots__ = ("_at", "_map", "_slot", "_stop", "_words", "slots")
 
     def __init__(self, sock: socket.socket, frame_size: int) -> None:
         """Frames longer than ``frame_size`` may be cut. Raises OSError, with the socket as it was."""
@@ -40,6 +40,8 @@ class ReceiveRing:
         size = max(RING_BYTES, _MIN_SLOTS * slot)
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", block, size // block, slot, size // slot))
+        #: Frames it holds; what comes when it is full is dropped, and counted by the kernel.
+        self.slots = size // slot
         self._map = mmap.mmap(sock.fileno(), size)
         self._words = memoryview(self._map).cast("I")
         #: The next slot, and the size of all, in words.

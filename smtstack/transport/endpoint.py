@@ -280,7 +280,7 @@ class Endpoint:
         new = inm.add(segment_offset, index, inside, payload)
         if incoming > inm.granted:
             inm.granted = min(incoming, inm.length)
-            self._grants.update(rpc)
+            self._grants.touch(rpc)
         if new <= 0:
             if new < 0:
                 counters.beyond_message += 1
@@ -303,7 +303,7 @@ class Endpoint:
                 self._recovery.acked(rpc.peer, client_id, 0)
         if data is None:
             inm.acks = []
-            self._grants.update(rpc)
+            self._grants.touch(rpc)
             if not self._table.charge(rpc):
                 self._table.free(rpc)
                 if rpc.is_client:

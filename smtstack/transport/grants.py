@@ -26,7 +26,7 @@ class GrantScheduler:
     ``homa_incoming.c:homa_choose_rpcs_to_grant`` and ``homa_create_grants``; parameters by the same names.
     """
 
-    __slots__ = ("_fifo_granted", "_list", "_p", "_rpcs", "_window", "dirty", "total_incoming")
+    __slots__ = ("_fifo_granted", "_list", "_p", "_rpcs", "_touched", "_window", "dirty", "total_incoming")
 
     def __init__(self, params: TransportParams) -> None:
         self._p = params
@@ -34,7 +34,9 @@ class GrantScheduler:
         #: Sorted (remaining, birth); the RPCs by the same key.
         self._list: list[tuple[int, int]] = []
         self._rpcs: dict[tuple[int, int], Rpc] = {}
-        #: Bytes granted or unscheduled and not yet received.
+        #: RPCs to count anew before the next decision.
+        self._touched: dict[Rpc, None] = {}
+        #: Bytes granted or unscheduled and not yet received, but for those.
         self.total_incoming = 0
         self._fifo_granted = 0
         #: Something changed since the last decision.
@@ -42,6 +44,11 @@ class GrantScheduler:
 
     def __len__(self) -> int:
         return len(self._list)
+
+    def touch(self, rpc: Rpc) -> None:
+        """:meth:`update` before the next decision: once for many packets."""
+        self._touched[rpc] = None
+        self.dirty = True
 
     def update(self, rpc: Rpc) -> None:
         """``rpc``'s message grew or was granted more: count it anew and put it where it belongs."""
@@ -82,6 +89,10 @@ class GrantScheduler:
     def decide(self) -> list[Grant]:
         """Grants to send now; empty when the budget or the overcommitment is used up."""
         p = self._p
+        for rpc in self._touched:
+            if rpc.inm is not None:
+                self.update(rpc)
+        self._touched.clear()
         self.dirty = False
         budget = p.max_incoming - self.total_incoming
         if budget <= 0 or not self._list:

@@ -110,3 +110,10 @@ class TransportParams:
     def max_wire_length(self) -> int:
         """Longest message_length accepted off the wire: sealing and padding at most double a message."""
         return min(2 * self.max_message_length + 65536, INT_MAX)
+
+
+#: For endpoints in software, on real interfaces. A round trip takes a hundred microseconds and more, not five,
+#: and milliseconds under load: the module's values would wait for grants most of the time, and ask for
+#: acknowledgements that are on their way.
+SOFTWARE = TransportParams(unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20,
+                           throttle_min_bytes=1_500)

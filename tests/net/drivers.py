@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from tests.net.netns import IFACE, A, B
+from workloads import transports
+from workloads.transports import Settings
+from workloads.transports.contract import Incoming
 
 PEER = (B, 2000)
 #: As PATIENT in netns.py.
@@ -143,13 +147,34 @@ def aio_serve(keys: str) -> None:
     asyncio.run(main())
 
 
+def two_transports(port: str, keys: str) -> None:
+    """One process, one select(): echo over smt and, on the same port number, over tcp. Until SIGTERM."""
+    def echo(request: Incoming) -> None:
+        request.reply(request.data)
+
+    local = (B, int(port))
+    signal.signal(signal.SIGTERM, lambda *_args: sys.exit(0))
+    with (transports.open_server(Settings("smt", local, IFACE, keys, params=PATIENT), echo) as smt,
+          transports.open_server(Settings("tcp", local), echo) as tcp):
+        print("serving", file=sys.stderr, flush=True)
+        while True:
+            wakes = [wake for server in (smt, tcp) if (wake := server.next_wake()) is not None]
+            left = max(0, min(wakes) - time.monotonic_ns()) / 1e9 if wakes else 1.0
+            readable, _w, _x = select.select([smt.fileno(), tcp.fileno()], [], [], left)
+            # A deadline that has passed is a reason as well as a frame that has come.
+            smt.poll()
+            if tcp.fileno() in readable:
+                tcp.poll()
+
+
 def say(**numbers: Any) -> None:
     """The result."""
     print(json.dumps(numbers))
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    "sniff": sniff, "lossy": lossy, "canary": canary, "removed": removed, "gather": gather, "aio_serve": aio_serve}
+    "sniff": sniff, "lossy": lossy, "canary": canary, "removed": removed, "gather": gather, "aio_serve": aio_serve,
+    "two_transports": two_transports}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

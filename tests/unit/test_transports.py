@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -74,10 +75,12 @@ def calling(address: Address, connections: int = 1) -> Iterator[StreamCaller]:
 def finish(caller: StreamCaller, *calls: Call) -> None:
     """Drive until all of them have finished."""
     done: list[Call] = []
+    end = time.monotonic() + PATIENCE
     while len(done) < len(calls):
+        assert time.monotonic() < end, "nothing came"
         caller.drive(PATIENCE)
-        assert caller.finished, "nothing came"
-        done.append(caller.finished.popleft())
+        done += caller.finished
+        caller.finished.clear()
     assert set(done) == set(calls)
 
 

@@ -24,6 +24,10 @@ from smtstack.socket import Address
 class Call:
     """One request and what became of it: ``response``, or ``error``."""
 
+    #: The transport's own, from :meth:`Caller.begin` on.
+    handle: object
+    number: int
+
     __slots__ = ("data", "ended", "error", "handle", "number", "peer", "response", "started")
 
     def __init__(self, data: bytes, peer: int = 0, started: int = 0) -> None:
@@ -36,9 +40,6 @@ class Call:
         self.ended = 0
         self.response: bytes | None = None
         self.error: PeerError | None = None
-        #: The transport's own.
-        self.handle: object = None
-        self.number = 0
 
 
 class Incoming(Protocol):
@@ -70,7 +71,7 @@ class Transport(ABC):
 
     @abstractmethod
     def drive(self, timeout_s: float) -> None:
-        """Wait, at most this long, until something has come of it: a call finished, a request handled."""
+        """Wait, at most this long, until there is something to do, and do it. That may finish no call yet."""
 
     @abstractmethod
     def linger(self, timeout_s: float) -> None:

@@ -18,6 +18,8 @@ from workloads.transports.stream import Stream
 #: is the stream's then. Raises StreamError.
 StreamMaker = Callable[[socket.socket, Address], Stream]
 
+#: epoll counts in milliseconds: too coarse below this for arrivals at high rates.
+_COARSE_S = 0.002
 #: select() looks at descriptors below this only.
 _SELECT_LIMIT = 1024
 
@@ -54,23 +56,22 @@ class EpollTransport(Transport):
         stream.count_into(self._counters)
         stream.close()
 
-    def wait(self, until: int) -> list[tuple[int, int]]:
-        """Events; [] when it is ``until`` (``time.monotonic_ns()``) and nothing has come."""
+    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Events; [] if nothing has come in that time."""
         poll = self._epoll.poll
-        now = time.monotonic_ns()
-        spin_until = min(now + self._poll_ns, until)
-        while now < spin_until:
-            if events := poll(0):
-                return events
-            now = time.monotonic_ns()
-        left = until - now
-        if left <= 0:
-            return poll(0)
-        if left < 2_000_000 and self._epoll.fileno() < _SELECT_LIMIT:
-            # epoll counts in milliseconds: too coarse for arrivals at high rates.
-            select.select([self._epoll], [], [], left / 1e9)
-            return poll(0)
-        return poll(left / 1e9)
+        if self._poll_ns:
+            start = now = time.monotonic_ns()
+            spin_until = start + min(self._poll_ns, int(timeout_s * 1e9))
+            while now < spin_until:
+                if events := poll(0):
+                    return events
+                now = time.monotonic_ns()
+            timeout_s -= (now - start) / 1e9
+        if timeout_s >= _COARSE_S or self._epoll.fileno() >= _SELECT_LIMIT:
+            return poll(timeout_s)
+        if timeout_s > 0:
+            select.select([self._epoll], [], [], timeout_s)
+        return poll(0)
 
     def counters(self) -> dict[str, int]:
         counters = Counter(self._counters)

@@ -32,6 +32,8 @@ VERSION_1_3, CIPHER_AES_GCM_128 = 0x0304, 51
 #: The record type of alerts, and the alert that ends a connection.
 ALERT, CLOSE_NOTIFY = 21, b"\x01\x00"
 _RECORD_HEADER = 5
+_MAX_RECORD = 16_384 + 256
+_RECORD_TYPES = range(20, 24)
 _CLIENT_SECRET, _SERVER_SECRET = b"CLIENT_TRAFFIC_SECRET_0", b"SERVER_TRAFFIC_SECRET_0"
 
 
@@ -95,6 +97,9 @@ class KtlsStream(Stream):
         self._hand_over()
         return True
 
+    def reason(self, error: OSError) -> str:
+        return "a record failed authentication" if error.errno == errno.EBADMSG else super().reason(error)
+
     def receive(self) -> bytes | None:
         try:
             return self.sock.recv(CHUNK)
@@ -103,7 +108,7 @@ class KtlsStream(Stream):
         except OSError as e:
             # EIO: a record of another type than data is next.
             if e.errno != errno.EIO:
-                raise StreamError(_kernel_reason(e)) from None
+                raise StreamError(self.reason(e)) from None
         return self._control()
 
     def close(self) -> None:
@@ -117,7 +122,7 @@ class KtlsStream(Stream):
         try:
             data, ancillary, _flags, _address = self.sock.recvmsg(CHUNK, socket.CMSG_SPACE(1))
         except OSError as e:
-            raise StreamError(_kernel_reason(e)) from None
+            raise StreamError(self.reason(e)) from None
         kind = ancillary[0][2][0] if ancillary else None
         if kind == ALERT and data == CLOSE_NOTIFY:
             return b""
@@ -136,7 +141,10 @@ class KtlsStream(Stream):
         while True:
             wanted = _RECORD_HEADER
             if len(record) >= _RECORD_HEADER:
-                wanted += int.from_bytes(record[3:5], "big")
+                length = int.from_bytes(record[3:5], "big")
+                if record[0] not in _RECORD_TYPES or record[1] != 3 or length > _MAX_RECORD:
+                    raise StreamError("the peer does not speak TLS")
+                wanted += length
                 if len(record) == wanted:
                     break
             try:
@@ -144,7 +152,7 @@ class KtlsStream(Stream):
             except BlockingIOError:
                 return False
             except OSError as e:
-                raise StreamError(_kernel_reason(e)) from None
+                raise StreamError(self.reason(e)) from None
             if not data:
                 raise StreamError("the peer closed the connection")
             record += data
@@ -223,9 +231,3 @@ def _reason(error: Exception) -> str:
     if isinstance(stack, list) and stack:
         return str(stack[-1][-1])
     return str(error) or "the peer closed the connection"
-
-
-def _kernel_reason(error: OSError) -> str:
-    if error.errno == errno.EBADMSG:
-        return "a record failed authentication"
-    return error.strerror or str(error)

@@ -70,13 +70,9 @@ class MessageCaller(_OnSocket, Caller):
         self._dispatch()
 
     def drive(self, timeout_s: float) -> None:
-        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
-        step, finished = self.socket.loop.step, self.finished
-        while not finished:
-            step(deadline)
+        if not self.finished:
+            self.socket.loop.step(time.monotonic_ns() + int(timeout_s * 1e9))
             self._dispatch()
-            if time.monotonic_ns() >= deadline:
-                return
 
     def linger(self, timeout_s: float) -> None:
         # For the whole time: an idle client does not know that its server will ask for an acknowledgement.
@@ -108,24 +104,17 @@ class MessageServer(_OnSocket, Server):
         self._dispatch()
 
     def drive(self, timeout_s: float) -> None:
-        deadline = time.monotonic_ns() + int(timeout_s * 1e9)
-        step = self.socket.loop.step
-        while True:
-            step(deadline)
-            if self._dispatch() or time.monotonic_ns() >= deadline:
-                return
+        self.socket.loop.step(time.monotonic_ns() + int(timeout_s * 1e9))
+        self._dispatch()
 
     def linger(self, timeout_s: float) -> None:
         self.socket.linger(timeout_s)
 
-    def _dispatch(self) -> bool:
-        """Whether there was a request."""
-        next_event, handler, served = self.socket.endpoint.next_event, self._handler, False
+    def _dispatch(self) -> None:
+        next_event, handler = self.socket.endpoint.next_event, self._handler
         while (event := next_event()) is not None:
             if isinstance(event, events.Request):
-                served = True
                 handler(IncomingRequest(self.socket, event.rpc, event.data))
-        return served
 
 
 def _error(event: events.Failed) -> PeerError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter, deque
+from collections.abc import Callable
 
 from smtstack.errors import PeerError
 from smtstack.socket import Address
@@ -26,7 +27,8 @@ class StreamError(PeerError):
 class Stream:
     """A connection and the calls, or answers, that are on it. ``peer`` is for messages to people."""
 
-    __slots__ = ("backlog", "fd", "inbox", "peer", "peer_index", "pending", "ready", "sock", "watched", "writing")
+    __slots__ = ("_empty", "_full", "_get", "_put", "backlog", "fd", "inbox", "peer", "peer_index", "pending",
+                 "ready", "sock", "watched", "writing")
 
     def __init__(self, sock: socket.socket, peer: Address, limit: int) -> None:
         sock.setblocking(False)
@@ -36,6 +38,11 @@ class Stream:
         self.peer = peer
         self.peer_index = 0
         self.inbox = Inbox(limit)
+        #: How bytes come and go, and what is raised if none can now. Bound once, for every message.
+        self._get: Callable[[int], bytes] = sock.recv
+        self._put: Callable[[bytes], int] = sock.send
+        self._empty: type[OSError] = BlockingIOError
+        self._full: type[OSError] = BlockingIOError
         #: Bytes that :attr:`writing` holds.
         self.backlog = 0
         #: What the kernel would not take yet, in order.
@@ -44,35 +51,30 @@ class Stream:
         self.pending: dict[int, Call | None] = {}
         #: Whether the handshake is over.
         self.ready = False
-        #: The epoll events asked for.
+        #: The epoll events asked for; 0: none any more.
         self.watched = 0
 
     def handshake(self) -> bool:
         """Go on with it; whether it is over. Raises :class:`StreamError`. Plain TCP has none."""
         return True
 
+    def reason(self, error: OSError) -> str:
+        """For people."""
+        return error.strerror or str(error)
+
     def receive(self) -> bytes | None:
         """What has come; None if nothing has, b"" at the end. Raises :class:`StreamError`."""
         try:
-            return self.sock.recv(CHUNK)
-        except BlockingIOError:
+            return self._get(CHUNK)
+        except self._empty:
             return None
         except OSError as e:
-            raise StreamError(e.strerror) from None
-
-    def write(self, data: bytes) -> int:
-        """Bytes the kernel took, perhaps 0. Raises :class:`StreamError`."""
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError as e:
-            raise StreamError(e.strerror) from None
+            raise StreamError(self.reason(e)) from None
 
     def send(self, data: bytes) -> bool:
         """Send now, or keep it for :meth:`flush`; whether all is gone. Raises :class:`StreamError`."""
         if not self.writing:
-            taken = self.write(data)
+            taken = self._offer(data)
             if taken == len(data):
                 return True
             if taken:
@@ -86,7 +88,7 @@ class Stream:
         writing = self.writing
         while writing:
             data = writing[0]
-            taken = self.write(data)
+            taken = self._offer(data)
             self.backlog -= taken
             if taken < len(data):
                 if taken:
@@ -94,6 +96,15 @@ class Stream:
                 return False
             writing.popleft()
         return True
+
+    def _offer(self, data: bytes) -> int:
+        """Bytes that were taken, perhaps 0."""
+        try:
+            return self._put(data)
+        except self._full:
+            return 0
+        except OSError as e:
+            raise StreamError(self.reason(e)) from None
 
     def count_into(self, counters: Counter[str]) -> None:
         """Add what the kernel has counted of this connection."""

@@ -86,14 +86,8 @@ class StreamCaller(EpollTransport, Caller):
         self._handle(self._epoll.poll(0))
 
     def drive(self, timeout_s: float) -> None:
-        until = time.monotonic_ns() + int(timeout_s * 1e9)
-        finished = self.finished
-        while not finished:
-            events = self.wait(until)
-            if events:
-                self._handle(events)
-            elif time.monotonic_ns() >= until:
-                return
+        if not self.finished:
+            self._handle(self.wait(timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         # The kernel acknowledges for us.
@@ -163,6 +157,8 @@ def _connect(make: StreamMaker, peer: Address, local_ip: str | None) -> Stream:
         if e.errno == errno.EMFILE:
             raise Unsupported("too many connections for one process; allow more: ulimit -n 8192") from None
         reason = e.strerror or str(e)
+        if e.errno == errno.ECONNREFUSED:
+            reason += "; is the server running?"
     else:
         return stream
     if stream is not None:

@@ -35,7 +35,16 @@ class StreamRequest:
 
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client is gone."""
-        return self._server.answer(self._stream, self._number, data)
+        stream = self._stream
+        if not stream.watched:
+            return False
+        try:
+            if not stream.send(frame(self._number, data)):
+                self._server.interest(stream)
+        except StreamError as e:
+            self._server.drop(stream, str(e))
+            return False
+        return True
 
 
 class StreamServer(EpollTransport, Server):
@@ -69,25 +78,13 @@ class StreamServer(EpollTransport, Server):
         self._handle(self._epoll.poll(0))
 
     def drive(self, timeout_s: float) -> None:
-        self._handle(self.wait(time.monotonic_ns() + int(timeout_s * 1e9)))
-
-    def answer(self, stream: Stream, number: int, data: bytes) -> bool:
-        """What :meth:`StreamRequest.reply` does."""
-        if not stream.watched:
-            return False
-        try:
-            if not stream.send(frame(number, data)):
-                self._interest(stream)
-        except StreamError as e:
-            self._drop(stream, str(e))
-            return False
-        return True
+        self._handle(self.wait(timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         """Until every answer is with the kernel, which delivers it even when we are gone."""
-        until = time.monotonic_ns() + int(timeout_s * 1e9)
-        while any(s.writing for s in self._streams.values()) and time.monotonic_ns() < until:
-            self._handle(self.wait(until))
+        until = time.monotonic() + timeout_s
+        while any(s.writing for s in self._streams.values()) and (left := until - time.monotonic()) > 0:
+            self._handle(self.wait(left))
 
     def close(self) -> None:
         self._listener.close()
@@ -107,7 +104,7 @@ class StreamServer(EpollTransport, Server):
                     continue
                 if mask & _OUT:
                     stream.flush()
-                    self._interest(stream)
+                    self.interest(stream)
                 if mask == _OUT:
                     continue
                 data = stream.receive()
@@ -117,9 +114,10 @@ class StreamServer(EpollTransport, Server):
                 elif data is not None:
                     self.forget(stream)
             except (StreamError, FramingError) as e:
-                self._drop(stream, str(e))
+                self.drop(stream, str(e))
 
-    def _interest(self, stream: Stream) -> None:
+    def interest(self, stream: Stream) -> None:
+        """Wait for what it waits for now."""
         if stream.watched:
             reading = _IN if stream.backlog <= MAX_BACKLOG else 0
             self.watch(stream, reading | (_OUT if stream.writing else 0))
@@ -144,7 +142,7 @@ class StreamServer(EpollTransport, Server):
         try:
             self._greet(stream)
         except StreamError as e:
-            self._drop(stream, str(e))
+            self.drop(stream, str(e))
 
     def _greet(self, stream: Stream) -> None:
         try:
@@ -153,7 +151,8 @@ class StreamServer(EpollTransport, Server):
             self._counters["handshakes_failed"] += 1
             raise
 
-    def _drop(self, stream: Stream, reason: str) -> None:
+    def drop(self, stream: Stream, reason: str) -> None:
+        """End a connection of which nothing good can come."""
         if stream.watched:
             self._counters["connections_failed"] += 1
             self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {reason}"

@@ -19,10 +19,10 @@ from workloads.transports.stream import CHUNK, Stream, StreamError
 
 SUITE = "TLS_AES_128_GCM_SHA256"
 CA, CERTIFICATE, KEY, OPENSSL_CONF = "ca.pem", "cert.pem", "key.pem", "openssl.cnf"
-#: Most a record holds. OpenSSL reads one at a time.
+#: Most bytes that a record holds.
 _RECORD = 16_384
-#: Bytes read at once when more than one record has come.
-_BATCH = 16 * _RECORD
+#: Records taken at once when more than one has come.
+_BATCH = 16
 
 
 class TlsStream(Stream):
@@ -37,8 +37,11 @@ class TlsStream(Stream):
             self._tls = context.wrap_socket(sock, server_side=server, do_handshake_on_connect=False,
                                             server_hostname=None if server else peer[0])
         except OSError as e:
-            raise StreamError(_reason(e)) from None
+            raise StreamError(self.reason(e)) from None
         super().__init__(self._tls, peer, limit)
+        self._get, self._put = self._tls.read, self._tls.write
+        # After "full" OpenSSL wants the same bytes again: Stream keeps them.
+        self._empty, self._full = ssl.SSLWantReadError, ssl.SSLWantWriteError
 
     def handshake(self) -> bool:
         try:
@@ -46,41 +49,29 @@ class TlsStream(Stream):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except OSError as e:
-            raise StreamError(_reason(e)) from None
+            raise StreamError(self.reason(e)) from None
         chosen = self._tls.cipher()
         if chosen is None or chosen[0] != SUITE:
             raise StreamError(f"the cipher is {chosen and chosen[0]}, not {SUITE}")
         return True
 
+    def reason(self, error: OSError) -> str:
+        return reason(error)
+
     def receive(self) -> bytes | None:
-        read = self._tls.read
         try:
-            data = read(CHUNK)
+            data = self._get(CHUNK)
+            if len(data) < _RECORD:
+                return data
         except ssl.SSLWantReadError:
             return None
         except OSError as e:
-            raise StreamError(_reason(e)) from None
-        if len(data) < _RECORD:
-            return data
-        # A full record is seldom alone.
+            raise StreamError(reason(e)) from None
+        # A record at a time is what OpenSSL reads, and a full one is seldom alone.
         parts = [data]
-        try:
-            while len(parts) * _RECORD < _BATCH and (data := read(CHUNK)):
-                parts.append(data)
-        except ssl.SSLWantReadError:
-            pass
-        except OSError as e:
-            raise StreamError(_reason(e)) from None
+        while len(parts) < _BATCH and (more := super().receive()):
+            parts.append(more)
         return b"".join(parts)
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._tls.write(data)
-        except ssl.SSLWantWriteError:
-            # OpenSSL wants the same bytes again; Stream keeps them, and changes them by what was taken only.
-            return 0
-        except OSError as e:
-            raise StreamError(_reason(e)) from None
 
 
 def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
@@ -118,7 +109,7 @@ def _context(certs: Path, server: bool) -> ssl.SSLContext:
         context.load_verify_locations(certs / CA)
         context.load_cert_chain(certs / CERTIFICATE, certs / KEY)
     except (ssl.SSLError, OSError) as e:
-        raise ConfigError(f"--certs {certs}: {_reason(e)}") from None
+        raise ConfigError(f"--certs {certs}: {reason(e)}") from None
     # The ssl module cannot choose among TLS 1.3 suites before Python 3.15; OpenSSL's own configuration can.
     suites = [c["name"] for c in context.get_ciphers() if c["protocol"] == "TLSv1.3"]
     if suites != [SUITE]:
@@ -127,7 +118,7 @@ def _context(certs: Path, server: bool) -> ssl.SSLContext:
     return context
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """For people: "certificate verify failed: ..." without OpenSSL's numbers."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the peer's certificate is not accepted: {error.verify_message}"

@@ -1,0 +1,128 @@
+"""The packet loop over a socket and an endpoint that are not there."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+
+from smtstack.io import loop
+from smtstack.io.loop import RECEIVE_BATCH, PacketLoop
+from smtstack.nic.device import NicConfig, SmartNic
+from smtstack.transport.counters import Counters
+from smtstack.transport.params import TransportParams
+from smtstack.transport.segment import Segment
+from smtstack.wire.ipv4 import IPv4
+
+#: What the clock moves every time it is read.
+STEP_NS = 100_000
+
+
+class Wire:
+    """What PacketSocket looks like to the loop: ``waiting`` frames to receive, ``sent`` ones kept."""
+
+    mac = bytes(6)
+    send_drops = 0
+
+    def __init__(self, waiting: int = 0) -> None:
+        self.waiting = waiting
+        self.sent: list[bytes] = []
+        self.waits: list[int] = []
+
+    def receive(self, limit: int) -> list[bytes]:
+        taken = min(limit, self.waiting)
+        self.waiting -= taken
+        return [bytes(12) + b"\x08\0" + IPv4(1, 2, 146, 48).pack() + bytes(28)] * taken
+
+    def send(self, frames: list[bytes]) -> None:
+        self.sent += frames
+
+    def wait(self, timeout_ns: int) -> None:
+        self.waits.append(timeout_ns)
+
+    def statistics(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class Engine:
+    """What Endpoint looks like to the loop: counts what it is asked."""
+
+    ip, port, protocol = 1, 2, 146
+    params = TransportParams()
+    counters = Counters()
+
+    def __init__(self, segments: list[Segment] | None = None) -> None:
+        self.segments = segments or []
+        self.handled = 0
+        self.fired = 0
+
+    def handle_packet(self, _frame: bytes, _now: int) -> None:
+        self.handled += 1
+
+    def poll_transmit(self, _now: int) -> Segment | None:
+        return self.segments.pop(0) if self.segments else None
+
+    def next_timeout(self) -> int | None:
+        return 1
+
+    def handle_timeout(self, _now: int) -> None:
+        self.fired += 1
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count(1)
+    monkeypatch.setattr(loop, "monotonic_ns", lambda: next(ticks) * STEP_NS)
+
+
+def make(engine: Any, wire: Any, nic: NicConfig | None = None) -> PacketLoop:
+    return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))  # type: ignore[arg-type]
+
+
+def test_a_flood_does_not_keep_timers_from_firing():
+    """Nor are they looked at after every frame: once a tick is enough."""
+    engine, wire = Engine(), Wire(100 * RECEIVE_BATCH)
+    packets = make(engine, wire)
+    while wire.waiting:
+        assert packets.step()
+    assert engine.handled == 100 * RECEIVE_BATCH
+    ticks = 100 * STEP_NS // engine.params.tick_ns
+    assert ticks / 2 <= engine.fired <= 2 * ticks
+    assert not wire.waits
+
+
+def test_with_nothing_to_receive_timers_fire_at_once():
+    engine = Engine()
+    packets = make(engine, Wire())
+    for _turn in range(5):
+        assert packets.step()
+    assert engine.fired == 5
+
+
+@pytest.mark.parametrize("ring_size", [1, 2, 3, 1024])
+def test_a_full_ring_loses_and_reorders_nothing(ring_size):
+    segments = [Segment(2, 0, bytes(28), bytes([number])) for number in range(7)]
+    wire = Wire()
+    make(Engine(segments), wire, NicConfig(ring_size=ring_size)).flush()
+    assert [frame[-1] for frame in wire.sent] == list(range(7))
+
+
+def test_what_came_of_a_frame_leaves_with_the_next_step():
+    """The answer that a frame leads to, if there is one, goes out together with what the protocol has to say."""
+    engine, wire = Engine(), Wire(1)
+    packets = make(engine, wire)
+    engine.segments = []
+    assert packets.step()
+    engine.segments.append(Segment(2, 0, bytes(28), b"GRANT"))
+    assert not wire.sent
+    packets.step(0)
+    assert [frame[-5:] for frame in wire.sent] == [b"GRANT"]
+
+
+def test_a_deadline_ends_the_wait():
+    engine, wire = Engine(), Wire()
+    packets = make(engine, wire)
+    engine.next_timeout = lambda: None  # type: ignore[method-assign]
+    assert not packets.step(10 * STEP_NS)
+    assert wire.waits == [9 * STEP_NS]
