@@ -41,6 +41,8 @@ PATTERNS = {
 }
 #: Seconds a process gets to start, or to end when told, on a loaded machine.
 PATIENCE_S = 60.0
+#: Seconds between looks whether all processes are alive.
+_LOOK_S = 0.5
 #: Ports: fleets are this far apart, clients of a fleet begin in the middle.
 PORT_STEP = 200
 FIRST_PORT = 2000
@@ -227,62 +229,57 @@ class Fleet:
 
     def measure(self, load: Load, trial: int = 1) -> Measured:
         """One trial. Raises SmtError if a process died."""
-        setup = self.setup
-        shares = [self._share(load, index) for index in range(len(self._clients))]
-        monitor = FidelityMonitor(None)
+        # Fewer RPCs under way than clients: the first ones do it.
+        clients = self._clients if load.rate else self._clients[:load.concurrency]
+        raw = [self._folder / f"client{index}.u64" for index in range(len(clients))]
+        for index, (client, path) in enumerate(zip(clients, raw, strict=True)):
+            client.tell({**_share(load, index, len(clients)), "raw": str(path), "barrier": True})
+        # All connected and warmed up, but for those whose warm-up failed: they are done already.
+        answers = self._collect(clients)
+        waiting = [client for client in clients if "ready" in answers[client]]
         drops = self.net.drops()
         accounts = [(kind, process, _cpu_s(process)) for kind, process in self._processes()]
+        monitor = FidelityMonitor(None)
         monitor.start()
         start = time.perf_counter()
-        raw = [self._folder / f"client{index}.u64" for index in range(len(shares))]
-        for client, share, path in zip(self._clients, shares, raw, strict=True):
-            client.tell({**share, "raw": str(path)})
-        results = self._collect()
+        for client in waiting:
+            client.tell({})
+        answers |= self._collect(waiting)
         wall = time.perf_counter() - start
         machine = monitor.stop()
-        cpu: dict[str, float] = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
+        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
         for kind, process, before in accounts:
             cpu[f"{kind}_s"] += _cpu_s(process) - before
-        samples = _take_raw(raw)
-        rpcs = sum(r["rpcs"] for r in results)
-        # All began together; the rate is of the time in which the last one was still at it.
-        seconds = max(r["cpu"]["wall_s"] for r in results)
         lost = {name: count - drops[name] for name, count in self.net.drops().items()}
-        fidelity = _judge(machine, [r["fidelity"] for r in results], lost)
-        row: dict[str, Any] = {
+        done = [answers[client] for client in clients]
+        samples = _take_raw(raw)
+        row = self._row(load, trial, done, samples)
+        row["cpu"] = {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
+                      "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], row["rpcs"])}
+        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost)
+        for client, answer in zip(clients, done, strict=True):
+            if "error" in answer:
+                row["first_error"] = f"{client.host.name}: {answer['error']}"
+                break
+        return Measured(row, samples, _take_raw([sizes_path(path) for path in raw]))
+
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+        """All but ``cpu`` and ``fidelity``."""
+        setup = self.setup
+        rpcs = sum(answer["rpcs"] for answer in done)
+        # All began together; the rate is of the time in which the last one was still at it.
+        seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
+        return {
             "topo": self._topo, "switch": self.net.switch_kind or None, "transport": setup.transport,
             "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
             "poll": "polling" if setup.poll_us else "interrupt",
             "size": int(load.size) if load.size.isdecimal() else load.size, "concurrency": load.concurrency,
-            "trial": trial, "rpcs": rpcs, "errors": sum(r["errors"] for r in results),
-            "content_ok": all(r["content_ok"] for r in results),
+            "trial": trial, "rpcs": rpcs, "errors": sum(answer["errors"] for answer in done),
+            "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
-            "rtt_us": rtt_summary(samples),
-            "cpu": {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
-                    "us_per_rpc": round((cpu["client_s"] + cpu["server_s"]) / rpcs * 1e6, 1) if rpcs else None},
-            "fidelity": fidelity,
+            "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
         }
-        row |= {name: sum(r[name] for r in results) for name in ("bytes",) if all(name in r for r in results)}
-        if any(r.get("error") for r in results):
-            row["first_error"] = next(f"{client.host.name}: {r['error']}"
-                                      for client, r in zip(self._clients, results, strict=True) if r.get("error"))
-        return Measured(row, samples, _take_raw([sizes_path(path) for path in raw]))
-
-    def _share(self, load: Load, index: int) -> dict[str, Any]:
-        """What falls to one client process."""
-        many = len(self._clients)
-        share = asdict(load)
-        if load.count is not None:
-            share["count"] = load.count // many + (index < load.count % many)
-        if load.also:
-            size, number = parse_also(load.also)
-            mine = number // many + (index < number % many)
-            share["also"] = f"{size}x{mine}" if mine else ""
-        share["concurrency"] = max(1, load.concurrency // many + (index < load.concurrency % many))
-        share["rate"] = load.rate / many
-        share["seed"] = load.seed * 1000 + index
-        return share
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
         found = [("client", c.process.pid) for c in self._clients]
@@ -294,26 +291,46 @@ class Fleet:
             out += [(kind, process), *((kind, child) for child in process.children(recursive=True))]
         return out
 
-    def _collect(self) -> list[dict[str, Any]]:
-        """Every client's answer; raises if a client or a server dies meanwhile."""
-        answers: dict[int, dict[str, Any]] = {}
+    def _collect(self, clients: Sequence[_Client]) -> dict[_Client, dict[str, Any]]:
+        """An answer of each client; raises if a client or a server dies meanwhile."""
+        answers: dict[_Client, dict[str, Any]] = {}
         with selectors.DefaultSelector() as selector:
-            for index, client in enumerate(self._clients):
+            for client in clients:
                 assert client.process.stdout is not None
-                selector.register(client.process.stdout, selectors.EVENT_READ, index)
-            while len(answers) < len(self._clients):
-                for key, _events in selector.select(1.0):
-                    client = self._clients[key.data]
-                    assert client.process.stdout is not None
+                selector.register(client.process.stdout, selectors.EVENT_READ, client)
+            while len(answers) < len(clients):
+                for key, _events in selector.select(_LOOK_S):
+                    client = key.data
                     line = client.process.stdout.readline()
                     if not line:
                         raise _died(client.host, "client", client.process, client.log)
-                    answers[key.data] = json.loads(line)
+                    answers[client] = json.loads(line)
                     selector.unregister(key.fileobj)
                 for host, process, log in self._servers:
                     if process.poll() is not None:
                         raise _died(host, "server", process, log)
-        return [answers[index] for index in range(len(self._clients))]
+        return answers
+
+
+def _share(load: Load, index: int, many: int) -> dict[str, Any]:
+    """What falls to client process ``index`` of ``many``."""
+    def part(number: int) -> int:
+        return number // many + (index < number % many)
+
+    share = asdict(load) | {"concurrency": part(load.concurrency), "rate": load.rate / many,
+                            "seed": load.seed * 1000 + index}
+    if load.count is not None:
+        share["count"] = part(load.count)
+    if load.also:
+        size, number = parse_also(load.also)
+        share["also"] = f"{size}x{part(number)}" if part(number) else ""
+    if load.rate:
+        share["concurrency"] = 1
+    return share
+
+
+def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
+    return round(seconds / rpcs * 1e6, 1) if rpcs else None
 
 
 def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
@@ -20,6 +21,8 @@ from workloads.transports.contract import Caller
 
 #: Seconds after the last RPC in which a server may ask for acknowledgements; it asks after 2 ms.
 LINGER_S = 0.02
+#: Linux <linux/prctl.h>.
+_PR_SET_TIMERSLACK = 29
 #: Connections of an open loop, if nobody says how many: calls beyond share them.
 OPEN_LOOP_CONNECTIONS = 50
 
@@ -54,6 +57,7 @@ class Series:
         requests = self._requests(load, True)
         loop: Loop
         if load.rate:
+            _exact_timers()
             loop = OpenLoop(caller, load.rate, load.timeout, load.response_size, load.seed)
         else:
             loop = ClosedLoop(caller, load.concurrency, load.timeout, load.response_size)
@@ -77,6 +81,11 @@ class Series:
         if not others:
             self._number += load.warm_up
         return requests
+
+
+def _exact_timers() -> None:
+    """Timers of this process are no longer late on purpose: by default Linux adds up to 50 us."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
 
 
 def _cpu(before: resource.struct_rusage, now: resource.struct_rusage, seconds: float) -> dict[str, float]:

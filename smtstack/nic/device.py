@@ -61,6 +61,7 @@ class SmartNic:
         #: Contexts that may be there at once; a setting can lower it below the hardware's ``max_contexts``.
         self.context_limit = self.config.max_contexts
         self._tx: list[deque[Descriptor]] = [deque() for _ in range(self.config.queues)]
+        self._ring_size = self.config.ring_size
         self._posted = 0
         self._next = 0
         self._arbiter = arbiter
@@ -118,7 +119,7 @@ class SmartNic:
     def post(self, queue: int, descriptor: Descriptor) -> bool:
         """Queue a descriptor; False when the ring is full."""
         ring = self._tx[queue]
-        if len(ring) >= self.config.ring_size:
+        if len(ring) >= self._ring_size:
             self.counters.tx_queue_stopped += 1
             return False
         ring.append(descriptor)
@@ -132,15 +133,26 @@ class SmartNic:
         todo = min(budget, self._posted) if budget else self._posted
         self._posted -= todo
         ring = rings[0]
+        several = len(rings) > 1
         for _descriptor in range(todo):
-            if len(rings) > 1:
+            if several:
                 ready = [i for i, r in enumerate(rings) if r]
                 ring = rings[self._arbiter(ready) if self._arbiter else self._round_robin(ready)]
-            descriptor = ring.popleft()
-            if isinstance(descriptor, Send):
-                self._send(descriptor, out)
+            d = ring.popleft()
+            if not isinstance(d, Send):
+                self._resync(d)
+                continue
+            payload = self._encrypt(d) if d.context else d.payload
+            if payload is None:
+                continue
+            mss = d.mss
+            if mss and len(payload) > mss:
+                self._cut(d, payload, out)
             else:
-                self._resync(descriptor)
+                header = _place(d.header, 0) if mss and self.tso_seq else d.header
+                out.append(d.route.frame(d.tos, d.ip_id, header, payload))
+        self.counters.tx_packets += len(out)
+        self.counters.tx_bytes += sum(map(len, out))
         return out
 
     def _round_robin(self, ready: list[int]) -> int:
@@ -158,27 +170,18 @@ class SmartNic:
             context.sequence = descriptor.sequence
             self.counters.tx_tls_ooo += 1
 
-    def _send(self, d: Send, out: list[bytes]) -> None:
+    def _encrypt(self, d: Send) -> bytes | None:
+        """The payload sealed with the context's number; None: dropped, never sent in clear."""
         counters = self.counters
-        payload = d.payload
-        if d.context:
-            context = self._contexts.get(d.context)
-            sealed = context.encrypt(payload) if context is not None else None
-            if sealed is None:
-                counters.tx_tls_drop_bypass_req += 1
-                counters.tx_dropped += 1
-                return
-            payload = sealed
-            counters.tx_tls_encrypted_packets += 1
-            counters.tx_tls_encrypted_bytes += len(payload)
-        if d.mss and len(payload) > d.mss:
-            self._cut(d, payload, out)
-            return
-        header = _place(d.header, 0) if self.tso_seq and d.mss else d.header
-        frame = d.route.frame(d.tos, d.ip_id, header, payload)
-        counters.tx_packets += 1
-        counters.tx_bytes += len(frame)
-        out.append(frame)
+        context = self._contexts.get(d.context)
+        sealed = context.encrypt(d.payload) if context is not None else None
+        if sealed is None:
+            counters.tx_tls_drop_bypass_req += 1
+            counters.tx_dropped += 1
+            return None
+        counters.tx_tls_encrypted_packets += 1
+        counters.tx_tls_encrypted_bytes += len(sealed)
+        return sealed
 
     def _cut(self, d: Send, payload: bytes, out: list[bytes]) -> None:
         # TSO for any IP protocol: the header is copied, the IP ID counts (paper §4.3).
@@ -192,11 +195,8 @@ class SmartNic:
         for cut in range(0, len(payload), mss):
             if self.tso_seq:
                 header = _place(d.header, cut)
-            frame = make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss])
+            out.append(make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss]))
             ip_id += 1
-            counters.tx_packets += 1
-            counters.tx_bytes += len(frame)
-            out.append(frame)
 
     # -- receive -----------------------------------------------------------------------------------------
 

@@ -113,7 +113,8 @@ class TransportParams:
 
 
 #: For endpoints in software, on real interfaces. A round trip takes a hundred microseconds and more, not five,
-#: and milliseconds under load: the module's values would wait for grants most of the time, and ask for
-#: acknowledgements that are on their way.
+#: and milliseconds under load: with the module's values they would wait for grants most of the time, and ask
+#: for acknowledgements that are on their way. Nor can they sleep for just a few microseconds, as the pacer of a
+#: fast link wants with a short queue.
 SOFTWARE = TransportParams(unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20,
-                           throttle_min_bytes=1_500)
+                           throttle_min_bytes=1_500, max_nic_queue_ns=100_000)

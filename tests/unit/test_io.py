@@ -182,7 +182,7 @@ class Cable:
             self._end.send(frame)
 
     def receive(self, limit: int) -> list[bytes]:
-        frames = []
+        frames: list[bytes] = []
         with contextlib.suppress(BlockingIOError):
             while len(frames) < limit:
                 frames.append(self._end.recv(65_536))
