@@ -101,7 +101,7 @@ bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (sm
 	bench
 	if command -v cc >/dev/null; then
 		$(MAKE) --no-print-directory $(COMPILED)/.stamp
-		export PYTHONPATH=$(COMPILED)
+		export PYTHONPATH=$(CURDIR)/$(COMPILED)
 		bench
 	else
 		echo 'bench: no C compiler (cc): the compiled half is left out' >&2

@@ -43,4 +43,5 @@ def host_python() -> str:
 def host_environment() -> dict[str, str]:
     """Ours, with the checkout importable. What PYTHONPATH names (the compiled packages, perhaps) goes first."""
     path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(ROOT)) if p)
-    return {**os.environ, "PYTHONPATH": path}
+    # "python -m" would look into the current folder first: a checkout's sources would hide the compiled ones.
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

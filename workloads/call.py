@@ -199,11 +199,14 @@ def _conclude(args: argparse.Namespace, results: list[dict[str, Any]], unresolve
 
 def _hint(args: argparse.Namespace, results: list[dict[str, Any]], unresolved: int) -> str:
     if any(r["rpcs"] for r in results):
+        if args.transport in PACKET_TRANSPORTS and not results[-1]["rpcs"]:
+            return ("; shorter messages passed: do all links on the way take packets as long as those of "
+                    f"{args.iface or 'ours'}? 'ip link' shows MTUs, --mtu takes less")
         return ""
     if unresolved:
         return f"; nobody answers ARP for it on {args.iface}"
     if args.transport in KEYED:
-        return "; is the server running, with the same keys?"
+        return "; is the server running, with the same keys and MTU?"
     return "; is the server running?"
 
 

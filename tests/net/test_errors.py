@@ -68,6 +68,20 @@ def test_wrong_key(net: Net):
     assert served["counters"]["records_failed"] > 0
 
 
+def test_links_of_different_mtu(net: Net):
+    set_mtu = ["ip", "-n", net.b, "link", "set", IFACE, "mtu"]
+    assert run([*set_mtu, "1000"]).returncode == 0
+    try:
+        with net.serve("smt"):
+            result, errors, code = net.call("smt", *IMPATIENT, "--size", "64,9000", "--count", "5")
+    finally:
+        assert run([*set_mtu, "1500"]).returncode == 0
+    assert code == FAILED
+    assert [r["rpcs"] for r in result["results"]] == [5, 0]
+    line = next(text for text in errors.splitlines() if "stopped answering" in text)
+    assert "MTU" in line
+
+
 def test_a_port_used_twice(net: Net):
     with net.serve("smt"):
         command = ["ip", "netns", "exec", net.b, *net.call_command("smt", "--addr", f"{B}:2000")]
