@@ -7,10 +7,11 @@ account for an RPC should be the same for every transport, and as little as poss
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from smtstack.errors import PeerError
-from smtstack.socket import Address, IncomingRequest, RpcError, RpcTimeout, SmtSocket
+from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import address
@@ -28,6 +29,15 @@ class _OnSocket(Transport):
 
     def next_wake(self) -> int | None:
         return self.socket.loop.next_wake()
+
+    def poll(self) -> None:
+        self.socket.loop.step(0)
+        self._dispatch()
+        self.socket.loop.flush()
+
+    @abstractmethod
+    def _dispatch(self) -> None:
+        """Take the endpoint's events."""
 
     def counters(self) -> dict[str, int]:
         return self.socket.counters()
@@ -57,16 +67,12 @@ class MessageCaller(_OnSocket, Caller):
         ip, port = self._addresses[call.peer]
         rpc = call.handle = self.socket.endpoint.send_request(ip, port, call.data, time.monotonic_ns())
         rpc.cookie = call
-        self.socket.loop.flush()
+        # It leaves with the next drive or poll, together with others begun meanwhile.
 
     def abort(self, call: Call) -> None:
         rpc = call.handle
         assert isinstance(rpc, Rpc)
         self.socket.endpoint.abort(rpc)
-        self._dispatch()
-
-    def poll(self) -> None:
-        self.socket.loop.step(0)
         self._dispatch()
 
     def drive(self, timeout_s: float) -> None:
@@ -98,10 +104,7 @@ class MessageServer(_OnSocket, Server):
     def __init__(self, socket: SmtSocket, handler: Handler) -> None:
         super().__init__(socket)
         self._handler = handler
-
-    def poll(self) -> None:
-        self.socket.loop.step(0)
-        self._dispatch()
+        self._dispatching = False
 
     def drive(self, timeout_s: float) -> None:
         self.socket.loop.step(time.monotonic_ns() + int(timeout_s * 1e9))
@@ -112,9 +115,34 @@ class MessageServer(_OnSocket, Server):
 
     def _dispatch(self) -> None:
         next_event, handler = self.socket.endpoint.next_event, self._handler
+        self._dispatching = True
         while (event := next_event()) is not None:
             if isinstance(event, events.Request):
-                handler(IncomingRequest(self.socket, event.rpc, event.data))
+                handler(_Request(self, event.rpc, event.data))
+        self._dispatching = False
+        self.socket.loop.flush()
+
+    def answer(self, rpc: Rpc, data: bytes) -> bool:
+        """What a request's ``reply`` does. Answers given at once leave together."""
+        sent = self.socket.endpoint.send_reply(rpc, data, time.monotonic_ns())
+        if not self._dispatching:
+            self.socket.loop.flush()
+        return sent
+
+
+class _Request:
+    """A request, for the handler."""
+
+    __slots__ = ("_rpc", "_server", "data")
+
+    def __init__(self, server: MessageServer, rpc: Rpc, data: bytes) -> None:
+        self._server = server
+        self._rpc = rpc
+        self.data = data
+
+    def reply(self, data: bytes) -> bool:
+        """Answer; False if the client gave up meanwhile."""
+        return self._server.answer(self._rpc, data)
 
 
 def _error(event: events.Failed) -> PeerError:
