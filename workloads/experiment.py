@@ -8,13 +8,14 @@ down slows all of them.
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import shutil
 import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ class Fleet:
         self._clients: list[_Client] = []
         hosts = {host.name: host.IP() for host in net.hosts}
         self._credentials = credentials.make(self._folder / "keys", setup.transport, hosts)
+        self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
 
@@ -209,6 +211,9 @@ class Fleet:
             process: subprocess.Popen[str] = host.python(
                 module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
                 env=environment)
+        if self._cores:
+            # Long before it has imported anything, let alone forked.
+            os.sched_setaffinity(process.pid, self._cores[host.name])
         return process
 
     def stop(self) -> None:
@@ -233,13 +238,13 @@ class Fleet:
         clients = self._clients if load.rate else self._clients[:load.concurrency]
         raw = [self._folder / f"client{index}.u64" for index in range(len(clients))]
         for index, (client, path) in enumerate(zip(clients, raw, strict=True)):
-            client.tell({**_share(load, index, len(clients)), "raw": str(path), "barrier": True})
+            client.tell({**share_of(load, index, len(clients)), "raw": str(path), "barrier": True})
         # All connected and warmed up, but for those whose warm-up failed: they are done already.
         answers = self._collect(clients)
         waiting = [client for client in clients if "ready" in answers[client]]
         drops = self.net.drops()
         accounts = [(kind, process, _cpu_s(process)) for kind, process in self._processes()]
-        monitor = FidelityMonitor(None)
+        monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in accounts])
         monitor.start()
         start = time.perf_counter()
         for client in waiting:
@@ -270,8 +275,8 @@ class Fleet:
         # All began together; the rate is of the time in which the last one was still at it.
         seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
         return {
-            "topo": self._topo, "switch": self.net.switch_kind or None, "transport": setup.transport,
-            "nic": setup.nic if setup.uses_nic else None,
+            "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
+            "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
             "poll": "polling" if setup.poll_us else "interrupt",
             "size": int(load.size) if load.size.isdecimal() else load.size, "concurrency": load.concurrency,
@@ -312,7 +317,7 @@ class Fleet:
         return answers
 
 
-def _share(load: Load, index: int, many: int) -> dict[str, Any]:
+def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     """What falls to client process ``index`` of ``many``."""
     def part(number: int) -> int:
         return number // many + (index < number % many)
@@ -340,6 +345,17 @@ def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dic
         numbers[name] = add(c[name] for c in clients)
     # What full queues and impairments lose is what was asked for.
     return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"]})
+
+
+def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:
+    """Which processors each host has, as many each; none if there are fewer processors than hosts.
+
+    Two hosts on one processor wake each other faster than two machines ever could, and the kernel moves them
+    together and apart as it likes: round trips would differ by a factor of two from run to run.
+    """
+    each = len(cores) // len(hosts)
+    ordered = sorted(cores)
+    return {host: set(ordered[n * each:(n + 1) * each]) for n, host in enumerate(hosts)} if each else {}
 
 
 def _take_raw(paths: Sequence[Path]) -> array[int]:

@@ -7,8 +7,10 @@ of that, not of the transport. Every result carries the verdict and the numbers 
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +19,10 @@ import psutil
 #: Share of all processor time the hypervisor took away. Steal comes in slices of milliseconds, thousands
 #: of times a round trip here: 2 % of the time can be all of a 99th percentile.
 MAX_STEAL = 0.02
-#: Share of wall time in which some task was ready to run and had no processor (PSI "some"). Up to a fifth
-#: is what client and server of one machine do to each other; beyond, others are competing with them.
+#: Share of wall time in which one of our processes was ready to run and had no processor. Up to a fifth is what
+#: client and server of one machine do to each other; beyond, they or others compete.
+MAX_RUN_DELAY = 0.20
+#: The same of any task of the machine (PSI "some"), where the kernel does not tell it of each.
 MAX_PSI_CPU_SOME = 0.20
 #: Frames our own sockets lost. The emulated link loses frames by order, the host never may.
 MAX_DROPS = 0
@@ -39,6 +43,15 @@ def psi_cpu_some_us(path: Path = PSI_CPU) -> int | None:
     return int(found[1]) if found else None
 
 
+def run_delay_ns(pid: int) -> int | None:
+    """Nanoseconds in which a process was ready and had no processor (``Documentation/scheduler/sched-stats.rst``);
+    None if the kernel does not count it, or the process has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 class Watched(Protocol):
     """What can be asked what it lost: every transport."""
 
@@ -50,14 +63,17 @@ class Watched(Protocol):
 
 
 class FidelityMonitor:
-    """From :meth:`start` to :meth:`stop`: what was lost. ``transport`` is ours to watch, if there is one.
+    """From :meth:`start` to :meth:`stop`: what was lost. ``transport`` is ours to watch, if there is one;
+    ``pids`` are the processes that what is measured depends on, by default this one.
 
-    There is no bound for idle time: a closed loop takes all it can get, and PSI says whether somebody
+    There is no bound for idle time: a closed loop takes all it can get, and the run delay says whether somebody
     had to wait for it.
     """
 
-    def __init__(self, transport: Watched | None = None) -> None:
+    def __init__(self, transport: Watched | None = None, pids: Sequence[int] | None = None) -> None:
         self._transport = transport
+        self._pids = [os.getpid()] if pids is None else list(pids)
+        self._delays: dict[int, int | None] = {}
         self._cpu = psutil.cpu_times()
         self._psi: int | None = None
         self._drops = (0, 0)
@@ -68,6 +84,7 @@ class FidelityMonitor:
         if self._transport is not None:
             self._drops = self._transport.drops()
             self._transport.take_late_ns()
+        self._delays = {pid: run_delay_ns(pid) for pid in self._pids}
         self._psi = psi_cpu_some_us()
         self._cpu = psutil.cpu_times()
         self._clock = time.monotonic()
@@ -86,11 +103,19 @@ class FidelityMonitor:
         return verdict({
             "steal": _share(getattr(now, "steal", 0.0) - getattr(before, "steal", 0.0), total),
             "idle": _share(now.idle - before.idle, total),
+            "run_delay": self._run_delay(wall_us),
             "psi_cpu_some": some,
             "receive_drops": dropped,
             "send_drops": unsent,
             "timer_late_us": round(late / 1000, 1),
         })
+
+
+    def _run_delay(self, wall_us: float) -> float | None:
+        """Of the process that waited most."""
+        delays = [(after - before) / 1000 / wall_us for pid, before in self._delays.items()
+                  if before is not None and (after := run_delay_ns(pid)) is not None]
+        return round(max(delays), 4) if delays else None
 
 
 def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +124,11 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
     if numbers["steal"] is not None and numbers["steal"] > MAX_STEAL:
         reasons.append(f"the hypervisor took {numbers['steal']:.1%} of the processor time away "
                        f"(at most {MAX_STEAL:.0%})")
-    if numbers["psi_cpu_some"] is not None and numbers["psi_cpu_some"] > MAX_PSI_CPU_SOME:
+    delay = numbers.get("run_delay")
+    if delay is not None and delay > MAX_RUN_DELAY:
+        reasons.append(f"a process of the run waited for a processor {delay:.0%} of the time "
+                       f"(at most {MAX_RUN_DELAY:.0%})")
+    if delay is None and numbers["psi_cpu_some"] is not None and numbers["psi_cpu_some"] > MAX_PSI_CPU_SOME:
         reasons.append(f"tasks waited for a processor {numbers['psi_cpu_some']:.0%} of the time "
                        f"(at most {MAX_PSI_CPU_SOME:.0%})")
     for name, what in (("receive_drops", "received frames were dropped for want of buffer"),

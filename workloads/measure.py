@@ -113,6 +113,8 @@ def merge_fidelity(parts: list[dict[str, Any]]) -> dict[str, Any]:
     numbers = {k: v for k, v in parts[0].items() if k not in ("ok", "reasons")}
     for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
         numbers[name] = add(part[name] for part in parts)
+    waited = [part["run_delay"] for part in parts if part["run_delay"] is not None]
+    numbers["run_delay"] = max(waited, default=None)
     return verdict(numbers)
 
 

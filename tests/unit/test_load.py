@@ -304,7 +304,8 @@ def test_summary_is_in_microseconds_whatever_the_order():
 
 def test_processes_are_one_result():
     def point(rtt: int, seconds: float, errors: int = 0) -> Point:
-        numbers = {"steal": 0.0, "psi_cpu_some": 0.1, "receive_drops": 0, "send_drops": 0, "timer_late_us": 1.0}
+        numbers = {"steal": 0.0, "run_delay": seconds / 100, "psi_cpu_some": 0.1, "receive_drops": 0,
+                   "send_drops": 0, "timer_late_us": 1.0}
         tally = Tally(array("Q", [rtt]), array("Q", [64]), errors=errors, most_under_way=4)
         return Point(tally, seconds, {"user_s": 0.5, "wall_s": seconds},
                      fidelity.verdict({**numbers, "receive_drops": 1}))
@@ -314,7 +315,7 @@ def test_processes_are_one_result():
     assert (answer["rpcs"], answer["errors"], answer["rpc_per_s"], answer["concurrency"]) == (2, 2, 1.0, 8)
     assert answer["rtt_us"]["mean"] == 2.0
     assert answer["cpu"] == {"user_s": 1.0, "wall_s": 2.0}
-    assert answer["fidelity"]["receive_drops"] == 2
+    assert (answer["fidelity"]["receive_drops"], answer["fidelity"]["run_delay"]) == (2, 0.02)
     assert list(answer)[:10] == ["transport", "nic", "size", "rpcs", "errors", "content_ok", "rpc_per_s", "rtt_us",
                                  "cpu", "fidelity"]
 
@@ -341,10 +342,11 @@ def test_addresses_that_are_none(text):
 # -- fidelity ------------------------------------------------------------------------------------------------
 
 def test_verdict_names_what_was_not_faithful():
-    fine = {"steal": 0.0, "idle": 0.5, "psi_cpu_some": 0.1, "receive_drops": 0, "send_drops": 0,
+    fine = {"steal": 0.0, "idle": 0.5, "run_delay": None, "psi_cpu_some": 0.1, "receive_drops": 0, "send_drops": 0,
             "timer_late_us": 900.0}
     assert fidelity.verdict(fine) == {"ok": True, "reasons": [], **fine}
     for name, value, word in [("steal", 0.03, "hypervisor"), ("psi_cpu_some", 0.5, "waited"),
+                              ("run_delay", 0.5, "waited"), ("path_drops", 1, "switch"),
                               ("receive_drops", 1, "received"), ("send_drops", 2, "queue"),
                               ("timer_late_us", 10_001.0, "late")]:
         judged = fidelity.verdict({**fine, name: value})
@@ -353,6 +355,20 @@ def test_verdict_names_what_was_not_faithful():
         assert word in judged["reasons"][0]
     everything = fidelity.verdict({**fine, "steal": 1.0, "psi_cpu_some": 1.0, "receive_drops": 1})
     assert len(everything["reasons"]) == 3
+    # Others may wait as long as we do not.
+    assert fidelity.verdict({**fine, "psi_cpu_some": 1.0, "run_delay": 0.1})["ok"]
+
+
+def test_waiting_is_told_of_the_process_that_waited_most(monkeypatch):
+    delays = {1: iter([0, 10**15]), 2: iter([5, 5]), 3: iter([7, None])}
+    monkeypatch.setattr(fidelity, "run_delay_ns", lambda pid: next(delays[pid]))
+    monitor = fidelity.FidelityMonitor(pids=[1, 2, 3])
+    monitor.start()
+    assert monitor.stop()["run_delay"] > 1
+
+
+def test_a_kernel_may_not_count_waiting():
+    assert fidelity.run_delay_ns(2**22 + 1) is None, "no such process"
 
 
 def test_a_kernel_without_psi_is_no_error(tmp_path, monkeypatch):
@@ -361,6 +377,7 @@ def test_a_kernel_without_psi_is_no_error(tmp_path, monkeypatch):
     assert fidelity.psi_cpu_some_us(pressure) == 464902093
     assert fidelity.psi_cpu_some_us(tmp_path / "absent") is None
     monkeypatch.setattr(fidelity, "psi_cpu_some_us", lambda: None)
+    monkeypatch.setattr(fidelity, "run_delay_ns", lambda _pid: None)
     monitor = fidelity.FidelityMonitor()
     monitor.start()
     result = monitor.stop()

@@ -1,0 +1,44 @@
+"""The parts of an experiment that need no network: who gets what of a load, and which processors."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workloads.experiment import share_of, split_cores
+from workloads.load import Load, parse_also
+
+
+@given(st.integers(1, 9), st.integers(1, 1000), st.integers(1, 50), st.integers(0, 30))
+def test_shares_add_up_to_the_load(clients, count, concurrency, others):
+    many = min(clients, concurrency)
+    load = Load("w3", f"500x{others}" if others else "", count, concurrency=concurrency, seed=7)
+    shares = [share_of(load, index, many) for index in range(many)]
+    assert sum(share["count"] for share in shares) == count
+    assert sum(share["concurrency"] for share in shares) == concurrency
+    assert sum(parse_also(share["also"])[1] for share in shares if share["also"]) == others
+    assert len({share["seed"] for share in shares}) == many, "no two clients draw the same sizes"
+    for share in shares:
+        assert share["count"] + share["concurrency"] > 0
+        assert Load(**share).size == "w3"
+
+
+def test_an_open_loop_is_shared_by_rate():
+    load = Load("64", count=None, seconds=2.0, rate=900.0, concurrency=1)
+    shares = [share_of(load, index, 3) for index in range(3)]
+    assert [share["rate"] for share in shares] == [300.0] * 3
+    assert {share["seconds"] for share in shares} == {2.0}
+    assert {share["concurrency"] for share in shares} == {1}
+
+
+@given(st.integers(1, 9), st.sets(st.integers(0, 63), min_size=1, max_size=16))
+def test_processors_are_split_evenly_or_not_at_all(hosts, cores):
+    names = [f"h{n}" for n in range(hosts)]
+    split = split_cores(names, cores)
+    if len(cores) < hosts:
+        assert split == {}
+        return
+    assert list(split) == names
+    assert {len(own) for own in split.values()} == {len(cores) // hosts}
+    assert len(set().union(*split.values())) == hosts * (len(cores) // hosts), "no processor twice"
+    assert set().union(*split.values()) <= cores
