@@ -11,7 +11,8 @@ COMPILED := $(VENV)/compiled
 CODE = $(wildcard smtstack workloads topo controllers tests)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
-	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet
+	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
+	redis-server:redis-server redis-cli:redis-tools
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
@@ -55,7 +56,7 @@ help:  ## this list
 
 venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
 
-system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping
+system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping, Redis
 	@PATH=$$PATH:/usr/sbin:/sbin  # which a user lacks
 	missing=
 	for pair in $(PROGRAMS); do
@@ -149,6 +150,6 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,ktls]'
+	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,ktls,kv]'
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

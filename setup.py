@@ -52,9 +52,11 @@ setup(
     extras_require={
         "plot": ["matplotlib"],
         "ui": ["rich"],
+        # The key-value store: reads what Redis servers, ours among them, reply.
+        "kv": ["hiredis>=2"],
         # Transport ktls: the ssl module keeps the keys to itself that the kernel wants.
         "ktls": ["pyOpenSSL"],
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2", "redis"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
         "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],

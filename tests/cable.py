@@ -39,6 +39,9 @@ class Cable:
                 frames.append(self._end.recv(1 << 16))
         return frames
 
+    def clear_error(self) -> None:
+        pass
+
     def wait(self, timeout_ns: int) -> None:
         select.select([self._end], [], [], timeout_ns / 1e9)
 
@@ -46,13 +49,18 @@ class Cable:
         return 0, 0
 
 
-@contextmanager
-def joined(monkeypatch: pytest.MonkeyPatch, context: SmtContext) -> Iterator[tuple[SmtSocket, SmtSocket]]:
-    """A socket for clients and one for servers, both of ``context``."""
+def connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next two sockets are connected, in this process."""
     wires = iter(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
     monkeypatch.setattr(smtstack.socket, "PacketSocket", lambda *_args: Cable(next(wires)))
     monkeypatch.setattr(smtstack.socket, "interface_mtu", lambda _name: 1500)
     monkeypatch.setattr(smtstack.socket, "Neighbours", lambda _name: lambda _ip: bytes(6))
+
+
+@contextmanager
+def joined(monkeypatch: pytest.MonkeyPatch, context: SmtContext) -> Iterator[tuple[SmtSocket, SmtSocket]]:
+    """A socket for clients and one for servers, both of ``context``."""
+    connect(monkeypatch)
     with SmtSocket(CLIENT, context) as client, SmtSocket(SERVER, context) as server:
         yield client, server
 

@@ -15,6 +15,7 @@ from smtstack.errors import ConfigError, SmtError
 from smtstack.io.nic_settings import parse_share
 from smtstack.io.nic_state import NicState
 from smtstack.io.nic_text import describe
+from topo import kv
 from topo.echo import EchoResult, run_pairs, table
 from topo.wire import SIDES, Wire
 
@@ -177,6 +178,19 @@ def _echo(net: Any, args: list[str]) -> str:
     return table([echo(net, client, server, _number("SIZE", size), count, transport)])
 
 
+def _kv(net: Any, args: list[str]) -> str:
+    client, server, workload, *rest = args
+    count, transport = 1000, "smt"
+    for text in rest:
+        if text.isdigit():
+            count = _number("COUNT", text)
+        else:
+            transport = text
+    result = kv.run_ycsb(find_host(net, client), find_host(net, server), workload, count=count,
+                         transport=transport)
+    return kv.table(client, server, result)
+
+
 def _nic(net: Any, args: list[str]) -> str:
     (host,) = args
     return nic(net, host)
@@ -230,6 +244,7 @@ def _number(name: str, text: str) -> int:
 #: Verb: (function, arguments, meaning). ValueError and KeyError mean wrong arguments.
 VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
     "echo": (_echo, "echo CLIENT SERVER SIZE [COUNT] [TRANSPORT]", "RPCs of SIZE bytes, every answer compared"),
+    "kv": (_kv, "kv CLIENT SERVER WORKLOAD [COUNT] [TRANSPORT]", "YCSB a to f, every value read verified"),
     "nic": (_nic, "nic HOST", "settings, users and counters of its smart NIC"),
     "offload": (_offload, "offload HOST on|off|default", "TLS offload to the NIC, while traffic runs"),
     "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),
@@ -255,7 +270,7 @@ def run_verb(net: Any, line: str) -> str:
 
 
 def do_smt(self: Any, line: str) -> None:
-    """Echo, smart NICs, captures, loss. Usage: smt echo|nic|offload|stats|pcap|loss|help ..."""
+    """Echo, YCSB, smart NICs, captures, loss. Usage: smt echo|kv|nic|offload|stats|pcap|loss|help ..."""
     try:
         output(run_verb(self.mn, line) + "\n")
     except SmtError as e:

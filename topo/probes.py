@@ -115,7 +115,7 @@ def gather(results: Path = Path("results")) -> Facts:
         namespaces=namespaces, tried=tried, ovs=ovs.splitlines()[0].rpartition(" ")[2] if ovs else None,
         ovs_kernel=has_module("openvswitch"), mininet=_version("mininet"), openssl=ssl.OPENSSL_VERSION,
         seal_us=seal_us, encrypt_into=into,
-        compiled=_is_compiled(), psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
+        compiled=is_compiled(), psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
         matplotlib=_importable("matplotlib"), rich=_importable("rich"), openssl_binding=_importable("OpenSSL"),
         tshark=find("tshark") is not None, free_mb=shutil.disk_usage(place).free // 1_000_000,
         results_writable=os.access(place, os.W_OK), run_writable=os.access("/run", os.W_OK),
@@ -216,7 +216,8 @@ def _seal_speed(rounds: int = 5, count: int = 500) -> tuple[float, bool]:
     return round(best / count * 1e6, 2), hasattr(AESGCM, "encrypt_into")
 
 
-def _is_compiled() -> bool:
+def is_compiled() -> bool:
+    """Whether the protocol code is the one that mypyc compiled."""
     from smtstack.transport import endpoint
     return not str(endpoint.__file__).endswith(".py")
 

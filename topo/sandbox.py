@@ -161,13 +161,21 @@ def _first_process(command: Sequence[str]) -> int:
     """Start the command, hand signals on, collect orphans; its exit code."""
     child = os.fork()
     if child == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.execvp(command[0], list(command))  # noqa: S606 - as sudo and env do
+        except KeyboardInterrupt:
+            print("smtnet: interrupted", file=sys.stderr)
+            os._exit(130)
         except OSError as e:
             print(f"smtnet: {command[0]}: {e.strerror}", file=sys.stderr)
             os._exit(127)
-    with _handled(lambda number: os.kill(child, number)):
+
+    def hand_on(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, number)
+
+    with _handled(hand_on):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         while True:
             pid, status = os.wait()

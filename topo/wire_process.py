@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import select
-import signal
 import socket
 import struct
 import sys
@@ -28,6 +27,7 @@ from smtstack.capture.pcapfile import Writer
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.io.namespaces import within
 from smtstack.nic.impairments import ImpairmentRates, Impairments
+from topo.commands import die_with_parent
 from topo.wire import MAX_MESSAGE, Tampering
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>, <linux/if.h>, <linux/sockios.h>, <linux/prctl.h>.
@@ -38,7 +38,7 @@ PACKET_MR_PROMISC = 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 IFF_UP, IFF_NOARP = 0x1, 0x80
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCGSTAMPNS = 0x8913, 0x8914, 0x8907
-PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
+PR_SET_TIMERSLACK = 29
 
 BUFFER = 8 << 20
 #: Longest frame there can be: a TSO frame of the largest IP packet.
@@ -341,7 +341,7 @@ def main(argv: list[str]) -> int:
     """Run a wire; the exit code."""
     left, right, control_fd, pid, seed = argv
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     # Delays are to be kept within microseconds; the default slack is 50 of them.
     libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
     # select() takes numbers below 1024 only, and in a large network it may be above.

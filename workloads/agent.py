@@ -1,6 +1,7 @@
 """A client process of an experiment: takes loads on stdin, answers with results on stdout, a JSON line each.
 
-Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.Load`, and may have
+Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.Load` (``--work kv``: of
+:class:`~workloads.ycsb_load.YcsbLoad`), and may have
 ``raw`` (a file for the round trips) and ``barrier``: then, warmed up and connected, it answers
 ``{"ready": true}`` and begins with the next line, whatever that is, so that clients of many hosts begin
 together. Ends with its stdin. Errors are one line on stderr, exit codes those of ``smtnet``.
@@ -14,20 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from workloads import options, transports
 from workloads.call import add_caller_options
-from workloads.load import Load
-from workloads.measure import LINGER_S, Series, result, write_raw
+from workloads.measure import LINGER_S, Series
 from workloads.options import parse_address
+from workloads.transports.contract import Caller
 
 
 def main() -> int:
     """Serve stdin; the exit code."""
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
+    parser.add_argument("--work", choices=("echo", "kv"), default="echo")
     args = parser.parse_args()
     try:
         _serve(args)
@@ -42,21 +45,29 @@ def main() -> int:
 def _serve(args: argparse.Namespace) -> None:
     settings = options.settings(args)
     peers = [parse_address(text) for text in args.peer]
-    with transports.open_caller(settings, peers, args.connections) as caller:
-        series = Series(caller)
+    module = import_module("workloads.kv_client") if args.work == "kv" else transports
+    with module.open_caller(settings, peers, args.connections) as caller:
+        series = _series(args.work, caller)
         print("ready", file=sys.stderr, flush=True)
         for line in sys.stdin:
             order = json.loads(line)
             raw, barrier = order.pop("raw", None), order.pop("barrier", False)
             try:
-                load = Load(**order)
+                load = series.LOAD(**order)
             except TypeError as e:
                 raise ConfigError(f"no load: {e}") from None
             point = series.measure(load, _meet if barrier else None)
             caller.linger(LINGER_S)
             if raw is not None:
-                write_raw(Path(raw), load, point.tally)
-            print(json.dumps(result(settings, load, point)), flush=True)
+                series.write_raw(Path(raw), load, point.tally)
+            print(json.dumps(series.result(settings, load, point)), flush=True)
+
+
+def _series(work: str, caller: Caller) -> Series:
+    if work == "kv":
+        from workloads.ycsb_load import YcsbSeries
+        return YcsbSeries(caller)
+    return Series(caller)
 
 
 def _meet() -> None:

@@ -39,7 +39,9 @@ docs/echo.md is the how-to.
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``call`` and its subcommand ``echo``."""
+    """Add ``call`` and its subcommands ``echo`` and ``kv``."""
+    from workloads import call_kv  # which takes a caller's options as we do
+
     call = commands.add_parser("call", help="clients on an interface", description="Clients on an interface.")
     actions = call.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -76,6 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="every round trip in ns, as little-endian u64; sizes that differ go to FILE.sizes")
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout")
     echo.set_defaults(run=run_echo)
+    call_kv.add_parser(actions)
 
 
 def add_caller_options(parser: argparse.ArgumentParser) -> None:

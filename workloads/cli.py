@@ -21,6 +21,9 @@ _EXAMPLES = """examples:
   smtnet doctor
   smtnet demo
   smtnet run echo --topo star,4 --transport smt --size 1024 --count 10000
+  smtnet run kv --topo star,4 --transport smt --workload a --value 1024 --clients 12 --seconds 5
+  smtnet kv --transport tcp --peer 10.0.0.2:6379 GET foo
+  smtnet reproduce fig8 --quick
   smtnet pcap decode capture.pcap --profile linux --keys demo
   smtnet slowdown --workload w4 --load 0.8
   smtnet keys pair.json --pair 10.0.0.1,10.0.0.2
@@ -35,7 +38,8 @@ _EXAMPLES = """examples:
 COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "keys": "keys", "certs": "credentials", "pcap": "pcap", "vectors": "vectors",
-    "slowdown": "slowdown", "bench": "bench",
+    "slowdown": "slowdown", "bench": "bench", "kv": "kv_shell",
+    "reproduce": "reproduce",
 }
 
 
@@ -58,8 +62,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Every expected error is one line on stderr, without a traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
     try:
+        args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
         code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -55,27 +55,19 @@ class Credentials:
     folder: Path
     transport: str
 
-    def server_args(self, host: str) -> list[str]:
-        """Options of ``smtnet serve`` on that host."""
+    def args(self, host: str) -> list[str]:
+        """Options of ``smtnet serve`` and ``call`` on that host: the same, both ends prove who they are."""
         if self.transport in CERTIFIED:
             return ["--certs", str(self.folder / host)]
         if self.transport in KEYED:
             return ["--keys", str(self.folder / host / _KEYS)]
         return []
 
-    def client_args(self, host: str) -> list[str]:
-        """Options of ``smtnet call`` on that host: the same, both ends prove who they are."""
-        return self.server_args(host)
-
     def environment(self, host: str) -> dict[str, str]:
         """What that host's processes need in their environment beyond what they have."""
         if self.transport in CERTIFIED:
             return {"OPENSSL_CONF": str(self.folder / host / OPENSSL_CONF)}
         return {}
-
-    def key_files(self) -> list[Path]:
-        """All key files, for decoding captures."""
-        return sorted(self.folder.glob(f"*/{_KEYS}"))
 
 
 def make(folder: Path, transport: str, hosts: dict[str, str]) -> Credentials:

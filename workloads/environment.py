@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from smtstack import __version__
+from topo.probes import is_compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,12 +50,6 @@ def environment() -> dict[str, Any]:
         "sysctl": {name: value for name in SYSCTLS if (value := sysctl(name)) is not None},
         "qdiscs": qdiscs(),
     }
-
-
-def is_compiled() -> bool:
-    """Whether the protocol code is the one that mypyc compiled."""
-    from smtstack.transport import endpoint
-    return not str(endpoint.__file__).endswith(".py")
 
 
 def git_state(root: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Echo over a network of hosts: servers, client processes, and points measured with them.
+"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv_fleet.py YCSB.
 
-What ``smtnet run``, ``demo`` and ``bench`` share. A :class:`Fleet` is one transport on one network: it stays up
-while many points are measured, and several fleets may take turns on one network, so that a machine that slows
-down slows all of them.
+What ``smtnet run``, ``demo``, ``bench`` and ``reproduce`` share. A :class:`Fleet` is one transport on one network:
+it stays up while many points are measured, and several fleets may take turns on one network, so that a machine
+that slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import selectors
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Collection, Sequence
@@ -29,7 +30,7 @@ from topo.network import SmtNet
 from workloads import credentials
 from workloads.fidelity import FidelityMonitor, verdict
 from workloads.load import Load, parse_also
-from workloads.measure import sizes_path
+from workloads.measure import SIZES_SUFFIX
 from workloads.rtt import rtt_summary
 from workloads.transports import PACKET_TRANSPORTS
 
@@ -96,15 +97,17 @@ class Measured:
     """As workloads/results.py describes it."""
     rtt_ns: array[int]
     """Every round trip, by client process in the order of their ends."""
-    sizes: array[int]
-    """Request bytes of each of these; empty where all are alike."""
+    tags: array[int]
+    """Of each of these: request bytes (kv: the kind of operation); empty where all are alike."""
 
 
 class _Client:
     """A client process on a host: takes a load as a line of JSON, answers with its result."""
 
-    def __init__(self, host: SmtHost, process: subprocess.Popen[str], log: Path) -> None:
+    def __init__(self, host: SmtHost, what: str, process: subprocess.Popen[str], log: Path) -> None:
         self.host = host
+        #: As people call it.
+        self.what = what
         self.process = process
         self.log = log
 
@@ -114,11 +117,19 @@ class _Client:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise _died(self.host, "client", self.process, self.log) from None
+            raise died(self.host, self.what, self.process, self.log) from None
 
 
 class Fleet:
-    """Servers and clients of one transport on ``net``; ``folder`` takes keys and logs. Use with ``with``."""
+    """Servers and clients of one transport on ``net``; ``folder`` takes logs, and the keys if they are to be
+    kept. Use with ``with``."""
+
+    #: What servers and clients do: their names on command lines and in messages.
+    WORK = "echo"
+    #: What a server's log says when clients may come.
+    READY = "serving"
+    #: Ending of the files in which clients say what each round trip was of.
+    TAGS = SIZES_SUFFIX
 
     def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0,
                  keep_keys: bool = False) -> None:
@@ -132,7 +143,9 @@ class Fleet:
         self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
         self._clients: list[_Client] = []
         hosts = {host.name: host.IP() for host in net.hosts}
-        self._credentials = credentials.make(self._folder / "keys", setup.transport, hosts)
+        # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
+        self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
+        self._credentials = credentials.make(self._keys, setup.transport, hosts)
         self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
@@ -153,7 +166,7 @@ class Fleet:
 
     def key_options(self, host: str) -> list[str]:
         """What names a host's credentials on a command line."""
-        return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.client_args(host)
+        return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.args(host)
 
     def __enter__(self) -> Fleet:
         try:
@@ -163,7 +176,11 @@ class Fleet:
             raise
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None:
+            # Whoever is in the middle of a load would finish it first.
+            for client in self._clients:
+                client.process.terminate()
         self.stop()
 
     # -- processes -----------------------------------------------------------------------------------------
@@ -182,28 +199,31 @@ class Fleet:
         setup = self.setup
         edges = self._edges()
         if not edges:
-            raise ConfigError(f"{len(self.net.hosts)} host is too few for an echo")
+            raise ConfigError(f"{len(self.net.hosts)} host is too few: one asks, another answers")
         for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
-            log = self._folder / f"{host.name}-server.log"
-            keys = self.key_options(host.name)
-            arguments = ["serve", "echo", *self._common(host, self._port), *keys, "--workers", str(setup.workers),
-                         "--json"]
-            process = self._spawn(host, "workloads.cli", arguments, log)
-            self._servers.append((host, process, log))
+            self._start_server(host)
         for host, process, log in self._servers:
-            _await_text(host, process, log, "serving")
+            await_text(host, process, f"{self.WORK} server", log, self.READY)
         for host, peers in edges.items():
             for number in range(setup.processes):
                 log = self._folder / f"{host.name}-client{number}.log"
                 keys = self.key_options(host.name)
-                arguments = [*self._common(host, self._port + PORT_STEP // 2 + number), *keys]
+                arguments = ["--work", self.WORK, *self._common(host, self._port + PORT_STEP // 2 + number), *keys]
                 for peer in peers:
                     arguments += ["--peer", f"{peer.IP()}:{self._port}"]
                 if setup.connections:
                     arguments += ["--connections", str(setup.connections)]
-                self._clients.append(_Client(host, self._spawn(host, "workloads.agent", arguments, log), log))
+                process = self._spawn(host, "workloads.agent", arguments, log)
+                self._clients.append(_Client(host, f"{self.WORK} client", process, log))
         for client in self._clients:
-            _await_text(client.host, client.process, client.log, "ready")
+            await_text(client.host, client.process, client.what, client.log, "ready")
+
+    def _start_server(self, host: SmtHost) -> None:
+        """One, into ``_servers``."""
+        log = self._folder / f"{host.name}-server.log"
+        arguments = ["serve", self.WORK, *self._common(host, self._port), *self.key_options(host.name),
+                     "--workers", str(self.setup.workers), "--json"]
+        self._servers.append((host, self._spawn(host, "workloads.cli", arguments, log), log))
 
     def _spawn(self, host: SmtHost, module: str, arguments: list[str], log: Path) -> subprocess.Popen[str]:
         environment = {**host_environment(), **self._credentials.environment(host.name)}
@@ -211,24 +231,27 @@ class Fleet:
             process: subprocess.Popen[str] = host.python(
                 module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
                 env=environment)
-        if self._cores:
-            # Long before it has imported anything, let alone forked.
-            os.sched_setaffinity(process.pid, self._cores[host.name])
+        self._pin(host, process)
         return process
+
+    def _pin(self, host: SmtHost, process: subprocess.Popen[Any]) -> None:
+        """To its host's processors: long before it has imported anything, let alone forked."""
+        if self._cores:
+            os.sched_setaffinity(process.pid, self._cores[host.name])
 
     def stop(self) -> None:
         """End all processes; the servers' counters are known afterwards."""
         for client in self._clients:
-            _finish(client.process)
+            finish(client.process)
         for _host, process, _log in self._servers:
             process.terminate()
         for host, process, _log in self._servers:
-            said = _finish(process)
+            said = finish(process)
             if said.startswith("{"):
                 self.counters[host.name] = json.loads(said)["counters"]
         self._clients, self._servers = [], []
         if not self._keep_keys:
-            shutil.rmtree(self._folder / "keys", ignore_errors=True)
+            shutil.rmtree(self._keys.parent, ignore_errors=True)
 
     # -- measuring -----------------------------------------------------------------------------------------
 
@@ -238,18 +261,17 @@ class Fleet:
         clients = self._clients if load.rate else self._clients[:load.concurrency]
         raw = [self._folder / f"client{index}.u64" for index in range(len(clients))]
         for index, (client, path) in enumerate(zip(clients, raw, strict=True)):
-            client.tell({**share_of(load, index, len(clients)), "raw": str(path), "barrier": True})
-        # All connected and warmed up, but for those whose warm-up failed: they are done already.
-        answers = self._collect(clients)
-        waiting = [client for client in clients if "ready" in answers[client]]
+            client.tell({**self.share(load, index, len(clients)), "raw": str(path), "barrier": True})
+        # All are connected and warmed up then.
+        self._collect(clients)
         drops = self.net.drops()
         accounts = [(kind, process, _cpu_s(process)) for kind, process in self._processes()]
         monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in accounts])
         monitor.start()
         start = time.perf_counter()
-        for client in waiting:
+        for client in clients:
             client.tell({})
-        answers |= self._collect(waiting)
+        answers = self._collect(clients)
         wall = time.perf_counter() - start
         machine = monitor.stop()
         cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
@@ -266,7 +288,11 @@ class Fleet:
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
-        return Measured(row, samples, _take_raw([sizes_path(path) for path in raw]))
+        return Measured(row, samples, _take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
+
+    def share(self, load: Load, index: int, many: int) -> dict[str, Any]:
+        """What falls to client process ``index`` of ``many``."""
+        return share_of(load, index, many)
 
     def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
         """All but ``cpu`` and ``fidelity``."""
@@ -308,12 +334,12 @@ class Fleet:
                     client = key.data
                     line = client.process.stdout.readline()
                     if not line:
-                        raise _died(client.host, "client", client.process, client.log)
+                        raise died(client.host, client.what, client.process, client.log)
                     answers[client] = json.loads(line)
                     selector.unregister(key.fileobj)
                 for host, process, log in self._servers:
                     if process.poll() is not None:
-                        raise _died(host, "server", process, log)
+                        raise died(host, f"{self.WORK} server", process, log)
         return answers
 
 
@@ -370,25 +396,26 @@ def _take_raw(paths: Sequence[Path]) -> array[int]:
     return values
 
 
-def _await_text(host: SmtHost, process: subprocess.Popen[str], log: Path, text: str) -> None:
+def await_text(host: SmtHost, process: subprocess.Popen[Any], what: str, log: Path, text: str) -> None:
+    """Until ``text`` is in its log; raises SmtError."""
     end = time.monotonic() + PATIENCE_S
     while text not in log.read_text():
         if process.poll() is not None:
-            raise _died(host, "process", process, log)
+            raise died(host, what, process, log)
         if time.monotonic() > end:
-            raise PeerError(f"{host.name}: did not say {text!r} within {PATIENCE_S:.0f} s; see {log}")
+            raise PeerError(f"{host.name}: {what} did not say {text!r} within {PATIENCE_S:.0f} s; see {log}")
         time.sleep(0.005)
 
 
-def _died(host: SmtHost, what: str, process: subprocess.Popen[str], log: Path) -> SmtError:
+def died(host: SmtHost, what: str, process: subprocess.Popen[Any], log: Path) -> SmtError:
     """The error a process left, as one of ours with the host's name."""
     code = process.wait(PATIENCE_S)
     lines = [line for line in log.read_text().splitlines() if line.startswith("smtnet: ")]
     why = lines[-1].removeprefix("smtnet: ") if lines else f"exit code {code}; see {log}"
-    return _KINDS.get(code, PeerError)(f"{host.name}: echo {what} ended: {why}")
+    return _KINDS.get(code, PeerError)(f"{host.name}: {what} ended: {why}")
 
 
-def _finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[Any]) -> str:
     """Close its stdin, and wait for its end; what it still says."""
     try:
         said, _errors = process.communicate(timeout=PATIENCE_S)

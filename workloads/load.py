@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from smtstack.errors import ConfigError
 from workloads import distributions
@@ -183,8 +184,18 @@ class Tally:
         self.most_under_way += other.most_under_way
 
 
+class Source(Protocol):
+    """Where the requests of a loop come from."""
+
+    def make(self) -> Call:
+        """The next one."""
+
+
 class Loop:
     """What both loops do: RPCs under way, in order of age, and what becomes of them."""
+
+    #: What a series is counted in.
+    TALLY = Tally
 
     def __init__(self, caller: Caller, timeout_s: float, response_size: int | None = None,
                  clock: Clock = time.perf_counter_ns) -> None:
@@ -232,8 +243,11 @@ class Loop:
                 tally.sizes.append(len(call.data))
                 self._last_good = call.ended
                 continue
-            if call.ended - self._last_good > _HOPELESS_NS:
-                self._hopeless = True
+            self._note_failure(call)
+
+    def _note_failure(self, call: Call) -> None:
+        if call.ended - self._last_good > _HOPELESS_NS:
+            self._hopeless = True
 
 
 class ClosedLoop(Loop):
@@ -244,9 +258,9 @@ class ClosedLoop(Loop):
         super().__init__(caller, timeout_s, response_size, clock)
         self._concurrency = concurrency
 
-    def run(self, requests: Requests, count: int | None, seconds: float | None = None) -> Tally:
+    def run(self, requests: Source, count: int | None, seconds: float | None = None) -> Tally:
         """``count`` RPCs, or as many as begin within ``seconds``. Stops early when all have failed for a while."""
-        tally = Tally()
+        tally = self.TALLY()
         clock, make, begin, under_way = self._clock, requests.make, self.caller.begin, self._open
         start = self._begin_series()
         end = None if seconds is None else start + int(seconds * 1e9)
@@ -278,9 +292,9 @@ class OpenLoop(Loop):
         self._per_ns = rate / 1e9
         self._random = random.Random(seed)
 
-    def run(self, requests: Requests, count: int | None, seconds: float | None = None) -> Tally:
+    def run(self, requests: Source, count: int | None, seconds: float | None = None) -> Tally:
         """``count`` RPCs, or those due within ``seconds``. Stops early when all have failed for a while."""
-        tally = Tally()
+        tally = self.TALLY()
         clock, under_way, interval = self._clock, self._open, self._random.expovariate
         start = self._begin_series()
         end = None if seconds is None else start + int(seconds * 1e9)

@@ -14,13 +14,15 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.fidelity import FidelityMonitor, verdict
-from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Tally
+from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally
 from workloads.rtt import percentile, rtt_summary
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
 
 #: Seconds after the last RPC in which a server may ask for acknowledgements; it asks after 2 ms.
 LINGER_S = 0.02
+#: Beside a file of round trips, where messages are of different sizes: theirs.
+SIZES_SUFFIX = ".sizes"
 #: Linux <linux/prctl.h>.
 _PR_SET_TIMERSLACK = 29
 #: Connections of an open loop, if nobody says how many: calls beyond share them.
@@ -40,6 +42,11 @@ class Point:
 class Series:
     """Loads on one caller, one after the other. No two requests of a series are alike."""
 
+    #: What a load is described by, and the loops that put it on.
+    LOAD: type[Load] = Load
+    CLOSED: type[ClosedLoop] = ClosedLoop
+    OPEN: type[OpenLoop] = OpenLoop
+
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._number = 0
@@ -52,15 +59,15 @@ class Series:
         caller = self._caller
         caller.prepare(OPEN_LOOP_CONNECTIONS if load.rate else load.concurrency)
         concurrency = 1 if load.rate else load.concurrency
-        warm = ClosedLoop(caller, concurrency, load.timeout, load.response_size).run(
-            self._requests(load, False), load.warm_up)
-        requests = self._requests(load, True)
+        warm = self.CLOSED(caller, concurrency, load.timeout, load.response_size).run(
+            self._requests(load, False)[0], load.warm_up)
+        requests, total = self._requests(load, True)
         loop: Loop
         if load.rate:
             _exact_timers()
-            loop = OpenLoop(caller, load.rate, load.timeout, load.response_size, load.seed)
+            loop = self.OPEN(caller, load.rate, load.timeout, load.response_size, load.seed)
         else:
-            loop = ClosedLoop(caller, load.concurrency, load.timeout, load.response_size)
+            loop = self.CLOSED(caller, load.concurrency, load.timeout, load.response_size)
         monitor = FidelityMonitor(caller)
         # Others are waited for even if there is nothing to measure: they wait for us.
         if barrier is not None:
@@ -70,17 +77,26 @@ class Series:
         monitor.start()
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
-        tally = loop.run(requests, requests.total, load.seconds)
+        tally = loop.run(requests, total, load.seconds)
         seconds = time.perf_counter() - start
         cpu = _cpu(before, resource.getrusage(resource.RUSAGE_SELF), seconds)
         self._number += len(tally.rtt_ns) + tally.errors + tally.wrong
         return Point(tally, seconds, cpu, monitor.stop())
 
-    def _requests(self, load: Load, others: bool) -> Requests:
+    def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
+        """The JSON object of one point."""
+        return result(settings, load, point)
+
+    def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
+        """Every round trip, and what has to be known of each, into files."""
+        write_raw(path, load, tally)
+
+    def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
+        """(the requests, how many there are; None: no end); without ``others`` those of the warm-up."""
         requests = Requests(load, len(self._caller.peers), self._number, others)
         if not others:
             self._number += load.warm_up
-        return requests
+        return requests, requests.total
 
 
 def _exact_timers() -> None:
@@ -140,22 +156,22 @@ def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
     return answer
 
 
-def sizes_path(path: Path) -> Path:
-    """Beside the round trips in ``path``, where messages are of different sizes."""
-    return path.with_name(path.name + ".sizes")
-
-
 def write_raw(path: Path, load: Load, tally: Tally) -> None:
     """Round trips in ns, in order of their end, as little-endian u64. Different sizes go to ``path``.sizes."""
     files = {path: tally.rtt_ns}
     if load.also or not load.size.isdecimal():
-        files[sizes_path(path)] = tally.sizes
+        files[path.with_name(path.name + SIZES_SUFFIX)] = tally.sizes
     for name, values in files.items():
-        ordered = array("Q", values)
-        if sys.byteorder == "big":
-            ordered.byteswap()
-        try:
-            with name.open("wb") as f:
-                ordered.tofile(f)
-        except OSError as e:
-            raise ConfigError(f"{name}: {e.strerror}") from None
+        write_values(name, values)
+
+
+def write_values(path: Path, values: array[int]) -> None:
+    """As little-endian u64. Raises ConfigError."""
+    ordered = array("Q", values)
+    if sys.byteorder == "big":
+        ordered.byteswap()
+    try:
+        with path.open("wb") as f:
+            ordered.tofile(f)
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None

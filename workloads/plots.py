@@ -1,4 +1,4 @@
-"""Pictures of a run: round trip by message size, throughput by RPCs under way.
+"""Pictures of a run: round trip by message size, throughput by RPCs under way, and by workload.
 
 A mark is the middle trial, its bar reaches from the lowest to the highest. Colours are those of Okabe and
 Ito, which people who see few colours tell apart; marker and line say the same once more.
@@ -26,6 +26,8 @@ _WIDTH, _HEIGHT, _LEGEND, _CAPTION = 4.2, 3.4, 1.3, 0.5
 _DPI = 110
 #: How far one system's marks stand from the next one's, by the axis.
 _DODGE = 0.008
+#: How much of the room between two workloads their bars take.
+_BARS = 0.82
 
 
 def require_matplotlib() -> None:
@@ -39,7 +41,7 @@ def require_matplotlib() -> None:
 def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
     """The unloaded round trip, both axes logarithmic; a panel for each topology (and way of waiting).
     False: no such rows, no file."""
-    found = [p for p in points(rows) if p.quoted["mode"] == "unloaded" and not isinstance(p.quoted["size"], str)]
+    found = [p for p in _of_echo(rows) if p.quoted["mode"] == "unloaded" and not isinstance(p.quoted["size"], str)]
     sizes = sorted({p.quoted["size"] for p in found})
     return _draw(
         path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:]), x_of=lambda p: p.quoted["size"],
@@ -49,12 +51,57 @@ def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
 
 def throughput_by_concurrency(rows: Sequence[Row], path: Path) -> bool:
     """RPC/s from zero on; a panel for each topology and message size. False: no such rows, no file."""
-    found = [p for p in points(rows) if p.quoted["mode"] == "loaded"]
+    found = [p for p in _of_echo(rows) if p.quoted["mode"] == "loaded"]
     counts = sorted({p.load.concurrency for p in found})
     return _draw(
         path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:], size_text(p.load.size)),
         x_of=lambda p: p.load.concurrency, ticks={n: (float(i), str(n)) for i, n in enumerate(counts)},
         x_label="RPCs under way", y_label="RPCs per second", across=len({p.load.size for p in found}))
+
+
+def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
+    """Operations per second of key-value stores, a panel for each value size. False: no such rows, no file."""
+    found = [p for p in points(rows) if "workload" in p.quoted and p.quoted["mode"] == "loaded" and p.value]
+    if not found:
+        return False
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    panels: dict[tuple[str, str, str], list[Point]] = {}
+    for point in sorted(found, key=lambda p: p.quoted["value_bytes"]):
+        key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(point.quoted["value_bytes"]))
+        panels.setdefault(key, []).append(point)
+    labels = list(dict.fromkeys(point.label for point in found))
+    letters = sorted({point.quoted["workload"] for point in found})
+    styles = _styles(labels)
+    width = _BARS / len(labels)
+    figure = Figure(figsize=(len(panels) * _WIDTH + _LEGEND, _HEIGHT + _CAPTION), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    for axes, (panel, members) in zip(grid.flat, panels.items(), strict=True):
+        axes.set_title(", ".join(filter(None, panel)), fontsize=10)
+        axes.set_xticks(range(len(letters)), [letter.upper() for letter in letters])
+        for point in members:
+            place = float(letters.index(point.quoted["workload"]))
+            place += (labels.index(point.label) - (len(labels) - 1) / 2) * width
+            value = point.value or 0.0
+            weak = point.failed or not point.faithful
+            spread = [value - (point.low or value)], [(point.high or value) - value]
+            axes.bar([place], [value], width, color="white" if weak else styles[point.label][0],
+                     edgecolor=styles[point.label][0], yerr=spread if point.trials > 1 else None, capsize=2)
+        _y_axis(axes, log=False)
+        axes.set_axisbelow(True)
+    figure.supxlabel("YCSB workload", fontsize=10)
+    figure.supylabel("operations per second", fontsize=10)
+    figure.legend(handles=[Patch(color=styles[label][0], label=label) for label in labels],
+                  loc="outside right upper", fontsize=9, frameon=False)
+    figure.suptitle(_caption(found, "bar", "line"), fontsize=8.5, color="0.25", x=0.01, ha="left")
+    figure.savefig(path, dpi=_DPI)
+    return True
+
+
+def _of_echo(rows: Sequence[Row]) -> list[Point]:
+    return [point for point in points(rows) if "workload" not in point.quoted]
 
 
 def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str, ...]],
@@ -140,9 +187,10 @@ def _legend(labels: list[str], styles: Mapping[str, tuple[str, str, Any]]) -> li
             for label in labels for color, marker, line in [styles[label]]]
 
 
-def _caption(found: list[Point]) -> str:
+def _caption(found: list[Point], middle: str = "mark", spread: str = "bar") -> str:
+    """What shows the middle trial, and what reaches from the lowest to the highest."""
     trials = max(point.trials for point in found)
-    text = f"mark: middle of {trials} trials; bar: lowest to highest" if trials > 1 else "one trial each"
+    text = f"{middle}: middle of {trials} trials; {spread}: lowest to highest" if trials > 1 else "one trial each"
     weak = sum(not point.faithful for point in found)
     failed = sum(point.failed for point in found)
     if weak or failed:

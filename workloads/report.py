@@ -26,6 +26,7 @@ PAGE, SUMMARY = "index.html", "summary.txt"
 PICTURES = (
     ("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
     ("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"),
+    ("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload"),
 )
 
 _CSS = """

@@ -1,4 +1,7 @@
-"""``smtnet run echo``: an echo experiment on an emulated topology, from nothing to a result folder."""
+"""``smtnet run echo``: an echo experiment on an emulated topology, from nothing to a result folder.
+
+run_kv.py adds ``smtnet run kv``.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ several runs do not meet. Results are in results/<UTC time>-echo/; 'smtnet repor
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``run`` and its subcommand ``echo``."""
+    """Add ``run`` and its subcommands ``echo`` and ``kv``."""
+    from workloads import run_kv  # which concludes as we do
+
     run = commands.add_parser("run", help="experiments on emulated topologies",
                               description="Experiments on emulated topologies. Need root.")
     actions = run.add_subparsers(dest="action", required=True, metavar="WHAT")
@@ -49,11 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "echo", help="RPC echo, every answer compared", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="RPC echo over a topology. Every answer is compared byte for byte.")
-    echo.add_argument("--topo", default="back2back", metavar="T",
-                      help=f"{', '.join(TOPOS)} with arguments, as star,4 (default: %(default)s)")
-    echo.add_argument("--transport", choices=transports.NAMES, default="smt", help="(default: %(default)s)")
-    echo.add_argument("--nic", choices=("sw", "hw"), default="sw",
-                      help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
+    add_experiment_options(echo)
     echo.add_argument("--pattern", choices=PATTERNS, default="topo",
                       help="; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
                       + " (default: %(default)s)")
@@ -67,31 +68,42 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="RPCs under way in all; 1 measures the unloaded round trip (default: 1)")
     echo.add_argument("--rate", type=options.seconds, default=0.0, metavar="R",
                       help="open loop: R RPC/s in all, at random times (default: closed loop)")
-    echo.add_argument("--processes", type=options.positive, default=1, metavar="P",
-                      help="client processes a host (default: 1)")
     echo.add_argument("--workers", type=options.positive, default=1, metavar="W",
                       help="server processes a host, sharing one port (default: 1)")
-    echo.add_argument("--connections", type=options.positive, default=0, metavar="N",
-                      help="tcp, tls, ktls: connections of a client process, RPCs pipelined (default: one an RPC)")
-    echo.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
-                      help="busy-wait this long before sleeping (default: 0)")
-    echo.add_argument("--trials", type=options.positive, default=3, metavar="N",
-                      help="the middle one is quoted (default: %(default)s)")
-    echo.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
-                      help="give up an RPC after this long (default: 10)")
-    echo.add_argument("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     echo.add_argument("--keys", choices=("demo",), default="",
                       help="the kernel module's public keys, transport linux only (default: throw-away keys)")
     echo.add_argument("--canary", default="", metavar="TEXT",
                       help="text in every payload, which captures are searched for")
-    add_network_options(echo)
-    echo.add_argument("--capture", action="store_true",
-                      help="record every host's interface into pcap/, verify the captures, and keep the keys")
-    echo.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                      help="where the result folder goes (default: %(default)s)")
-    echo.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    echo.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    echo.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+                      help="give up an RPC after this long (default: 10)")
+    echo.add_argument("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     echo.set_defaults(run=run_echo)
+    run_kv.add_parser(actions)
+
+
+def add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    """What every experiment takes: where, over what, how often, and what becomes of the results."""
+    parser.add_argument("--topo", default="back2back", metavar="T",
+                        help=f"{', '.join(TOPOS)} with arguments, as star,4 (default: %(default)s)")
+    parser.add_argument("--transport", choices=transports.NAMES, default="smt", help="(default: %(default)s)")
+    parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
+                        help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
+    parser.add_argument("--processes", type=options.positive, default=1, metavar="P",
+                        help="client processes a host (default: 1)")
+    parser.add_argument("--connections", type=options.positive, default=0, metavar="N",
+                        help="tcp, tls, ktls: connections of a client process, RPCs pipelined "
+                             "(default: one an RPC)")
+    parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
+                        help="busy-wait this long before sleeping (default: 0)")
+    parser.add_argument("--trials", type=options.positive, default=3, metavar="N",
+                        help="the middle one is quoted (default: %(default)s)")
+    add_network_options(parser)
+    parser.add_argument("--capture", action="store_true",
+                        help="record every host's interface into pcap/, verify the captures, and keep the keys")
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                        help="where the result folder goes (default: %(default)s)")
+    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +151,7 @@ def run_echo(args: argparse.Namespace) -> int:
     folder = ResultFolder.create("echo", args.results)
     with Progress(f"run echo, {args.transport} on {args.topo}", args.trials) as progress:
         rows, judged = _measure(args, setup, load, links, folder, progress)
-    return _conclude(args, folder, rows, judged)
+    return conclude(args, folder, rows, judged)
 
 
 def _measure(args: argparse.Namespace, setup: Setup, load: Load, links: LinkOptions, folder: ResultFolder,
@@ -155,8 +167,8 @@ def _measure(args: argparse.Namespace, setup: Setup, load: Load, links: LinkOpti
                 measured = fleet.measure(dataclasses.replace(load, seed=args.seed + trial - 1), trial)
                 rows.append(measured.row)
                 folder.save_raw(f"trial{trial}", measured.rtt_ns)
-                if measured.sizes:
-                    folder.save_raw(f"trial{trial}.sizes", measured.sizes)
+                if measured.tags:
+                    folder.save_raw(f"trial{trial}.sizes", measured.tags)
                 if measured.row["errors"] or not measured.row["content_ok"]:
                     break
         folder.write("counters.json", json.dumps(fleet.counters, indent=1) + "\n")
@@ -167,9 +179,9 @@ def _measure(args: argparse.Namespace, setup: Setup, load: Load, links: LinkOpti
     return rows, judged
 
 
-def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
-              judged: dict[str, Any] | None) -> int:
-    """Write, print; the exit code."""
+def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
+             judged: dict[str, Any] | None, **more: Any) -> int:
+    """Write, print; the exit code. ``more`` are further fields of the JSON."""
     verdict = overall(rows)
     parameters = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
     folder.write_run(parameters, environment(), args.seed, verdict, rows)
@@ -179,7 +191,7 @@ def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
     point = middle(rows)
     result = {**point.quoted, "errors": point.errors, "content_ok": point.content_ok, "fidelity": verdict,
               "trials": [row["rtt_us"]["p50"] if row["mode"] == "unloaded" else row["rpc_per_s"] for row in rows],
-              "results": str(folder.path)}
+              "results": str(folder.path), **more}
     if judged is not None:
         result["capture"] = judged
     if args.json:

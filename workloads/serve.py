@@ -14,8 +14,10 @@ from types import FrameType
 from typing import Any
 
 from smtstack.errors import ConfigError
-from smtstack.io.packet_socket import Fanout
-from workloads import options, transports
+from smtstack.io.packet_socket import Fanout, claim_port
+from smtstack.wire.homa import FORMATS
+from smtstack.wire.ipv4 import address
+from workloads import options, serve_kv, transports
 from workloads.fidelity import FidelityMonitor
 from workloads.load import echo_reply
 from workloads.measure import merge_fidelity
@@ -42,7 +44,7 @@ Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/echo.m
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``serve`` and its subcommand ``echo``."""
+    """Add ``serve`` and its subcommands ``echo`` and ``kv``."""
     serve = commands.add_parser("serve", help="servers on an interface", description="Servers on an interface.")
     actions = serve.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -58,6 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="answer with B bytes, the request repeated or cut (default: as it came)")
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     echo.set_defaults(run=run_echo)
+    serve_kv.add_parser(actions)
 
 
 class Quota:
@@ -165,9 +168,13 @@ def _serve(args: argparse.Namespace, settings: Settings, fanout: Fanout | None, 
 
 def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | None) -> list[dict[str, Any]]:
     """Serve with ``args.workers`` processes; what each has done."""
-    if settings.transport in STREAM_TRANSPORTS and settings.local is not None:
-        # Workers may share the port with each other, but not with a server that was there before.
+    assert settings.local is not None
+    # Workers may share the port with each other, but not with a server that was there before.
+    if settings.transport in STREAM_TRANSPORTS:
         listen(settings.local).close()
+    else:
+        ip, port = settings.local
+        claim_port(str(settings.interface), address(ip), port, FORMATS[settings.transport].protocol).close()
     # All workers must be there before the first request: which one a message belongs to depends on how
     # many there are, and a retransmission that went to another one would be served twice.
     fanout = Fanout(os.getpid() & 0xFFFF, args.workers)

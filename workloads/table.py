@@ -15,7 +15,8 @@ UNFAITHFUL, FAILED = "~", "!"
 def heading(panel: tuple[str, str, str, str]) -> str:
     """``back2back, unloaded, interrupt: median round trip in us``."""
     topo, mode, *rest = panel
-    what = "median round trip in us" if mode == "unloaded" else "RPC/s"
+    rate = "operations/s" if panel[3].startswith("ycsb") else "RPC/s"
+    what = "median round trip in us" if mode == "unloaded" else rate
     return f"{', '.join((topo, mode, *filter(None, rest)))}: {what}"
 
 

@@ -17,6 +17,8 @@ from smtstack.transport.endpoint import Endpoint
 
 #: Frames taken before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
+#: Frames taken in full batches before timers are looked at all the same: those of a full ring.
+MAX_BACKLOG = 4096
 #: Nothing to do: wake up this often all the same.
 IDLE_NS = 1_000_000_000
 #: Counters that others watch are this old at most.
@@ -68,6 +70,7 @@ class PacketLoop:
         self._grain = endpoint.params.tick_ns
         #: While frames keep coming, timers are not looked at before this: they count in ticks anyway.
         self._timers_at = 0
+        self._backlog = 0
         self._attend()
 
     def step(self, deadline: int | None = None) -> bool:
@@ -98,7 +101,10 @@ class PacketLoop:
             now = monotonic_ns()
             if self._generation[0] != self._seen:
                 self._attend()
-        return self._work(now)
+        if self._work(now):
+            return True
+        self.socket.clear_error()
+        return False
 
     def flush(self) -> None:
         """Send what is ready, without waiting for anything."""
@@ -123,10 +129,16 @@ class PacketLoop:
                 "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
 
     def _work(self, now: int) -> bool:
-        busy = self._receive(now)
-        if not busy or now >= self._timers_at or self._later:
-            self._timers_at = now + self._grain
-            busy |= self._fire(now)
+        count = self._receive(now)
+        busy = count > 0
+        if count == RECEIVE_BATCH and self._backlog < MAX_BACKLOG:
+            # After a stall, what timers wait for may be in the ring behind these frames.
+            self._backlog += count
+        else:
+            self._backlog = 0
+            if not busy or now >= self._timers_at or self._later:
+                self._timers_at = now + self._grain
+                busy |= self._fire(now)
         if busy and self._publish_at == NEVER:
             self._publish_at = now + self._publish_ns
         return busy
@@ -167,10 +179,10 @@ class PacketLoop:
         timeout = self.next_wake()
         return wake if timeout is None else min(wake, timeout)
 
-    def _receive(self, now: int) -> bool:
+    def _receive(self, now: int) -> int:
         frames = self.socket.receive(RECEIVE_BATCH)
         if not frames:
-            return False
+            return 0
         accept = self._accept
         for frame in frames:
             if self._rx is not None:
@@ -178,7 +190,7 @@ class PacketLoop:
             else:
                 accept(frame)
         self._deliver(now)
-        return True
+        return len(frames)
 
     def _deliver(self, now: int) -> None:
         take = self.nic.take

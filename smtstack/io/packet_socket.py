@@ -53,7 +53,7 @@ class PacketSocket:
         except PermissionError:
             raise Unsupported("raw sockets need root (or CAP_NET_RAW): run with sudo") from None
         try:
-            self._claim = _claim_port(interface, ip, port, protocol, fanout is not None)
+            self._claim = claim_port(interface, ip, port, protocol, fanout is not None)
         except ConfigError:
             self._sock.close()
             raise
@@ -97,6 +97,10 @@ class PacketSocket:
     def receive(self, limit: int) -> list[bytes]:
         """The frames that wait, oldest first, at most ``limit``."""
         return self._ring.take(limit)
+
+    def clear_error(self) -> None:
+        """For when nothing came: an interface that went down leaves the socket readable until it was asked why."""
+        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def send(self, frames: list[bytes]) -> None:
         """Send frames; waits a little for a full queue, then counts a frame as lost, as a link would.
@@ -160,12 +164,12 @@ def fanout_program(workers: int) -> list[bpf.Instruction]:
             (bpf.RETURN_A, 0, 0, 0)]
 
 
-def _claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool) -> socket.socket:
+def claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool = False) -> socket.socket:
     """A lock on the port, until it is closed or the process ends; raises :class:`ConfigError` if taken.
 
     Packet sockets know no ports: two on one port would both get and serve every request. An abstract
     unix name is the network namespace's own, as a port is, and the kernel frees it. Workers (``shared``)
-    leave it to the first of them.
+    leave it to the first of them; who starts them sees to it that nobody else has it.
     """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:

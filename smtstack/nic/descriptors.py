@@ -8,7 +8,6 @@ from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, VERSION_IHL
 
 _FRAME_HEADER = struct.Struct("!14sBBHHHBBHII")
-FRAME_HEADER_LEN = _FRAME_HEADER.size
 
 
 class Route:

@@ -18,7 +18,6 @@ FLAG_DF = 0x4000
 #: MF flag and fragment offset: any bit of these set means a fragment.
 FRAGMENT_MASK = 0x3FFF
 DEFAULT_TTL = 64
-MAX_TOTAL_LENGTH = 65535
 
 _HEADER = struct.Struct("!BBHHHBBHII")
 

@@ -7,15 +7,14 @@ import json
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from smtstack.aio import AioSocket
-from smtstack.capture.pcapfile import Writer
 from smtstack.errors import SmtError
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext, SmtSocket
@@ -27,41 +26,15 @@ from workloads.transports.contract import Incoming
 
 PEER = (B, 2000)
 #: As PATIENT in netns.py.
-PATIENT = TransportParams(timeout_resends=100)
+PATIENT = TransportParams(timeout_resends=1000)
 CANARY = b"*plaintext-canary*"
-ETH_P_ALL = 3
-
-
-def sniff(interface: str, path: str) -> None:
-    """Every frame, either way, into a capture file until SIGTERM."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as s, open(path, "wb") as f:
-        s.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE
-        s.bind((interface, ETH_P_ALL))
-        writer = Writer(f)
-        stopped = False
-
-        def stop(*_args: object) -> None:
-            nonlocal stopped
-            stopped = True
-
-        signal.signal(signal.SIGTERM, stop)
-        print("sniffing", file=sys.stderr, flush=True)
-        while True:
-            # What was on the wire before SIGTERM is in the socket already: empty it, then end.
-            s.settimeout(0 if stopped else 0.05)
-            try:
-                frame = s.recv(65600)
-                writer.write(time.time_ns(), frame)
-            except (BlockingIOError, TimeoutError):
-                if stopped:
-                    break
 
 
 def lossy(port: str, gso: str, drop: str) -> None:
     """RPCs of profile linux, with frames lost in both directions; every answer compared."""
     rates = ImpairmentRates(drop=float(drop))
     tx, rx = Impairments(rates, seed=1), Impairments(rates, seed=2)
-    params = TransportParams(max_gso_size=int(gso), timeout_resends=100)
+    params = replace(PATIENT, max_gso_size=int(gso))
     context = SmtContext(IFACE, "linux", params=params, tx_impairments=tx, rx_impairments=rx)
     sizes = [1, 64, 1400, 1500, 5000, 20_000, 60_000] * 4
     with SmtSocket((A, int(port)), context) as sock:
@@ -102,6 +75,20 @@ def removed(port: str) -> None:
         say(known=known, unknown=unknown)
 
 
+def down(port: str) -> None:
+    """How often a socket wakes up in half a second with its interface down, and whether it works afterwards."""
+    link = ["ip", "link", "set", "dev", IFACE]
+    with SmtSocket((A, int(port)), SmtContext(IFACE, "homa", params=PATIENT)) as sock:
+        sock.request(PEER, b"?", 10.0)
+        sock.linger()
+        subprocess.run([*link, "down"], check=True)
+        before = sock.loop.statistics.wakeups
+        sock.drive(lambda: False, 0.5)
+        wakeups = sock.loop.statistics.wakeups - before
+        subprocess.run([*link, "up"], check=True)
+        say(wakeups=wakeups, answer=sock.request(PEER, b"?", 10.0).decode())
+
+
 def gather(port: str, keys: str) -> None:
     """100 requests at once on an event loop, then one that is cancelled and one that times out."""
     async def main() -> None:
@@ -137,7 +124,7 @@ def gather(port: str, keys: str) -> None:
 def aio_serve(keys: str) -> None:
     """An echo server on an event loop, behind a slow link: the pacer sends answers packet by packet."""
     async def main() -> None:
-        params = TransportParams(link_mbps=200, max_gso_size=1500, timeout_resends=100)
+        params = replace(PATIENT, link_mbps=200, max_gso_size=1500)
         async with AioSocket(PEER, SmtContext(IFACE, keys=keys, params=params)) as sock:
             print("serving", file=sys.stderr, flush=True)
             async for request in sock.requests():
@@ -173,7 +160,7 @@ def say(**numbers: Any) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    "sniff": sniff, "lossy": lossy, "canary": canary, "removed": removed, "gather": gather, "aio_serve": aio_serve,
+    "lossy": lossy, "canary": canary, "removed": removed, "down": down, "gather": gather, "aio_serve": aio_serve,
     "two_transports": two_transports}
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from smtstack.io.nic_file import sweep
 from topo import ovs
 from topo.commands import run
 from topo.sandbox import inside, run_command
@@ -30,6 +31,7 @@ def leftovers() -> list[str]:
     left = [name for name in links if name != "lo" and not name.startswith("ovs-")]
     if ovs.is_running():
         left += run(["ovs-vsctl", "list-br"]).split()
+    sweep()  # as whoever uses a NIC next does: those of a network that was killed are removed then
     left += [str(path) for path in Path("/run/smtnet").iterdir()]
     for pid in os.listdir("/proc"):
         if pid.isdigit() and int(pid) not in (1, os.getpid()):

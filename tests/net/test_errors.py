@@ -86,11 +86,16 @@ def test_a_port_used_twice(net: Net):
     with net.serve("smt"):
         command = ["ip", "netns", "exec", net.b, *net.call_command("smt", "--addr", f"{B}:2000")]
         done = run(command)
+        # Workers share a port with each other only.
+        shared = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads.cli", "serve", "echo",
+                      "--iface", IFACE, "--addr", f"{B}:2000", "--keys", net.keys, "--workers", "2"])
         # Another port is another socket.
         with net.serve("smt", port=2001):
             _result, _errors, code = net.call("smt", port=2001)
     assert (done.returncode, code in {0, 4}) == (USAGE, True)
     assert f"{B}:2000 is in use" in said(done.stderr)
+    assert shared.returncode == USAGE
+    assert f"{B}:2000 is in use" in said(shared.stderr)
     with net.serve("smt"):
         pass  # Entering waits for "serving": the port was free again at once.
 
@@ -142,6 +147,13 @@ def test_the_interface_goes_away_and_comes_back(net: Net):
         assert not served["fidelity"]["ok"]
     finally:
         other.down()
+
+
+def test_an_interface_that_is_down_costs_no_processor(net: Net):
+    with net.serve("homa"):
+        result = net.drive("down", str(net.port()))
+    assert result["answer"] == "?"
+    assert result["wakeups"] < 50
 
 
 def test_the_interface_is_removed(net: Net):

@@ -194,7 +194,7 @@ def test_settings_end_with_their_network(net: Net, tmp_path):
     try:
         name = f"/run/netns/{other.a}"
         # A moment's process is enough to find the way in; afterwards only the mount holds the network.
-        with net.start(other.a, "tests.net.drivers", "sniff", IFACE, str(tmp_path / "x"), ready="sniffing"):
+        with net.start(other.a, "topo.sniffer", IFACE, str(tmp_path / "x"), ready="sniffing"):
             state = NicState.open(IFACE, of_host(other.a))
             state.set_feature("tso", False)
         inode = Path(name).stat().st_ino

@@ -47,7 +47,7 @@ class Echo:
         namespace = self.net.a if host == "a" else self.net.b
         environment = [f"{name}={value}" for name, value in own.environment(host).items()]
         packets = ["--iface", IFACE, *PATIENT] if transport in transports.PACKET_TRANSPORTS else []
-        keys = own.client_args(host) if host == "a" else own.server_args(host)
+        keys = own.args(host)
         return ["ip", "netns", "exec", namespace, "env", *environment, sys.executable, "-m", *args,
                 "--transport", transport, *packets, *keys]
 
@@ -166,7 +166,7 @@ def echo_server_once(echo: Echo, transport: str, *options: str) -> tuple[str, st
 
 
 def test_one_process_serves_two_transports_from_one_event_loop(echo: Echo):
-    key_file = echo.credentials["smt"].server_args("b")[1]
+    key_file = echo.credentials["smt"].args("b")[1]
     with echo.net.start(echo.net.b, "tests.net.drivers", "two_transports", "2000", key_file, ready="serving"):
         for transport in ("smt", "tcp", "smt"):
             result, errors, code = echo.call(transport, "--size", "64,30000", "--count", "50",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smtstack.io import loop
-from smtstack.io.loop import RECEIVE_BATCH, PacketLoop
+from smtstack.io.loop import MAX_BACKLOG, RECEIVE_BATCH, PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.transport.counters import Counters
 from smtstack.transport.params import TransportParams
@@ -37,6 +37,9 @@ class Wire:
 
     def send(self, frames: list[bytes]) -> None:
         self.sent += frames
+
+    def clear_error(self) -> None:
+        pass
 
     def wait(self, timeout_ns: int) -> None:
         self.waits.append(timeout_ns)
@@ -80,16 +83,34 @@ def make(engine: Any, wire: Any, nic: NicConfig | None = None) -> PacketLoop:
     return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))  # type: ignore[arg-type]
 
 
-def test_a_flood_does_not_keep_timers_from_firing():
-    """Nor are they looked at after every frame: once a tick is enough."""
-    engine, wire = Engine(), Wire(100 * RECEIVE_BATCH)
+def test_while_frames_keep_coming_timers_are_looked_at_once_a_tick():
+    engine, wire = Engine(), Wire()
     packets = make(engine, wire)
-    while wire.waiting:
+    for _turn in range(100):
+        wire.waiting = RECEIVE_BATCH - 1
         assert packets.step()
-    assert engine.handled == 100 * RECEIVE_BATCH
+    assert engine.handled == 100 * (RECEIVE_BATCH - 1)
     ticks = 100 * STEP_NS // engine.params.tick_ns
     assert ticks / 2 <= engine.fired <= 2 * ticks
     assert not wire.waits
+
+
+def test_after_a_stall_what_waits_is_taken_before_timers_judge_silence():
+    engine, wire = Engine(), Wire(20 * RECEIVE_BATCH + 1)
+    packets = make(engine, wire)
+    while wire.waiting:
+        assert engine.fired == 0
+        assert packets.step()
+    assert engine.fired == 1
+
+
+def test_a_flood_does_not_keep_timers_from_firing():
+    engine, wire = Engine(), Wire(3 * MAX_BACKLOG)
+    packets = make(engine, wire)
+    while wire.waiting:
+        assert packets.step()
+    assert engine.handled == 3 * MAX_BACKLOG
+    assert engine.fired >= 2
 
 
 def test_with_nothing_to_receive_timers_fire_at_once():

@@ -69,7 +69,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
     if settings.transport in PACKET_TRANSPORTS:
         return MessageCaller(_packet_socket(settings, None), peers)
     local_ip = settings.local[0] if settings.local is not None else None
-    return StreamCaller(_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
+    return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
 
 
 def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = None) -> Server:
@@ -81,8 +81,8 @@ def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = No
         return MessageServer(_packet_socket(settings, fanout), handler)
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
-    return StreamServer(_maker(settings, server=True), settings.local, settings.limit, handler, settings.poll_ns,
-                        fanout is not None)
+    return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
+                        settings.poll_ns, fanout is not None)
 
 
 def _packet_socket(settings: Settings, fanout: Fanout | None) -> SmtSocket:
@@ -93,7 +93,8 @@ def _packet_socket(settings: Settings, fanout: Fanout | None) -> SmtSocket:
     return SmtSocket(settings.local, context)
 
 
-def _maker(settings: Settings, server: bool) -> StreamMaker:
+def stream_maker(settings: Settings, server: bool) -> StreamMaker:
+    """Connections of a stream transport. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
     limit = settings.limit
     if settings.transport == "tcp":
         return lambda sock, peer: Stream(sock, peer, limit)

@@ -19,7 +19,7 @@ from workloads.transports.stream import Stream
 StreamMaker = Callable[[socket.socket, Address], Stream]
 
 #: epoll counts in milliseconds: too coarse below this for arrivals at high rates.
-_COARSE_S = 0.002
+COARSE_S = 0.002
 #: select() looks at descriptors below this only.
 _SELECT_LIMIT = 1024
 
@@ -67,7 +67,7 @@ class EpollTransport(Transport):
                     return events
                 now = time.monotonic_ns()
             timeout_s -= (now - start) / 1e9
-        if timeout_s >= _COARSE_S or self._epoll.fileno() >= _SELECT_LIMIT:
+        if timeout_s >= COARSE_S or self._epoll.fileno() >= _SELECT_LIMIT:
             return poll(timeout_s)
         if timeout_s > 0:
             select.select([self._epoll], [], [], timeout_s)

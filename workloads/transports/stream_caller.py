@@ -70,10 +70,14 @@ class StreamCaller(EpollTransport, Caller):
         call.handle = stream
         stream.pending[number] = call
         try:
-            if not stream.send(frame(number, call.data)):
+            if not stream.send(self.frame(number, call.data)):
                 self.watch(stream, _IN | _OUT)
         except StreamError as e:
             self._lose(stream, str(e))
+
+    def frame(self, number: int, data: bytes) -> bytes:
+        """A request as it goes on the stream."""
+        return frame(number, data)
 
     def abort(self, call: Call) -> None:
         stream = call.handle

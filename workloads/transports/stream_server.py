@@ -91,7 +91,7 @@ class StreamServer(EpollTransport, Server):
         super().close()
 
     def _handle(self, events: list[tuple[int, int]]) -> None:
-        streams, handler = self._streams, self._handler
+        streams = self._streams
         for fd, mask in events:
             stream = streams.get(fd)
             if stream is None:
@@ -109,12 +109,17 @@ class StreamServer(EpollTransport, Server):
                     continue
                 data = stream.receive()
                 if data:
-                    for number, request in stream.inbox.take(data):
-                        handler(StreamRequest(self, stream, number, request))
+                    self.received(stream, data)
                 elif data is not None:
                     self.forget(stream)
             except (StreamError, FramingError) as e:
                 self.drop(stream, str(e))
+
+    def received(self, stream: Stream, data: bytes) -> None:
+        """Bytes that have come; may raise StreamError, FramingError."""
+        handler = self._handler
+        for number, request in stream.inbox.take(data):
+            handler(StreamRequest(self, stream, number, request))
 
     def interest(self, stream: Stream) -> None:
         """Wait for what it waits for now."""

@@ -1,0 +1,118 @@
+"""Clients of key-value servers inside a namespace: ``python -m tests.net.kv_driver NAME ...``. JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.socket import SmtContext, SmtSocket
+from smtstack.transport.params import TransportParams
+from tests.kv_commands import COMMAND, comparable
+from tests.net.netns import IFACE, PATIENCE, A, B
+from tests.redis_server import RawClient
+from workloads import transports
+from workloads.kv import resp
+from workloads.kv.resp import ReplyCutter
+from workloads.transports import Settings
+from workloads.transports.contract import Call, Caller
+
+PATIENT = TransportParams(timeout_resends=1000)
+
+
+def lossy_clients(stack: ExitStack, keys: str, first_port: int, count: int) -> list[SmtSocket]:
+    """Clients on host a that lose 2 % of all frames, both ways."""
+    rates = ImpairmentRates(drop=0.02, reorder=0.02)
+    found = []
+    for i in range(count):
+        context = SmtContext(IFACE, "smt", keys, PATIENT, tx_impairments=Impairments(rates, seed=2 * i),
+                             rx_impairments=Impairments(rates, seed=2 * i + 1))
+        found.append(stack.enter_context(SmtSocket((A, first_port + i), context)))
+    return found
+
+
+def lost(clients: list[SmtSocket]) -> int:
+    """Frames that were."""
+    return sum(way.dropped for c in clients for way in (c.context.tx_impairments, c.context.rx_impairments)
+               if way is not None)
+
+
+def model(keys: str, ours: str, theirs: str, examples: str) -> None:
+    """The same commands of several clients to two servers; the replies are the same."""
+    compared = 0
+    with ExitStack() as stack:
+        clients = lossy_clients(stack, keys, 45_000, 3)
+
+        @settings(max_examples=int(examples), deadline=None, derandomize=True, database=None)
+        @given(st.lists(st.tuples(st.integers(0, 2), st.lists(COMMAND, min_size=1, max_size=3)), max_size=12))
+        def compare(turns: list[tuple[int, list[list[bytes]]]]) -> None:
+            nonlocal compared
+            for who, commands in [(0, [[b"FLUSHALL"]]), *turns]:
+                data = b"".join(map(resp.command, commands))
+                replies = []
+                for port in (ours, theirs):
+                    message = clients[who].request((B, int(port)), data, PATIENCE)
+                    replies.append(ReplyCutter().take(message))
+                for args, one, other in zip(commands, *replies, strict=True):
+                    assert comparable(args, one) == comparable(args, other), args
+                    compared += 1
+
+        compare()
+    print(json.dumps({"compared": compared, "lost": lost(clients)}))
+
+
+def counting(keys: str, port: str, each: str) -> None:
+    """Several clients count up one number, many RPCs under way at a time: every reply is another number."""
+    peer = (B, int(port))
+    with ExitStack() as stack:
+        clients = lossy_clients(stack, keys, 46_000, 3)
+        futures = [(c, c.send_request(peer, resp.command(["INCR", "n"]) + resp.command(["APPEND", "s", "x"])))
+                   for _ in range(int(each)) for c in clients]
+        numbers, lengths = [], []
+        while any(not f.done() for _c, f in futures):
+            for client in clients:
+                client.poll()
+                client.drive(lambda: True, 0.001)
+        for _client, future in futures:
+            number, length = ReplyCutter().take(future.result(0))
+            numbers.append(int(number[1:-2]))
+            lengths.append(int(length[1:-2]))
+        last = ReplyCutter().take(clients[0].request(peer, resp.command(["GET", "n"]), PATIENCE))[0]
+    total = int(each) * 3
+    print(json.dumps({"once": sorted(numbers) == sorted(lengths) == list(range(1, total + 1)),
+                      "last": last.decode(), "lost": lost(clients)}))
+
+
+def mixed(keys: str, smt: str, homa: str, tcp: str) -> None:
+    """One keyspace, whatever it is reached by."""
+    said = {}
+    with RawClient((B, int(tcp))) as stream:
+        assert stream.one("SET from tcp") == b"+OK\r\n"
+        for name, port in (("smt", smt), ("homa", homa)):
+            own = Settings(name, (A, 47_000), IFACE, keys, params=PATIENT)
+            with transports.open_caller(own, [(B, int(port))]) as caller:
+                def ask(data: bytes, caller: Caller = caller) -> str:
+                    call = Call(data)
+                    caller.begin(call)
+                    while not caller.finished:
+                        caller.drive(PATIENCE)
+                    assert caller.finished.popleft().error is None
+                    assert call.response is not None
+                    return call.response.decode("latin-1")
+
+                said[name] = [ask(resp.command(["GET", "from"])), ask(resp.command(["SET", "from", name])),
+                              ask(b"*1000000000\r\n"), ask(resp.command(["SET", "big", b"\0" * 500_000])),
+                              ask(resp.command(["STRLEN", "big"]))]
+                assert ask(resp.command(["GET", "big"])) == resp.bulk(b"\0" * 500_000).decode("latin-1")
+        said["tcp"] = [stream.one("GET from").decode(), stream.one("STRLEN big").decode()]
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    programs: dict[str, Callable[..., None]] = {"model": model, "counting": counting, "mixed": mixed}
+    programs[sys.argv[1]](*sys.argv[2:])

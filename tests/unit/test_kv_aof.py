@@ -1,0 +1,221 @@
+"""The append-only file: what was acknowledged is there again, what is damaged is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtstack.errors import ConfigError
+from workloads.kv import aof as aof_module
+from workloads.kv.aof import FSYNC, HEAD, Aof, AofError
+from workloads.kv.arguments import Session
+from workloads.kv.backend import EmbeddedStore
+from workloads.kv.commands import execute
+from workloads.kv.store import Keyspace
+
+NOW = 1_700_000_000_000
+
+
+def contents(keys):
+    """All there is, in any order."""
+    return sorted(str(entry) for entry in keys.snapshot())
+
+
+def write(path, turns, fsync="no"):
+    """Do commands, a turn each list; the keyspace, and the file's length after each turn."""
+    keys = Keyspace()
+    aof = Aof(path, fsync, keys)
+    keys.journal = []
+    ends = []
+    for turn in turns:
+        for line in turn:
+            assert not execute(keys, line.split(), Session(), NOW).startswith(b"-")
+        journal, keys.journal = keys.journal, []
+        aof.write(journal, time.monotonic_ns())
+        ends.append(path.stat().st_size)
+    aof.close()
+    return keys, ends
+
+
+def load(path):
+    """The keyspace of a file, and the warnings."""
+    keys = Keyspace()
+    aof = Aof(path, "no", keys)
+    aof.close()
+    return keys, aof.warnings
+
+
+TURNS = [[b"SET a 1", b"INCR a"], [b"HSET h f v g w"], [b"SET b x EX 100", b"ZADD z 1.25 m 3 n"],
+         [b"APPEND c tail"]]
+
+
+@pytest.mark.parametrize("fsync", FSYNC)
+def test_what_was_written_is_there_again(tmp_path, fsync):
+    keys, _ends = write(tmp_path / "f", TURNS, fsync)
+    again, warnings = load(tmp_path / "f")
+    assert contents(again) == contents(keys)
+    assert not warnings
+    # And goes on from there.
+    more, _ends = write(tmp_path / "f", [[b"INCRBY n 5"]])
+    assert execute(load(tmp_path / "f")[0], [b"GET", b"n"], Session(), NOW) == b"$1\r\n5\r\n"
+    assert len(more) == len(keys) + 1
+
+
+def test_every_cut_at_the_end_drops_the_last_entry_and_says_so(tmp_path):
+    path = tmp_path / "f"
+    _keys, ends = write(path, TURNS)
+    whole = path.read_bytes()
+    start = ends[-2]
+    expected, _ = load_of(tmp_path, whole[:start])
+    for cut in range(start + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        keys, warnings = load(path)
+        assert contents(keys) == contents(expected)
+        assert len(warnings) == 1
+        assert f"offset {start}" in warnings[0]
+        assert f"{cut - start} bytes dropped" in warnings[0]
+        assert path.stat().st_size == start
+        assert load(path)[1] == []
+    # The length was written, the bytes were not: zeros in their place.
+    path.write_bytes(whole[:start] + bytes(len(whole) - start))
+    assert "not whole" in load(path)[1][0]
+    path.write_bytes(whole[:-3] + bytes(3))
+    assert "not whole" in load(path)[1][0]
+
+
+def load_of(folder, data):
+    """The keyspace of a file with these bytes."""
+    path = folder / "other"
+    path.write_bytes(data)
+    return load(path)
+
+
+def test_any_damage_before_the_last_entry_refuses_to_start_and_says_where(tmp_path):
+    path = tmp_path / "f"
+    _keys, ends = write(path, TURNS)
+    whole = path.read_bytes()
+    starts = [len(HEAD), *ends]
+    for at in range(len(HEAD), ends[-2]):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1:])
+        entry = max(start for start in starts if start <= at)
+        with pytest.raises(ConfigError, match=f"damaged at offset {entry};"):
+            load(path)
+        assert path.stat().st_size == len(whole)
+    # An entry that is missing altogether.
+    path.write_bytes(whole[:starts[1]] + whole[starts[2]:])
+    with pytest.raises(ConfigError, match=f"damaged at offset {starts[1]};"):
+        load(path)
+    # The advice given works.
+    path.write_bytes(whole)
+    os.truncate(path, starts[1])
+    assert load(path)[1] == []
+
+
+@given(st.integers(0, 2**32))
+def test_another_file_is_refused_and_left_alone(tmp_path_factory, seed):
+    path = tmp_path_factory.mktemp("aof") / "f"
+    data = random.Random(seed).randbytes(1 + seed % 100)
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="no append-only file of smtnet"):
+        load(path)
+    assert path.read_bytes() == data
+
+
+def test_a_start_that_was_cut_in_the_head_is_no_trouble(tmp_path):
+    for cut in range(len(HEAD)):
+        (tmp_path / "f").write_bytes(HEAD[:cut])
+        assert len(load(tmp_path / "f")[0]) == 0
+        assert (tmp_path / "f").read_bytes() == HEAD
+
+
+def test_one_server_at_a_time(tmp_path):
+    aof = Aof(tmp_path / "f", "no", Keyspace())
+    with pytest.raises(ConfigError, match="another server is using it"):
+        load(tmp_path / "f")
+    aof.close()
+    load(tmp_path / "f")
+
+
+def test_a_place_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        load(tmp_path / "none" / "f")
+
+
+def test_a_long_history_is_shortened_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(aof_module, "_BATCH", 2000)
+    path = tmp_path / "f"
+    fill = [[b"SET k%d %d" % (i, i) for i in range(200)], [b"HSET h f v"], [b"ZADD z 0.1 m"], [b"EXPIRE h 1000"]]
+    keys, _ends = write(path, [*fill, *[[b"SET k%d %d" % (i % 200, i)] for i in range(2000)]])
+    before = path.stat().st_size
+    again, _warnings = load(path)
+    assert contents(again) == contents(keys)
+    assert path.stat().st_size < before / 5
+    assert list(tmp_path.iterdir()) == [path]
+    assert contents(load(path)[0]) == contents(keys)
+    # Nothing to gain a second time.
+    inode = path.stat().st_ino
+    load(path)
+    assert path.stat().st_ino == inode
+
+
+def test_nothing_is_answered_before_it_is_on_the_disk(tmp_path, monkeypatch):
+    keys = Keyspace()
+    aof = Aof(tmp_path / "f", "always", keys)
+    store = EmbeddedStore(keys, aof)
+    events: list[str] = []
+    sync = os.fdatasync
+
+    def synced(fd: int) -> None:
+        events.append("sync")
+        sync(fd)
+
+    monkeypatch.setattr("os.fdatasync", synced)
+    for _client in range(3):
+        given = deque_of(b"SET a 1", b"INCR a")
+        assert store.submit(Session(), given, lambda r: events.append(r.decode()), 1000) is None
+    assert events == []
+    store.turn()
+    # One for all of them.
+    assert events == ["sync", *["+OK\r\n:2\r\n"] * 3]
+    store.submit(Session(), deque_of(b"GET a"), lambda r: events.append(r.decode()), 1000)
+    store.turn()
+    assert events[4:] == ["$1\r\n2\r\n"]
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fdatasync", full)
+    store.submit(Session(), deque_of(b"SET a 3"), lambda r: events.append(r.decode()), 1000)
+    with pytest.raises(AofError, match="No space left"):
+        store.turn()
+    assert len(events) == 5
+    monkeypatch.undo()
+    store.close()
+
+
+def deque_of(*lines):
+    """Commands to be done."""
+    return deque(line.split() for line in lines)
+
+
+def test_everysec_writes_at_once_and_syncs_aside(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr("os.fdatasync", synced.append)
+    aof = Aof(tmp_path / "f", "everysec", Keyspace())
+    start = time.monotonic_ns()
+    aof.write([[b"SET", b"a", b"1"]], start)
+    size = (tmp_path / "f").stat().st_size
+    assert size > len(HEAD)
+    for ms in (1, 500, 999):
+        aof.write([[b"SET", b"a", b"2"]], start + ms * 1_000_000)
+    assert aof.syncs == 1
+    aof.write([], start + 1_100_000_000)
+    assert aof.syncs in {1, 2}  # The thread may still be at the first.
+    aof.close()
+    assert synced

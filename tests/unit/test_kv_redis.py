@@ -1,0 +1,58 @@
+"""Our store beside a real Redis server: any commands, the same replies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import hiredis
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.kv_commands import COMMAND, comparable
+from tests.redis_server import RawClient, redis_server
+from workloads.kv.arguments import Session
+from workloads.kv.commands import execute
+from workloads.kv.store import Keyspace
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RawClient]:
+    with redis_server() as (path, _pid), RawClient(str(path)) as client:
+        yield client
+
+
+@given(st.sampled_from([2, 3]), st.lists(COMMAND, min_size=1, max_size=40))
+@example(3, [[b"HSET", b"h", b"f", b"1"], [b"HGETALL", b"h"], [b"ZADD", b"z", b"1", b"m"], [b"ZSCORE", b"z", b"m"],
+             [b"ZRANGE", b"z", b"0", b"-1", b"WITHSCORES"], [b"ZADD", b"z", b"INCR", b"1.5", b"m"],
+             [b"GET", b"none"], [b"MGET", b"none", b"h"], [b"CONFIG", b"GET", b"save"]])
+def test_any_commands_have_the_replies_that_redis_gives(redis, version, commands):
+    redis.send([b"RESET"], [b"HELLO", b"%d" % version], [b"FLUSHALL"])
+    keys, session = Keyspace(), Session(version=version)
+    replies = redis.send(*commands)
+    for args, theirs in zip(commands, replies, strict=True):
+        if args[0].upper() == b"RESET":
+            session.version = 2
+        ours = execute(keys, args, session, time.time_ns() // 1_000_000)
+        assert comparable(args, ours) == comparable(args, theirs), args
+
+
+def test_a_long_scan_gives_every_key_once_as_redis_does(redis):
+    redis.send([b"RESET"], [b"FLUSHALL"])
+    keys = Keyspace()
+    fill = [[b"SET", b"key:%d" % i, b"x"] for i in range(500)]
+    redis.send(*fill)
+    for args in fill:
+        execute(keys, args, Session(), 0)
+    for send in (redis.send, lambda args: [execute(keys, args, Session(), 0)]):
+        found: list[bytes] = []
+        cursor = b"0"
+        while True:
+            reader = hiredis.Reader()
+            reader.feed(send([b"SCAN", cursor, b"COUNT", b"17", b"MATCH", b"key:*5"])[0])
+            cursor, some_keys = reader.gets()
+            found += some_keys
+            if cursor == b"0":
+                break
+        assert sorted(found) == sorted(b"key:%d" % i for i in range(5, 500, 10))

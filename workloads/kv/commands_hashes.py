@@ -1,0 +1,88 @@
+"""Commands on hashes."""
+
+from __future__ import annotations
+
+from workloads.kv.arguments import Session, arity_error
+from workloads.kv.commands_strings import MAX_REPLY
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
+from workloads.kv.resp import integer as integer_reply
+from workloads.kv.store import CommandError, Keyspace
+
+
+def _set_fields(keys: Keyspace, args: Command) -> int:
+    """How many are new."""
+    if len(args) % 2:
+        raise arity_error(args[0])
+    key = args[1]
+    fields = keys.typed(key, dict)
+    if fields is None:
+        fields = {}
+        keys.put(key, fields)
+    before = len(fields)
+    if len(args) == 4:
+        fields[args[2]] = args[3]
+    else:
+        fields.update(zip(args[2::2], args[3::2], strict=True))
+    keys.log(*args)
+    return len(fields) - before
+
+
+def hset(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HSET key field value [field value ...]"""
+    return integer_reply(_set_fields(keys, args))
+
+
+def hmset(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HMSET key field value [field value ...]"""
+    _set_fields(keys, args)
+    return OK
+
+
+def hget(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """HGET key field"""
+    fields = keys.typed(args[1], dict)
+    return bulk_or_null(None if fields is None else fields.get(args[2]), session.version)
+
+
+def hmget(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """HMGET key field [field ...]"""
+    fields = keys.typed(args[1], dict)
+    if fields is None:
+        return array([null(session.version)] * (len(args) - 2))
+    found = [fields.get(field) for field in args[2:]]
+    if sum([len(value) for value in found if value is not None]) > MAX_REPLY:
+        raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer fields")
+    return array([bulk_or_null(value, session.version) for value in found])
+
+
+def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """HGETALL key"""
+    fields = keys.typed(args[1], dict)
+    return mapping([bulk(x) for pair in (fields or {}).items() for x in pair], session.version)
+
+
+def hdel(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HDEL key field [field ...]"""
+    fields = keys.typed(args[1], dict)
+    if fields is None:
+        return ZERO
+    before = len(fields)
+    for field in args[2:]:
+        fields.pop(field, None)
+    gone = before - len(fields)
+    if not fields:
+        keys.delete(args[1])
+    if gone:
+        keys.log(*args)
+    return integer_reply(gone)
+
+
+def hlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HLEN key"""
+    return integer_reply(len(keys.typed(args[1], dict) or ()))
+
+
+def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HEXISTS key field"""
+    fields = keys.typed(args[1], dict)
+    return ONE if fields is not None and args[2] in fields else ZERO

@@ -1,0 +1,217 @@
+"""Commands on keys, whatever they hold: existence, expiry, scanning."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
+from workloads.kv.commands_strings import deadline
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk
+from workloads.kv.resp import integer as integer_reply
+from workloads.kv.store import CommandError, Keyspace
+from workloads.kv.zset import SortedSet
+
+#: Keys that one SCAN looks at, at most.
+_MAX_COUNT = 100_000
+
+
+def delete(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """DEL key [key ...]"""
+    gone = [key for key in args[1:] if keys.delete(key)]
+    if gone:
+        keys.log(b"DEL", *gone)
+    return integer_reply(len(gone))
+
+
+def exists(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """EXISTS key [key ...]"""
+    return integer_reply(sum([keys.get(key) is not None for key in args[1:]]))
+
+
+def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """TYPE key"""
+    return b"+%b\r\n" % _type_name(keys, args[1])
+
+
+def _type_name(keys: Keyspace, key: bytes) -> bytes:
+    value = keys.get(key)
+    if value is None:
+        return b"none"
+    if isinstance(value, bytes):
+        return b"string"
+    return b"zset" if isinstance(value, SortedSet) else b"hash"
+
+
+def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: str) -> bytes:
+    key = args[1]
+    options = {option.upper() for option in args[3:]}
+    for option in args[3:]:
+        if option.upper() not in {b"NX", b"XX", b"GT", b"LT"}:
+            raise CommandError(f"ERR Unsupported option {option.decode('latin-1')}")
+    if b"NX" in options and len(options) > 1:
+        raise CommandError("ERR NX and XX, GT or LT options at the same time are not compatible")
+    if {b"GT", b"LT"} <= options:
+        raise CommandError("ERR GT and LT options at the same time are not compatible")
+    at = deadline(keys, args[2], unit, absolute, command, positive=False)
+    if keys.get(key) is None:
+        return ZERO
+    old = keys.expires_at(key)
+    if ((b"NX" in options and old is not None) or (b"XX" in options and old is None)
+            or (b"GT" in options and (old is None or at <= old))
+            or (b"LT" in options and old is not None and at >= old)):
+        return ZERO
+    if at <= keys.now:
+        keys.delete(key)
+        keys.log(b"DEL", key)
+    else:
+        keys.expire_at(key, at)
+        keys.log(b"PEXPIREAT", key, b"%d" % at)
+    return ONE
+
+
+def expire(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """EXPIRE key s [NX|XX|GT|LT]"""
+    return _expire(keys, args, 1000, absolute=False, command="expire")
+
+
+def pexpire(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PEXPIRE key ms [NX|XX|GT|LT]"""
+    return _expire(keys, args, 1, absolute=False, command="pexpire")
+
+
+def expireat(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """EXPIREAT key s [NX|XX|GT|LT]"""
+    return _expire(keys, args, 1000, absolute=True, command="expireat")
+
+
+def pexpireat(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PEXPIREAT key ms [NX|XX|GT|LT]"""
+    return _expire(keys, args, 1, absolute=True, command="pexpireat")
+
+
+def pttl(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PTTL key"""
+    if keys.get(args[1]) is None:
+        return integer_reply(-2)
+    at = keys.expires_at(args[1])
+    return integer_reply(-1 if at is None else at - keys.now)
+
+
+def ttl(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """TTL key"""
+    if keys.get(args[1]) is None:
+        return integer_reply(-2)
+    at = keys.expires_at(args[1])
+    return integer_reply(-1 if at is None else (at - keys.now + 500) // 1000)
+
+
+def persist(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PERSIST key"""
+    if keys.get(args[1]) is None or not keys.persist(args[1]):
+        return ZERO
+    keys.log(*args)
+    return ONE
+
+
+def scan(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SCAN cursor [MATCH pattern] [COUNT n] [TYPE t]"""
+    cursor = args[1]
+    if not (cursor.isdigit() and len(cursor) <= 20 and int(cursor) < 1 << 64):
+        raise CommandError("ERR invalid cursor")
+    pattern, count, kind = b"*", 10, b""
+    for i in range(2, len(args), 2):
+        option = args[i].upper()
+        if i + 1 == len(args):
+            raise CommandError(SYNTAX)
+        if option == b"MATCH":
+            pattern = args[i + 1]
+        elif option == b"COUNT":
+            count = integer(args[i + 1], NOT_AN_INTEGER)
+            if count < 1:
+                raise CommandError(SYNTAX)
+        elif option == b"TYPE":
+            kind = args[i + 1].lower()
+        else:
+            raise CommandError(SYNTAX)
+    found, following = keys.scan(int(cursor), min(count, _MAX_COUNT))
+    found = _matching(found, pattern)
+    if kind:
+        found = [key for key in found if _type_name(keys, key) == kind]
+    return array([bulk(b"%d" % following), array([bulk(key) for key in found])])
+
+
+def keys_(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """KEYS pattern"""
+    return array([bulk(key) for key in _matching(keys.keys(), args[1])])
+
+
+def dbsize(keys: Keyspace, _args: Command, _session: Session) -> bytes:
+    """DBSIZE"""
+    return integer_reply(len(keys))
+
+
+def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """FLUSHALL [ASYNC|SYNC]"""
+    if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
+        raise CommandError(SYNTAX)
+    keys.clear()
+    keys.log(b"FLUSHALL")
+    return OK
+
+
+def _matching(found: list[bytes], pattern: bytes) -> list[bytes]:
+    if pattern == b"*":
+        return found
+    match = glob(pattern).fullmatch
+    return [key for key in found if match(key)]
+
+
+@lru_cache(maxsize=64)
+def glob(pattern: bytes) -> re.Pattern[bytes]:
+    r"""Redis's patterns: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\`` before a character that is meant."""
+    segments = [b""]
+    at, size = 0, len(pattern)
+    while at < size:
+        char = pattern[at:at + 1]
+        at += 1
+        if char == b"*":
+            segments.append(b"")
+            continue
+        if char == b"?":
+            char = b"."
+        elif char == b"[":
+            char, at = _choice(pattern, at)
+        else:
+            if char == b"\\" and at < size:
+                char = pattern[at:at + 1]
+                at += 1
+            char = re.escape(char)
+        segments[-1] += char
+    first, *others = segments
+    # What stands between two stars is taken where it occurs first, and that is never tried again (a look-ahead
+    # is not): otherwise a pattern with many stars keeps the server busy for ever.
+    between = [b"(?=(.*?%b))\\%d" % (s, i) for i, s in enumerate([s for s in others[:-1] if s], 1)]
+    return re.compile(first + b"".join(between) + (b".*" + others[-1] if others else b""), re.DOTALL)
+
+
+def _choice(pattern: bytes, at: int) -> tuple[bytes, int]:
+    """The characters between brackets, the first of which is before ``at``, and where the pattern goes on."""
+    negated = pattern[at:at + 1] == b"^"
+    at += negated
+    chosen: set[int] = set()
+    while at < len(pattern) and pattern[at] != 93:  # ]
+        if pattern[at] == 92 and at + 1 < len(pattern):  # \
+            chosen.add(pattern[at + 1])
+            at += 2
+        elif pattern[at + 1:at + 2] == b"-" and at + 2 < len(pattern):
+            low, high = sorted((pattern[at], pattern[at + 2]))
+            chosen.update(range(low, high + 1))
+            at += 3
+        else:
+            chosen.add(pattern[at])
+            at += 1
+    members = set(range(256)) - chosen if negated else chosen
+    if not members:
+        return b"(?!)", at + 1
+    return b"[" + b"".join(b"\\x%02x" % c for c in sorted(members)) + b"]", at + 1

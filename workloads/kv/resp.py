@@ -1,0 +1,357 @@
+"""RESP, the protocol of Redis, version 2 and 3: requests off the wire, replies onto it.
+
+Requests come from anybody, so they are cut here, within limits: what a length claims is compared with the limit
+before anything is kept, and nothing is reserved for what has not come. hiredis could not be told such limits: it
+makes a list as long as a request says it is, takes arrays in arrays, and does not look at what ends a string.
+Replies come from a server that we chose: ``hiredis.Reader`` turns them into objects, :class:`ReplyCutter` leaves
+them bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from smtstack.errors import PeerError
+
+#: Arguments of a command, its name included.
+MAX_ARGUMENTS = 100_000
+#: Bytes of a command that is a line of text, and of a length.
+MAX_INLINE = 65_536
+_MAX_LENGTH_LINE = 32
+
+CRLF, LF = b"\r\n", b"\n"
+OK = b"+OK\r\n"
+ZERO, ONE = b":0\r\n", b":1\r\n"
+EMPTY_ARRAY = b"*0\r\n"
+
+_COUNTS = {b"*%d" % n: n for n in range(1, 64)}
+_SPACES = b" \t\n\r\x0b\x0c\0"
+_ESCAPES = {ord("n"): 10, ord("r"): 13, ord("t"): 9, ord("b"): 8, ord("a"): 7}
+
+Command = list[bytes]
+
+
+class RespError(PeerError):
+    """The client does not speak RESP: after this nothing it says can be believed. The text is Redis's."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"Protocol error: {text}")
+
+    def reply(self) -> bytes:
+        """What the client is told."""
+        return error(f"ERR {self}")
+
+
+class CommandParser:
+    """Cuts a client's stream into commands of at most ``limit`` bytes. Holds no more than one incomplete one."""
+
+    __slots__ = ("_args", "_buffer", "_left", "_limit", "_size", "_wanted")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+        #: Bytes the buffer must have before it is worth looking at.
+        self._wanted = 1
+        #: The command under way: arguments that are there, how many are not, bytes it has taken so far.
+        self._args: Command = []
+        self._left = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Bytes kept of an incomplete command."""
+        return len(self._buffer) + sum(map(len, self._args))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a command has begun and not ended."""
+        return bool(self._left or self._buffer)
+
+    def take(self, data: bytes) -> tuple[list[Command], RespError | None]:
+        """The commands that ``data`` completes, and what was wrong with what follows them: then it is over."""
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._wanted:
+                return [], None
+            data = bytes(buffer)
+            buffer.clear()
+        commands: list[Command] = []
+        at = 0
+        try:
+            if not self._left:
+                at = _quick(data, commands, self._limit)
+            at = self._scan(data, at, commands)
+        except RespError as e:
+            self._args = []
+            return commands, e
+        if at < len(data):
+            buffer += data[at:] if at else data
+        return commands, None
+
+    def _scan(self, data: bytes, at: int, commands: list[Command]) -> int:
+        """Take commands one argument after the other; how far it came."""
+        size = len(data)
+        self._wanted = 1
+        while at < size:
+            start = at
+            if not self._left:
+                if data[at] != 42:  # *
+                    end = _line(data, at, MAX_INLINE, "too big inline request", LF)
+                    if end < 0:
+                        break
+                    if args := split_arguments(data[at:end]):
+                        commands.append(args)
+                    at = end + 1
+                    continue
+                end = _line(data, at, _MAX_LENGTH_LINE, "too big mbulk count string")
+                if end < 0:
+                    break
+                self._left = max(0, _number(data[at + 1:end], MAX_ARGUMENTS, "invalid multibulk length"))
+                self._args = []
+                at = end + 2
+                self._size = at - start
+                continue
+            end = _line(data, at, _MAX_LENGTH_LINE, "too big bulk count string")
+            if data[at] != 36:  # $
+                raise RespError(f"expected '$', got '{printable(data[at:at + 1])}'")
+            if end < 0:
+                break
+            length = _number(data[at + 1:end], self._limit, "invalid bulk length")
+            stop = end + 2 + length
+            if length < 0 or self._size + stop + 2 - at > self._limit:
+                raise RespError("invalid bulk length")
+            if stop + 2 > size:
+                self._wanted = stop + 2 - at
+                break
+            if data[stop:stop + 2] != CRLF:
+                raise RespError("a string is longer than its length")
+            self._args.append(data[end + 2:stop])
+            at = stop + 2
+            self._size += at - start
+            self._left -= 1
+            if not self._left:
+                commands.append(self._args)
+                self._args = []
+        return at
+
+
+
+def _quick(data: bytes, commands: list[Command], limit: int) -> int:
+    """Whole commands whose arguments have no line end in them: nearly all. How far it came."""
+    if data[:1] != b"*":
+        return 0
+    parts = data.split(CRLF)
+    last = len(parts) - 1  # What follows the last line end.
+    i = at = 0
+    while i < last:
+        count = _COUNTS.get(parts[i])
+        if count is None:
+            break
+        end = i + 1 + 2 * count
+        if end > last:
+            break
+        args = parts[i + 2:end:2]
+        if parts[i + 1:end:2] != [b"$%d" % len(a) for a in args]:
+            break
+        size = len(parts[i]) + 2 + sum(map(len, parts[i + 1:end])) + 4 * count
+        if size > limit:
+            break
+        commands.append(args)
+        at += size
+        i = end
+    return at
+
+
+def parse_message(data: bytes, limit: int) -> tuple[list[Command], RespError | None]:
+    """The commands of a message, which holds whole ones only."""
+    commands: list[Command] = []
+    if data and _quick(data, commands, limit) == len(data):
+        return commands, None
+    parser = CommandParser(limit)
+    commands, wrong = parser.take(data)
+    if wrong is None and (parser.unfinished or not commands):
+        wrong = RespError("the message does not end with a whole command")
+    return commands, wrong
+
+
+def _line(data: bytes, at: int, limit: int, complaint: str, end: bytes = CRLF) -> int:
+    """Where the line that begins at ``at`` ends; -1: not here yet."""
+    found = data.find(end, at, at + limit + len(end))
+    if found < 0 and len(data) - at > limit:
+        raise RespError(complaint)
+    return found
+
+
+def _number(text: bytes, most: int, complaint: str) -> int:
+    """A length as Redis takes it: no sign but "-", no zero in front. Anything below 0 is -1."""
+    digits = text[1:] if text[:1] == b"-" else text
+    if not digits.isdigit() or (digits[:1] == b"0" and len(text) > 1):
+        raise RespError(complaint)
+    number = -1 if digits is not text else int(text)
+    if number > most:
+        raise RespError(complaint)
+    return number
+
+
+def split_arguments(line: bytes) -> Command:
+    """A line of text as people type it: words, '...' and "..." with escapes. Raises :class:`RespError`."""
+    if b'"' not in line and b"'" not in line:
+        return line.translate(None, b"\0").split() if b"\0" in line else line.split()
+    args: Command = []
+    at, size = 0, len(line)
+    while True:
+        while at < size and line[at] in _SPACES:
+            at += 1
+        if at >= size:
+            return args
+        word = bytearray()
+        while at < size and line[at] not in _SPACES:
+            quote = line[at]
+            at += 1
+            if quote not in b"\"'":
+                word.append(quote)
+                continue
+            at = _quoted(line, at, quote, word)
+            if at < size and line[at] not in _SPACES:
+                raise RespError("unbalanced quotes in request")
+        args.append(bytes(word))
+
+
+def _quoted(line: bytes, at: int, quote: int, word: bytearray) -> int:
+    """Append what stands between quotes, the first of which is before ``at``; where the text goes on."""
+    size = len(line)
+    while at < size:
+        char = line[at]
+        at += 1
+        if char == quote:
+            return at
+        if char == 92 and at < size:  # \
+            following = line[at]
+            if quote == 39:  # '
+                if following == 39:
+                    char = 39
+                    at += 1
+            elif following == 120 and _is_hex(line[at + 1:at + 3]):  # x
+                char = int(line[at + 1:at + 3], 16)
+                at += 3
+            else:
+                char = _ESCAPES.get(following, following)
+                at += 1
+        word.append(char)
+    raise RespError("unbalanced quotes in request")
+
+
+def _is_hex(text: bytes) -> bool:
+    return len(text) == 2 and all(c in b"0123456789abcdefABCDEF" for c in text)
+
+
+def printable(data: bytes) -> str:
+    """Bytes from outside within a line of text."""
+    return "".join(chr(c) if 32 <= c < 127 else "?" for c in data)
+
+
+class ReplyCutter:
+    """Cuts a server's stream into replies, as bytes. For a server that is trusted: there are no limits."""
+
+    __slots__ = ("_at", "_buffer", "_items", "_start")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        #: Where the reply under way starts, how far it was looked at, values it still needs.
+        self._start = self._at = 0
+        self._items = 1
+
+    def take(self, data: bytes) -> list[bytes]:
+        """The replies that ``data`` completes. Raises :class:`RespError`."""
+        buffer = self._buffer
+        buffer += data
+        replies = []
+        size, at = len(buffer), self._at
+        while at < size:
+            end = buffer.find(CRLF, at)
+            if end < 0:
+                break
+            kind = buffer[at]
+            following = end + 2
+            items = -1
+            if kind in b"$=!":
+                length = int(buffer[at + 1:end])
+                if length >= 0:
+                    following += length + 2
+                    if following > size:
+                        break
+            elif kind in b"*~>":
+                items += max(0, int(buffer[at + 1:end]))
+            elif kind == 37:  # %
+                items += 2 * int(buffer[at + 1:end])
+            elif kind not in b"+-:_#,(":
+                raise RespError(f"a reply of type '{printable(bytes(buffer[at:at + 1]))}'")
+            self._items += items
+            at = following
+            if not self._items:
+                replies.append(bytes(buffer[self._start:at]))
+                self._start = at
+                self._items = 1
+        if self._start == size:
+            buffer.clear()
+            at = self._start = 0
+        elif self._start:
+            del buffer[:self._start]
+            at -= self._start
+            self._start = 0
+        self._at = at
+        return replies
+
+
+# -- what is sent ------------------------------------------------------------------------------------------
+
+def command(args: Iterable[bytes | str | int | float]) -> bytes:
+    """A command as clients send it."""
+    parts = [a if isinstance(a, bytes) else str(a).encode() for a in args]
+    return array([bulk(p) for p in parts])
+
+
+def bulk(data: bytes) -> bytes:
+    """A string of any bytes."""
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def integer(number: int) -> bytes:
+    """A whole number."""
+    return b":%d\r\n" % number
+
+
+def error(text: str) -> bytes:
+    """``text`` starts with its kind in capitals: ``ERR``, ``WRONGTYPE``."""
+    return b"-%b\r\n" % text.replace("\r", " ").replace("\n", " ").encode("latin-1", "replace")
+
+
+def array(items: Sequence[bytes]) -> bytes:
+    """A list of encoded values."""
+    return b"*%d\r\n%b" % (len(items), b"".join(items))
+
+
+def null(version: int) -> bytes:
+    """No value."""
+    return b"_\r\n" if version == 3 else b"$-1\r\n"
+
+
+def bulk_or_null(data: bytes | None, version: int) -> bytes:
+    """A string, or none."""
+    return null(version) if data is None else b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def mapping(items: Sequence[bytes], version: int) -> bytes:
+    """Encoded keys and values by turns; version 2 has no maps and sends a list."""
+    return b"%%%d\r\n%b" % (len(items) // 2, b"".join(items)) if version == 3 else array(items)
+
+
+def double(number: float, version: int) -> bytes:
+    """A number with a fraction; version 2 has none and sends a string."""
+    text = format_double(number)
+    return b",%b\r\n" % text if version == 3 else bulk(text)
+
+
+def format_double(number: float) -> bytes:
+    """As Redis writes it: 17 digits if there are so many."""
+    return b"%.17g" % number

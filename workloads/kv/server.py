@@ -1,0 +1,243 @@
+"""The front ends of the key-value store, and the one loop that serves all of them.
+
+Over tcp, tls and ktls a connection carries RESP as any Redis client speaks it. Over smt, homa and linux an RPC
+carries whole commands and its response their replies. A connection has a session (its RESP version, its name);
+an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from smtstack.errors import ConfigError
+from smtstack.socket import Address
+from workloads import transports
+from workloads.kv.arguments import Session
+from workloads.kv.backend import Backend
+from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
+from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports.contract import Incoming, Server
+from workloads.transports.epoll import COARSE_S, StreamMaker
+from workloads.transports.stream import Stream, StreamError
+from workloads.transports.stream_server import MAX_BACKLOG, StreamServer
+
+#: Replies gathered before they are sent.
+_BATCH = 65_536
+#: Reads before a client is closed: with data unread the kernel would cut it off before it has read why.
+_DRAIN = 16
+
+
+class _Connection:
+    """A client on a stream."""
+
+    __slots__ = ("busy", "commands", "done", "parser", "session", "stream", "wrong")
+
+    def __init__(self, stream: Stream, limit: int, number: int,
+                 answer: Callable[[_Connection, bytes], None]) -> None:
+        self.stream = stream
+        self.parser = CommandParser(limit)
+        self.session = Session(number)
+        #: What is to be done, in order.
+        self.commands: deque[Command] = deque()
+        #: The store is at it.
+        self.busy = False
+        #: What the store calls with replies that took it some time.
+        self.done = partial(answer, self)
+        #: What was wrong behind the last command; it ends there.
+        self.wrong: RespError | None = None
+
+
+class RespStreamServer(StreamServer):
+    """RESP on streams, one command after the other for each client."""
+
+    def __init__(self, make: StreamMaker, local: Address, limit: int, store: Backend, poll_ns: int = 0) -> None:
+        super().__init__(make, local, limit, lambda _request: None, poll_ns)
+        self._store = store
+        self._clients: dict[int, _Connection] = {}
+        self._numbers = 0
+
+    def received(self, stream: Stream, data: bytes) -> None:
+        client = self._clients.get(stream.fd)
+        if client is None:
+            self._numbers += 1
+            client = self._clients[stream.fd] = _Connection(stream, self._limit, self._numbers,
+                                                                     self._answer)
+        if client.wrong is not None or client.session.closing:
+            return
+        commands, client.wrong = client.parser.take(data)
+        client.commands += commands
+        self._advance(client)
+
+    def interest(self, stream: Stream) -> None:
+        """Wait for what it waits for now; a client that has read its replies gets more."""
+        client = self._clients.get(stream.fd)
+        if client is None:
+            super().interest(stream)
+        else:
+            self._advance(client)
+
+    def forget(self, stream: Stream) -> None:
+        client = self._clients.pop(stream.fd, None)
+        if client is not None:
+            # An answer of the store may still come.
+            client.commands.clear()
+            client.session.closing = True
+        super().forget(stream)
+
+    def _advance(self, client: _Connection) -> None:
+        """Do what can be done for a client, and watch for what it waits for."""
+        stream, commands = client.stream, client.commands
+        while commands and not client.busy and not client.session.closing and stream.backlog <= MAX_BACKLOG:
+            client.busy = True
+            replies = self._store.submit(client.session, commands, client.done, _BATCH)
+            if replies is None:
+                break
+            client.busy = False
+            stream.send(replies)
+        if not stream.watched:
+            return
+        if not client.busy and (client.session.closing or (client.wrong is not None and not commands)):
+            self._part(client)
+            return
+        reading = 0 if commands or client.wrong is not None else select.EPOLLIN
+        self.watch(stream, reading | (select.EPOLLOUT if stream.writing else 0) or select.EPOLLRDHUP)
+
+    def _answer(self, client: _Connection, replies: bytes) -> None:
+        """The store has done what it was given."""
+        stream = client.stream
+        client.busy = False
+        if not stream.watched:
+            return
+        try:
+            stream.send(replies)
+            self._advance(client)
+        except StreamError as e:
+            self.drop(stream, str(e))
+
+    def _part(self, client: _Connection) -> None:
+        """Close, once everything is with the kernel."""
+        stream = client.stream
+        if client.wrong is not None and not client.session.closing:
+            client.session.closing = True
+            self._counters["protocol_errors"] += 1
+            self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {client.wrong}"
+            stream.send(client.wrong.reply())
+        client.commands.clear()
+        if stream.writing:
+            self.watch(stream, select.EPOLLOUT)
+            return
+        for _ in range(_DRAIN):
+            if not stream.receive():
+                break
+        self.forget(stream)
+
+
+class RespMessages:
+    """RESP in messages: the handler of a :class:`~workloads.transports.contract.Server`."""
+
+    def __init__(self, store: Backend, limit: int) -> None:
+        self._store = store
+        self._limit = limit
+        self.protocol_errors = 0
+
+    def handle(self, request: Incoming) -> None:
+        """Do what a request says, or nothing of it if that is not RESP."""
+        commands, wrong = parse_message(request.data, self._limit)
+        if wrong is not None:
+            self.protocol_errors += 1
+            request.reply(wrong.reply())
+            return
+        session = Session()
+        self._go_on(request, session, deque(commands), len(commands), b"")
+
+    def _go_on(self, request: Incoming, session: Session, commands: deque[Command], count: int,
+               replies: bytes) -> None:
+        while commands and len(replies) <= self._limit and not session.closing:
+            before = replies
+
+            def done(more: bytes, before: bytes = before) -> None:
+                self._go_on(request, session, commands, count, before + more)
+
+            more = self._store.submit(session, commands, done, self._limit - len(replies))
+            if more is None:
+                return
+            replies = replies + more if replies else more
+        if len(replies) > self._limit:
+            replies = error(f"ERR the replies are longer than a message, which has {self._limit} bytes; "
+                            f"{count - len(commands)} of {count} commands were done")
+        request.reply(replies)
+
+
+def open_front(settings: Settings, store: Backend) -> tuple[Server, RespMessages | None]:
+    """A front end at ``settings.local``. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
+    if settings.transport in PACKET_TRANSPORTS:
+        messages = RespMessages(store, settings.limit)
+        return transports.open_server(settings, messages.handle), messages
+    if settings.local is None:
+        raise ConfigError("a server needs an address: --addr IP:PORT")
+    return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, settings.limit, store,
+                            settings.poll_ns), None
+
+
+class Service:
+    """Front ends and their store, driven together."""
+
+    def __init__(self, servers: Sequence[Server], store: Backend, poll_ns: int = 0) -> None:
+        self._servers = list(servers)
+        self._store = store
+        self._poll_ns = poll_ns
+        self._epoll: select.epoll | None = None
+        own = store.fileno()
+        if len(servers) > 1 or own is not None:
+            self._epoll = select.epoll()
+            for fd in [*(s.fileno() for s in servers), *([] if own is None else [own])]:
+                self._epoll.register(fd, select.EPOLLIN)
+
+    def drive(self, timeout_s: float) -> None:
+        """One turn: wait, at most this long, until there is something to do, and do it."""
+        if self._epoll is None:
+            self._servers[0].drive(timeout_s)
+        else:
+            self._wait(self._epoll, timeout_s)
+            for server in self._servers:
+                server.poll()
+        self._store.turn()
+
+    def _wait(self, epoll: select.epoll, timeout_s: float) -> None:
+        now = time.monotonic_ns()
+        until = min([now + int(timeout_s * 1e9),
+                     *(wake for s in self._servers if (wake := s.next_wake()) is not None)])
+        spin_until = min(until, now + self._poll_ns)
+        while now < spin_until:
+            if epoll.poll(0):
+                return
+            now = time.monotonic_ns()
+        left = max(0, until - now) / 1e9
+        if left >= COARSE_S:
+            epoll.poll(left)
+        else:
+            select.select([epoll], [], [], left)
+
+    def linger(self, timeout_s: float) -> None:
+        """Let what was answered arrive."""
+        self._store.turn()
+        for server in self._servers:
+            server.linger(timeout_s)
+
+    def drops(self) -> tuple[int, int]:
+        """(received, sent) frames lost for want of buffer, over all front ends."""
+        drops = [server.drops() for server in self._servers]
+        return sum(d[0] for d in drops), sum(d[1] for d in drops)
+
+    def take_late_ns(self) -> int:
+        """Most that a protocol timer was late since this was asked last."""
+        return max(server.take_late_ns() for server in self._servers)
+
+    def close(self) -> None:
+        """Front ends and store stay open: they are whose opened them."""
+        if self._epoll is not None:
+            self._epoll.close()

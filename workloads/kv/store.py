@@ -1,0 +1,212 @@
+"""The keyspace of the embedded store: values by key, when they expire, and an order to scan them in.
+
+No I/O, no clock: ``now`` is an argument everywhere, milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from workloads.kv.resp import Command
+from workloads.kv.zset import SortedSet
+
+Hash = dict[bytes, bytes]
+Value = bytes | Hash | SortedSet
+T = TypeVar("T", bytes, Hash, SortedSet)
+
+#: Keys looked at for each step of active expiry; another step follows while a quarter of them was over.
+_SAMPLE = 20
+_MAX_STEPS = 16
+
+_WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
+
+
+class CommandError(Exception):
+    """A command that cannot be done; the text is the error reply, its kind first."""
+
+
+class Slots:
+    """Keys in a list, each known by its place.
+
+    A key that goes is replaced by the last one. So whoever walks from the end to the start meets every key that
+    is there all the time: a key only ever moves towards the start, to where the walker has not been, or within
+    what it has seen.
+    """
+
+    __slots__ = ("_at", "keys")
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self._at: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def add(self, key: bytes) -> None:
+        """A key that is not there yet."""
+        self._at[key] = len(self.keys)
+        self.keys.append(key)
+
+    def remove(self, key: bytes) -> None:
+        """A key that is there."""
+        at = self._at.pop(key)
+        last = self.keys.pop()
+        if last is not key and last != key:
+            self.keys[at] = last
+            self._at[last] = at
+
+    def before(self, end: int, count: int) -> tuple[list[bytes], int]:
+        """Up to ``count`` keys below place ``end`` (0: the last), and where to go on (0: nowhere)."""
+        end = min(end, len(self.keys)) if end else len(self.keys)
+        start = max(0, end - count)
+        return self.keys[start:end], start
+
+
+class Keyspace:
+    """All keys. Every change that is to survive is in :attr:`journal`, if there is one, in order.
+
+    A journal entry is a command that gives the same change when it is replayed, whenever that is.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Value] = {}
+        self._expires: dict[bytes, int] = {}
+        self._slots = Slots()
+        self._expiring = Slots()
+        #: Where active expiry goes on.
+        self._cursor = 0
+        self.now = 0
+        self.journal: list[Command] | None = None
+        self.expired = 0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    # -- values ----------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Value | None:
+        """The value, unless it is over."""
+        if self._expires and self._over(key):
+            return None
+        return self._values.get(key)
+
+    def typed(self, key: bytes, kind: type[T]) -> T | None:
+        """The value, which must be of a kind, or CommandError."""
+        if self._expires and self._over(key):
+            return None
+        value = self._values.get(key)
+        if value is None or type(value) is kind:
+            return value
+        raise CommandError(_WRONG_TYPE)
+
+    def put(self, key: bytes, value: Value, keep_ttl: bool = False) -> None:
+        """Set a value; when it was to expire is forgotten unless ``keep_ttl``."""
+        if key not in self._values:
+            self._slots.add(key)
+        self._values[key] = value
+        if not keep_ttl and self._expires:
+            self.persist(key)
+
+    def delete(self, key: bytes) -> bool:
+        """Whether it was there."""
+        if self._expires and self._over(key):
+            return False
+        return self._drop(key)
+
+    def clear(self) -> None:
+        """Delete everything."""
+        self._values.clear()
+        self._expires.clear()
+        self._slots, self._expiring = Slots(), Slots()
+
+    def _drop(self, key: bytes) -> bool:
+        if self._values.pop(key, None) is None:
+            return False
+        self._slots.remove(key)
+        self.persist(key)
+        return True
+
+    # -- expiry ----------------------------------------------------------------------------------------------
+
+    def expire_at(self, key: bytes, at: int) -> None:
+        """A key that is there ends at ``at`` (milliseconds)."""
+        if key not in self._expires:
+            self._expiring.add(key)
+        self._expires[key] = at
+
+    def expires_at(self, key: bytes) -> int | None:
+        """None: it does not expire."""
+        return self._expires.get(key)
+
+    def persist(self, key: bytes) -> bool:
+        """Whether it would have expired."""
+        if self._expires.pop(key, None) is None:
+            return False
+        self._expiring.remove(key)
+        return True
+
+    def _over(self, key: bytes) -> bool:
+        at = self._expires.get(key)
+        if at is None or at > self.now:
+            return False
+        self._drop(key)
+        self.expired += 1
+        # Its end is written down: a replay, which lets nothing expire by itself, would otherwise find a value
+        # where a later command found none.
+        if self.journal is not None:
+            self.journal.append([b"DEL", key])
+        return True
+
+    def sweep(self, now: int) -> None:
+        """Look at some of the keys that expire: those that nobody asks for must go as well."""
+        self.now = now
+        for _ in range(_MAX_STEPS):
+            keys, self._cursor = self._expiring.before(self._cursor, _SAMPLE)
+            over = sum([self._over(key) for key in keys])
+            if over * 4 <= _SAMPLE:
+                return
+
+    @property
+    def expiring(self) -> int:
+        """Keys that have an end."""
+        return len(self._expires)
+
+    # -- all keys --------------------------------------------------------------------------------------------
+
+    def scan(self, cursor: int, count: int) -> tuple[list[bytes], int]:
+        """Keys from ``cursor`` on (0: from the beginning), and the next cursor (0: that was all).
+
+        Keys that are there from the first call to the last are given at least once.
+        """
+        keys, following = self._slots.before(cursor, count)
+        return [k for k in keys if not (self._expires and self._over(k))], min(following, len(self._slots))
+
+    def keys(self) -> list[bytes]:
+        """All keys."""
+        return [k for k in list(self._values) if not (self._expires and self._over(k))]
+
+    # -- journal ---------------------------------------------------------------------------------------------
+
+    def log(self, *entry: bytes) -> None:
+        """Note a change."""
+        if self.journal is not None:
+            self.journal.append(list(entry))
+
+    def snapshot(self) -> Iterable[Command]:
+        """Commands that make this keyspace anew."""
+        for key, value in self._values.items():
+            if isinstance(value, bytes):
+                yield [b"SET", key, value]
+            elif isinstance(value, SortedSet):
+                pairs = [x for m, s in value.scores.items() for x in (repr(s).encode(), m)]
+                for at in range(0, len(pairs), 128):
+                    yield [b"ZADD", key, *pairs[at:at + 128]]
+            else:
+                fields = [x for pair in value.items() for x in pair]
+                for at in range(0, len(fields), 128):
+                    yield [b"HSET", key, *fields[at:at + 128]]
+            if (at_ms := self._expires.get(key)) is not None:
+                yield [b"PEXPIREAT", key, b"%d" % at_ms]

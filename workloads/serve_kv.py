@@ -1,0 +1,163 @@
+"""``smtnet serve kv``: the key-value store, on any number of transports at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from smtstack.errors import ConfigError
+from workloads import options, transports
+from workloads.fidelity import FidelityMonitor
+from workloads.kv.aof import FSYNC, Aof
+from workloads.kv.backend import Backend, EmbeddedStore
+from workloads.kv.redis_store import RedisStore
+from workloads.kv.server import RespMessages, Service, open_front
+from workloads.kv.store import Keyspace
+from workloads.transports import Settings
+from workloads.transports.contract import Server
+
+#: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
+_LOOK_S = 0.1
+_LINGER_S = 0.3
+
+_EXAMPLES = """examples:
+  smtnet serve kv --transport tcp --addr 127.0.0.1:7001          # then: redis-cli -p 7001
+  smtnet serve kv --iface vb --addr 10.9.0.2:6001 --keys run.keys --aof store.aof --fsync always
+  smtnet serve kv --iface vb --keys run.keys --listen smt:10.9.0.2:6001 --listen tcp:10.9.0.2:7001
+  smtnet serve kv --transport homa --iface vb --addr 10.9.0.2:5001 --store redis:unix:/run/redis.sock
+
+Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it.
+"""
+
+
+def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``kv`` to the subcommands of ``serve``."""
+    parser = actions.add_parser(
+        "kv", help="a key-value store that speaks RESP", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A key-value store with the commands of Redis. tcp, tls and ktls serve any Redis client; over "
+                    "smt, homa and linux an RPC carries RESP commands and its response their replies.")
+    options.add_transport_options(parser)
+    parser.add_argument("--listen", action="append", default=[], metavar="TRANSPORT:IP:PORT",
+                        help="serve here, with the options above; may be given several times, for one keyspace "
+                             "(default: --transport at --addr)")
+    parser.add_argument("--store", default="embedded", metavar="embedded|redis:unix:/PATH|redis:IP:PORT",
+                        help="who keeps the keys: this process, or a Redis server (default: %(default)s)")
+    parser.add_argument("--aof", type=Path, metavar="FILE",
+                        help="embedded: keep every change in this file, and begin with what it holds")
+    parser.add_argument("--fsync", choices=FSYNC,
+                        help="when changes must be on the disk: before they are acknowledged, each second, or "
+                             "when the kernel likes (default: everysec)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    parser.set_defaults(run=run_kv)
+
+
+def listeners(args: argparse.Namespace) -> list[Settings]:
+    """Where to serve. Raises :class:`ConfigError`."""
+    wanted = [(args.transport, args.addr)] if args.addr is not None else []
+    for text in args.listen:
+        transport, _, where = text.partition(":")
+        if transport not in transports.NAMES:
+            raise ConfigError(f"--listen {text}: {transport!r} is no transport; {', '.join(transports.NAMES)} "
+                              f"are, as smt:10.0.0.2:6001")
+        wanted.append((transport, where))
+    if not wanted:
+        raise ConfigError("a server needs an address: --addr IP:PORT, or --listen TRANSPORT:IP:PORT")
+    return [options.settings(argparse.Namespace(**{**vars(args), "transport": transport, "addr": where}))
+            for transport, where in wanted]
+
+
+def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
+    """The store, and warnings. Raises :class:`ConfigError`."""
+    if args.store != "embedded":
+        if not args.store.startswith("redis:"):
+            raise ConfigError(f"--store {args.store}: embedded, redis:unix:/path or redis:IP:PORT")
+        if args.aof is not None or args.fsync is not None:
+            raise ConfigError("--aof and --fsync are for --store embedded: Redis has a configuration of its own")
+        return RedisStore(args.store), []
+    if args.aof is None:
+        if args.fsync is not None:
+            raise ConfigError("--fsync needs --aof FILE: without it nothing is kept")
+        return EmbeddedStore(Keyspace()), []
+    keys = Keyspace()
+    aof = Aof(args.aof, args.fsync or "everysec", keys)
+    return EmbeddedStore(keys, aof), aof.warnings
+
+
+def run_kv(args: argparse.Namespace) -> int:
+    """The subcommand."""
+    wanted = listeners(args)
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    with ExitStack() as undo:
+        store, warnings = open_store(args)
+        undo.callback(store.close)
+        for warning in warnings:
+            print(f"smtnet: {warning}", file=sys.stderr)
+        servers: list[Server] = []
+        messages: list[RespMessages] = []
+        for settings in wanted:
+            server, handler = open_front(settings, store)
+            undo.callback(server.close)
+            servers.append(server)
+            messages += [handler] if handler is not None else []
+        service = Service(servers, store, args.poll_us * 1000)
+        undo.callback(service.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(signal.signal, number, signal.signal(number, stop))
+        monitor = FidelityMonitor(service)
+        monitor.start()
+        places = ", ".join(f"{s.transport}:{s.local[0]}:{s.local[1]}" for s in wanted if s.local is not None)
+        print(f"serving kv on {places} ({args.store})", file=sys.stderr, flush=True)
+        parent = os.getppid()
+        look_at = time.monotonic()
+        while not stopping:
+            service.drive(_LOOK_S)
+            if (now := time.monotonic()) >= look_at:
+                look_at = now + _LOOK_S
+                # Whoever started us was killed: nobody would ever stop us.
+                stopping = stopping or os.getppid() != parent
+        service.linger(_LINGER_S)
+        result = _result(args, wanted, servers, messages, store, monitor.stop())
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print_table(result)
+    return 0
+
+
+def _result(args: argparse.Namespace, wanted: list[Settings], servers: list[Server], messages: list[RespMessages],
+            store: Backend, fidelity: dict[str, Any]) -> dict[str, Any]:
+    counters: dict[str, int] = {}
+    for server in servers:
+        for name, value in server.counters().items():
+            counters[name] = counters.get(name, 0) + value
+    counters["protocol_errors"] = counters.get("protocol_errors", 0) + sum(m.protocol_errors for m in messages)
+    return {"listeners": [{"transport": s.transport, "address": f"{s.local[0]}:{s.local[1]}"}
+                          for s in wanted if s.local is not None],
+            "nic": args.nic, "store": args.store, "kv": store.counters(), "counters": counters,
+            "fidelity": fidelity,
+            "failure": next((s.last_failure for s in servers if s.last_failure), "")}
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    print(f"served {result['kv']['commands']} commands")
+    for name, value in {**result["kv"], **result["counters"]}.items():
+        if value:
+            print(f"  {name:24}{value:>14,}")
+    if result["failure"]:
+        print(f"smtnet: a connection failed: {result['failure']}", file=sys.stderr)
+    for reason in result["fidelity"]["reasons"]:
+        print(f"smtnet: not faithful: {reason}", file=sys.stderr)
