@@ -121,10 +121,14 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
     ``labels`` are further fields of every row.
     """
     rows: list[Row] = []
-    place = "-".join([topo.replace(",", ""), *(str(value).replace(" ", "") for value in labels.values())])
+    hosts = folder.path / "hosts"
+    hosts.mkdir(exist_ok=True)
+    # Numbered, as a run may compare on the same network more than once.
+    place = "-".join([str(len(list(hosts.iterdir())) + 1), topo.replace(",", ""),
+                      *(str(value).replace(" ", "") for value in labels.values())])
     with open_network(topo, links, progress=progress.say) as net, ExitStack() as stack:
         progress.say(f"{topo}: starting servers and clients")
-        fleets = [stack.enter_context(Fleet(net, topo, setup, folder.path / "hosts" / place, number))
+        fleets = [stack.enter_context(Fleet(net, topo, setup, hosts / place, number))
                   for number, setup in enumerate(compared)]
         for trial in range(1, trials + 1):
             for load in loads:

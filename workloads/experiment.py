@@ -191,6 +191,10 @@ class Fleet:
                    "--addr", f"{host.IP()}:{port}", *setup.options]
         if setup.uses_nic:
             options += ["--nic", setup.nic, "--timeout-resends", str(TIMEOUT_RESENDS)]
+            rate = self.net.rate_mbps(host)
+            if rate is not None:
+                # The pacer keeps to the link; else its queue would overflow in the host itself.
+                options += ["--link-mbps", str(max(1, int(rate)))]
         if setup.poll_us:
             options += ["--poll-us", str(setup.poll_us)]
         return options

@@ -205,16 +205,17 @@ class KvClient:
         """
         if not commands or not all(commands):
             raise ConfigError("there is no command")
-        attempts = 1 + (self._retries if all(map(is_read, commands)) else 0)
-        for left in reversed(range(attempts)):
+        once = not all(map(is_read, commands))
+        for left in reversed(range(1 if once else 1 + self._retries)):
             # A lost connection is made anew. If that fails, nothing was sent.
             self._caller.prepare(1)
             call = KvCall(commands)
             try:
                 return self._finish(call)
             except PeerError as e:
-                if attempts == 1:
-                    raise KvUnknown(f"{e}; whether {_word(commands[0][0])} was carried out is unknown") from None
+                if once:
+                    names = ", ".join(dict.fromkeys(_word(command[0]) for command in commands))
+                    raise KvUnknown(f"{e}; whether {names} was carried out is unknown") from None
                 if not left:
                     raise
         raise AssertionError

@@ -219,7 +219,7 @@ class Loop:
         if self._open:
             oldest, begun = next(iter(self._open.items()))
             age_left = begun + self._timeout_ns - self._clock()
-            if age_left <= 0:
+            if age_left <= 0 and not oldest.ended:  # it may have failed while another was begun
                 self.caller.abort(oldest)
                 return
             left = age_left if left is None else min(left, age_left)

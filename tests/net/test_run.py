@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +159,32 @@ def _find(process: psutil.Process, words: tuple[str, ...]) -> Iterator[psutil.Pr
                 yield child
 
 
+@pytest.mark.parametrize(("number", "code", "said"),
+                         [(signal.SIGINT, 130, "smtnet: interrupted"), (signal.SIGKILL, -9, "")])
+def test_a_signal_ends_a_run_in_the_middle_of_its_load_and_nothing_stays(tmp_path, number, code, said):
+    run = subprocess.Popen(command(tmp_path, "run", "echo", "--seconds", "600", "--trials", "1"), cwd=ROOT,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        parent = psutil.Process(run.pid)
+        end = time.monotonic() + PATIENCE
+        while not [c for c in _find(parent, ("workloads.agent",)) if sum(c.cpu_times()[:2]) > 1]:
+            assert run.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        family = parent.children(recursive=True)
+        run.send_signal(number)
+        # Nobody waits for the load to end, nor (60 s) for a client to notice.
+        output, errors = run.communicate(timeout=30)
+    finally:
+        run.kill()
+    assert (output, run.returncode) == ("", code)
+    assert errors.rstrip().endswith(said)
+    assert "Traceback" not in errors
+    _gone, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    assert not list(tmp_path.rglob("*.keys"))
+
+
 @pytest.mark.parametrize("victim", [("serve", "echo"), ("workloads.agent",)])
 def test_a_killed_peer_ends_the_run_with_its_name(tmp_path, victim):
     run = subprocess.Popen(command(tmp_path, "run", "echo", "--topo", "back2back", "--transport", "smt", "--size",
@@ -179,6 +206,7 @@ def test_a_killed_peer_ends_the_run_with_its_name(tmp_path, victim):
     finally:
         run.kill()
     assert (output, run.returncode) == ("", 1)
+    assert not list(tmp_path.rglob("*.keys"))
     line = [text for text in errors.splitlines() if text.startswith("smtnet: ")]
     assert len(line) == 1
     assert line[0].startswith(f"smtnet: {'h2: echo server' if victim[0] == 'serve' else 'h1: echo client'} ended")

@@ -63,6 +63,8 @@ def test_loss_goes_to_the_wire_if_there_is_one(net: Any):
     ("echo h1 h2 0", "SIZE is '0'"),
     ("echo h1 h9 64", "no host 'h9'; there are h1, h2"),
     ("echo h1 h2 64 10 pigeon", "transport 'pigeon'; here there are smt, homa, tcp, tls"),
+    ("kv h1 h2", "usage: smt kv CLIENT SERVER WORKLOAD"),
+    ("kv h1 h2 a 10 pigeon", "transport 'pigeon'; here there are smt, homa, tcp, tls"),
     ("nic", "usage: smt nic HOST"),
     ("offload h1", "usage: smt offload HOST on"),
     ("offload h1 maybe", "usage: smt offload HOST on"),
@@ -73,7 +75,7 @@ def test_loss_goes_to_the_wire_if_there_is_one(net: Any):
     ("loss s1-h1", "usage: smt loss LINK SHARE"),
     ("loss h1-s1 lots", "a share such as 0.01 or 1%"),
     ("stats h9", "no host 'h9'"),
-    ("quit", "no verb 'quit'; there are echo, nic"),
+    ("quit", "no verb 'quit'; there are echo, kv, nic"),
     ("echo 'h1", "No closing quotation"),
 ])
 def test_wrong_lines_say_what_is_right(net: Any, line: str, text: str):

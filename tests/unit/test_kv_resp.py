@@ -47,6 +47,8 @@ def test_any_split_gives_the_same_commands(commands, steps):
                      b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n", b"$-1\r\n", b"*1000000000\r\n", b"$536870912\r\n"])),
     max_size=30), st.lists(st.integers(1, 40), max_size=40))
 @example([b"*1\r\n$4\r\nPINGxx"], [])
+@example([b"*1\r\n", b"\0" * 33], [5])
+@example([b"*1\r\n$", b"1" * 31, b"\r\n"], [37])
 def test_anything_split_anywhere_gives_the_same_commands_and_the_same_complaint(pieces, steps):
     stream = b"".join(pieces)
     assert parse(stream, steps) == parse(stream, [])

@@ -160,17 +160,17 @@ def test_redis_cli_and_redis_py_over_tls(tmp_path):
     redis = pytest.importorskip("redis")
     made = credentials.make(tmp_path / "run", "tls", {"a": "127.0.0.2", "b": "127.0.0.1"})
     own = made.folder / "a"
-    with serving(*made.server_args("b"), transport="tls", **made.environment("b")) as server:
+    with serving(*made.args("b"), transport="tls", **made.environment("b")) as server:
         tls = ["--tls", "--cacert", str(own / CA), "--cert", str(own / CERTIFICATE), "--key", str(own / KEY)]
         assert cli(server, *tls, "SET", "a", "x" * 100_000) == "OK"
         assert cli(server, *tls, "GET", "a") == "x" * 100_000
-        with redis.Redis(port=server.port, host="127.0.0.1", ssl=True, ssl_ca_certs=str(own / CA),
-                         ssl_certfile=str(own / CERTIFICATE), ssl_keyfile=str(own / KEY)) as client:
-            with client.pipeline(transaction=False) as pipe:
-                for i in range(200):
-                    pipe.set(f"p{i}", "y" * 1000)
-                    pipe.get(f"p{i}")
-                assert pipe.execute()[1::2] == [b"y" * 1000] * 200
+        client = redis.Redis(port=server.port, host="127.0.0.1", ssl=True, ssl_ca_certs=str(own / CA),
+                             ssl_certfile=str(own / CERTIFICATE), ssl_keyfile=str(own / KEY))
+        with client, client.pipeline(transaction=False) as pipe:
+            for i in range(200):
+                pipe.set(f"p{i}", "y" * 1000)
+                pipe.get(f"p{i}")
+            assert pipe.execute()[1::2] == [b"y" * 1000] * 200
         # Whoever has no certificate gets nothing.
         with pytest.raises((redis.ConnectionError, ConnectionError)):
             redis.Redis(port=server.port, ssl=True, ssl_ca_certs=str(own / CA), retry=None).ping()
@@ -186,6 +186,8 @@ def test_protocol_errors_are_told_and_end_the_connection_only(server: Server):
                         b"*1\r\n$4\r\nPINGPONG\r\n", b"x" * 100_000, b"*1\r\n$4\r\nPING\r\n*x\r\n"):
             with server.client() as client:
                 client.sock.sendall(hostile)
+                # Whatever follows is no reason not to tell it.
+                client.sock.sendall(b"\0" * 500_000)
                 data = b""
                 while more := client.sock.recv(65_536):
                     data += more
@@ -206,6 +208,14 @@ def refused(*options: str) -> str:
 
 def server_memory(server: Server) -> int:
     return psutil.Process(server.pid).memory_info().rss
+
+
+def test_who_goes_on_after_that_is_cut_off(server: Server):
+    with server.client() as client:
+        client.sock.sendall(b"*x\r\n")
+        assert client.sock.recv(1000).startswith(b"-ERR Protocol error")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            client.sock.sendall(b"x" * (100 << 20))
 
 
 def test_quit_says_ok_and_does_no_more(server: Server):
@@ -349,9 +359,9 @@ def test_a_real_redis_behind_it():
         assert all(r.startswith(b"-ERR unknown") for r in replies[2::4])
         assert replies[3::4] == [resp.bulk(b"%d" % i) for i in range(1, 2001)]
         # A change of version between commands keeps their order.
-        commands = [c for i in range(50) for c in ([b"SET", b"v", b"%d" % i], [b"HELLO", b"3"], [b"GET", b"v"],
-                                                   [b"HELLO", b"2"])]
-        assert one.send(*commands)[2::4] == [resp.bulk(b"%d" % i) for i in range(50)]
+        commands = [c for i in range(50) for c in ([b"SET", b"v", b"%d" % i], [b"HELLO", b"%d" % (2 + i % 2)],
+                                                   [b"GET", b"v"])]
+        assert one.send(*commands)[2::3] == [resp.bulk(b"%d" % i) for i in range(50)]
         # Nobody gets at what belongs to the connection all of them share.
         for line in ("SUBSCRIBE x", "MULTI", "CONFIG SET maxmemory 1", "SHUTDOWN", "CLIENT REPLY OFF", "SELECT 1",
                      "MONITOR", "BLPOP x 0"):

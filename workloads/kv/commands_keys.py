@@ -14,6 +14,8 @@ from workloads.kv.zset import SortedSet
 
 #: Keys that one SCAN looks at, at most.
 _MAX_COUNT = 100_000
+#: Bytes of a pattern: to read a long one takes long.
+_MAX_PATTERN = 1024
 
 
 def delete(keys: Keyspace, args: Command, _session: Session) -> bytes:
@@ -170,6 +172,8 @@ def _matching(found: list[bytes], pattern: bytes) -> list[bytes]:
 @lru_cache(maxsize=64)
 def glob(pattern: bytes) -> re.Pattern[bytes]:
     r"""Redis's patterns: ``*``, ``?``, ``[a-z]``, ``[^a]``, ``\`` before a character that is meant."""
+    if len(pattern) > _MAX_PATTERN:
+        raise CommandError(f"ERR the pattern is longer than {_MAX_PATTERN} bytes")
     segments = [b""]
     at, size = 0, len(pattern)
     while at < size:
@@ -191,7 +195,7 @@ def glob(pattern: bytes) -> re.Pattern[bytes]:
     first, *others = segments
     # What stands between two stars is taken where it occurs first, and that is never tried again (a look-ahead
     # is not): otherwise a pattern with many stars keeps the server busy for ever.
-    between = [b"(?=(.*?%b))\\%d" % (s, i) for i, s in enumerate([s for s in others[:-1] if s], 1)]
+    between = [b"(?=(?P<s%d>.*?%b))(?P=s%d)" % (i, s, i) for i, s in enumerate(others[:-1])]
     return re.compile(first + b"".join(between) + (b".*" + others[-1] if others else b""), re.DOTALL)
 
 

@@ -1,7 +1,7 @@
 """RESP, the protocol of Redis, version 2 and 3: requests off the wire, replies onto it.
 
 Requests come from anybody, so they are cut here, within limits: what a length claims is compared with the limit
-before anything is kept, and nothing is reserved for what has not come. hiredis could not be told such limits: it
+before anything is kept, and nothing is reserved for what has not come. hiredis cannot be told such limits: it
 makes a list as long as a request says it is, takes arrays in arrays, and does not look at what ends a string.
 Replies come from a server that we chose: ``hiredis.Reader`` turns them into objects, :class:`ReplyCutter` leaves
 them bytes.
@@ -24,7 +24,10 @@ OK = b"+OK\r\n"
 ZERO, ONE = b":0\r\n", b":1\r\n"
 EMPTY_ARRAY = b"*0\r\n"
 
+#: Bytes looked at together, and how the lengths that fit in there are written.
+_WINDOW = 8192
 _COUNTS = {b"*%d" % n: n for n in range(1, 64)}
+_LENGTHS = [b"$%d" % n for n in range(_WINDOW + 1)]
 _SPACES = b" \t\n\r\x0b\x0c\0"
 _ESCAPES = {ord("n"): 10, ord("r"): 13, ord("t"): 9, ord("b"): 8, ord("a"): 7}
 
@@ -78,18 +81,27 @@ class CommandParser:
         commands: list[Command] = []
         at = 0
         try:
-            if not self._left:
-                at = _quick(data, commands, self._limit)
-            at = self._scan(data, at, commands)
+            if self._left:
+                at = self._scan(data, at, commands)
+            if not self._left and len(data) <= self._limit:
+                at = _quick(data, at, commands)
+            self.take_rest(data, at, commands)
         except RespError as e:
             self._args = []
             return commands, e
-        if at < len(data):
-            buffer += data[at:] if at else data
         return commands, None
 
+    def take_rest(self, data: bytes, at: int, commands: list[Command]) -> None:
+        """Take what ``data`` has from ``at`` on, and keep what is incomplete. Raises :class:`RespError`."""
+        before = -1
+        while at != before:
+            before = at
+            at = self._scan(data, at, commands)
+        if at < len(data):
+            self._buffer += data[at:] if at else data
+
     def _scan(self, data: bytes, at: int, commands: list[Command]) -> int:
-        """Take commands one argument after the other; how far it came."""
+        """Take one command, argument after argument; how far it came."""
         size = len(data)
         self._wanted = 1
         while at < size:
@@ -101,8 +113,7 @@ class CommandParser:
                         break
                     if args := split_arguments(data[at:end]):
                         commands.append(args)
-                    at = end + 1
-                    continue
+                    return end + 1
                 end = _line(data, at, _MAX_LENGTH_LINE, "too big mbulk count string")
                 if end < 0:
                     break
@@ -110,10 +121,12 @@ class CommandParser:
                 self._args = []
                 at = end + 2
                 self._size = at - start
+                if not self._left:
+                    break
                 continue
-            end = _line(data, at, _MAX_LENGTH_LINE, "too big bulk count string")
             if data[at] != 36:  # $
                 raise RespError(f"expected '$', got '{printable(data[at:at + 1])}'")
+            end = _line(data, at, _MAX_LENGTH_LINE, "too big bulk count string")
             if end < 0:
                 break
             length = _number(data[at + 1:end], self._limit, "invalid bulk length")
@@ -135,49 +148,51 @@ class CommandParser:
         return at
 
 
-
-def _quick(data: bytes, commands: list[Command], limit: int) -> int:
-    """Whole commands whose arguments have no line end in them: nearly all. How far it came."""
-    if data[:1] != b"*":
-        return 0
-    parts = data.split(CRLF)
-    last = len(parts) - 1  # What follows the last line end.
-    i = at = 0
-    while i < last:
-        count = _COUNTS.get(parts[i])
-        if count is None:
+def _quick(data: bytes, at: int, commands: list[Command]) -> int:
+    """Take short commands whose arguments have no line end in them: nearly all. How far it came."""
+    size = len(data)
+    while data[at:at + 1] == b"*":
+        parts = data[at:at + _WINDOW].split(CRLF)
+        last = len(parts) - 1  # What follows the last line end.
+        i = 0
+        while i < last:
+            count = _COUNTS.get(parts[i])
+            if count is None:
+                break
+            end = i + 1 + 2 * count
+            if end > last:
+                break
+            args = parts[i + 2:end:2]
+            if parts[i + 1:end:2] != [_LENGTHS[len(a)] for a in args]:
+                break
+            commands.append(args)
+            i = end
+        if not i:
             break
-        end = i + 1 + 2 * count
-        if end > last:
-            break
-        args = parts[i + 2:end:2]
-        if parts[i + 1:end:2] != [b"$%d" % len(a) for a in args]:
-            break
-        size = len(parts[i]) + 2 + sum(map(len, parts[i + 1:end])) + 4 * count
-        if size > limit:
-            break
-        commands.append(args)
-        at += size
-        i = end
+        rest = sum(map(len, parts[i:])) + 2 * (last - i)
+        at = min(size, at + _WINDOW) - rest
     return at
 
 
 def parse_message(data: bytes, limit: int) -> tuple[list[Command], RespError | None]:
     """The commands of a message, which holds whole ones only."""
     commands: list[Command] = []
-    if data and _quick(data, commands, limit) == len(data):
-        return commands, None
-    parser = CommandParser(limit)
-    commands, wrong = parser.take(data)
-    if wrong is None and (parser.unfinished or not commands):
-        wrong = RespError("the message does not end with a whole command")
-    return commands, wrong
+    at = _quick(data, 0, commands) if len(data) <= limit else 0
+    if at < len(data) or not data:
+        parser = CommandParser(limit)
+        try:
+            parser.take_rest(data, at, commands)
+        except RespError as e:
+            return commands, e
+        if parser.unfinished or not commands:
+            return commands, RespError("the message does not end with a whole command")
+    return commands, None
 
 
 def _line(data: bytes, at: int, limit: int, complaint: str, end: bytes = CRLF) -> int:
     """Where the line that begins at ``at`` ends; -1: not here yet."""
     found = data.find(end, at, at + limit + len(end))
-    if found < 0 and len(data) - at > limit:
+    if found < 0 and len(data) - at >= limit + len(end):
         raise RespError(complaint)
     return found
 

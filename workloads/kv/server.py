@@ -8,9 +8,11 @@ an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from smtstack.errors import ConfigError
@@ -27,14 +29,14 @@ from workloads.transports.stream_server import MAX_BACKLOG, StreamServer
 
 #: Replies gathered before they are sent.
 _BATCH = 65_536
-#: Reads before a client is closed: with data unread the kernel would cut it off before it has read why.
-_DRAIN = 16
+#: Bytes that a client may send after it was told that it is over.
+_DRAIN = 1 << 20
 
 
 class _Connection:
     """A client on a stream."""
 
-    __slots__ = ("busy", "commands", "done", "parser", "session", "stream", "wrong")
+    __slots__ = ("busy", "commands", "done", "drained", "parser", "session", "stream", "wrong")
 
     def __init__(self, stream: Stream, limit: int, number: int,
                  answer: Callable[[_Connection, bytes], None]) -> None:
@@ -49,6 +51,8 @@ class _Connection:
         self.done = partial(answer, self)
         #: What was wrong behind the last command; it ends there.
         self.wrong: RespError | None = None
+        #: Bytes it has sent since it was told so.
+        self.drained = 0
 
 
 class RespStreamServer(StreamServer):
@@ -66,7 +70,12 @@ class RespStreamServer(StreamServer):
             self._numbers += 1
             client = self._clients[stream.fd] = _Connection(stream, self._limit, self._numbers,
                                                                      self._answer)
-        if client.wrong is not None or client.session.closing:
+        if client.session.closing:
+            client.drained += len(data)
+            if client.drained > _DRAIN:
+                self.forget(stream)
+            return
+        if client.wrong is not None:
             return
         commands, client.wrong = client.parser.take(data)
         client.commands += commands
@@ -119,7 +128,10 @@ class RespStreamServer(StreamServer):
             self.drop(stream, str(e))
 
     def _part(self, client: _Connection) -> None:
-        """Close, once everything is with the kernel."""
+        """Say that it is over, once everything is with the kernel.
+
+        The client closes. If we did, while it still sends, the kernel would cut it off before it has read why.
+        """
         stream = client.stream
         if client.wrong is not None and not client.session.closing:
             client.session.closing = True
@@ -127,13 +139,11 @@ class RespStreamServer(StreamServer):
             self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {client.wrong}"
             stream.send(client.wrong.reply())
         client.commands.clear()
-        if stream.writing:
-            self.watch(stream, select.EPOLLOUT)
-            return
-        for _ in range(_DRAIN):
-            if not stream.receive():
-                break
-        self.forget(stream)
+        if not stream.writing:
+            with suppress(OSError):
+                # Not of the class of TLS, which would not read any more.
+                socket.socket.shutdown(stream.sock, socket.SHUT_WR)
+        self.watch(stream, select.EPOLLOUT if stream.writing else select.EPOLLIN)
 
 
 class RespMessages:
