@@ -12,7 +12,7 @@ CODE = $(wildcard smtstack workloads topo controllers tests)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
-	redis-server:redis-server redis-cli:redis-tools
+	redis-check-rdb:redis-tools
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:

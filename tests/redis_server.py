@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from workloads import redis_program
 from workloads.kv import resp
 from workloads.kv.resp import ReplyCutter
 
@@ -24,18 +25,19 @@ def need(*programs: str) -> None:
     """Skip, by name, what this machine lacks."""
     for program in programs:
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed (Debian: redis-server, redis-tools)")
+            pytest.skip(f"{program} is not installed (Debian: redis-tools)")
 
 
 @contextmanager
 def redis_server() -> Iterator[tuple[Path, int]]:
     """Its socket, and its process."""
-    need("redis-server")
+    if not redis_program.is_installed():
+        pytest.skip("no redis-server (Debian: redis-tools)")
     # pytest's folders have names too long for a socket.
     with tempfile.TemporaryDirectory(prefix="smtnet-") as folder:
         path = Path(folder) / "redis.sock"
-        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no",
-                   "--dir", folder]
+        command = [redis_program.redis_server(Path(folder)), "--port", "0", "--unixsocket", str(path),
+                   "--save", "", "--appendonly", "no", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout is not None

@@ -1,7 +1,7 @@
 """A key-value server and YCSB clients on a network: a :class:`Fleet` of them.
 
-The store is ours in the server's memory, or a Redis of its own for each fleet (Debian's ``redis-server``), behind
-our front end by a Unix socket or, ``direct``, asked by the clients themselves.
+The store is ours in the server's memory, or a Redis of its own for each fleet, behind our
+front end by a Unix socket or, ``direct``, asked by the clients themselves.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from topo.commands import die_with_parent
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
+from workloads import redis_program
 from workloads.experiment import Fleet, Measured, Setup, await_text, finish
 from workloads.kv_client import require_hiredis
 from workloads.load import Load
@@ -40,8 +41,8 @@ def check(transport: str, store: str, direct: bool) -> None:
     require_hiredis()
     if direct and (store, transport) != ("redis", "tcp"):
         raise ConfigError("--direct asks a stock Redis, which speaks plain TCP: --store redis --transport tcp")
-    if store == "redis" and shutil.which("redis-server") is None:
-        raise Unsupported("--store redis needs redis-server: apt-get install redis-server")
+    if store == "redis" and not redis_program.is_installed():
+        raise Unsupported("--store redis needs a Redis: apt-get install redis-tools")
 
 
 class KvFleet(Fleet):
@@ -89,9 +90,10 @@ class KvFleet(Fleet):
 
     def _redis(self, host: SmtHost, log: Path, *options: str) -> subprocess.Popen[Any]:
         """Keeps nothing on disk."""
+        folder = self._private_folder()
         with log.open("w") as out:
             process: subprocess.Popen[Any] = host.popen(
-                ["redis-server", "--save", "", "--appendonly", "no", "--dir", str(self._private_folder()),
+                [redis_program.redis_server(folder), "--save", "", "--appendonly", "no", "--dir", str(folder),
                  *options],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=host_environment(),
                 preexec_fn=die_with_parent)

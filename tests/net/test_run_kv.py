@@ -16,13 +16,14 @@ import pytest
 
 from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, run
 from tests.net.test_mn import SMT, answers, mn
+from workloads import redis_program
 
 pytestmark = pytest.mark.root
 
 #: Seconds for a whole run on a loaded machine.
 PATIENCE = 120
-redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server (apt-get install "
-                                                                        "redis-server)")
+redis = pytest.mark.skipif(not redis_program.is_installed(),
+                           reason="no redis-server (apt-get install redis-tools)")
 
 
 def command(folder: Path, *args: str) -> list[str]:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
-from workloads import credentials
+from workloads import credentials, redis_program
 from workloads.kv import resp
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend, EmbeddedStore
@@ -381,8 +381,8 @@ def test_a_redis_that_goes_away_is_an_error_and_its_return_is_noticed():
             assert time.monotonic() < end, reply
         assert client.one("PING") == b"+PONG\r\n"
         path.unlink(missing_ok=True)
-        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir",
-                   str(path.parent)]
+        command = [redis_program.redis_server(path.parent), "--port", "0", "--unixsocket", str(path), "--save", "",
+                   "--dir", str(path.parent)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as anew:
             try:
                 while (reply := client.one("GET a")) != b"$-1\r\n":
