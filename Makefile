@@ -97,6 +97,7 @@ bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (sm
 			echo 'bench: not root: the half on a cable (smtnet bench wire) is left out' >&2
 		else
 			$(BIN)/smtnet bench wire $(ARGS)
+			$(BIN)/smtnet reproduce fig8 --quick
 		fi
 	}
 	bench
