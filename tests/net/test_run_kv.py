@@ -163,8 +163,9 @@ def _find(process: psutil.Process, word: str) -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            line = child.cmdline()
-            if line and "mnexec" not in line[0] and any(part.startswith(word) for part in line):
+            # Redis writes its path and its socket into one word.
+            words = " ".join(child.cmdline()).split()
+            if words and "mnexec" not in words[0] and any(Path(w).name == word for w in words):
                 found.append(child)
     return found
 
