@@ -21,6 +21,7 @@ from smtstack.errors import SmtError
 from smtstack.nic.device import NicConfig
 from smtstack.transport.events import Event, Request, Response
 from smtstack.transport.params import TransportParams
+from topo.probes import is_compiled
 from workloads import bench_wire
 from workloads.pair import MemoryPair
 
@@ -108,7 +109,7 @@ def run_bench(quick: bool, rounds: int) -> dict[str, Any]:
     """Every figure of the table."""
     small, bulk = (4000, 20) if quick else (20_000, 100)
     result: dict[str, Any] = {
-        "python": platform.python_version(), "compiled": _compiled(), "concurrency": CONCURRENCY,
+        "python": platform.python_version(), "compiled": is_compiled(), "concurrency": CONCURRENCY,
         "rounds": rounds, "rpc_per_s": {}, "mb_per_s": {}}
     # Interleaved: a machine that slows down in mid-run slows all systems down.
     samples: dict[tuple[str, int], list[float]] = {}
@@ -130,18 +131,14 @@ def run_bench(quick: bool, rounds: int) -> dict[str, Any]:
     at64 = {s: v["median"] for s, v in result["rpc_per_s"]["64"].items()}
     result["ratios_64B"] = {"smt-sw/homa": round(at64["smt-sw"] / at64["homa"], 3),
                             "smt-hw/smt-sw": round(at64["smt-hw"] / at64["smt-sw"], 3)}
-    result["profile_64B_smt_sw"] = profile_small(4000 if quick else 20_000)
+    # The profiler sees calls of Python functions: compiled ones have none.
+    result["profile_64B_smt_sw"] = None if result["compiled"] else profile_small(4000 if quick else 20_000)
     return result
 
 
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)
-
-
-def _compiled() -> bool:
-    from smtstack.transport import endpoint
-    return not str(endpoint.__file__).endswith(".py")
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -154,6 +151,8 @@ def _print_table(result: dict[str, Any]) -> None:
               f"{result['rpc_per_s']['1024'][system]['median']:>14,}{result['mb_per_s'][system]:>12,}")
     print("ratios at 64 B: " + ", ".join(f"{k} {v}" for k, v in result["ratios_64B"].items()))
     profile = result["profile_64B_smt_sw"]
+    if profile is None:
+        return
     print("time of a 64 B smt-sw RPC: " + ", ".join(f"{k} {v:.0%}" for k, v in profile["share"].items()))
     for line in profile["dearest"]:
         print("  " + line)
