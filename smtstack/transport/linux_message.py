@@ -231,7 +231,9 @@ class LinuxIn(InMessage):
     def doubt(self) -> list[tuple[int, int]]:
         offset = len(self._data)
         if offset in self._packets and not self._gaps.holes:
-            return self._drop(offset)
+            self._drop(offset)
+            # Not just what is dropped: the end of the message may be missing as well.
+            return self.missing()
         return []
 
     def missing(self) -> list[tuple[int, int]]:

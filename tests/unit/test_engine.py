@@ -109,6 +109,28 @@ def test_server_gone_in_mid_message() -> None:
     rig.assert_empty()
 
 
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+def test_an_end_that_is_lost_again_and_again_arrives_at_last(profile: str) -> None:
+    """Longer than it takes to doubt what is there: after that, too, all that is missing must be asked for."""
+    lost = 0
+
+    def path(from_client: bool, frame: bytes) -> list[bytes]:
+        nonlocal lost
+        # The response's second packet, of two: shorter than a full one, longer than any control packet.
+        if not from_client and 150 < len(frame) < 1400 and rig.now < 60_000_000:
+            lost += 1
+            return []
+        return [frame]
+
+    # A server that is asked does not ask for acknowledgements, which would help.
+    rig = Rig(profile, TransportParams(timeout_resends=30, request_ack_ticks=20), tamper=path)
+    rig.request(content(1, 2000))
+    rig.run()
+    assert lost > 3
+    assert rig.answered() == 1
+    rig.assert_empty()
+
+
 def test_abort_frees_both_ends() -> None:
     rig = Rig("smt")
     rpc = rig.request(content(1, 100_000))
