@@ -1,5 +1,5 @@
 """Imports point one way: wire <- crypto <- transport <- nic, capture <- io, sim <- socket, aio <- topo <-
-workloads.
+controllers <- workloads.
 
 And the lower half does no I/O and reads no clock, which is what lets sim replay it.
 """
@@ -27,8 +27,10 @@ RANK = {
     "smtstack.socket": 6,
     "smtstack.aio": 7,  # the asyncio face of smtstack.socket
     "topo": 8,  # starts workloads by their command line, never by import
-    "controllers": 8,
-    "workloads": 9,
+    "controllers": 9,
+    "topo.mn_plugin": 10,  # plain mn's entrance to all that, as workloads is ours
+    "topo.mn": 11,
+    "workloads": 11,
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.nic"}
@@ -147,6 +149,10 @@ def test_no_module_is_too_long():
         ("smtstack.sim.clock", "import smtstack.io"),
         ("smtstack.socket", "import smtstack.aio"),
         ("topo.lab", "import workloads.cli"),
+        ("topo.network", "from controllers.plan import Plan"),
+        ("topo.network", "from topo import mn_plugin"),
+        ("controllers.plan", "import topo.mn"),
+        ("topo.mn", "import workloads.cli"),
         ("controllers.app", "import workloads.cli"),
         ("smtstack.aio", "import mininet.net"),
         ("smtstack.io.udp", "from ryu.lib import packet"),
@@ -174,6 +180,8 @@ def test_checker_reports(module, source):
         ("smtstack.io.udp", "import socket"),
         ("workloads.cli", "import smtstack.aio\nimport mininet.net\nimport topo.network\nfrom . import bench"),
         ("smtstack.errors", "import smtstack"),
+        ("controllers.fabric", "from topo.topologies import SmtTopo"),
+        ("topo.mn_plugin", "from controllers.controller import RyuController\nfrom topo import network"),
     ],
 )
 def test_checker_accepts(module, source):

@@ -45,6 +45,12 @@ def offload(net: Any, host: str, on: bool | None) -> None:
     _state_to_change(net, host).set_feature(OFFLOAD, on)
 
 
+def spread(net: Any, paths: int) -> None:
+    """Have all smart NICs spread the messages to one peer over so many paths; 1: as they do by themselves."""
+    for node in net.hosts if paths > 1 else []:
+        _state_to_change(net, node.name).set_paths(paths)
+
+
 def stats(net: Any, host: str | None = None) -> dict[str, dict[str, Any]]:
     """Counters that are not zero: by host, and (for all hosts) by link and direction where there is a wire.
 
@@ -96,6 +102,45 @@ def loss(net: Any, link: str, share: float) -> str:
     return (f"{name}: {share:.3%} of the smt and homa frames are lost, by the NIC of "
             f"{' and '.join(node.name for node in hosts)}; tcp and tls lose none, since the link has no wire "
             "(start with --link smartnic,wire=yes)")
+
+
+def paths(net: Any, src: str, dst: str) -> list[str]:
+    """The ways from one host to another, a line for each of the controller's paths."""
+    answer = _controller_of(net).paths(find_host(net, src).name, find_host(net, dst).name)
+    lines = []
+    for number, way in enumerate(answer["paths"]):
+        own = "  <- what names no path" if number == answer["flow_path"] else ""
+        lines.append(f"path {number}: {src} -> {' -> '.join(way)} -> {dst}{own}")
+    return lines or [f"{dst} cannot be reached from {src} now"]
+
+
+def links(net: Any) -> list[str]:
+    """What went over every link, both ways, and whether the controller uses it."""
+    controller = _controller_of(net)
+    found, down = controller.counters(), set(controller.status()["links"]["down"])
+    lines = [f"{'from':<12} {'to':<12} {'state':<6} {'packets':>12} {'bytes':>16} {'dropped':>8}"]
+
+    def line(source: str, to: str, state: str, counts: dict[str, Any], way: str) -> None:
+        numbers = [counts.get(f"{way}_{what}", 0) for what in ("packets", "bytes", "dropped")]
+        queued = sum(c["dropped"] for c in counts["priorities"].values()) if way == "tx" else 0
+        lines.append(f"{source:<12} {to:<12} {state:<6} {numbers[0]:>12} {numbers[1]:>16} "
+                     f"{numbers[2] + queued:>8}")
+
+    for link in found["links"]:
+        state = "down" if link["link"] in down else "up"
+        for end, other in ((link["a"], link["b"]), (link["b"], link["a"])):
+            line(end["interface"], other["switch"], state, end, "tx")
+    for port in found["hosts"]:
+        line(port["interface"], port["host"], "up", port, "tx")
+        line(port["host"], port["interface"], "up", port, "rx")
+    return lines
+
+
+def _controller_of(net: Any) -> Any:
+    for controller in net.controllers:
+        if hasattr(controller, "paths"):
+            return controller
+    raise ConfigError("no controller knows the paths here; start with --controller fanout")
 
 
 # -- finding things --------------------------------------------------------------------------------------------
@@ -231,6 +276,17 @@ def _loss(net: Any, args: list[str]) -> str:
     return loss(net, link, parse_share("loss", share))
 
 
+def _paths(net: Any, args: list[str]) -> str:
+    src, dst = args
+    return "\n".join(paths(net, src, dst))
+
+
+def _links(net: Any, args: list[str]) -> str:
+    if args:
+        raise ValueError(args)
+    return "\n".join(links(net))
+
+
 def _help(_net: Any, _args: list[str]) -> str:
     return "\n".join(f"  smt {usage:<44} {meaning}" for _run, usage, meaning in VERBS.values())
 
@@ -250,6 +306,8 @@ VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
     "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),
     "pcap": (_pcap, "pcap HOST start [FILE] [--host-side] | stop", "record what its NIC sends and receives"),
     "loss": (_loss, "loss LINK SHARE", "lose frames on a link, as: smt loss s1-h2 1%"),
+    "paths": (_paths, "paths HOST HOST", "the ways between them (--controller fanout)"),
+    "links": (_links, "links", "what every link carried (--controller fanout)"),
     "help": (_help, "help", "this list"),
 }
 
@@ -270,7 +328,10 @@ def run_verb(net: Any, line: str) -> str:
 
 
 def do_smt(self: Any, line: str) -> None:
-    """Echo, YCSB, smart NICs, captures, loss. Usage: smt echo|kv|nic|offload|stats|pcap|loss|help ..."""
+    """Echo, YCSB, smart NICs, captures, loss, paths.
+
+    Usage: smt echo|kv|nic|offload|stats|pcap|loss|paths|links|help ...
+    """
     try:
         output(run_verb(self.mn, line) + "\n")
     except SmtError as e:

@@ -154,7 +154,7 @@ def _crypto(facts: Facts) -> Iterator[Check]:
 
 def _python_side(facts: Facts) -> Iterator[Check]:
     yield Check("protocol code", "ok", "compiled" if facts.compiled else "interpreted (compiled: make compiled)")
-    yield Check("ryu", "ok", "can be imported") if not facts.ryu else Check(
+    yield Check("ryu", "ok", "a controller starts and listens") if not facts.ryu else Check(
         "ryu", "warn", f"no OpenFlow controller ({facts.ryu})", "make venv")
     for name, there, without in (("matplotlib", facts.matplotlib, "no pictures"),
                                  ("rich", facts.rich, "plain tables")):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mininet.link import Intf, Link
-from mininet.node import Host
+from mininet.node import Host, Switch
 
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io.namespaces import within
@@ -48,6 +48,8 @@ class LinkOptions:
 
     rate_mbps: float | None = None
     """Megabits per second on the cable, 24 bytes a frame included; None: as fast as the machine."""
+    fabric_mbps: float | None = None
+    """The rate of links between switches; None: as all others. A lower one moves the bottleneck into the network."""
     buffer_bytes: int = 100_000
     """Of each of the eight priorities, at either end; only with a rate."""
     mtu: int = 1500
@@ -76,8 +78,9 @@ class LinkOptions:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"link option {name} is {getattr(self, name)!r}; one of {', '.join(choices)}")
-        if self.rate_mbps is not None:
-            check_rate(self.rate_mbps)
+        for rate in (self.rate_mbps, self.fabric_mbps):
+            if rate is not None:
+                check_rate(rate)
         if not _LEAST_MTU <= self.mtu <= _MOST_MTU:
             raise ConfigError(f"link option mtu is {self.mtu}; from {_LEAST_MTU} to {_MOST_MTU}")
         if self.buffer_bytes < self.mtu + 14:
@@ -130,7 +133,7 @@ def _value(name: str, value: Any) -> Any:
         return parse_share(name, str(value))
     if name in _CHOICES or name == "nic":
         return value
-    if name == "rate_mbps" and value in (None, "none"):
+    if name in ("rate_mbps", "fabric_mbps") and value in (None, "none"):
         return None
     try:
         return int(value) if _KINDS[name] is int else float(value)
@@ -190,6 +193,8 @@ class SmtLink(Link):
     def __init__(self, node1: Any, node2: Any, options: LinkOptions | None = None, **params: Any) -> None:
         given = {name: params.pop(name) for name in NAMES if name in params}
         self.options = (options or LinkOptions()).changed(given)
+        if self.options.fabric_mbps is not None and isinstance(node1, Switch) and isinstance(node2, Switch):
+            self.options = replace(self.options, rate_mbps=self.options.fabric_mbps)
         self.wire: Wire | None = None
         self._states: list[NicState] = []
         self._made: list[tuple[str, int | None]] = []

@@ -19,7 +19,15 @@ from topo.interpreter import borrow_packages as _borrow_packages  # noqa: E402
 
 _borrow_packages()
 try:
-    from topo.mn_plugin import hosts, install, links, switches, tests, topos  # noqa: F401
+    from topo.mn_plugin import (  # noqa: F401
+        controllers,
+        hosts,
+        install,
+        links,
+        switches,
+        tests,
+        topos,
+    )
 except ImportError as _e:
     # mn would catch it, and then end the Mininet runs of everybody on this machine.
     _sys.exit(f"smtnet: {_e}; run 'make venv' in {_ROOT}, or mn with the Python of {_ROOT}/.venv")

@@ -21,13 +21,14 @@ import mininet.net
 from mininet.log import debug, error, output
 from mininet.util import splitArgs
 
+from controllers.controller import RyuController, checked
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import cli_verbs, ovs
 from topo.echo import pairs_of, run_pairs, table
 from topo.host import SmtHost
 from topo.interpreter import host_python
 from topo.links import LinkOptions, SmtLink
-from topo.switches import AutoSwitch
+from topo.switches import AutoSwitch, choose
 from topo.topologies import TOPOS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
@@ -69,6 +70,7 @@ topos = TOPOS
 hosts = {"smt": SmtHost}
 links = {"smartnic": SmtLink}
 switches = {"auto": AutoSwitch}
+controllers = {"fanout": RyuController}
 tests = {"smtecho": smtecho}
 
 
@@ -95,6 +97,9 @@ def _mend_networks(kind: Any) -> None:
         first(self, *args, **params)
 
     def start_and_widen(self: Any) -> None:
+        ours = [c for c in self.controllers if isinstance(c, RyuController)]
+        for controller in ours:
+            controller.take(self)
         start(self)
         if any(getattr(switch, "datapath", "") == "user" and isinstance(switch, AutoSwitch)
                for switch in self.switches):
@@ -102,6 +107,9 @@ def _mend_networks(kind: Any) -> None:
                 ovs.widen_buffers()
             except SmtError as e:
                 error(f"*** {e}\n")
+        for controller in ours:
+            controller.ready()
+            cli_verbs.spread(self, controller.message_paths)
 
     def stop(self: Any) -> None:
         cli_verbs.release(self)
@@ -139,19 +147,34 @@ def _check(options: Any) -> None:
     names = vars(sys.modules["__main__"])
     for option, known in (("topo", names["TOPOS"]), ("host", names["HOSTS"]), ("link", names["LINKS"]),
                           ("switch", names["SWITCHES"])):
-        name = getattr(options, option).partition(",")[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"--{option} {name}: unknown; {hint}there are {', '.join(sorted(known))}")
+        _known(option, getattr(options, option).partition(",")[0], known)
     link, args, params = splitArgs(options.link)
     if link == "smartnic":
         if args:
             raise ConfigError(f"--link {options.link}: options have names, as in --link smartnic,loss=1%")
         LinkOptions().changed(params)
+    switch, kinds, named = splitArgs(options.switch)
+    automatic = switch == "auto"
+    for text in options.controller or []:
+        name, args, params = splitArgs(text)
+        _known("controller", name, names["CONTROLLERS"])
+        if name == "fanout":
+            if args:
+                raise ConfigError(f"--controller {text}: options have names, as in --controller "
+                                  "fanout,multipath=message,seed=2")
+            checked(params)
+            if automatic:
+                choose(str(named.get("kind", kinds[0] if kinds else "auto")), controlled=True)
     # It switches by itself; without this, mn refuses to start where no controller is installed.
-    if options.switch.partition(",")[0] == "auto" and not options.controller:
+    if automatic and not options.controller:
         options.controller = ["none"]
+
+
+def _known(option: str, name: str, known: dict[str, Any]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--{option} {name}: unknown; {hint}there are {', '.join(sorted(known))}")
 
 
 def _exit_code(problem: Exception) -> int:
@@ -172,7 +195,8 @@ def _stop_networks() -> None:
             net.stop()
         except Exception:  # it was half made, and Mininet stops at the first thing that is not there
             debug(traceback.format_exc())
-            for end in (*(link.stop for link in net.links), *(switch.stop for switch in net.switches),
+            for end in (*(controller.stop for controller in net.controllers), *(link.stop for link in net.links),
+                        *(switch.stop for switch in net.switches),
                         *(node.terminate for node in (*net.switches, *net.hosts))):
                 with contextlib.suppress(Exception):
                     end()

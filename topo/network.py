@@ -11,12 +11,14 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from mininet.log import lg
 from mininet.net import Mininet
+from mininet.node import Switch
 
-from smtstack.errors import SmtError
+from smtstack.errors import ConfigError, SmtError
+from smtstack.io.nic_state import NicState
 from topo import ovs, sandbox, switches
 from topo.commands import in_namespace, run
 from topo.host import SmtHost
@@ -36,15 +38,44 @@ def _silent(_text: str) -> None:
     pass
 
 
+class NetController(Protocol):
+    """What a network needs of a controller. It is one of Mininet's, too (``name``, ``IP()``, ``port``)."""
+
+    def take(self, net: Any) -> None:
+        """Look at a network that is built, before its switches start."""
+
+    def start(self) -> None:
+        """Listen. Raises :class:`SmtError` if it cannot."""
+
+    def ready(self, timeout_s: float = ...) -> None:
+        """Wait until every switch has its rules. Raises :class:`SmtError` with the reason if one does not take
+        them, or time is up."""
+
+    def stop(self) -> None:
+        """End. May be called twice."""
+
+    def pids(self) -> list[int]:
+        """Its processes."""
+
+    @property
+    def message_paths(self) -> int:
+        """Over how many paths the hosts' NICs are to spread the messages to one peer; 1: they choose none. Known
+        when it is ready."""
+
+
 class SmtNet(Mininet):
     """Mininet with our hosts, links and switches. ``flows``: the pairs (client, server) of hosts, as the topology
-    has them. ``switch_kind``: one of :data:`topo.switches.DATAPATHS`, or "" where there is no switch."""
+    has them. ``switch_kind``: one of :data:`topo.switches.DATAPATHS`, or "" where there is no switch. ``paths``:
+    over how many paths a NIC spreads the messages to one peer."""
 
     hosts: list[SmtHost]
     links: list[SmtLink]
 
-    def __init__(self, topo: SmtTopo, links: LinkOptions, switch_kind: str = "") -> None:
+    def __init__(self, topo: SmtTopo, links: LinkOptions, switch_kind: str = "",
+                 controller: NetController | None = None) -> None:
         self.switch_kind = switch_kind
+        self.switch_controller = controller
+        self.paths = 1
         self._started = False
         self._cable_drops = 0
         # Mininet would change limits and sysctls of the whole machine. Ours: a host holds some descriptors.
@@ -57,14 +88,25 @@ class SmtNet(Mininet):
         self.flows: list[tuple[SmtHost, SmtHost]] = []
 
     def start(self) -> None:
-        """Make it all, with every host knowing every other's MAC address."""
+        """Make it all. Hosts know each other's MAC addresses, unless a controller has the switches answer."""
         self._started = True
+        controller = self.switch_controller
+        if controller is not None:
+            self.build()
+            controller.take(self)
+            self.addController(controller)
         super().start()
         self.flows = [(self[client], self[server]) for client, server in self.topo.flows]
-        for host in self.hosts:
-            host.set_neighbours({h.IP(): h.MAC() for h in self.hosts if h is not host})
+        if controller is None:
+            for host in self.hosts:
+                host.set_neighbours({h.IP(): h.MAC() for h in self.hosts if h is not host})
         if self.switch_kind.startswith("ovs"):
             ovs.widen_buffers()
+        if controller is not None:
+            controller.ready()
+            self.paths = controller.message_paths
+            for host in self.hosts if self.paths > 1 else []:
+                NicState.open(host.defaultIntf().name, pid=host.pid).set_paths(self.paths)
         # While it is put together, the kernel greets ends that are not up yet.
         self._cable_drops = self._cables()
 
@@ -75,7 +117,9 @@ class SmtNet(Mininet):
         self._started = False
         for host in self.hosts:
             host.end_programs()
-        steps = [*(link.stop for link in self.links), *(switch.stop for switch in self.switches),
+        controllers = [] if self.switch_controller is None else [self.switch_controller]
+        steps = [*(controller.stop for controller in controllers),
+                 *(link.stop for link in self.links), *(switch.stop for switch in self.switches),
                  *(node.terminate for node in (*self.hosts, *self.switches))]
         for step in steps:
             # A network that is broken already cannot be taken down in order; why it broke is what matters, and
@@ -89,8 +133,10 @@ class SmtNet(Mininet):
         return rate
 
     def emulator_pids(self) -> list[int]:
-        """Processes that are the network itself: Open vSwitch, wires."""
+        """Processes that are the network itself: Open vSwitch, wires, the controller."""
         pids = [link.wire.pid for link in self.links if link.wire is not None]
+        if self.switch_controller is not None:
+            pids += self.switch_controller.pids()
         switchd = ovs.pid() if self.switch_kind.startswith("ovs") else None
         return pids if switchd is None else [*pids, switchd]
 
@@ -109,6 +155,20 @@ class SmtNet(Mininet):
                 "wire": sum(w.drops() for w in wires), "cables": self._cables() - self._cable_drops,
                 "queues": queues, "impairments": asked}
 
+    def fabric_octets(self) -> dict[str, int]:
+        """Bytes that switches have sent each other, by direction, as ``s1>s3``: which ways are in use. From the
+        Ethernet header on, without the 24 bytes of the cable."""
+        sent = {entry["ifname"]: int(entry["stats64"]["tx"]["bytes"])
+                for entry in json.loads(run(["ip", "-j", "-s", "link", "show"]))}
+        octets: dict[str, int] = {}
+        for link in self.links:
+            one, two = link.intf1, link.intf2
+            if isinstance(one.node, Switch) and isinstance(two.node, Switch):
+                for here, there in ((one, two), (two, one)):
+                    way = f"{here.node.name}>{there.node.name}"
+                    octets[way] = octets.get(way, 0) + sent[here.name]
+        return octets
+
     def _cables(self) -> int:
         names = {i.name for link in self.links for i in (link.intf1, link.intf2)}
         drops = 0
@@ -118,13 +178,15 @@ class SmtNet(Mininet):
                     drops += int(entry["stats64"]["tx"]["dropped"])
         return drops
 
-    def reachable(self) -> None:
-        """Raises :class:`SmtError`, naming the hosts, unless full frames pass between those that talk."""
+    def reachable(self, all_pairs: bool = False) -> None:
+        """Raises :class:`SmtError`, naming the hosts, unless full frames pass between those that talk (or between
+        all)."""
         self._check_mtu()
         # There and back over the longest way here, with what waits in front.
         patience = _PATIENCE_S + sum(2e-6 * (k.options.delay_us + k.options.jitter_us) for k in self.links)
         slowest = min((k.options.rate_mbps for k in self.links if k.options.rate_mbps is not None), default=None)
-        for client, server in self.flows:
+        everybody = [(a, b) for a in self.hosts for b in self.hosts if a is not b]
+        for client, server in everybody if all_pairs else self.flows:
             length = client.defaultIntf().options.mtu
             if slowest is not None:
                 patience += 2 * len(self.links) * 8e-6 * (length + 38) / slowest
@@ -171,11 +233,12 @@ def _why(client: SmtHost, server: SmtHost) -> str:
 
 @contextmanager
 def open_network(topo: str | SmtTopo, links: LinkOptions | None = None, switch: str = "auto",
-                 progress: Progress = _silent) -> Iterator[SmtNet]:
+                 progress: Progress = _silent, controller: NetController | None = None) -> Iterator[SmtNet]:
     """A network that runs, checked with an echo; removed at the end, also on failure.
 
     ``topo`` as :func:`topo.topologies.make_topo` takes it, ``switch`` one of :data:`topo.switches.KINDS`;
-    ``progress`` is told in words what happens. Only in a sandbox (:mod:`topo.sandbox`), where nobody else's
+    ``progress`` is told in words what happens. With a ``controller``, which ends with the network, the switches
+    are Open vSwitch, and use all links. Only in a sandbox (:mod:`topo.sandbox`), where nobody else's
     switches are. Raises :class:`ConfigError` or :class:`Unsupported` before anything is made, other
     :class:`SmtError` after.
     """
@@ -184,21 +247,27 @@ def open_network(topo: str | SmtTopo, links: LinkOptions | None = None, switch: 
     if not sandbox.inside():
         raise SmtError("a network is made in a sandbox only: topo.sandbox.run")
     with ExitStack() as stack:
+        if controller is not None:
+            stack.callback(controller.stop)
         kind = ""
+        if controller is not None and not description.switches():
+            raise ConfigError("this topology has no switch for a controller: leave the controller out")
         if description.switches():
             why = ""
+            if controller is not None and (switch == "bridge" or not ovs.is_installed()):
+                switches.choose(switch, controlled=True)
             if switch in ("ovs", "ovs-user") or (switch == "auto" and ovs.is_installed()):
                 progress("starting Open vSwitch")
                 try:
                     stack.enter_context(ovs.PrivateOvs())
                 except SmtError as e:
-                    if switch != "auto":
+                    if switch != "auto" or controller is not None:
                         raise
                     kind, why = "bridge", str(e)
             if not kind:
-                kind, why = switches.choose(switch)
+                kind, why = switches.choose(switch, controlled=controller is not None)
             progress(f"switches: {kind} ({why})")
-        net = SmtNet(description, options, kind)
+        net = SmtNet(description, options, kind, controller)
         stack.callback(net.stop)
         progress(f"starting {len(description.hosts())} hosts, {len(description.switches())} switches, "
                  f"{len(description.links())} links")

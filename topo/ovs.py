@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -152,9 +153,14 @@ def _packet_sockets() -> Iterator[socket.socket]:
     process = os.pidfd_open(pid)
     try:
         for entry in os.scandir(f"/proc/{pid}/fd"):
-            if not os.readlink(entry.path).startswith("socket:"):
+            try:
+                if not os.readlink(entry.path).startswith("socket:"):
+                    continue
+            except FileNotFoundError:  # it has been closed meanwhile: connections to a controller come and go
                 continue
             descriptor = _libc.syscall(_SYS_PIDFD_GETFD, process, int(entry.name), 0)
+            if descriptor < 0 and ctypes.get_errno() == errno.EBADF:
+                continue
             if descriptor < 0:
                 raise Unsupported("the buffers of Open vSwitch's ports cannot be changed (pidfd_getfd: "
                                   f"{os.strerror(ctypes.get_errno())}), so it drops bursts: use --switch bridge")

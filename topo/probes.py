@@ -39,9 +39,8 @@ _PATIENCE = 20.0
 _SO_RCVBUFFORCE, _SOL_TCP, _TCP_ULP = 33, 6, 31
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
 _UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
-#: Ryu 4.34 with a recent eventlet: the name it looks for is gone.
-_RYU = ("import warnings; warnings.simplefilter('ignore'); import eventlet.wsgi; "
-        "eventlet.wsgi.ALREADY_HANDLED = object(); import ryu.base.app_manager, ryu.app.ofctl_rest")
+#: The least network that a controller takes.
+_FABRIC = '{"switches": [{"name": "s1", "dpid": 1}], "hosts": [], "links": []}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +89,14 @@ class Facts:
 
 
 def gather(results: Path = Path("results")) -> Facts:
-    """Find everything out; 2 to 3 s, much of it for importing ryu beside."""
+    """Find everything out; 2 to 3 s, much of it for starting a controller beside."""
+    with tempfile.TemporaryDirectory(prefix="smtnet-doctor-") as folder:
+        return _gather(results, _Controller(Path(folder)))
+
+
+def _gather(results: Path, controller: _Controller) -> Facts:
     root = os.geteuid() == 0
     before = psutil.cpu_times()
-    ryu = _start([sys.executable, "-c", _RYU])
     inner = _start([*_UNSHARE, sys.executable, "-m", "topo.probes"]) if root else None
     versions = sys.version_info
     place = next(folder for folder in (results, *results.absolute().parents) if folder.is_dir())
@@ -108,7 +111,7 @@ def gather(results: Path = Path("results")) -> Facts:
         "pidfd_getfd": _attempt(_try_pidfd_getfd),
         "tls13": ssl.HAS_TLSv1_3 and any(c["name"] == "TLS_AES_128_GCM_SHA256"
                                          for c in ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).get_ciphers()),
-        "ryu": _ended(ryu),
+        "ryu": controller.trouble(),
     }
     return Facts(
         root=root, python=(versions.major, versions.minor, versions.micro), cores=len(os.sched_getaffinity(0)),
@@ -153,9 +156,42 @@ def _finish(process: subprocess.Popen[str] | None) -> tuple[int, str, str]:
     return process.returncode, output, errors
 
 
-def _ended(process: subprocess.Popen[str] | None) -> str:
-    code, _output, errors = _finish(process)
-    return "" if code == 0 else (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+class _Controller:
+    """An OpenFlow controller as runs start it, but without a switch. It starts while other things are tried."""
+
+    def __init__(self, folder: Path) -> None:
+        fabric = folder / "fabric.json"
+        fabric.write_text(_FABRIC)
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+            self._ports = [s.getsockname()[1] for s in (one, two)]
+        openflow, rest = map(str, self._ports)
+        self._process = _start([sys.executable, "-m", "controllers.launch", "fanout", "--smtnet-fabric",
+                                str(fabric), "--ofp-tcp-listen-port", openflow, "--wsapi-port", rest])
+
+    def trouble(self) -> str:
+        """Why it does not listen; it is ended then."""
+        process = self._process
+        if process is None:
+            return "cannot be started"
+        end = time.monotonic() + _PATIENCE
+        while process.poll() is None and time.monotonic() < end:
+            if all(_answers(port) for port in self._ports):
+                process.terminate()
+                _finish(process)
+                return ""
+            time.sleep(0.05)
+        process.terminate()
+        code, _output, errors = _finish(process)
+        said = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
+        return said.removeprefix("smtnet: no OpenFlow controller: ").partition("; run 'make venv'")[0]
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), _PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def _inner_result(process: subprocess.Popen[str]) -> tuple[str, Mapping[str, str]]:

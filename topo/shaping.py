@@ -25,6 +25,7 @@ LOWEST_MBPS, HIGHEST_MBPS = 0.1, 10_000.0
 _BY_RIGHT = "rate 8bit burst 1"
 #: What HTB may send at once: what the link carries in this many seconds, so that late timers cost no rate.
 _BURST_S = 250e-6
+_LLDP = 0x88CC
 _CLASS = re.compile(r"^class htb 1:1(\d) .*\n Sent (\d+) bytes (\d+) pkts? \(dropped (\d+),.*\n"
                     r" backlog (\d+)([KM]?)b", re.MULTILINE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
@@ -68,6 +69,8 @@ def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | N
                   f"qdisc add dev {interface} parent 1:1{n} handle 2{n}: bfifo limit {buffer_bytes}",
                   f"filter add dev {interface} parent 1: protocol ip prio 1 u32 match ip dsfield {tos} 0xe0 "
                   f"flowid 1:1{n}"]
+    # A link that carries nothing but high priorities would lose the probes by which a controller finds it.
+    lines.append(f"filter add dev {interface} parent 1: protocol {_LLDP:#x} prio 2 u32 match u32 0 0 flowid 1:10")
     try:
         batch("tc", lines, where=interface, pid=pid)
     except SmtError as e:

@@ -1,8 +1,9 @@
-"""Learning switches: Open vSwitch in the kernel, Open vSwitch in user space, or a Linux bridge.
+"""Switches: Open vSwitch in the kernel, Open vSwitch in user space, or a Linux bridge.
 
-``--switch auto`` takes the first of these that works here. There is no controller in any of them: they learn. So
-where a network has several ways, all but a spanning tree of its switch-to-switch links are left unplugged (the
-interface is there, the switch does not have it). Choosing among several ways is the business of a controller.
+``--switch auto`` takes the first of these that works here. Without a controller they learn. So where a network has
+several ways, all but a spanning tree of its switch-to-switch links are left unplugged (the interface is there, the
+switch does not have it). With a controller every port is plugged in, and a switch that has no rules, or has lost
+its controller, learns nothing: it does what its rules say.
 """
 
 from __future__ import annotations
@@ -22,23 +23,32 @@ from topo.commands import batch, run
 #: Names of --switch, and what Mininet's classes call the datapath.
 DATAPATHS = {"ovs": "kernel", "ovs-user": "user", "bridge": "bridge"}
 KINDS = ("auto", *DATAPATHS)
+#: Of all the versions that OVS speaks: the one whose groups a controller uses for fail-over.
+OPENFLOW = "OpenFlow13"
+_NO_OPENFLOW = "a controller needs Open vSwitch, and a bridge has no OpenFlow: use --switch auto or ovs-user"
+#: Milliseconds between a switch's attempts to reach its controller; OVS takes no less.
+_RETRY_MS = 1000
 
 
-def choose(kind: str = "auto") -> tuple[str, str]:
+def choose(kind: str = "auto", controlled: bool = False) -> tuple[str, str]:
     """(one of :data:`DATAPATHS`, why). Raises :class:`Unsupported` for one this machine cannot do.
 
-    Open vSwitch has to run: in a sandbox :class:`topo.ovs.PrivateOvs` does, else the machine's may.
+    Open vSwitch has to run: in a sandbox :class:`topo.ovs.PrivateOvs` does, else the machine's may. If
+    ``controlled``, a controller needs it, and a bridge will not do.
     """
     if kind not in KINDS:
         raise ConfigError(f"unknown switch {kind!r}; there are {', '.join(KINDS)}")
     if kind == "bridge":
+        if controlled:
+            raise ConfigError(_NO_OPENFLOW)
         return kind, "as asked"
     if not ovs.is_running():
         why = "Open vSwitch does not run" if ovs.is_installed() else "Open vSwitch is not installed"
-        if kind == "auto":
+        if kind == "auto" and not controlled:
             return "bridge", why
         fix = "systemctl start openvswitch-switch" if ovs.is_installed() else "apt-get install openvswitch-switch"
-        raise Unsupported(f"{why}: {fix}, or use --switch bridge")
+        raise Unsupported(f"{why}, which a controller needs: {fix}" if controlled else
+                          f"{why}: {fix}, or use --switch bridge")
     if kind == "ovs-user":
         return kind, "as asked"
     if ovs.has_kernel_datapath():
@@ -56,21 +66,26 @@ def _choice() -> str:
 
 
 class AutoSwitch(Switch):
-    """A learning switch; ``kind`` is one of :data:`KINDS`. Controllers are not asked."""
+    """``kind`` is one of :data:`KINDS`. It learns, unless it is started with controllers."""
 
     def __init__(self, name: str, kind: str = "auto", **params: Any) -> None:
         self.kind = _choice() if kind == "auto" else choose(kind)[0]
         self.datapath = DATAPATHS[self.kind]
+        self.controlled = False
         super().__init__(name, **params)
 
     def start(self, controllers: Iterable[Any] = ()) -> None:
-        """Make the switch and plug in every port that is in the spanning tree."""
-        unplugged = redundant(self)
+        """Make the switch. Without controllers, plug in the ports that are in the spanning tree; else all."""
+        targets = [f"{c.protocol}:{c.IP()}:{c.port}" for c in controllers]
+        self.controlled = bool(targets)
+        if self.controlled and self.kind == "bridge":
+            raise ConfigError(f"{self.name}: {_NO_OPENFLOW}")
+        unplugged = set() if self.controlled else redundant(self)
         ports = [i for i in self.intfList() if i.name != "lo" and i not in unplugged]
         if self.kind == "bridge":
             self._start_bridge(ports)
         else:
-            self._start_ovs(ports)
+            self._start_ovs(ports, targets)
 
     def _start_bridge(self, ports: list[Any]) -> None:
         # No forward delay: nothing could loop. No multicast snooping: nobody sends joins.
@@ -78,9 +93,11 @@ class AutoSwitch(Switch):
                      *(f"link set dev {p.name} master {self.name}" for p in ports),
                      f"link set dev {self.name} addrgenmode none up"], where=self.name)
 
-    def _start_ovs(self, ports: list[Any]) -> None:
-        command = ["add-br", self.name, "--", "set", "bridge", self.name, "fail_mode=standalone",
-                   f"other-config:datapath-id={self.dpid}"]
+    def _start_ovs(self, ports: list[Any], targets: list[str]) -> None:
+        command = ["add-br", self.name, "--", "set", "bridge", self.name, f"other-config:datapath-id={self.dpid}"]
+        # secure: what the controller has set stays when it is gone, and nothing is learned.
+        command += ([f"protocols={OPENFLOW}", "fail_mode=secure", "other-config:disable-in-band=true"] if targets
+                    else ["fail_mode=standalone"])
         if self.kind == "ovs-user":
             command.append("datapath_type=netdev")
         for port in ports:
@@ -89,7 +106,21 @@ class AutoSwitch(Switch):
                         "--", "set", "interface", port.name, f"ofport_request={self.ports[port]}",
                         "--", "set", "port", port.name, f"qos=@{port.name}",
                         "--", f"--id=@{port.name}", "create", "qos", "type=linux-noop"]
+        ids = [f"@controller{n}" for n in range(len(targets))]
+        for name, target in zip(ids, targets, strict=True):
+            # A controller on this machine that is gone has closed its connection: no need to ask whether it lives.
+            command += ["--", f"--id={name}", "create", "controller", f'target="{target}"',
+                        f"max_backoff={_RETRY_MS}", "inactivity_probe=0", "connection_mode=out-of-band"]
+        if targets:
+            command += ["--", "set", "bridge", self.name, f"controller=[{','.join(ids)}]"]
         ovs.vsctl(*command, switch=self.name)
+
+    def connected(self) -> bool:
+        """Whether one of its controllers has it, if it has controllers; for Mininet's ``waitConnected``."""
+        if not self.controlled:
+            return True
+        ids = ovs.vsctl("get", "bridge", self.name, "controller", switch=self.name).strip("[]\n").split(", ")
+        return any("true" in ovs.vsctl("get", "controller", i, "is_connected", switch=self.name) for i in ids)
 
     def stop(self, deleteIntfs: bool = True) -> None:
         """Remove the switch."""
@@ -103,8 +134,9 @@ class AutoSwitch(Switch):
         """``ovs-ofctl``, for Mininet's ``dpctl`` command."""
         if self.kind == "bridge":
             return f"{self.name} is a Linux bridge: no OpenFlow\n"
+        version = ["-O", OPENFLOW] if self.controlled else []
         try:
-            return run(["ovs-ofctl", arguments[0], self.name, *arguments[1:]], where=self.name)
+            return run(["ovs-ofctl", *version, arguments[0], self.name, *arguments[1:]], where=self.name)
         except SmtError as e:
             return f"{e}\n"
 

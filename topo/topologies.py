@@ -168,8 +168,8 @@ class LeafSpine(SmtTopo):
            / |    | \\
          h1 h2    h3 h4
 
-    A host calls the one at the same place of the next leaf. Between two leaves there are S ways, and without a
-    controller one of them is used: see :mod:`topo.switches`.
+    A host calls the one at the same place of the next leaf. Between two leaves there are S ways. A controller uses
+    them all (:mod:`controllers.planner`); without one a single way is left: see :mod:`topo.switches`.
     """
 
     syntax, example = "leafspine,L,S,H", "leafspine,2,2,2"
@@ -190,8 +190,50 @@ class LeafSpine(SmtTopo):
             self.flows += list(zip(here, there, strict=True))
 
 
+class FatTree(SmtTopo):
+    """A fat tree of switches with K ports (Al-Fares et al., SIGCOMM 2008): K pods of K/2 edge and K/2 aggregation
+    switches, K/2 hosts at each edge switch, (K/2)^2 core switches. ``fattree,4``, the first of its four pods::
+
+          s17  s18    s19  s20    core: each with a link to every pod, s17 and s18 to the first
+            \\  /        \\  /      of its aggregation switches, s19 and s20 to the second
+             s9         s10       aggregation
+             |  \\     /  |
+             |    \\ /    |
+             |    / \\    |
+             |  /     \\  |
+             s1         s2        edge
+            /  \\       /  \\
+          h1    h2    h3    h4
+
+    A host calls the one at the same place of the next pod. Between two pods there are (K/2)^2 ways, one by each
+    core switch; a controller uses them all.
+    """
+
+    syntax, example = "fattree,K", "fattree,4"
+
+    def build(self, ports: Any = 4, **_opts: Any) -> None:
+        pods = self.number("K", ports, 2, 8)
+        if pods % 2:
+            raise ConfigError(f"topology {self.syntax}: K is {pods}; an even number, e.g. {self.example}")
+        half = pods // 2
+        switches = [self.addSwitch(f"s{n}") for n in range(1, 2 * pods * half + half * half + 1)]
+        edge, aggregation, core = (switches[:pods * half], switches[pods * half:2 * pods * half],
+                                   switches[2 * pods * half:])
+        groups = [self.hosts_at(switch, range(n * half + 1, (n + 1) * half + 1)) for n, switch in enumerate(edge)]
+        for pod in range(pods):
+            uppers = aggregation[pod * half:(pod + 1) * half]
+            for lower in edge[pod * half:(pod + 1) * half]:
+                for upper in uppers:
+                    self.addLink(lower, upper)
+            for n, upper in enumerate(uppers):
+                for top in core[n * half:(n + 1) * half]:
+                    self.addLink(upper, top)
+        hosts = [host for group in groups for host in group]
+        self.flows = list(zip(hosts, hosts[half * half:] + hosts[:half * half], strict=True))
+
+
 TOPOS: dict[str, type[SmtTopo]] = {"back2back": Back2Back, "star": Star, "fanout": Fanout, "dumbbell": Dumbbell,
-                                   "incast": Incast, "leafspine": LeafSpine}
+                                   "incast": Incast, "leafspine": LeafSpine, "fattree": FatTree}
 
 
 def make_topo(text: str) -> SmtTopo:

@@ -1,7 +1,7 @@
 """A client process of an experiment: takes loads on stdin, answers with results on stdout, a JSON line each.
 
 Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.Load` (``--work kv``: of
-:class:`~workloads.ycsb_load.YcsbLoad`), and may have
+:class:`~workloads.ycsb_load.YcsbLoad`, ``query``: of :class:`~workloads.queries.QueryLoad`), and may have
 ``raw`` (a file for the round trips) and ``barrier``: then, warmed up and connected, it answers
 ``{"ready": true}`` and begins with the next line, whatever that is, so that clients of many hosts begin
 together. Ends with its stdin. Errors are one line on stderr, exit codes those of ``smtnet``.
@@ -30,7 +30,7 @@ def main() -> int:
     """Serve stdin; the exit code."""
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
-    parser.add_argument("--work", choices=("echo", "kv"), default="echo")
+    parser.add_argument("--work", choices=("echo", "kv", "query", "mix"), default="echo")
     args = parser.parse_args()
     try:
         _serve(args)
@@ -67,6 +67,12 @@ def _series(work: str, caller: Caller) -> Series:
     if work == "kv":
         from workloads.ycsb_load import YcsbSeries
         return YcsbSeries(caller)
+    if work == "query":
+        from workloads.queries import QuerySeries
+        return QuerySeries(caller)
+    if work == "mix":
+        from workloads.mix_load import MixSeries
+        return MixSeries(caller)
     return Series(caller)
 
 

@@ -39,7 +39,7 @@ COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "keys": "keys", "certs": "credentials", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv_shell",
-    "reproduce": "reproduce",
+    "reproduce": "reproduce", "plan": "plan",
 }
 
 

@@ -1,4 +1,5 @@
-"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv_fleet.py YCSB.
+"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv_fleet.py YCSB, in
+query_fleet.py queries of many servers.
 
 What ``smtnet run``, ``demo``, ``bench`` and ``reproduce`` share. A :class:`Fleet` is one transport on one network:
 it stays up while many points are measured, and several fleets may take turns on one network, so that a machine
@@ -9,26 +10,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from smtstack.errors import ConfigError
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
 from workloads import credentials
 from workloads.fidelity import FidelityMonitor, verdict
+from workloads.fleet_programs import Client, await_text, cpu_s, died, finish, take_raw
+from workloads.ledger import Ledger
 from workloads.load import Load, parse_also
 from workloads.measure import SIZES_SUFFIX
 from workloads.rtt import rtt_summary
@@ -40,9 +43,10 @@ PATTERNS = {
     "one": "the first host is the server of all others",
     "pairs": "h1 asks h2, h3 asks h4, ...",
     "all": "every host asks every other",
+    "root": "the first host asks all others",
 }
-#: Seconds a process gets to start, or to end when told, on a loaded machine.
-PATIENCE_S = 60.0
+#: Or by name: who:whom.
+_PAIRS = re.compile(r"\w+:\w+(,\w+:\w+)*")
 #: Seconds between looks whether all processes are alive.
 _LOOK_S = 0.5
 #: Ports: fleets are this far apart, clients of a fleet begin in the middle.
@@ -50,9 +54,6 @@ PORT_STEP = 200
 FIRST_PORT = 2000
 #: On machines that stall, a peer must not be given up after the module's 65 ms.
 TIMEOUT_RESENDS = 100
-
-#: What the exit codes of our processes say.
-_KINDS: dict[int, type[SmtError]] = {2: ConfigError, 3: Unsupported}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,13 @@ class Setup:
     """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
     options: tuple[str, ...] = ()
     """Further options for both ``smtnet serve echo`` and the clients."""
+    server_options: tuple[str, ...] = ()
+    """Further options for the servers alone: ``("--response-size", "8")``."""
 
     def __post_init__(self) -> None:
-        if self.pattern not in PATTERNS:
-            raise ConfigError(f"pattern {self.pattern!r}; there are {', '.join(PATTERNS)}")
+        if self.pattern not in PATTERNS and not _PAIRS.fullmatch(self.pattern):
+            raise ConfigError(f"pattern {self.pattern!r}; there are {', '.join(PATTERNS)}, or pairs of hosts as "
+                              "h1:h3,h2:h4")
         if self.keys == "demo" and self.transport != "linux":
             raise ConfigError(f"demo keys are for transport linux only, everybody knows them; "
                               f"leave --keys out: a run of {self.transport} makes its own")
@@ -101,23 +105,22 @@ class Measured:
     """Of each of these: request bytes (kv: the kind of operation); empty where all are alike."""
 
 
-class _Client:
-    """A client process on a host: takes a load as a line of JSON, answers with its result."""
+@dataclass(slots=True)
+class Trial:
+    """A measurement between :meth:`Fleet.prepare` and :meth:`Fleet.collect`."""
 
-    def __init__(self, host: SmtHost, what: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.host = host
-        #: As people call it.
-        self.what = what
-        self.process = process
-        self.log = log
-
-    def tell(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            raise died(self.host, self.what, self.process, self.log) from None
+    load: Load
+    number: int
+    clients: list[Client]
+    raw: list[Path]
+    """Where each of them leaves its round trips."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """Of the network, at the beginning; so are the next four."""
+    fabric: dict[str, int] = field(default_factory=dict)
+    sent_again: dict[str, int] = field(default_factory=dict)
+    accounts: list[tuple[str, psutil.Process, float]] = field(default_factory=list)
+    start: float = 0.0
+    monitor: FidelityMonitor | None = None
 
 
 class Fleet:
@@ -126,6 +129,8 @@ class Fleet:
 
     #: What servers and clients do: their names on command lines and in messages.
     WORK = "echo"
+    #: What clients do, if that has another name.
+    CALLS = ""
     #: What a server's log says when clients may come.
     READY = "serving"
     #: Ending of the files in which clients say what each round trip was of.
@@ -141,28 +146,40 @@ class Fleet:
         self._folder.mkdir(parents=True)
         self._port = FIRST_PORT + number * PORT_STEP
         self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
-        self._clients: list[_Client] = []
+        self._clients: list[Client] = []
         hosts = {host.name: host.IP() for host in net.hosts}
         # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
         self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
         self._credentials = credentials.make(self._keys, setup.transport, hosts)
         self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
+        self._ledger = Ledger(net.hosts, setup.uses_nic)
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
 
     def _edges(self) -> dict[SmtHost, list[SmtHost]]:
         """Whom each client host asks."""
         hosts: list[SmtHost] = self.net.hosts
-        if self.setup.pattern == "topo":
+        if self.setup.pattern == "topo" or ":" in self.setup.pattern:
             edges: dict[SmtHost, list[SmtHost]] = {}
-            for client, server in self.net.flows:
+            for client, server in self.net.flows if self.setup.pattern == "topo" else self._named():
                 edges.setdefault(client, []).append(server)
             return edges
         if self.setup.pattern == "one":
             return {host: [hosts[0]] for host in hosts[1:]}
+        if self.setup.pattern == "root":
+            return {hosts[0]: hosts[1:]} if len(hosts) > 1 else {}
         if self.setup.pattern == "pairs":
             return {a: [b] for a, b in zip(hosts[::2], hosts[1::2], strict=False)}
         return {host: [peer for peer in hosts if peer is not host] for host in hosts}
+
+    def _named(self) -> list[tuple[SmtHost, SmtHost]]:
+        hosts = {host.name: host for host in self.net.hosts}
+        pairs = [pair.split(":") for pair in self.setup.pattern.split(",")]
+        for name in (name for pair in pairs for name in pair):
+            if name not in hosts:
+                raise ConfigError(f"pattern {self.setup.pattern!r}: there is no host {name}, but "
+                                  f"{', '.join(hosts)}")
+        return [(hosts[client], hosts[server]) for client, server in pairs]
 
     def key_options(self, host: str) -> list[str]:
         """What names a host's credentials on a command line."""
@@ -188,16 +205,20 @@ class Fleet:
     def _common(self, host: SmtHost, port: int) -> list[str]:
         setup = self.setup
         options = ["--transport", setup.transport, "--iface", str(host.defaultIntf()),
-                   "--addr", f"{host.IP()}:{port}", *setup.options]
+                   "--addr", f"{host.IP()}:{port}"]
         if setup.uses_nic:
             options += ["--nic", setup.nic, "--timeout-resends", str(TIMEOUT_RESENDS)]
             rate = self.net.rate_mbps(host)
             if rate is not None:
                 # The pacer keeps to the link; else its queue would overflow in the host itself.
                 options += ["--link-mbps", str(max(1, int(rate)))]
+            if self.net.paths > 1:
+                # Else a receiver lets a peer send one long message at a time, which uses one of its paths.
+                options += ["--param", f"max_rpcs_per_peer={self.net.paths}"]
         if setup.poll_us:
             options += ["--poll-us", str(setup.poll_us)]
-        return options
+        # Last, so that they count.
+        return [*options, *setup.options]
 
     def _start(self) -> None:
         setup = self.setup
@@ -212,13 +233,14 @@ class Fleet:
             for number in range(setup.processes):
                 log = self._folder / f"{host.name}-client{number}.log"
                 keys = self.key_options(host.name)
-                arguments = ["--work", self.WORK, *self._common(host, self._port + PORT_STEP // 2 + number), *keys]
+                port = self._port + PORT_STEP // 2 + number
+                arguments = ["--work", self.CALLS or self.WORK, *self._common(host, port), *keys]
                 for peer in peers:
                     arguments += ["--peer", f"{peer.IP()}:{self._port}"]
                 if setup.connections:
                     arguments += ["--connections", str(setup.connections)]
                 process = self._spawn(host, "workloads.agent", arguments, log)
-                self._clients.append(_Client(host, f"{self.WORK} client", process, log))
+                self._clients.append(Client(host, f"{self.WORK} client", process, log))
         for client in self._clients:
             await_text(client.host, client.process, client.what, client.log, "ready")
 
@@ -226,7 +248,7 @@ class Fleet:
         """One, into ``_servers``."""
         log = self._folder / f"{host.name}-server.log"
         arguments = ["serve", self.WORK, *self._common(host, self._port), *self.key_options(host.name),
-                     "--workers", str(self.setup.workers), "--json"]
+                     "--workers", str(self.setup.workers), *self.setup.server_options, "--json"]
         self._servers.append((host, self._spawn(host, "workloads.cli", arguments, log), log))
 
     def _spawn(self, host: SmtHost, module: str, arguments: list[str], log: Path) -> subprocess.Popen[str]:
@@ -261,38 +283,62 @@ class Fleet:
 
     def measure(self, load: Load, trial: int = 1) -> Measured:
         """One trial. Raises SmtError if a process died."""
+        prepared = self.prepare(load, trial)
+        self.begin(prepared)
+        return self.collect(prepared)
+
+    def prepare(self, load: Load, trial: int = 1) -> Trial:
+        """Give the clients a load; back when all are connected and warmed up.
+
+        With :meth:`begin` and :meth:`collect` two fleets can be measured at the same time, if each has its own
+        load: what counts is from one's beginning to its last answer.
+        """
         # Fewer RPCs under way than clients: the first ones do it.
         clients = self._clients if load.rate else self._clients[:load.concurrency]
         raw = [self._folder / f"client{index}.u64" for index in range(len(clients))]
         for index, (client, path) in enumerate(zip(clients, raw, strict=True)):
             client.tell({**self.share(load, index, len(clients)), "raw": str(path), "barrier": True})
-        # All are connected and warmed up then.
         self._collect(clients)
-        drops = self.net.drops()
-        accounts = [(kind, process, _cpu_s(process)) for kind, process in self._processes()]
-        monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in accounts])
-        monitor.start()
-        start = time.perf_counter()
-        for client in clients:
+        return Trial(load, trial, clients, raw)
+
+    def begin(self, trial: Trial) -> None:
+        """Let them go."""
+        trial.drops = self.net.drops()
+        trial.fabric = self.net.fabric_octets()
+        trial.sent_again = self._ledger.read()
+        trial.accounts = [(kind, process, cpu_s(process)) for kind, process in self._processes()]
+        trial.monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in trial.accounts])
+        trial.monitor.start()
+        trial.start = time.perf_counter()
+        for client in trial.clients:
             client.tell({})
+
+    def collect(self, trial: Trial) -> Measured:
+        """What came of it, when all are done. Raises SmtError if a process died."""
+        load, clients, raw = trial.load, trial.clients, trial.raw
+        assert trial.monitor is not None
         answers = self._collect(clients)
-        wall = time.perf_counter() - start
-        machine = monitor.stop()
+        wall = time.perf_counter() - trial.start
+        machine = trial.monitor.stop()
         cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
-        for kind, process, before in accounts:
-            cpu[f"{kind}_s"] += _cpu_s(process) - before
-        lost = {name: count - drops[name] for name, count in self.net.drops().items()}
+        for kind, process, before in trial.accounts:
+            cpu[f"{kind}_s"] += cpu_s(process) - before
+        lost = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
+        again = {name: count - trial.sent_again[name] for name, count in self._ledger.read().items()}
         done = [answers[client] for client in clients]
-        samples = _take_raw(raw)
-        row = self._row(load, trial, done, samples)
+        samples = take_raw(raw)
+        row = self._row(load, trial.number, done, samples)
         row["cpu"] = {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
                       "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], row["rpcs"])}
+        row |= {**again, "drops": lost}
+        if trial.fabric:
+            row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
         row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost)
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
-        return Measured(row, samples, _take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
+        return Measured(row, samples, take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
 
     def share(self, load: Load, index: int, many: int) -> dict[str, Any]:
         """What falls to client process ``index`` of ``many``."""
@@ -314,6 +360,7 @@ class Fleet:
             "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
             "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
+            **_together(load, [answer["open_loop"] for answer in done if "open_loop" in answer]),
         }
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
@@ -326,9 +373,9 @@ class Fleet:
             out += [(kind, process), *((kind, child) for child in process.children(recursive=True))]
         return out
 
-    def _collect(self, clients: Sequence[_Client]) -> dict[_Client, dict[str, Any]]:
+    def _collect(self, clients: Sequence[Client]) -> dict[Client, dict[str, Any]]:
         """An answer of each client; raises if a client or a server dies meanwhile."""
-        answers: dict[_Client, dict[str, Any]] = {}
+        answers: dict[Client, dict[str, Any]] = {}
         with selectors.DefaultSelector() as selector:
             for client in clients:
                 assert client.process.stdout is not None
@@ -364,6 +411,15 @@ def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     return share
 
 
+def _together(load: Load, clients: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An open loop's own numbers, of the client that did worst."""
+    if not clients:
+        return {}
+    late = {name: max(client["late_us"][name] for client in clients) for name in clients[0]["late_us"]}
+    return {"open_loop": {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
+                          "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}}
+
+
 def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
 
@@ -386,52 +442,3 @@ def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[i
     each = len(cores) // len(hosts)
     ordered = sorted(cores)
     return {host: set(ordered[n * each:(n + 1) * each]) for n, host in enumerate(hosts)} if each else {}
-
-
-def _take_raw(paths: Sequence[Path]) -> array[int]:
-    """What client processes wrote, which is removed."""
-    values = array("Q")
-    for path in paths:
-        if path.exists():
-            values.frombytes(path.read_bytes())
-            path.unlink()
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
-
-
-def await_text(host: SmtHost, process: subprocess.Popen[Any], what: str, log: Path, text: str) -> None:
-    """Until ``text`` is in its log; raises SmtError."""
-    end = time.monotonic() + PATIENCE_S
-    while text not in log.read_text():
-        if process.poll() is not None:
-            raise died(host, what, process, log)
-        if time.monotonic() > end:
-            raise PeerError(f"{host.name}: {what} did not say {text!r} within {PATIENCE_S:.0f} s; see {log}")
-        time.sleep(0.005)
-
-
-def died(host: SmtHost, what: str, process: subprocess.Popen[Any], log: Path) -> SmtError:
-    """The error a process left, as one of ours with the host's name."""
-    code = process.wait(PATIENCE_S)
-    lines = [line for line in log.read_text().splitlines() if line.startswith("smtnet: ")]
-    why = lines[-1].removeprefix("smtnet: ") if lines else f"exit code {code}; see {log}"
-    return _KINDS.get(code, PeerError)(f"{host.name}: {what} ended: {why}")
-
-
-def finish(process: subprocess.Popen[Any]) -> str:
-    """Close its stdin, and wait for its end; what it still says."""
-    try:
-        said, _errors = process.communicate(timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        said, _errors = process.communicate()
-    return said or ""
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(times.user + times.system)

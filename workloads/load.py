@@ -239,11 +239,15 @@ class Loop:
                 ip, port = self.caller.peers[call.peer]
                 tally.first_error = tally.first_error or f"RPC to {ip}:{port}: the answer's bytes are wrong"
             else:
-                tally.rtt_ns.append(call.ended - call.started)
-                tally.sizes.append(len(call.data))
+                self._record(tally, call)
                 self._last_good = call.ended
                 continue
             self._note_failure(call)
+
+    def _record(self, tally: Tally, call: Call) -> None:
+        """``call`` was answered as it should be."""
+        tally.rtt_ns.append(call.ended - call.started)
+        tally.sizes.append(len(call.data))
 
     def _note_failure(self, call: Call) -> None:
         if call.ended - self._last_good > _HOPELESS_NS:
@@ -290,7 +294,8 @@ class OpenLoop(Loop):
                  seed: int = 1, clock: Clock = time.perf_counter_ns) -> None:
         super().__init__(caller, timeout_s, response_size, clock)
         self._per_ns = rate / 1e9
-        self._random = random.Random(seed)
+        # Not the numbers that the sizes are drawn with: long messages would come after long gaps.
+        self._random = random.Random(f"arrivals {seed}")
 
     def run(self, requests: Source, count: int | None, seconds: float | None = None) -> Tally:
         """``count`` RPCs, or those due within ``seconds``. Stops early when all have failed for a while."""

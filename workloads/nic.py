@@ -24,6 +24,7 @@ settings (NAME=default gives one back to the endpoints):
   tso tls-hw-tx-offload (short: offload) tso-seq rx-checksum      on, off
   max-contexts                                                    0, 1, ...: TLS contexts of each endpoint
   queues                                                          1, 2, ...: of sockets opened from now on
+  paths                                                           1, 2, ...: messages take one after another
   loss duplicate reorder corrupt                                  1%, 0.01: of what leaves; rx.loss: what arrives
   delay jitter reorder-delay                                      2ms, 50us
   seed                                                            of the faults

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import difflib
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -12,11 +14,13 @@ from smtstack.errors import ConfigError
 from smtstack.io.nic_settings import parse_share
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.socket import Address
-from smtstack.transport.params import SOFTWARE
+from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 
 DEFAULTS = SOFTWARE
+#: Parameters of the transport with an option of their own.
+_OWN_OPTIONS = ("mtu", "max_gso_size", "unsched_bytes", "window", "timeout_resends")
 
 
 def positive(text: str) -> int:
@@ -80,19 +84,45 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--poll-us", type=positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
     packets = parser.add_argument_group("smt, homa, linux")
-    packets.add_argument("--max-gso-size", type=positive, default=DEFAULTS.max_gso_size, metavar="B",
-                         help="largest TSO segment, so the grain of records (default: %(default)s)")
+    packets.add_argument("--max-gso-size", type=positive, metavar="B",
+                         help="largest TSO segment, so the grain of records (default: by the link's rate, at most "
+                              f"{DEFAULTS.max_gso_size})")
     packets.add_argument("--mtu", type=positive, metavar="B",
                          help="largest IP packet (default: the interface's); both ends of linux must agree")
-    packets.add_argument("--link-mbps", type=positive, default=DEFAULTS.link_mbps, metavar="R",
-                         help="rate of the link, which the pacer keeps to (default: %(default)s)")
-    packets.add_argument("--unsched-bytes", type=positive, default=DEFAULTS.unsched_bytes, metavar="B",
-                         help="bytes of a message sent without waiting for a grant (default: %(default)s)")
-    packets.add_argument("--window", type=positive, default=DEFAULTS.window, metavar="B",
-                         help="bytes granted beyond what has arrived (default: %(default)s)")
-    packets.add_argument("--timeout-resends", type=positive, default=DEFAULTS.timeout_resends, metavar="N",
-                         help="unanswered RESENDs, one in 10 ms, after which a peer is given up: more on a "
-                              "machine that stalls (default: %(default)s)")
+    packets.add_argument("--link-mbps", type=positive, metavar="R",
+                         help="rate of the link, which the pacer keeps to; below 1000, the other parameters "
+                              f"follow it (default: not known, {DEFAULTS.link_mbps} for the pacer)")
+    packets.add_argument("--unsched-bytes", type=positive, metavar="B",
+                         help="bytes of a message sent without waiting for a grant (default: by the link's rate, "
+                              f"at most {DEFAULTS.unsched_bytes})")
+    packets.add_argument("--window", type=positive, metavar="B",
+                         help="bytes granted beyond what has arrived (default: by the link's rate, at most "
+                              f"{DEFAULTS.window})")
+    packets.add_argument("--timeout-resends", type=positive, metavar="N",
+                         help="unanswered RESENDs, one in 10 ms (longer below 100 Mbit/s), after which a peer is "
+                              f"given up: more on a machine that stalls (default: {DEFAULTS.timeout_resends})")
+    packets.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
+                         help="any parameter of the transport by its name in smtstack/transport/params.py, as "
+                              "max_overcommit=4; comes after all other options (repeatable)")
+
+
+def parse_param(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` of a parameter; several numbers have commas between them. Raises :class:`ConfigError`."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals:
+        raise ConfigError(f"{text!r} is no NAME=VALUE, as max_overcommit=4")
+    names = [f.name for f in fields(TransportParams)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"the transport has no parameter {name!r}; {hint}there are {', '.join(names)}")
+    several = isinstance(getattr(DEFAULTS, name), tuple)
+    try:
+        return name, tuple(map(int, value.split(","))) if several else int(value)
+    except ValueError:
+        kind = "whole numbers with commas between them" if several else "a whole number"
+        raise ConfigError(f"{name} is {kind}, not {value!r}") from None
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -102,10 +132,10 @@ def settings(args: argparse.Namespace) -> Settings:
     if args.transport in PACKET_TRANSPORTS:
         if args.iface is None or local is None:
             raise ConfigError(f"{args.transport} sends its own packets: it needs --iface and --addr")
-        params = replace(SOFTWARE, mtu=args.mtu or min(interface_mtu(args.iface), 65535),
-                         max_gso_size=args.max_gso_size, link_mbps=args.link_mbps,
-                         unsched_bytes=args.unsched_bytes, window=args.window,
-                         timeout_resends=args.timeout_resends)
+        given: dict[str, Any] = {"mtu": min(interface_mtu(args.iface), 65535)}
+        given.update({name: getattr(args, name) for name in _OWN_OPTIONS if getattr(args, name) is not None})
+        given.update(map(parse_param, args.param))
+        params = replace(software(args.link_mbps), **given)
     if args.iface is not None and local is not None:
         # Without the address the kernel answers no ARP for us, and every peer would just time out.
         own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]

@@ -38,6 +38,14 @@ def require_matplotlib() -> None:
         raise Unsupported(_FIX) from None
 
 
+def color_of(transport: str) -> str:
+    """That of its system when software seals: pictures of one run agree."""
+    for label in (transport, f"{transport}-sw"):
+        if label in _STYLES:
+            return _STYLES[label][0]
+    return _OTHERS[0][0]
+
+
 def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
     """The unloaded round trip, both axes logarithmic; a panel for each topology (and way of waiting).
     False: no such rows, no file."""
@@ -74,7 +82,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
         panels.setdefault(key, []).append(point)
     labels = list(dict.fromkeys(point.label for point in found))
     letters = sorted({point.quoted["workload"] for point in found})
-    styles = _styles(labels)
+    styles = styles_of(labels)
     width = _BARS / len(labels)
     figure = Figure(figsize=(len(panels) * _WIDTH + _LEGEND, _HEIGHT + _CAPTION), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
@@ -89,7 +97,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
             spread = [value - (point.low or value)], [(point.high or value) - value]
             axes.bar([place], [value], width, color="white" if weak else styles[point.label][0],
                      edgecolor=styles[point.label][0], yerr=spread if point.trials > 1 else None, capsize=2)
-        _y_axis(axes, log=False)
+        y_axis(axes, log=False)
         axes.set_axisbelow(True)
     figure.supxlabel("YCSB workload", fontsize=10)
     figure.supylabel("operations per second", fontsize=10)
@@ -118,7 +126,7 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     for point in found:
         panels.setdefault(panel_of(point), []).append(point)
     labels = list(dict.fromkeys(point.label for point in found))
-    styles = _styles(labels)
+    styles = styles_of(labels)
     across = min(len(panels), max(across, 2))
     down = -(-len(panels) // across)
     # A Figure of its own, not pyplot's: no display, no state shared with a caller's.
@@ -136,7 +144,7 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
             places = [place for place, _name in ticks.values()]
             shift = (number - (len(labels) - 1) / 2) * _DODGE * (max(places) - min(places))
             _curve(axes, styles[label], curve, [ticks[x_of(p)][0] + shift for p in curve])
-        _y_axis(axes, log)
+        y_axis(axes, log)
     for unused in list(grid.flat)[len(panels):]:
         unused.set_visible(False)
     figure.supxlabel(x_label, fontsize=10)
@@ -147,7 +155,8 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     return True
 
 
-def _styles(labels: list[str]) -> dict[str, tuple[str, str, str]]:
+def styles_of(labels: list[str]) -> dict[str, tuple[str, str, str]]:
+    """Colour, marker and line of each, also of systems nobody knows."""
     others = [label for label in labels if label not in _STYLES]
     return {**_STYLES, **{label: _OTHERS[i % len(_OTHERS)] for i, label in enumerate(others)}}
 
@@ -166,7 +175,8 @@ def _curve(axes: Any, style: tuple[str, str, str], curve: list[Point], places: l
                   markerfacecolor="white" if weak else color)
 
 
-def _y_axis(axes: Any, log: bool) -> None:
+def y_axis(axes: Any, log: bool) -> None:
+    """Ticks that can be read, from zero on if it is not logarithmic."""
     if log:
         low, high = axes.get_ylim()
         steps = (1, 2, 3, 5) if high / low < 30 else (1, 3)

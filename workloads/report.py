@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
-from workloads import plots, table
+from workloads import curves, mix_report, plots, table
 from workloads.results import BASELINE, LATEST, Load, Point, ResultFolder, Row, Run, overall, points, ratio
 from workloads.table import column, heading, number, panels, print_table
 
@@ -27,6 +27,9 @@ PICTURES = (
     ("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
     ("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"),
     ("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload"),
+    ("incast.png", curves.incast, "Incast, by the number of servers"),
+    ("fanout.png", curves.fanout, "Queries of many leaves, by their number"),
+    ("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
 )
 
 _CSS = """
@@ -72,7 +75,7 @@ def make(folder: ResultFolder) -> tuple[Path, list[Path], str]:
                     made.append((path, title))
             except Unsupported as e:
                 missing = str(e)
-        folder.write(SUMMARY, table.text(run.results))
+        folder.write(SUMMARY, "\n".join(filter(None, (mix_report.text(run.results), table.text(run.results)))))
         page = folder.write(PAGE, _page(run, made, missing, _files(folder.path)))
     except OSError as e:
         raise ConfigError(f"report: cannot write {e.filename or folder.path}: {e.strerror}") from None
@@ -107,6 +110,9 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
                      f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
+    slowdown = mix_report.text(rows)
+    if slowdown:
+        parts += ["<h2>Slowdown</h2>", f"<pre>{escape(slowdown)}</pre>"]
     parts += ["<h2>What was asked for</h2>", _facts(run.parameters),
               "<h2>What it ran on</h2>", _facts(run.environment), "<h2>Files</h2>", "<ul>"]
     parts += [f'<li><a href="{escape(_link(name))}">{escape(title)}</a></li>' for name, title in files]
@@ -150,7 +156,7 @@ def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def _reading(rows: Sequence[Row]) -> str:
     trials = max((point.trials for point in points(rows)), default=0)
-    text = f"The middle of {trials} trials, by median round trip (unloaded) or RPC/s (loaded). Below it: " \
+    text = f"The middle of {trials} trials, by what the table shows. Below it: " \
            if trials > 1 else "One trial each. Below each figure: "
     parts = ["the ratio to tls"] if any(row["transport"] == BASELINE for row in rows) else []
     parts += ["lowest and highest trial"] if trials > 1 else []

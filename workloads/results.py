@@ -3,7 +3,8 @@
 A *row* is one trial of one measured point: a dict with the fields of ``smtnet call echo --json`` and
 
 - ``topo`` (``back2back``, ``star,4``), ``transport`` (``smt``, ``tls`` ...), ``nic`` (``sw``, ``hw``, None),
-- ``mode`` (``unloaded``: one RPC at a time; ``loaded``), ``poll`` (``interrupt``, ``polling``),
+- ``mode`` (``unloaded``: one RPC at a time; ``loaded``; ``incast``, ``fanout``: query_fleet.py),
+  ``poll`` (``interrupt``, ``polling``),
 - ``size`` in bytes or the name of a distribution, ``concurrency``, ``trial`` from 1 on,
 - ``variant``, if any: what else differs (``tso off``),
 - ``rpcs``, ``errors``, ``content_ok``, ``rpc_per_s``, ``rtt_us`` (min, p50, ... or None), ``cpu``, ``fidelity``.
@@ -36,6 +37,8 @@ SCHEMA = 1
 #: The yardstick: what all others are divided by.
 BASELINE = "tls"
 LATEST = "latest"
+#: Modes whose trials are judged by a time, and by which percentile of it; all others by RPC/s.
+TIMED = {"unloaded": "p50", "incast": "p99", "fanout": "p99"}
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -67,9 +70,9 @@ class Point:
     """All trials of one point: the middle one is quoted, beside the lowest and the highest."""
 
     quoted: Row
-    """By ``rtt_us.p50`` (unloaded) or ``rpc_per_s`` (loaded)."""
+    """By a percentile of ``rtt_us`` (:data:`TIMED`) or ``rpc_per_s`` (loaded)."""
     value: float | None
-    """Median round trip in us (unloaded), RPC/s (loaded); None: nothing was answered."""
+    """What :func:`metric` says; None: nothing was answered."""
     low: float | None
     high: float | None
     trials: int
@@ -108,17 +111,17 @@ class Point:
 
 
 def metric(row: Row) -> float | None:
-    """What a trial is judged by: median round trip in us (unloaded) or RPC/s (loaded). None: no answer."""
-    value = row["rtt_us"]["p50"] if row["mode"] == "unloaded" else row["rpc_per_s"]
+    """What a trial is judged by: a time in us (:data:`TIMED`) or RPC/s (loaded). None: no answer."""
+    value = row["rtt_us"][TIMED[row["mode"]]] if row["mode"] in TIMED else row["rpc_per_s"]
     return float(value) if value and math.isfinite(value) else None
 
 
 def middle(rows: Sequence[Row]) -> Point:
     """The trials of one point as one: of an even number the worse of the two in the middle."""
-    unloaded = rows[0]["mode"] == "unloaded"
+    timed = rows[0]["mode"] in TIMED
     # A trial without a single answer is the worst there is, not one to leave out.
-    worst = math.inf if unloaded else 0.0
-    values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not unloaded)
+    worst = math.inf if timed else 0.0
+    values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not timed)
     value, index = values[len(values) // 2]
     known = [v for v, _i in values if v != worst]
     reasons = _by_kind((reason, row) for row in rows for reason in _reasons(row))
@@ -177,7 +180,7 @@ def overall(rows: Sequence[Row]) -> dict[str, Any]:
 
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
-    load = f" x{row['concurrency']}" if row["mode"] == "loaded" else ""
+    load = f" x{row['concurrency']}" if row["mode"] != "unloaded" else ""
     poll = " polling" if row.get("poll") == "polling" else ""
     variant = f" {row['variant']}" if row.get("variant") else ""
     return (f"{label(row)} {row['topo']} {row['mode']}{poll}{variant} {size_text(row['size'])}{load} "

@@ -13,18 +13,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from topo import sandbox, switches
-from topo.links import LinkOptions
-from topo.network import open_network
-from topo.topologies import TOPOS, make_topo
+from smtstack.errors import ConfigError
+from topo import sandbox
+from topo.topologies import TOPOS
 from workloads import distributions, options, report, transports
 from workloads.captures import Captures
 from workloads.environment import environment
 from workloads.experiment import PATTERNS, Fleet, Setup
 from workloads.load import Load
+from workloads.network_options import add_network_options, check_network, open_net
 from workloads.progress import Progress
 from workloads.results import Point, ResultFolder, Row, middle, overall
 from workloads.table import print_table
+from workloads.transports import PACKET_TRANSPORTS
 
 EXIT_FAILED, EXIT_UNFAITHFUL = 1, 4
 
@@ -44,8 +45,8 @@ several runs do not meet. Results are in results/<UTC time>-echo/; 'smtnet repor
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``run`` and its subcommands ``echo`` and ``kv``."""
-    from workloads import run_kv  # which concludes as we do
+    """Add ``run`` and its subcommands."""
+    from workloads import run_fanout, run_incast, run_kv, run_mix  # which use what is here
 
     run = commands.add_parser("run", help="experiments on emulated topologies",
                               description="Experiments on emulated topologies. Need root.")
@@ -55,11 +56,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="RPC echo over a topology. Every answer is compared byte for byte.")
     add_experiment_options(echo)
-    echo.add_argument("--pattern", choices=PATTERNS, default="topo",
+    echo.add_argument("--pattern", default="topo", metavar="P",
                       help="; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
-                      + " (default: %(default)s)")
+                      + "; h1:h3,h2:h4: these (default: %(default)s)")
     echo.add_argument("--size", default="64", metavar="B|W", help="request bytes, or drawn from a workload: "
                       f"{', '.join(distributions.WORKLOADS)} (default: %(default)s)")
+    echo.add_argument("--response-size", type=options.positive, metavar="B",
+                      help="bytes of an answer (default: the request comes back)")
     echo.add_argument("--also", default="", metavar="BxN", help="N messages of B bytes among the others")
     limit = echo.add_mutually_exclusive_group()
     limit.add_argument("--count", type=options.positive, metavar="N", help="RPCs in all (default: 1000)")
@@ -79,6 +82,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     echo.add_argument("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     echo.set_defaults(run=run_echo)
     run_kv.add_parser(actions)
+    run_fanout.add_parser(actions)
+    run_incast.add_parser(actions)
+    run_mix.add_parser(actions)
 
 
 def add_experiment_options(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +101,8 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
                              "(default: one an RPC)")
     parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
+                        help="smt, homa, linux: a parameter of the transport, as max_rpcs_per_peer=4 (repeatable)")
     parser.add_argument("--trials", type=options.positive, default=3, metavar="N",
                         help="the middle one is quoted (default: %(default)s)")
     add_network_options(parser)
@@ -106,59 +114,38 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """What a network is like; for :func:`link_options`."""
-    group = parser.add_argument_group("links, all of them alike")
-    group.add_argument("--rate-mbps", type=options.seconds, metavar="R",
-                       help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
-    group.add_argument("--buffer", type=options.positive, metavar="B",
-                       help="bytes a port queues for each priority; with --rate-mbps")
-    group.add_argument("--mtu", type=options.positive, metavar="B", help="bytes of an IP packet (default: 1500)")
-    group.add_argument("--delay-us", type=options.seconds, default=0.0, metavar="US", help="one way, of each link")
-    group.add_argument("--jitter-us", type=options.seconds, default=0.0, metavar="US",
-                       help="more delay, at random: frames overtake each other")
-    for name in ("loss", "duplicate", "reorder", "corrupt"):
-        group.add_argument(f"--{name}", type=options.share, default=0.0, metavar="P",
-                           help=f"share of frames to {name if name != 'loss' else 'lose'}, as 1%% or 0.01")
-    group.add_argument("--switch", choices=switches.KINDS, default="auto",
-                       help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
-
-
-def link_options(args: argparse.Namespace) -> LinkOptions:
-    """The options of :func:`add_network_options`."""
-    chosen: dict[str, Any] = {name: getattr(args, name) for name in
-                              ("loss", "duplicate", "reorder", "corrupt", "delay_us", "jitter_us")}
-    if args.rate_mbps:
-        chosen["rate_mbps"] = args.rate_mbps
-    if args.buffer:
-        chosen["buffer_bytes"] = args.buffer
-    if args.mtu:
-        chosen["mtu"] = args.mtu
-    return LinkOptions(**chosen, seed=args.seed)
+def param_options(args: argparse.Namespace) -> tuple[str, ...]:
+    """``--param`` again, for servers and clients; checked. Raises :class:`ConfigError`."""
+    if args.param and args.transport not in PACKET_TRANSPORTS:
+        raise ConfigError(f"--param is for {', '.join(PACKET_TRANSPORTS)}; {args.transport} has none of ours")
+    for text in args.param:
+        options.parse_param(text)
+    return tuple(word for text in args.param for word in ("--param", text))
 
 
 def run_echo(args: argparse.Namespace) -> int:
     """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
     setup = Setup(args.transport, args.nic, args.pattern, args.processes, args.workers, args.connections,
-                  args.poll_us, args.keys)
+                  args.poll_us, args.keys, param_options(args),
+                  ("--response-size", str(args.response_size)) if args.response_size else ())
     load = Load(args.size, args.also, None if args.seconds else args.count or 1000, args.seconds,
-                args.concurrency, args.rate, timeout=args.timeout, canary=args.canary, seed=args.seed)
-    links = link_options(args)
-    make_topo(args.topo)
+                args.concurrency, args.rate, timeout=args.timeout, canary=args.canary, seed=args.seed,
+                response_size=args.response_size)
+    check_network(args)
     transports.check(args.transport)
     if not sandbox.inside():
         return sandbox.run(sys.argv[1:])
     folder = ResultFolder.create("echo", args.results)
     with Progress(f"run echo, {args.transport} on {args.topo}", args.trials) as progress:
-        rows, judged = _measure(args, setup, load, links, folder, progress)
+        rows, judged = _measure(args, setup, load, folder, progress)
     return conclude(args, folder, rows, judged)
 
 
-def _measure(args: argparse.Namespace, setup: Setup, load: Load, links: LinkOptions, folder: ResultFolder,
+def _measure(args: argparse.Namespace, setup: Setup, load: Load, folder: ResultFolder,
              progress: Progress) -> tuple[list[Row], dict[str, Any] | None]:
     """(a row for each trial, what the captures prove)."""
     rows = []
-    with open_network(args.topo, links, args.switch, progress.say) as net:
+    with open_net(args, folder, progress) as net:
         captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
         # A capture of a run whose keys are gone would be worth little.
         with captures, Fleet(net, args.topo, setup, folder.path / "hosts", keep_keys=args.capture) as fleet:
@@ -198,10 +185,22 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
         print(json.dumps(result))
     else:
         print_table(rows)
+        for line in fabric_lines(point.quoted.get("fabric", {})):
+            print(line)
         if judged is not None:
             print("captures: " + ", ".join(f"{k} {v}" for k, v in judged.items()))
     print(f"results: {folder.path}", file=sys.stderr)
     return _exit_code(args, point, verdict, judged)
+
+
+def fabric_lines(octets: dict[str, int]) -> list[str]:
+    """What each switch sent to which others in the quoted trial, busiest first; nothing where there is one
+    switch."""
+    by_switch: dict[str, list[str]] = {}
+    for way, sent in sorted(octets.items(), key=lambda item: -item[1]):
+        switch, _to, other = way.partition(">")
+        by_switch.setdefault(switch, []).append(f"{other} {sent / 1e6:.2f}")
+    return [f"MB from {switch} to: {', '.join(ways)}" for switch, ways in by_switch.items()]
 
 
 def _exit_code(args: argparse.Namespace, point: Point, verdict: dict[str, Any],

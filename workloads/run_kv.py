@@ -10,16 +10,14 @@ from contextlib import nullcontext
 from typing import Any
 
 from topo import sandbox
-from topo.links import LinkOptions
-from topo.network import open_network
-from topo.topologies import make_topo
 from workloads import kv_fleet, transports
 from workloads.captures import Captures
 from workloads.experiment import Setup
 from workloads.kv_fleet import STORES, KvFleet
+from workloads.network_options import check_network, open_net
 from workloads.progress import Progress
 from workloads.results import ResultFolder, Row
-from workloads.run import add_experiment_options, conclude, link_options
+from workloads.run import add_experiment_options, conclude, param_options
 from workloads.ycsb_load import KINDS_SUFFIX, YcsbLoad
 from workloads.ycsb_options import add_ycsb_options, ycsb_loads
 
@@ -63,10 +61,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
     setup = Setup(args.transport, args.nic, "one", args.processes, connections=args.connections,
-                  poll_us=args.poll_us)
+                  poll_us=args.poll_us, options=param_options(args))
     loads = ycsb_loads(args)
-    links = link_options(args)
-    make_topo(args.topo)
+    check_network(args)
     transports.check(args.transport)
     kv_fleet.check(args.transport, args.store, args.direct)
     if not sandbox.inside():
@@ -74,17 +71,17 @@ def run_kv(args: argparse.Namespace) -> int:
     folder = ResultFolder.create("kv", args.results)
     title = f"run kv, workload {args.workload}, {args.transport} on {args.topo}"
     with Progress(title, args.trials + 1) as progress:
-        rows, more, judged = _measure(args, setup, loads, links, folder, progress)
+        rows, more, judged = _measure(args, setup, loads, folder, progress)
     return conclude(args, folder, rows, judged, **more)
 
 
-def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, YcsbLoad], links: LinkOptions,
+def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, YcsbLoad],
              folder: ResultFolder, progress: Progress) -> tuple[list[Row], dict[str, Any], dict[str, Any] | None]:
     """(a row for each trial, what else there is to say, what the captures prove)."""
     rows: list[Row] = []
     more: dict[str, Any] = {}
     loading, running = loads
-    with open_network(args.topo, links, args.switch, progress.say) as net:
+    with open_net(args, folder, progress) as net:
         captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
         with captures, KvFleet(net, args.topo, setup, folder.path / "hosts", store=args.store, direct=args.direct,
                                keep_keys=args.capture) as fleet:

@@ -14,6 +14,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from workloads import slowdown_report as report
 from workloads.distributions import DEFAULT_CAP, WORKLOADS, Distribution, load_table, workload
+from workloads.plots import require_matplotlib
 from workloads.slowdown_run import LoadRun, Progress, Result, Setting, mean_cost, unloaded_ns
 
 _DESCRIPTION = """\
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         sizes = load_table(args.dist_dir / f"{args.workload.upper()}.csv", args.cap)
     published = report.load_published(args.reference, args.workload, args.load) if args.reference else {}
     if args.out is not None:
-        report.require_matplotlib()
+        require_matplotlib()
         args.out.mkdir(parents=True, exist_ok=True)
 
     results = []
@@ -84,8 +85,10 @@ def run(args: argparse.Namespace) -> int:
         with _progress(f"{args.workload} {profile}") as progress:
             results.append(LoadRun(setting, profile, sizes).run(progress))
     unloaded = unloaded_ns(setting, setting.params(sizes), {size for r in results for size in r.sizes})
-    rows = [row for result in results for row in report.buckets(result, unloaded, published)]
-    summary = _summary(args, setting, sizes, results, rows, unloaded)
+    messages = {result.profile: report.simulated(result, unloaded) for result in results}
+    rows = [row for profile, found in messages.items() for row in report.buckets(profile, found, published)]
+    means = {profile: report.mean_slowdown(found) for profile, found in messages.items()}
+    summary = _summary(args, setting, sizes, results, rows, means)
     if args.out is not None:
         stem = args.out / f"slowdown-{args.workload}"
         report.write_csv(stem.with_suffix(".csv"), rows)
@@ -106,15 +109,15 @@ def _title(name: str, setting: Setting, sizes: Distribution) -> str:
 
 
 def _summary(args: argparse.Namespace, setting: Setting, sizes: Distribution, results: list[Result],
-             rows: list[report.Bucket], unloaded: dict[int, int]) -> dict[str, Any]:
+             rows: list[report.Bucket], means: dict[str, float]) -> dict[str, Any]:
     params = setting.params(sizes)
     outcome = []
     for result in results:
         lists = ("quantiles", "sizes", "times_ns")
         entry = {name: value for name, value in asdict(result).items() if name not in lists}
         entry["drained"] = result.drained
-        entry["mean_slowdown"] = report.mean_slowdown(result, unloaded)
-        entry["buckets"] = [asdict(row) for row in rows if row.profile == result.profile]
+        entry["mean_slowdown"] = means[result.profile]
+        entry["buckets"] = [asdict(row) for row in rows if row.transport == result.profile]
         outcome.append(entry)
     return {
         "experiment": "slowdown", "workload": args.workload,

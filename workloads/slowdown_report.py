@@ -1,15 +1,16 @@
-"""What the slowdown experiment says: buckets of message sizes, as text, CSV and picture."""
+"""What experiments say of slowdown, simulated or measured: buckets of message sizes, as text, CSV and picture."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from smtstack.errors import ConfigError, Unsupported
+from smtstack.errors import ConfigError
+from workloads.plots import color_of
 from workloads.slowdown_run import Result
 
 #: Ends of the buckets in percent of messages by size: those of the published curves.
@@ -17,13 +18,16 @@ EDGES = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.9,
 #: Samples from which a 99th percentile is good, and below which there is none.
 FIRM_SAMPLES, MIN_SAMPLES = 1000, 200
 _PUBLISHED = "Homa"
+#: Of a slowdown axis, where they are on it.
+_TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000, 10_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Slowdown of the messages between two percentiles of size, in one profile."""
+    """Slowdown of the messages between two percentiles of size, by one transport."""
 
-    profile: str
+    transport: str
+    """In the simulation: the profile."""
     from_pct: float
     to_pct: float
     """Equal to ``from_pct`` in the bucket of all messages of the largest size."""
@@ -50,6 +54,17 @@ class Bucket:
         return "" if self.p99 is None else f"{'' if self.p99_firm else '~'}{self.p99:.2f}"
 
 
+class Message(NamedTuple):
+    """One that arrived."""
+
+    quantile: float
+    """Place of its size in the distribution, 0 to 1."""
+    size: int
+    """Bytes."""
+    slowdown: float
+    """Its time as a multiple of the unloaded one."""
+
+
 #: (median, p99) by percentile of message size.
 Published = Mapping[float, tuple[float, float]]
 
@@ -74,27 +89,25 @@ def rank(ordered: list[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def buckets(result: Result, unloaded: Mapping[int, int], published: Published) -> list[Bucket]:
-    """``result`` against the unloaded times by size (ns), in the order of sizes; empty buckets left out."""
-    messages = [(quantile * 100, size, time / unloaded[size])
-                for quantile, size, time in zip(result.quantiles, result.sizes, result.times_ns, strict=True)
-                if time >= 0]
-    largest = max((size for _q, size, _s in messages), default=0)
+def buckets(transport: str, messages: Iterable[Message], published: Published) -> list[Bucket]:
+    """``messages`` in the order of sizes; empty buckets left out."""
+    known = [Message(message.quantile * 100, message.size, message.slowdown) for message in messages]
+    largest = max((message.size for message in known), default=0)
     out = []
     for low, high in _ranges():
         if low == high:
-            chosen = [(size, slowdown) for _q, size, slowdown in messages if size == largest]
+            chosen = [message for message in known if message.size == largest]
         else:
-            chosen = [(size, slowdown) for q, size, slowdown in messages if low <= q < high]
+            chosen = [message for message in known if low <= message.quantile < high]
         if not chosen:
             continue
-        ordered = sorted(slowdown for _size, slowdown in chosen)
+        ordered = sorted(message.slowdown for message in chosen)
         count = len(ordered)
         median, p99 = published.get(high, (None, None)) if low < high else (None, None)
         out.append(Bucket(
-            result.profile, low, high, min(chosen)[0], max(chosen)[0], count, sum(ordered) / count,
-            rank(ordered, 0.5), rank(ordered, 0.99) if count >= MIN_SAMPLES else None, count >= FIRM_SAMPLES,
-            median, p99))
+            transport, low, high, min(message.size for message in chosen), max(message.size for message in chosen),
+            count, sum(ordered) / count, rank(ordered, 0.5), rank(ordered, 0.99) if count >= MIN_SAMPLES else None,
+            count >= FIRM_SAMPLES, median, p99))
     return out
 
 
@@ -106,28 +119,38 @@ def _ranges() -> Iterator[tuple[float, float]]:
     yield low, low
 
 
-def mean_slowdown(result: Result, unloaded: Mapping[int, int]) -> float:
-    """Over all measured messages that were delivered; nan if none was."""
-    slowdowns = [time / unloaded[size]
-                 for size, time in zip(result.sizes, result.times_ns, strict=True) if time >= 0]
-    return sum(slowdowns) / len(slowdowns) if slowdowns else math.nan
+def _place(row: Bucket) -> tuple[bool, float]:
+    """By size, the largest of all at the end."""
+    return row.from_pct == row.to_pct, row.from_pct
+
+
+def simulated(result: Result, unloaded: Mapping[int, int]) -> list[Message]:
+    """The messages of the simulation that were delivered, against the unloaded times by size (ns)."""
+    return [Message(quantile, size, time / unloaded[size])
+            for quantile, size, time in zip(result.quantiles, result.sizes, result.times_ns, strict=True)
+            if time >= 0]
+
+
+def mean_slowdown(messages: Sequence[Message]) -> float:
+    """nan if there are none."""
+    return sum(message.slowdown for message in messages) / len(messages) if messages else math.nan
 
 
 def table(rows: list[Bucket]) -> str:
-    """For people: median and p99 of every profile in columns, the published ones last."""
-    profiles = list(dict.fromkeys(row.profile for row in rows))
+    """For people: median and p99 of every transport in columns, the published ones last."""
+    transports = list(dict.fromkeys(row.transport for row in rows))
     published = any(row.published_p99 is not None for row in rows)
-    head = ["messages %", "bytes", "samples", *(f"{p} {what}" for p in profiles for what in ("p50", "p99"))]
+    head = ["messages %", "bytes", "samples", *(f"{t} {what}" for t in transports for what in ("p50", "p99"))]
     if published:
         head += ["published p50", "p99"]
     lines = [head]
-    for label in dict.fromkeys(row.label for row in rows):
-        by_profile = {row.profile: row for row in rows if row.label == label}
-        first = next(iter(by_profile.values()))
+    for label in dict.fromkeys(row.label for row in sorted(rows, key=_place)):
+        found = {row.transport: row for row in rows if row.label == label}
+        first = next(iter(found.values()))
         sizes = f"{first.min_bytes}-{first.max_bytes}"
         line = [label, sizes if first.min_bytes < first.max_bytes else str(first.max_bytes), str(first.samples)]
-        for profile in profiles:
-            row = by_profile.get(profile)
+        for transport in transports:
+            row = found.get(transport)
             line += [f"{row.median:.2f}", row.p99_text()] if row else ["", ""]
         if published:
             line += ["" if value is None else f"{value:.2f}"
@@ -139,21 +162,13 @@ def table(rows: list[Bucket]) -> str:
 
 
 def write_csv(path: Path, rows: list[Bucket]) -> None:
-    """One line a bucket and profile, columns named as in :class:`Bucket`."""
+    """One line a bucket and transport, columns named as in :class:`Bucket`."""
     with path.open("w", newline="") as f:
         writer = csv.DictWriter(f, [field.name for field in fields(Bucket)])
         writer.writeheader()
         for row in rows:
             writer.writerow({name: f"{value:.4f}" if isinstance(value, float) else value
                              for name, value in asdict(row).items()})
-
-
-def require_matplotlib() -> None:
-    """Raises :class:`Unsupported` where there is none: better before a long run than after it."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise Unsupported("--out draws a picture and needs matplotlib: pip install matplotlib") from None
 
 
 def plot(path: Path, rows: list[Bucket], title: str) -> None:
@@ -163,28 +178,34 @@ def plot(path: Path, rows: list[Bucket], title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.from_pct < row.to_pct]
-    labels = list(dict.fromkeys(row.label for row in rows))
-    places = {label: x for x, label in enumerate(labels)}
+    order = list(dict.fromkeys(row.transport for row in rows))
+    rows = sorted((row for row in rows if row.from_pct < row.to_pct), key=_place)
+    columns: dict[str, Bucket] = {}
+    for row in rows:
+        columns.setdefault(row.label, row)
+    places = {label: x for x, label in enumerate(columns)}
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    curves: dict[str, list[Bucket]] = {}
+    curves: dict[str, list[Bucket]] = {name: [] for name in order}
     for row in rows:
-        curves.setdefault(row.profile, []).append(row)
-    for color, (profile, curve) in zip(("tab:red", "tab:blue", "tab:green"), curves.items(), strict=False):
-        _draw(axes, color, profile, [(places[row.label], row.median, row.p99) for row in curve])
+        curves[row.transport].append(row)
+    for transport, curve in curves.items():
+        color = color_of(transport)
+        _draw(axes, color, transport, [(places[row.label], row.median, row.p99) for row in curve])
         weak = [(places[row.label], row.p99) for row in curve if row.p99 is not None and not row.p99_firm]
         if weak:
             axes.plot(*zip(*weak, strict=True), "o", color=color, markerfacecolor="white", markersize=5)
-    first = next(iter(curves.values()))
     _draw(axes, "0.45", "Homa, SIGCOMM'18",
-          [(places[row.label], row.published_median, row.published_p99) for row in first])
+          [(places[label], row.published_median, row.published_p99) for label, row in columns.items()])
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1)
-    ticks = [tick for tick in (1, 1.5, 2, 3, 5, 10, 20, 30, 50, 100) if tick <= axes.get_ylim()[1]]
+    # A measured message may be a little faster than the median of those alone.
+    axes.set_ylim(bottom=min(1.0, *(row.median for row in rows)))
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xticks(range(len(labels)), [f"{row.to_pct:g} %\n{_short(row.max_bytes)}" for row in first])
+    axes.set_xticks(list(places.values()),
+                    [f"{columns[label].to_pct:g} %\n{_short(columns[label].max_bytes)}" for label in places])
     axes.set_xlabel("messages up to this share by size, and the largest of them "
                     f"(hollow: fewer than {FIRM_SAMPLES} samples)")
     axes.set_ylabel("slowdown")

@@ -10,13 +10,16 @@ from workloads.results import BASELINE, Load, Point, Row, overall, points, ratio
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"
+#: What a figure is, by mode; all others are RPC/s.
+_TIMES = {"unloaded": "median round trip in us", "incast": "99th percentile of the rounds in us",
+          "fanout": "99th percentile of the queries in us"}
 
 
 def heading(panel: tuple[str, str, str, str]) -> str:
     """``back2back, unloaded, interrupt: median round trip in us``."""
     topo, mode, *rest = panel
     rate = "operations/s" if panel[3].startswith("ycsb") else "RPC/s"
-    what = "median round trip in us" if mode == "unloaded" else rate
+    what = _TIMES.get(mode, rate)
     return f"{', '.join((topo, mode, *filter(None, rest)))}: {what}"
 
 

@@ -70,6 +70,8 @@ class PacketLoop:
         self._grain = endpoint.params.tick_ns
         #: While frames keep coming, timers are not looked at before this: they count in ticks anyway.
         self._timers_at = 0
+        #: When they were looked at last.
+        self._looked = 0
         self._backlog = 0
         self._attend()
 
@@ -149,9 +151,12 @@ class PacketLoop:
         timeout = self.endpoint.next_timeout()
         if timeout is not None and timeout <= now:
             if timeout > 0:
-                self.statistics.late_ns = max(self.statistics.late_ns, now - timeout)
+                # One that was not there the last time is not late: the pacer names the time the link fell idle,
+                # however long ago, when a grant gives it something to send.
+                self.statistics.late_ns = max(self.statistics.late_ns, now - max(timeout, self._looked))
             self.endpoint.handle_timeout(now)
             busy = True
+        self._looked = now
         while self._later and self._later[0][0] <= now:
             _at, _n, outwards, frame = heapq.heappop(self._later)
             if outwards:

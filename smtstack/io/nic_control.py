@@ -88,6 +88,7 @@ class NicControl:
         hardware = nic.config.max_contexts
         nic.context_limit = hardware if settings.max_contexts is None else min(hardware, settings.max_contexts)
         self._driver.trim_contexts()
+        self._driver.set_paths(settings.paths or 1)
         self.tx = self._impairments("tx", settings.tx, self.tx)
         self.rx = self._impairments("rx", settings.rx, self.rx)
         if settings.tap != self._tap_setting:

@@ -13,13 +13,14 @@ from typing import Any
 from smtstack.errors import ConfigError
 from smtstack.nic.device import FEATURES, NicConfig
 from smtstack.nic.impairments import ImpairmentRates
+from smtstack.wire.ethernet import MAX_PATHS
 
 #: Names people use, and what they mean.
 _ALIASES = {"offload": "tls-hw-tx-offload", "drop": "loss", "duplication": "duplicate", "corruption": "corrupt"}
 #: Impairment words and the fields of ImpairmentRates.
 _SHARES = {"loss": "drop", "duplicate": "duplicate", "reorder": "reorder", "corrupt": "corrupt"}
 _TIMES = {"delay": "delay_ns", "jitter": "jitter_ns", "reorder-delay": "reorder_ns"}
-_NUMBERS = ("max-contexts", "queues")
+_NUMBERS = ("max-contexts", "queues", "paths")
 #: Everything :meth:`Settings.assign` knows, for error texts.
 NAMES = (*FEATURES, *_NUMBERS, *_SHARES, *_TIMES, "seed", "tx", "rx")
 _UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -56,6 +57,9 @@ class Settings:
     """Limit on TLS contexts of each endpoint, at most what the hardware has."""
     queues: int | None = None
     """TX queues, of sockets opened from now on."""
+    paths: int | None = None
+    """Paths that the messages to one host are spread over, each with a destination MAC of its own; None: one,
+    under the host's plain MAC. Taken while traffic runs: messages under way may then change their path."""
     tx: Faults | None = None
     """Impairments of what leaves; None: the endpoint's own."""
     rx: Faults | None = None
@@ -72,6 +76,8 @@ class Settings:
             raise ConfigError(f"max-contexts is {self.max_contexts}; a number from 0")
         if self.queues is not None and not 1 <= self.queues <= MAX_QUEUES:
             raise ConfigError(f"queues is {self.queues}; 1 to {MAX_QUEUES}")
+        if self.paths is not None and not 1 <= self.paths <= MAX_PATHS:
+            raise ConfigError(f"paths is {self.paths}; 1 to {MAX_PATHS}")
 
     def assign(self, text: str) -> Settings:
         """These settings with one more, as ``tso=off``, ``loss=1%`` (what leaves), ``rx.loss=1%``.

@@ -133,6 +133,10 @@ class NicState:
         """TX queues of sockets opened from now on; None: as they are configured."""
         self._replace(queues=queues)
 
+    def set_paths(self, paths: int | None) -> None:
+        """Paths messages are spread over, also of endpoints that run; None: one."""
+        self._replace(paths=paths)
+
     def start_tap(self, path: str | Path, host_side: bool = False) -> None:
         """Record the device's packets into a new pcapng file, of all endpoints there are and will be.
 

@@ -28,7 +28,8 @@ def _settings(settings: Settings) -> list[tuple[str, str]]:
     switches = [(name, "on" if settings.features[name] else "off") for name in FEATURES
                 if name in settings.features]
     numbers = [(name, str(value)) for name, value in (("max-contexts", settings.max_contexts),
-                                                      ("queues", settings.queues)) if value is not None]
+                                                      ("queues", settings.queues),
+                                                      ("paths", settings.paths)) if value is not None]
     faults = [(f"{direction} impairments", _faults(getattr(settings, direction))) for direction in DIRECTIONS
               if getattr(settings, direction) is not None]
     tap = []

@@ -14,8 +14,6 @@ from smtstack.nic.steering import steering_named
 from smtstack.wire.frame import IP_OFFSET, TRANSPORT_OFFSET
 from smtstack.wire.homa import PLACED
 
-_PLACED = bytes([PLACED])
-
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
 
@@ -226,4 +224,5 @@ class SmartNic:
 
 def _place(header: bytes, offset: int) -> bytes:
     """``header`` with the packet's offset in its segment: what ``tso-seq`` writes."""
-    return b"".join((header[:4], offset.to_bytes(4, "big"), header[8:11], _PLACED, header[12:]))
+    return b"".join((header[:4], offset.to_bytes(4, "big"), header[8:11], bytes((header[11] | PLACED,)),
+                     header[12:]))

@@ -1,7 +1,7 @@
 """The driver half: host software between the transport and the device.
 
-Chooses a queue for every message, keeps TLS contexts and their expected record numbers, and falls back
-to software sealing, never to plaintext, whenever the device cannot do a segment.
+Chooses a queue and a path for every message, keeps TLS contexts and their expected record numbers, and
+falls back to software sealing, never to plaintext, whenever the device cannot do a segment.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from enum import Enum
 
 from smtstack.crypto.aead import DirectionKeys
+from smtstack.errors import ConfigError
 from smtstack.nic.descriptors import Resync, Route, Send
 from smtstack.nic.device import SmartNic
 from smtstack.transport.message import OutMessage
 from smtstack.transport.segment import Segment
-from smtstack.wire.ethernet import Ethernet
+from smtstack.wire.ethernet import MAX_PATHS, Ethernet, path_mac
 
 #: MAC of the next hop towards an IPv4 address, or None while unknown.
 Neighbours = Callable[[int], "bytes | None"]
@@ -54,6 +55,10 @@ class NicDriver:
         self._neighbours = neighbours
         self._policy = policy
         self._queues = nic.config.queues
+        self._paths = 1
+        #: There is something to choose for a message: a queue, a path.
+        self._spreads = self._queues > 1
+        #: By destination; with several paths by path << 32 | destination.
         self._routes: dict[int, Route] = {}
         #: Insertion order is order of use: the first is the one to evict.
         self._contexts: dict[tuple[DirectionKeys, int], _Context] = {}
@@ -64,6 +69,20 @@ class NicDriver:
         """Neighbours may have moved: look them up again."""
         self._routes.clear()
 
+    def set_paths(self, paths: int) -> None:
+        """Spread messages over so many paths: consecutive ones of a peer take one after the other.
+
+        All packets of a message go to the same destination MAC, one for each path
+        (:func:`~smtstack.wire.ethernet.path_mac`), which switches must know; with 1 path to the plain one. A
+        message under way when this changes may go on over another path. Raises :class:`ConfigError`.
+        """
+        if not 1 <= paths <= MAX_PATHS:
+            raise ConfigError(f"paths is {paths}; 1 to {MAX_PATHS}")
+        if paths != self._paths:
+            self._paths = paths
+            self._spreads = self._queues > 1 or paths > 1
+            self.forget_routes()
+
     def trim_contexts(self) -> None:
         """After the device's limit was lowered: destroy contexts until they fit, the longest unused first."""
         while self.nic.contexts() > self.nic.context_limit and self._evict(self.nic):
@@ -71,11 +90,17 @@ class NicDriver:
 
     def transmit(self, segment: Segment) -> bool:
         """Post a segment; False when its ring is full: try again with the same segment before any other."""
-        route = self._routes.get(segment.dst) or self._resolve(segment.dst)
+        key = segment.dst
+        queue = 0
+        if self._spreads:
+            # Ids of one side's messages step by 2.
+            number = segment.flow >> 1
+            queue = number % self._queues
+            key |= number % self._paths << 32
+        route = self._routes.get(key) or self._resolve(key)
         if route is None:
             self.unresolved += 1
             return True
-        queue = (segment.flow >> 1) % self._queues if self._queues > 1 else 0
         nic = self.nic
         message = segment.message
         if message is None or segment.payload is not None:
@@ -91,11 +116,14 @@ class NicDriver:
             return nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss))
         return self._cut(nic, route, queue, segment, payload)
 
-    def _resolve(self, ip: int) -> Route | None:
+    def _resolve(self, key: int) -> Route | None:
+        ip = key & 0xFFFFFFFF
         mac = self._neighbours(ip)
         if mac is None:
             return None
-        route = self._routes[ip] = Route(Ethernet(mac, self._mac), self._ip, ip, self._protocol)
+        if self._paths > 1:
+            mac = path_mac(mac, key >> 32)
+        route = self._routes[key] = Route(Ethernet(mac, self._mac), self._ip, ip, self._protocol)
         return route
 
     @staticmethod

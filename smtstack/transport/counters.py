@@ -5,7 +5,7 @@ from __future__ import annotations
 #: All of them; a compiled class has no ``__slots__`` to ask.
 NAMES = (
     "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
-    "data_redundant", "evicted", "failed", "freezes", "grants_sent", "key_unknown",
+    "data_redundant", "evicted", "failed", "freezes", "grants_sent", "incast_marked", "key_unknown",
     "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
     "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
     "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "truncated",
@@ -36,6 +36,8 @@ class Counters:
         self.failed = 0
         self.freezes = 0
         self.grants_sent = 0
+        #: Requests of ours whose responses are to come by grant.
+        self.incast_marked = 0
         #: DATA under a key epoch we do not accept.
         self.key_unknown = 0
         #: DATA that disagreed with its message's length.

@@ -35,6 +35,7 @@ _unpack_data = wire_frame.DATA_FRAME.unpack_from
 _unpack_common = wire_frame.COMMON_FRAME.unpack_from
 _DATA = homa.DATA
 _PLACED = homa.PLACED
+_INCAST = homa.INCAST
 _MIN_LEN = wire_frame.MIN_LEN
 _TYPE_AT = wire_frame.TYPE_AT
 _PAYLOAD_AT = wire_frame.PAYLOAD_AT
@@ -216,7 +217,7 @@ class Endpoint:
         inside = packet_offset if flags & _PLACED else index * segment_size
         whole = len(payload) == length and inside + high + low == 0
         if rpc is None:
-            rpc = self._new_request(peer, key, sender_id, epoch, length, payload if whole else None, tick)
+            rpc = self._new_request(peer, key, sender_id, epoch, flags, length, payload if whole else None, tick)
             if rpc is None:
                 return
         elif not rpc.is_client and rpc.state is not INCOMING:
@@ -233,7 +234,7 @@ class Endpoint:
                 return
         self._receive(rpc, high << 16 | low, index, inside, length, incoming, payload, tick)
 
-    def _new_request(self, peer: Peer, key: int, sender_id: int, epoch: int, length: int,
+    def _new_request(self, peer: Peer, key: int, sender_id: int, epoch: int, flags: int, length: int,
                      whole: bytes | None, tick: int) -> Rpc | None:
         """State for a request that begins; None if it was refused, or is complete and delivered."""
         counters = self.counters
@@ -258,6 +259,7 @@ class Endpoint:
         rpc = self._table.server_rpc(peer, key, sender_id ^ 1, keys, data is not None, tick)
         if rpc is None:
             return None
+        rpc.flags = flags & _INCAST
         if data is not None:
             self._deliver_request(rpc, data)
             return None

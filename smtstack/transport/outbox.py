@@ -56,8 +56,8 @@ class Outbox:
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
         size = out.mss if self._extended else 0
-        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, 0, homa.DATA_OFFSET, homa.DATA,
-                            at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
+        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET,
+                            homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
                             host.cutoff_version, 0, 0)
         return Segment(host.ip, priority << 5, header, None, out.mss, out, index, rpc.id)
 
@@ -89,7 +89,7 @@ class Outbox:
                     continue
                 out.resent[place] = tick
                 header = _pack_data(
-                    self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, 0, homa.DATA_OFFSET, homa.DATA,
+                    self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET, homa.DATA,
                     at >> 16, 0, at & 0xFFFF, rpc.id, out.length, min(out.length, max(out.granted, b)),
                     peer.host.cutoff_version, 1, number)
                 self._paced.append(Segment(peer.host.ip, priority << 5, header, piece, out.mss,

@@ -5,10 +5,11 @@ Defaults are those of the SMT module (branch main, ``homa_utils.c:homa_init``) u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smtstack.errors import ConfigError
 from smtstack.wire import homa, ipv4
+from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 
 #: Headers TSO copies into every packet: IPv4 and DATA.
 PACKET_HEADERS = ipv4.HEADER_LEN + homa.DATA_LEN
@@ -52,11 +53,19 @@ class TransportParams:
     max_overcommit: int = 8
     """Messages that hold grants at a time."""
     max_rpcs_per_peer: int = 1
-    """Of these, messages of one host."""
+    """Of these, messages of one host. More where its messages come by different paths: one message fills one
+    path. On a single path its sender serves the shortest first all the same; more of its messages then hold
+    places that other hosts' could have."""
     grant_fifo_fraction: int = 50
     """Per mille of granted bytes that go to the oldest message, against starvation."""
     fifo_grant_increment: int = 10_000
     """Bytes of one such grant."""
+    incast_threshold: int = 0
+    """RPCs under way as a client above which new requests are marked, for their responses to come by grant
+    (SIGCOMM'18 §3.6; the module has no such thing); 0: none is. Not in profile ``linux``."""
+    incast_unsched_bytes: int = 500
+    """Bytes of a marked request's response sent without a grant, rounded up to a whole packet; ours as a
+    server."""
     tick_ns: int = 1_000_000
     """Nanoseconds of a timer tick."""
     resend_ticks: int = 15
@@ -91,9 +100,11 @@ class TransportParams:
             raise ConfigError("cutoff_version is 16 bits and not 0, which means 'never heard'")
         for name in ("unsched_bytes", "link_mbps", "max_incoming", "max_overcommit", "max_rpcs_per_peer",
                      "tick_ns", "resend_ticks", "resend_interval", "timeout_resends",
-                     "request_ack_ticks", "max_message_length", "fifo_grant_increment"):
+                     "request_ack_ticks", "max_message_length", "fifo_grant_increment", "incast_unsched_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.incast_threshold < 0:
+            raise ConfigError(f"incast_threshold is {self.incast_threshold}; at least 0, which marks no request")
 
     @property
     def segment_payload(self) -> int:
@@ -118,3 +129,50 @@ class TransportParams:
 #: fast link wants with a short queue.
 SOFTWARE = TransportParams(unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20,
                            throttle_min_bytes=1_500, max_nic_queue_ns=100_000)
+
+#: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
+SOFTWARE_RTT_NS = 800_000
+#: From this rate on software is the bottleneck, and :data:`SOFTWARE` does.
+FAST_MBPS = 1000
+#: The rate below which everything takes longer because of the link: time is counted in its round trips.
+SLOW_MBPS = 100
+#: Round trips of silence before a RESEND, at that rate and below. It is for what was lost: what only waits in the
+#: network would come twice, and W4 at 80 % load has messages wait for 50 of them. (The module's 5 ms are 300.)
+PATIENCE_RTTS = 100
+
+
+def software(link_mbps: int | None) -> TransportParams:
+    """Parameters of an endpoint in software behind a link of ``link_mbps``; None: of unknown rate.
+
+    :data:`SOFTWARE` for fast and unknown links. On a slower one its windows would be many round trips of queue
+    in the network, and a segment of its size would keep a short message waiting for several. There, bytes are
+    in proportion to what the link carries in a round trip, as in the SIGCOMM'18 paper (about 10 KB).
+    """
+    if link_mbps is None:
+        return SOFTWARE
+    if link_mbps >= FAST_MBPS:
+        return replace(SOFTWARE, link_mbps=link_mbps)
+    if link_mbps < 1:
+        raise ConfigError(f"link_mbps is {link_mbps}; it must be at least 1")
+    frame_ns = (SOFTWARE.mtu + HEADER_LEN + FRAME_OVERHEAD) * 8000 // link_mbps
+    # A full frame is stored and forwarded at the host's own link and at the receiver's.
+    rtt_ns = SOFTWARE_RTT_NS + 2 * frame_ns
+    rtt_bytes = max(10_000, rtt_ns * link_mbps // 8000)
+    # A segment holds the link for a quarter of a round trip at most; then SRPT may choose another message.
+    packets = max(1, rtt_ns // (4 * frame_ns))
+    patience = max(SOFTWARE.resend_ticks, PATIENCE_RTTS * SLOW_MBPS // max(SLOW_MBPS, link_mbps))
+    return replace(
+        SOFTWARE, link_mbps=link_mbps,
+        # What fills the link until the first grant can be there, and keeps it full from then on.
+        unsched_bytes=min(SOFTWARE.unsched_bytes, rtt_bytes), window=rtt_bytes,
+        # In the same proportion: most of it waits in the last switch while several senders hold grants.
+        max_incoming=SOFTWARE.max_incoming * rtt_bytes // SOFTWARE.window,
+        max_gso_size=min(SOFTWARE.max_gso_size, PACKET_HEADERS + packets * SOFTWARE.segment_payload),
+        # Two full packets: one on the wire, one to follow while we sleep.
+        max_nic_queue_ns=max(SOFTWARE.max_nic_queue_ns, 2 * frame_ns),
+        # Not queued is only what the link has sent in 20 us.
+        throttle_min_bytes=min(SOFTWARE.throttle_min_bytes, 20_000 * link_mbps // 8000),
+        # A round trip of 10 KB takes this much longer.
+        tick_ns=SOFTWARE.tick_ns * max(SLOW_MBPS, link_mbps) // link_mbps,
+        # What is silent for less may just wait in a switch: at high load, others have sent so much before.
+        resend_ticks=patience, request_ack_ticks=max(SOFTWARE.request_ack_ticks, patience))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from smtstack.crypto import tls13
 from smtstack.crypto.session import EpochKeys, LinuxSession, Session, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
@@ -53,14 +55,15 @@ class Profile:
 class HomaProfile(Profile):
     """The baseline: nothing sealed."""
 
-    __slots__ = ("_geo",)
+    __slots__ = ("_geo", "_incast")
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.HOMA, params)
         self._geo = Geometry(params, sealed=False)
+        self._incast = Geometry(_marked(params), sealed=False)
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
-        return PlainOut(data, self._geo)
+        return PlainOut(data, self._incast if rpc.flags and not rpc.is_client else self._geo)
 
     def incoming(self, rpc: Rpc, length: int) -> InMessage:
         return StreamIn(length)
@@ -73,13 +76,14 @@ class HomaProfile(Profile):
 class SmtProfile(Profile):
     """The paper's design: TLS 1.3 records under composite numbers."""
 
-    __slots__ = ("_geo", "_max_wire", "_packet_plain")
+    __slots__ = ("_geo", "_incast", "_max_wire", "_packet_plain")
     session_type = SmtSession
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.SMT, params)
         self._max_wire = params.max_wire_length
         self._geo = Geometry(params, sealed=True)
+        self._incast = Geometry(_marked(params), sealed=True)
         self._packet_plain = self._geo.packet_plain
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
@@ -89,7 +93,11 @@ class SmtProfile(Profile):
             padded = max(padded, session.params.padding(padded))
         if padded <= self._packet_plain:
             return SealedPacket(session, rpc.keys, rpc.id, data, padded, self._geo.mss)
-        out = SealedOut(session, rpc.keys, rpc.id, data, padded, self._geo)
+        geo = self._geo
+        # A mark is a wish of who knows whom: records of one packet must not make a message too long to number.
+        if rpc.flags and not rpc.is_client and padded <= self._incast.record_plain * session.numbers.max_records:
+            geo = self._incast
+        out = SealedOut(session, rpc.keys, rpc.id, data, padded, geo)
         if out.length > self._max_wire:
             raise LocalError(f"{len(data)} bytes become {out.length} by padding; the peer would refuse more than "
                              f"{self._max_wire}")
@@ -144,6 +152,9 @@ class LinuxProfile(Profile):
     session_type = LinuxSession
 
     def __init__(self, params: TransportParams) -> None:
+        if params.incast_threshold:
+            raise ConfigError("incast_threshold: profile linux cannot mark requests, as the kernel module cannot; "
+                              "leave it at 0")
         super().__init__(homa.LINUX, params)
         self._geo = LinuxGeometry(params)
 
@@ -161,6 +172,12 @@ class LinuxProfile(Profile):
     def incoming(self, rpc: Rpc, length: int) -> InMessage:
         session: LinuxSession = rpc.peer.session  # type: ignore[assignment]
         return LinuxIn(session.server if rpc.is_client else session.client, rpc.id ^ 1, length, self._geo)
+
+
+def _marked(params: TransportParams) -> TransportParams:
+    """How the response to a marked request is cut: into segments of one packet, as only whole ones are sent."""
+    return replace(params, max_gso_size=min(params.mtu, params.max_gso_size),
+                   unsched_bytes=params.incast_unsched_bytes)
 
 
 def make_profile(name: str, params: TransportParams) -> Profile:

@@ -74,8 +74,8 @@ class Rpc:
     """One RPC at one side. Also the handle applications hold; ``cookie`` is theirs."""
 
     __slots__ = (
-        "armed_tick", "birth", "cookie", "heard_tick", "id", "inm", "is_client", "key", "keys", "out", "peer",
-        "queued", "resend_tick", "resends", "state",
+        "armed_tick", "birth", "cookie", "flags", "heard_tick", "id", "inm", "is_client", "key", "keys", "out",
+        "peer", "queued", "resend_tick", "resends", "state",
     )
 
     def __init__(self, peer: Peer, rpc_id: int, key: int, keys: EpochKeys, is_client: bool, birth: int,
@@ -91,6 +91,8 @@ class Rpc:
         self.out: OutMessage | None = None
         self.inm: InMessage | None = None
         self.cookie: object = None
+        #: Of our DATA packets: INCAST if the client marked the request, or nothing.
+        self.flags = 0
         #: Age among all RPCs of the endpoint, for the FIFO shares.
         self.birth = birth
         #: Last tick at which the peer made progress or said BUSY.

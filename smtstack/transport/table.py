@@ -11,17 +11,19 @@ from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import DEAD, INCOMING, UNKNOWN, Rpc
 from smtstack.transport.timers import TimerTable
+from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
 
 #: Peers that never authenticated a message; more push out the oldest. A forger can make these.
 MAX_UNPROVEN_PEERS = 1024
+_NEVER = 1 << 60
 
 
 class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
-    __slots__ = ("_births", "_counters", "_doubted", "_ip", "_keys", "_params", "_port", "_rx_bytes",
-                 "_server_rpcs", "_unproven", "grants", "hosts", "peers", "timers")
+    __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_keys", "_params",
+                 "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "peers", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -36,6 +38,9 @@ class RpcTable:
         self._births = 0
         self._rx_bytes = 0
         self._server_rpcs = 0
+        self._client_rpcs = 0
+        #: Our own RPCs under way above which new requests are marked.
+        self._incast = params.incast_threshold or _NEVER
         self.hosts: dict[int, Host] = {}
         #: By ip << 16 | port.
         self.peers: dict[int, Peer] = {}
@@ -106,6 +111,10 @@ class RpcTable:
         key = rpc_id | (keys.epoch & 0xFF) << 64
         rpc = Rpc(peer, rpc_id, key, keys, True, self._births, tick)
         peer.rpcs[key] = rpc
+        self._client_rpcs += 1
+        if self._client_rpcs > self._incast:
+            rpc.flags = INCAST
+            self._counters.incast_marked += 1
         return rpc
 
     def server_rpc(self, peer: Peer, key: int, rpc_id: int, keys: EpochKeys, proven: bool,
@@ -145,6 +154,7 @@ class RpcTable:
             self._trust(rpc)
         if rpc.is_client:
             rpc.keys.active -= 1
+            self._client_rpcs -= 1
         else:
             peer.host.server_rpcs -= 1
             self._server_rpcs -= 1

@@ -9,7 +9,8 @@ off   size  field
 4     4     DATA: byte offset of the packet in its TSO segment; only a ``tso-seq`` NIC writes it
 8     2     DATA: segment size, the payload bytes TSO put into every packet but the last
 10    1     key epoch of the RPC
-11    1     DATA: flags; bit 0: bytes 4..7 were written (0 is an offset, too)
+11    1     DATA: flags; bit 0: bytes 4..7 were written (0 is an offset, too); bit 1: incast, the
+            client awaits many responses, and this one is to come by grant but for its first packet
 12    1     data offset, 0xA0 in DATA (looks like a TCP header to a TSO engine)
 13    1     packet type
 14    2     DATA: high half of the segment's offset in the message
@@ -47,6 +48,9 @@ MAX_ACKS = 5
 NUM_PRIORITIES = 8
 #: Flag of DATA: a NIC wrote the packet's offset in its segment.
 PLACED = 0x01
+#: Flag of DATA, set by the client: only one packet of the response may come without a grant. The response
+#: carries it, too.
+INCAST = 0x02
 #: Data offset byte of DATA: 40 bytes of header, in units of 4, in the high nibble.
 DATA_OFFSET = 0xA0
 
@@ -101,6 +105,8 @@ class Data:
     epoch: int = 0
     #: A ``tso-seq`` NIC wrote ``packet_offset``; otherwise IP ID and ``packet_index`` tell the place.
     placed: bool = False
+    #: The response comes by grant, but for one packet.
+    incast: bool = False
 
     def offset_in_segment(self, identification: int) -> int:
         """Where the payload of the packet with this IP ID lies in its segment, in bytes."""
@@ -112,7 +118,8 @@ class Data:
         """The 40 header bytes."""
         return DATA_HEADER.pack(
             self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch,
-            PLACED if self.placed else 0, DATA_OFFSET, DATA, self.segment_offset >> 16, 0,
+            (PLACED if self.placed else 0) | (INCAST if self.incast else 0), DATA_OFFSET, DATA,
+            self.segment_offset >> 16, 0,
             self.segment_offset & 0xFFFF, self.sender_id, self.message_length, self.incoming,
             self.cutoff_version, self.retransmit, self.packet_index)
 
@@ -331,4 +338,4 @@ def _data(buf: bytes, fmt: WireFormat) -> Data:
     if not fmt.extended:
         seq = size = epoch = flags = 0
     return Data(sport, dport, sender_id, length, incoming, (hi << 16) | lo, size, version, retransmit,
-                index, seq, epoch, bool(flags & PLACED))
+                index, seq, epoch, bool(flags & PLACED), bool(flags & INCAST))

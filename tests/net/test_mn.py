@@ -88,6 +88,12 @@ def test_plain_hosts_and_links_do_too():
     (["--topo", "star,2", "--link", "smartnic,loss=7"], 2, "a share such as 0.01 or 1%"),
     (["--topo", "star,2", *SMT, "--test", "smtecho,64,5,carrier-pigeon"], 2, "smtnet: transport 'carrier-pigeon'"),
     (["--topo", "star,2", *SMT, "--test", "smtecho,1,2,homa,sw,5"], 2, "smtnet: --test smtecho takes size=1024"),
+    (["--topo", "star,2", *SMT, "--controller", "fanot"], 2, "--controller fanot: unknown; did you mean fanout?"),
+    (["--topo", "star,2", *SMT, "--controller", "fanout,flow"], 2, "smtnet: --controller fanout,flow: options"),
+    (["--topo", "star,2", *SMT, "--controller", "fanout,multipath=all"], 2, "one of flow, message, ecmp"),
+    (["--topo", "star,2", *SMT, "--controller", "fanout,sed=2"], 2, "controller fanout has no option 'sed'"),
+    (["--topo", "star,2", *SMT, "--controller", "fanout"], 3, ", which a controller needs: "),
+    (["--topo", "star,2", "--switch", "auto,bridge", "--controller", "fanout"], 2, "a bridge has no OpenFlow"),
 ])
 def test_mistakes_are_one_line(options: list[str], code: int, text: str):
     done = mn(*options)
@@ -122,7 +128,7 @@ help smt
     (usage, offload, start, echo, stop, nic, stats, loss, lost, no_loss, homa, tls, link, share, host, few,
      stopped, odd, verb, helped, _eof) = answers(done)
     assert [line.split()[1] for line in usage.splitlines()] == [
-        "echo", "kv", "nic", "offload", "stats", "pcap", "loss", "help"]
+        "echo", "kv", "nic", "offload", "stats", "pcap", "loss", "paths", "links", "help"]
     assert offload == "h1: tls-hw-tx-offload on"
     assert start == f"h1: recording into {capture}"
     assert " 40 " in echo.splitlines()[1]
@@ -173,6 +179,46 @@ smt stats
     assert ping == "ping True"
     assert "h2-s1 to h2:\n  received" in stats
     assert "h2-s1:\n  late_us_max" in stats
+    assert done["left"] == []
+
+
+def test_a_controller_of_ours():
+    """Its own topology with a path for every message, and the verbs that ask it."""
+    if not ovs.is_installed():
+        pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
+    done = mn("--topo", "leafspine,2,2,1", *SMT, "--controller", "fanout,multipath=message,seed=2", switches=True,
+              program=SYSTEM_MN, script="""smt paths h1 h2
+smt nic h1
+smt echo h1 h2 20000 30
+smt links
+smt paths h1 h7
+""")
+    paths, nic, echo, links, unknown, _eof = answers(done)
+    ways = [line.split(": ")[1].split("  ")[0] for line in paths.splitlines()]
+    assert sorted(ways) == ["h1 -> s1 -> s3 -> s2 -> h2", "h1 -> s1 -> s4 -> s2 -> h2"]
+    assert paths.count("<- what names no path") == 1
+    assert any(line.split()[:2] == ["paths", "2"] for line in nic.splitlines()), nic
+    assert "  ok" in echo
+    sent = {tuple(line.split()[:2]): line.split()[2:] for line in links.splitlines()[1:]}
+    assert len(sent) == 2 * 4 + 2 * 2
+    # 50 requests (20 of them to warm up), dealt to both spines.
+    for spine in ("s3", "s4"):
+        (numbers,) = (row for (interface, to), row in sent.items() if to == spine and interface.startswith("s1-"))
+        assert numbers[0] == "up"
+        assert int(numbers[2]) > 50 * 20_000 / 2 / 2
+    assert unknown == "*** smt: no host 'h7'; there are h1, h2"
+    assert done["code"] == 0, done["said"]
+    assert done["left"] == []
+
+
+def test_a_controller_of_ours_for_the_networks_of_others():
+    """Mininet's topology, hosts, links and switches, whose MAC addresses are random."""
+    if not ovs.is_installed():
+        pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
+    done = mn("--topo", "linear,2", "--switch", "ovs,datapath=user", "--controller", "fanout", "--test",
+              "smtecho,size=3000,count=10", switches=True)
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
     assert done["left"] == []
 
 

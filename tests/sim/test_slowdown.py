@@ -12,15 +12,19 @@ import pytest
 from smtstack.errors import ConfigError
 from workloads import slowdown
 from workloads.distributions import workload
-from workloads.slowdown_report import Bucket, buckets, load_published, rank, table
+from workloads.slowdown_report import Bucket, Published, buckets, load_published, rank, simulated, table
 from workloads.slowdown_run import LoadRun, Result, Setting, homa_wire_bytes, unloaded_ns
+
+
+def buckets_of(result: Result, unloaded: dict[int, int], published: Published | None = None) -> list[Bucket]:
+    return buckets(result.profile, simulated(result, unloaded), published or {})
 
 
 def run(name: str, profile: str, **setting: object) -> tuple[Result, list[Bucket]]:
     sizes = workload(name)
     fixed = Setting(**setting)  # type: ignore[arg-type]
     result = LoadRun(fixed, profile, sizes).run()
-    return result, buckets(result, unloaded_ns(fixed, fixed.params(sizes), result.sizes), {})
+    return result, buckets_of(result, unloaded_ns(fixed, fixed.params(sizes), result.sizes))
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +99,13 @@ def test_percentiles_and_their_honesty():
     unloaded = {10: 100}
 
     def row_of(count: int) -> Bucket:
-        return buckets(Result("homa", [0.05] * count, [10] * count, [200] * count), unloaded, {})[0]
+        return buckets_of(Result("homa", [0.05] * count, [10] * count, [200] * count), unloaded)[0]
 
     assert (row_of(199).p99, row_of(199).p99_text()) == (None, "")
     assert (row_of(200).p99, row_of(999).p99_text()) == (2.0, "~2.00")
     assert row_of(1000).p99_text() == "2.00"
     lost = Result("homa", [0.05, 0.95], [10, 10], [200, -1], undelivered=1)
-    assert [row.label for row in buckets(lost, unloaded, {})] == ["0-10", "largest"]
+    assert [row.label for row in buckets_of(lost, unloaded)] == ["0-10", "largest"]
     assert not lost.drained
 
 
@@ -136,8 +140,8 @@ def test_the_command_writes_table_csv_json_and_picture(tmp_path, capsys):
     assert json.loads((tmp_path / "out/slowdown-w3.json").read_text()) == found
     with (tmp_path / "out/slowdown-w3.csv").open() as f:
         lines = list(csv.DictReader(f))
-    assert {line["profile"] for line in lines} == {"smt", "homa"}
-    assert sum(int(line["samples"]) for line in lines if line["profile"] == "smt" and
+    assert {line["transport"] for line in lines} == {"smt", "homa"}
+    assert sum(int(line["samples"]) for line in lines if line["transport"] == "smt" and
                line["from_pct"] != line["to_pct"]) == 400
     assert (tmp_path / "out/slowdown-w3.png").read_bytes().startswith(b"\x89PNG")
 
@@ -159,5 +163,5 @@ def test_the_command_names_what_is_wrong(tmp_path):
 
 
 def test_the_table_for_people():
-    rows = buckets(Result("homa", [0.05], [10], [150]), {10: 100}, {10.0: (1.5, 2.0)})
+    rows = buckets_of(Result("homa", [0.05], [10], [150]), {10: 100}, {10.0: (1.5, 2.0)})
     assert table(rows).splitlines()[1].split() == ["0-10", "10", "1", "1.50", "1.50", "2.00"]

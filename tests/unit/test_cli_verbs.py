@@ -57,6 +57,45 @@ def test_loss_goes_to_the_wire_if_there_is_one(net: Any):
         cli_verbs.run_verb(net, "loss s1-eth1 1%")
 
 
+class FakeController:
+    """Of h1 - s1 = s2 - h2, whose two cables are s1:1-s2:1 and s1:2-s2:2; the second is cut."""
+
+    def paths(self, src: str, dst: str) -> dict[str, Any]:
+        way = [] if src == dst else ["s1", "s2"] if src == "h1" else ["s2", "s1"]
+        return {"paths": [way, way] if way else [], "flow_path": 1}
+
+    def status(self) -> dict[str, Any]:
+        return {"links": {"down": ["s1:2-s2:2"]}}
+
+    def counters(self) -> dict[str, Any]:
+        def port(switch: str, number: int, sent: int) -> dict[str, Any]:
+            return {"switch": switch, "interface": f"{switch}-eth{number}", "tx_packets": sent,
+                    "tx_bytes": 100 * sent, "tx_dropped": 1, "rx_packets": 7, "rx_bytes": 700, "rx_dropped": 0,
+                    "priorities": {"7": {"dropped": 2}, "0": {"dropped": 4}}}
+
+        links = [{"link": f"s1:{n}-s2:{n}", "a": port("s1", n, n), "b": port("s2", n, 10 * n)} for n in (1, 2)]
+        return {"links": links, "hosts": [{"host": "h1", **port("s1", 3, 30)}]}
+
+
+def test_paths_and_links_are_asked_of_the_controller(net: Any):
+    with pytest.raises(ConfigError, match="no controller knows the paths here; start with --controller fanout"):
+        cli_verbs.run_verb(SimpleNamespace(hosts=net.hosts, controllers=[object()]), "paths h1 h2")
+    net.controllers = [object(), FakeController()]
+    assert cli_verbs.run_verb(net, "paths h1 h2").splitlines() == [
+        "path 0: h1 -> s1 -> s2 -> h2", "path 1: h1 -> s1 -> s2 -> h2  <- what names no path"]
+    assert cli_verbs.run_verb(net, "paths h1 h1") == "h1 cannot be reached from h1 now"
+    with pytest.raises(ConfigError, match="no host 'h3'"):
+        cli_verbs.run_verb(net, "paths h1 h3")
+    rows = [line.split() for line in cli_verbs.run_verb(net, "links").splitlines()]
+    assert rows == [
+        ["from", "to", "state", "packets", "bytes", "dropped"],
+        ["s1-eth1", "s2", "up", "1", "100", "7"], ["s2-eth1", "s1", "up", "10", "1000", "7"],
+        ["s1-eth2", "s2", "down", "2", "200", "7"], ["s2-eth2", "s1", "down", "20", "2000", "7"],
+        ["s1-eth3", "h1", "up", "30", "3000", "7"], ["h1", "s1-eth3", "up", "7", "700", "0"]]
+    with pytest.raises(ConfigError, match="usage: smt links"):
+        cli_verbs.run_verb(net, "links s1")
+
+
 @pytest.mark.parametrize(("line", "text"), [
     ("echo h1", "usage: smt echo CLIENT SERVER SIZE"),
     ("echo h1 h2 big", "SIZE is 'big'; a number from 1"),
@@ -91,7 +130,7 @@ def test_help_lists_every_verb(net: Any):
 
 def test_completion_offers_verbs_then_hosts(net: Any):
     shell = SimpleNamespace(mn=net)
-    assert cli_verbs.complete_smt(shell, "l", "smt l", 4, 5) == ["loss"]
+    assert cli_verbs.complete_smt(shell, "lo", "smt lo", 4, 6) == ["loss"]
     assert cli_verbs.complete_smt(shell, "h", "smt nic h", 8, 9) == ["h1", "h2"]
 
 

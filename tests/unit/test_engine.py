@@ -33,11 +33,15 @@ def rates(drop: float, duplicate: float, reorder: float, corrupt: float = 0.0) -
 
 @given(profile=st.sampled_from(["smt", "homa", "linux"]), offload=st.booleans(),
        asks=st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=6),
-       drop=shares, duplicate=shares, reorder=shares, seed=st.integers(0, 2**32))
-@example(profile="smt", offload=True, asks=[(40_000, True)] * 3, drop=0.3, duplicate=0.3, reorder=0.3, seed=7)
+       drop=shares, duplicate=shares, reorder=shares, seed=st.integers(0, 2**32), incast=st.integers(0, 2))
+@example(profile="smt", offload=True, asks=[(40_000, True)] * 3, drop=0.3, duplicate=0.3, reorder=0.3, seed=7,
+         incast=0)
+@example(profile="smt", offload=True, asks=[(40_000, True)] * 3, drop=0.3, duplicate=0.3, reorder=0.3, seed=7,
+         incast=1)
 def test_loss_reorder_duplication(profile: str, offload: bool, asks: list[tuple[int, bool]], drop: float,
-                                  duplicate: float, reorder: float, seed: int) -> None:
-    rig = Rig(profile, None, offload, rates(drop, duplicate, reorder), seed)
+                                  duplicate: float, reorder: float, seed: int, incast: int) -> None:
+    params = TransportParams(incast_threshold=0 if profile == "linux" else incast)
+    rig = Rig(profile, params, offload, rates(drop, duplicate, reorder), seed)
     for number, (size, from_client) in enumerate(asks):
         # In the module's profile a socket has one role: its keys are per role, not per direction.
         rig.request(content(number, size), from_client or profile == "linux")

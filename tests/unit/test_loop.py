@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -74,9 +75,11 @@ class Engine:
 
 
 @pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = count(1)
-    monkeypatch.setattr(loop, "monotonic_ns", lambda: next(ticks) * STEP_NS)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Every reading, a tick later than the last."""
+    readings = count(STEP_NS, STEP_NS)
+    monkeypatch.setattr(loop, "monotonic_ns", lambda: next(readings))
+    return readings
 
 
 def make(engine: Any, wire: Any, nic: NicConfig | None = None) -> PacketLoop:
@@ -119,6 +122,26 @@ def test_with_nothing_to_receive_timers_fire_at_once():
     for _turn in range(5):
         assert packets.step()
     assert engine.fired == 5
+
+
+def test_late_is_what_was_due_and_waited_for_us(clock):
+    engine = Engine()
+    packets = make(engine, Wire())
+    engine.next_timeout = lambda: None  # type: ignore[method-assign]
+    for _turn in range(100):
+        packets.step(0)
+    # Data that may go since the link fell idle, long ago: but nobody knew of it at the last look.
+    engine.next_timeout = lambda: STEP_NS  # type: ignore[method-assign]
+    packets.step(0)
+    assert engine.fired
+    assert packets.statistics.late_ns <= 2 * STEP_NS
+    # A timer that was known, and due 50 clock readings before anybody came back.
+    now = next(clock)
+    engine.next_timeout = lambda: now + STEP_NS  # type: ignore[method-assign]
+    for _reading in range(50):
+        next(clock)
+    packets.step(0)
+    assert 45 * STEP_NS < packets.statistics.late_ns < 55 * STEP_NS
 
 
 @pytest.mark.parametrize("ring_size", [1, 2, 3, 1024])

@@ -239,6 +239,14 @@ def test_tso_copies_the_header_and_counts(size, mss, ip_id, tso_seq):
     assert 1 <= len(payloads[-1]) <= mss
 
 
+def test_tso_seq_keeps_the_drivers_flags():
+    nic = SmartNic(NicConfig(tso_seq=True))
+    nic.post(0, Send(ROUTE, 0, homa.Data(1, 2, 4, 100, 100, incast=True).pack(), pattern(3000), 1440))
+    flags = [(p.placed, p.incast) for f in nic.process()
+             if isinstance(p := wire_frame.parse_untrusted(f, homa.SMT)[1], homa.Data)]
+    assert flags == [(True, True)] * 3
+
+
 @pytest.mark.parametrize(("size", "mss", "count"), [(1440, 1440, 1), (1441, 1440, 2), (2880, 1440, 2),
                                                    (9000, 0, 1)])
 def test_tso_at_its_edges(size, mss, count):

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from smtstack.crypto.aead import AES_256_GCM, CHACHA20_POLY1305
 from smtstack.crypto.keys import demo_keys
 from smtstack.crypto.session import SessionParams
+from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire import homa
+from smtstack.wire.ethernet import MAX_PATHS, path_mac
 from tests.pair import CLIENT, MACS, SERVER, SERVER_PORT, Pair, pattern
 
 #: No pacing: every segment is in the device's rings at once, where an arbiter can do its worst.
@@ -302,6 +304,66 @@ def test_unknown_neighbours_cost_the_packet():
     assert pair.frames[0][:6] == b"\2moved"  # ... until told otherwise
 
 
+# -- paths -------------------------------------------------------------------------------------------------
+
+
+def by_message(frames: list[bytes]) -> dict[tuple[int, int], set[bytes]]:
+    """Destination MACs by destination and sender_id."""
+    out: dict[tuple[int, int], set[bytes]] = {}
+    for frame in frames:
+        to, sender_id = int.from_bytes(frame[30:34], "big"), int.from_bytes(frame[54:62], "big")
+        out.setdefault((to, sender_id), set()).add(frame[:6])
+    return out
+
+
+def spread(profile: str, paths: int, config: NicConfig, loss: float = 0.0) -> Pair:
+    """Twelve messages of several segments, some frames of which are lost."""
+    rng = Random(paths)
+    pair = Pair(profile, config=config, wire=lambda f: [f] if rng.random() >= loss else [])
+    for side in (pair.client, pair.server):
+        side.driver.set_paths(paths)
+    for number in range(12):
+        pair.request(pattern(30_000, number))
+    pair.run()
+    pair.check()
+    return pair
+
+
+@pytest.mark.parametrize("config", [NicConfig(), NicConfig(queues=3, tls_hw_tx_offload=True),
+                                    NicConfig(tso=False)])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+def test_messages_take_path_after_path_and_none_leaves_its_own(profile, config):
+    pair = spread(profile, 4, config, loss=0.02)
+    assert sum(s.endpoint.counters.packets_resent for s in (pair.client, pair.server)) > 0
+    taken = by_message(pair.frames)
+    assert len(taken) == 24
+    for (to, sender_id), macs in taken.items():
+        # Data, retransmissions and control packets of either side.
+        assert macs == {path_mac(MACS[to], sender_id // 2 % 4)}
+    client = [next(iter(macs)) for (to, _id), macs in sorted(taken.items()) if to == SERVER]
+    assert len(set(client[:4])) == 4
+    assert client[4:] == client[:-4]
+
+
+def test_a_single_path_is_the_neighbours_own_address():
+    assert {frame[:6] for frame in spread("smt", 1, NicConfig()).frames} == {MACS[CLIENT], MACS[SERVER]}
+
+
+def test_path_addresses_differ_and_belong_to_one_host():
+    macs = {path_mac(mac, path): (mac, path) for mac in (*MACS.values(), b"\2\xff" + bytes(4))
+            for path in range(MAX_PATHS)}
+    assert len(macs) == 3 * MAX_PATHS
+    for mac, (own, _path) in macs.items():
+        assert mac not in MACS.values()
+        assert (len(mac), mac[0], mac[2:]) == (6, own[0], own[2:])
+
+
+@pytest.mark.parametrize("paths", [0, -1, 256])
+def test_paths_that_cannot_be(paths):
+    with pytest.raises(ConfigError, match="1 to 255"):
+        Pair().client.driver.set_paths(paths)
+
+
 # -- switching while traffic runs --------------------------------------------------------------------------
 
 
@@ -320,6 +382,7 @@ def test_features_and_limits_may_change_at_any_time(profile, seed, ring, budget,
             side.nic.set_feature(rng.choice(("tso", "tls-hw-tx-offload", "tso-seq")), rng.random() < 0.5)
             side.nic.context_limit = rng.randrange(5)
             side.driver.trim_contexts()
+            side.driver.set_paths(rng.randint(1, 3))
         return exchange(process)
 
     pair.exchange = exchange_after_a_change  # type: ignore[method-assign]

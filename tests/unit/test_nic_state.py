@@ -24,6 +24,7 @@ from smtstack.io.nic_settings import Faults, Settings, TapSetting
 from smtstack.io.nic_state import NicState, Port
 from smtstack.io.nic_text import describe
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.nic.descriptors import Resync, Send
 from smtstack.nic.device import FEATURES, NicConfig, SmartNic
 from smtstack.nic.driver import NicDriver
 from smtstack.nic.impairments import ImpairmentRates, Impairments
@@ -266,6 +267,8 @@ def test_a_process_that_is_none():
     (["max-contexts=0"], Settings(max_contexts=0)),
     (["max-contexts=7", "max-contexts=default"], Settings()),
     (["queues=4"], Settings(queues=4)),
+    (["paths=4"], Settings(paths=4)),
+    (["paths=255", "paths=default"], Settings()),
     (["loss=1%"], Settings(tx=Faults(ImpairmentRates(drop=0.01)))),
     (["tx.drop=0.5", "tx.seed=9"], Settings(tx=Faults(ImpairmentRates(drop=0.5), 9))),
     (["rx.corrupt=100%"], Settings(rx=Faults(ImpairmentRates(corrupt=1.0)))),
@@ -288,7 +291,8 @@ def test_settings_from_text(texts, wanted):
     ("loss=1.5", "a share such as 0.01 or 1%"), ("loss=-1%", "a share"), ("loss=nan", "a share"),
     ("rx.reorder=x", "a share"), ("delay=3", "a time such as 2ms"), ("delay=-1ms", "a time"),
     ("max-contexts=-1", "whole number"), ("max-contexts=x", "whole number"), ("queues=0", "1 to 64"),
-    ("queues=65", "1 to 64"), ("up.loss=1%", "tx .what leaves. or rx"), ("rx.tso=off", "no setting 'rx.tso'"),
+    ("queues=65", "1 to 64"), ("paths=0", "1 to 255"), ("paths=256", "1 to 255"), ("paths=x", "whole number"),
+    ("up.loss=1%", "tx .what leaves. or rx"), ("rx.tso=off", "no setting 'rx.tso'"),
     ("seed=x", "whole number"), ("tx=1%", "tx.loss=1%"),
 ])
 def test_settings_that_are_none(text, complaint):
@@ -312,15 +316,17 @@ def test_setters():
     state.set_impairments("rx", rates, 5)
     state.set_max_contexts(3)
     state.set_queues(2)
-    assert state.settings() == Settings({"tso-seq": True}, 3, 2, None, Faults(rates, 5))
+    state.set_paths(4)
+    assert state.settings() == Settings({"tso-seq": True}, 3, 2, 4, None, Faults(rates, 5))
     for change in (lambda: state.set_feature("gro", True), lambda: state.set_impairments("up", rates),
-                   lambda: state.set_max_contexts(-1), lambda: state.set_queues(0)):
+                   lambda: state.set_max_contexts(-1), lambda: state.set_queues(0), lambda: state.set_paths(256)):
         with pytest.raises(ConfigError):
             change()
     state.set_feature("tso-seq", None)
     state.set_impairments("rx", None)
     state.set_max_contexts(None)
     state.set_queues(None)
+    state.set_paths(None)
     assert state.settings() == Settings()
 
 
@@ -385,6 +391,26 @@ def test_a_limit_on_contexts_destroys_what_is_beyond_and_never_exceeds_the_hardw
         state.set_max_contexts(limit)
         control.attend(EMPTY)
         assert control._nic.context_limit == wanted
+
+
+def test_paths_are_taken_while_traffic_runs(ends):
+    client, _server = ends
+    post, macs = client.loop.nic.post, []
+
+    def keep(queue: int, descriptor: Send | Resync) -> bool:
+        if isinstance(descriptor, Send):
+            macs.append(descriptor.route.ethernet[:6])
+        return post(queue, descriptor)
+
+    client.loop.nic.post = keep
+    state = NicState.open(IFACE)
+    for paths, wanted in ((None, 1), (3, 3), (1, 1), (2, 2), (None, 1)):
+        state.set_paths(paths)
+        macs.clear()
+        for _n in range(6):
+            exchange(ends, b"?" * 5000)
+        assert state.wait_applied(0)
+        assert len(set(macs)) == wanted
 
 
 def test_impairments_replace_the_endpoints_own_and_give_them_back(control):
@@ -499,11 +525,13 @@ def test_queues_are_those_of_sockets_opened_later(monkeypatch):
 def test_description(ends):
     state = NicState.open(IFACE)
     assert "none; all as the endpoints were configured" in describe(state)
-    state.assign("tso=off", "loss=1%", "reorder=2%", "rx.delay=1.5ms", "max-contexts=3", "queues=2", "seed=4")
+    state.assign("tso=off", "loss=1%", "reorder=2%", "rx.delay=1.5ms", "max-contexts=3", "queues=2", "seed=4",
+                 "paths=5")
     exchange(ends, b"?" * 3000)
     text = describe(state)
     for wanted in ("lo: smart NIC of 2 endpoints", "loss 1 %, reorder 2 %, reorder-delay 100 us, seed 4",
                    "rx impairments          delay 1.5 ms, seed 1", "max-contexts            3",
+                   "paths                   5",
                    "10.0.0.2:2000 linux     process", "on: tls-hw-tx-offload, rx-checksum"):
         assert wanted in text
     assert json.dumps(dataclasses.asdict(state.settings()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smtstack.crypto.session import NO_KEYS, EpochKeys, Session
+from smtstack.crypto.keys import demo_keys
+from smtstack.crypto.session import NO_KEYS, EpochKeys, Session, SessionParams
 from smtstack.errors import ConfigError
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.params import INT_MAX, TransportParams
@@ -201,6 +202,93 @@ def test_fifo_share_of_grants() -> None:
     assert granted_early(200) > granted_early(0)
 
 
+def test_several_messages_of_a_host_get_a_window_each() -> None:
+    host = Host(1)
+    params = TransportParams(unsched_bytes=10_000, max_rpcs_per_peer=2, max_sched_prio=3, grant_fifo_fraction=0)
+    rpcs = [incoming(host, n, 50_000 + n, 1_000) for n in range(3)] + [incoming(Host(2), 9, 99_000, 1_000)]
+    assert decisions(params, rpcs) == [(0, 11_000, 2), (1, 11_000, 1), (9, 11_000, 0)]
+    # Together they stay within the budget, and within the overcommitment.
+    tight = TransportParams(unsched_bytes=10_000, max_rpcs_per_peer=4, max_incoming=25_000, max_overcommit=3,
+                            grant_fifo_fraction=0)
+    rpcs = [incoming(host, n, 50_000 + n, 1_000) for n in range(4)]
+    assert [(b, o) for b, o, _p in decisions(tight, rpcs)] == [(0, 11_000), (1, 11_000), (2, 6_000)]
+
+
+# -- incast ----------------------------------------------------------------------------------------------
+
+INCAST = TransportParams(incast_threshold=2, unsched_bytes=30_000, max_nic_queue_ns=10**9)
+
+
+def unscheduled(rig: Rig) -> list[tuple[bool, int]]:
+    """(marked?, bytes sent without a grant) of every response, in the order of their requests."""
+    said = {p.sender_id: (p.incast, p.incoming) for _ip, p in data_of(rig, False) if not p.retransmit}
+    return [said[sender_id] for sender_id in sorted(said)]
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("profile", ["smt", "homa"])
+def test_responses_to_marked_requests_come_by_grant(profile: str, offload: bool) -> None:
+    rig = Rig(profile, INCAST, offload)
+    for number in range(4):
+        rig.request(content(number, 20_000))
+    rig.run()
+    assert rig.answered() == 4
+    assert [p.incast for _ip, p in data_of(rig) if not p.segment_offset and not p.packet_index] != [False] * 28
+    # Two are under way when the third and fourth begin. One packet is 1440 bytes.
+    whole = 20_001 + (0 if profile == "homa" else 3 * 22)
+    assert unscheduled(rig) == [(False, whole)] * 2 + [(True, 1440)] * 2
+    assert rig.client.endpoint.counters.incast_marked == 2
+    rig.assert_empty()
+    rig.sent_frames.clear()
+    rig.request(content(9, 20_000))
+    rig.run()
+    # They are over: this one is alone.
+    assert unscheduled(rig) == [(False, whole)]
+
+
+def test_requests_are_not_held_back_by_their_own_mark() -> None:
+    rig = Rig("homa", INCAST)
+    for number in range(4):
+        rig.request(content(number, 20_000))
+    rig.step()
+    assert {(p.incast, p.incoming) for _ip, p in data_of(rig)} == {(False, 20_000), (True, 20_000)}
+
+
+def test_nothing_is_marked_by_default() -> None:
+    rig = Rig("smt")
+    for number in range(100):
+        rig.request(content(number, 100))
+    rig.run()
+    assert not any(p.incast for c in (True, False) for _ip, p in data_of(rig, c))
+    assert rig.client.endpoint.counters.incast_marked == 0
+
+
+@pytest.mark.parametrize(("wanted", "packets"), [(1, 1), (500, 1), (1440, 1), (1441, 2), (4_000, 3)])
+def test_what_comes_unscheduled_is_whole_packets(wanted: int, packets: int) -> None:
+    rig = Rig("homa", TransportParams(incast_threshold=1, incast_unsched_bytes=wanted, unsched_bytes=30_000))
+    for number in range(2):
+        rig.request(content(number, 20_000))
+    rig.run()
+    assert unscheduled(rig)[1] == (True, packets * 1440)
+
+
+def test_profile_linux_has_no_mark() -> None:
+    with pytest.raises(ConfigError, match="incast_threshold"):
+        Rig("linux", TransportParams(incast_threshold=1))
+
+
+def test_a_marked_response_that_single_packets_cannot_number_goes_as_ever() -> None:
+    """14 records of 1440 bytes do not hold it; of 10 KB they do."""
+    rig = Rig("smt", INCAST, keys=lambda: demo_keys("smt", SessionParams(index_bits=4)))
+    for number, size in enumerate((100, 101, 19_000, 30_000)):
+        rig.request(content(number, size))
+    rig.run()
+    assert rig.answered() == 4
+    marked = unscheduled(rig)[2:]
+    assert marked[0] == (True, 1440)
+    assert marked[1][1] > 20_000
+
+
 # -- priorities ------------------------------------------------------------------------------------------
 
 
@@ -277,7 +365,7 @@ def test_need_ack_for_an_rpc_not_begun_is_refused() -> None:
 
 @pytest.mark.parametrize("bad", [{"mtu": 100}, {"max_gso_size": 70_000}, {"num_priorities": 9}, {"link_mbps": 0},
                                  {"max_sched_prio": 8}, {"cutoff_version": 0}, {"unsched_cutoffs": (1, 2)},
-                                 {"resend_ticks": 0}])
+                                 {"resend_ticks": 0}, {"incast_threshold": -1}, {"incast_unsched_bytes": 0}])
 def test_bad_parameters_are_named(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         TransportParams(**bad)  # type: ignore[arg-type]

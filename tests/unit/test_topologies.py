@@ -30,7 +30,12 @@ SHAPES = [
     ("incast,5", 6, 2, 7, 5),
     ("leafspine,2,1,1", 2, 3, 4, 2),
     ("leafspine,3,2,4", 12, 5, 18, 12),
+    ("fattree", 16, 20, 48, 16),
+    ("fattree,2", 2, 5, 6, 2),
+    ("fattree,6", 54, 45, 162, 54),
 ]
+#: Those of them with several ways between two hosts.
+MESHES = {"leafspine,3,2,4", "fattree", "fattree,6"}
 
 
 def edges(topo: SmtTopo) -> list[tuple[str, str, int]]:
@@ -51,8 +56,7 @@ def test_shapes(text, hosts, switches_, links, flows):
     topo = make_topo(text)
     assert (len(topo.hosts()), len(topo.switches()), len(topo.links())) == (hosts, switches_, links)
     assert parts(list(topo.nodes()), edges(topo)) == 1
-    # A tree, whatever the way: only between leaves and spines there may be several.
-    assert (links == hosts + switches_ - 1) is (text.split(",")[2:3] != ["2"] or not text.startswith("leafspine"))
+    assert (links == hosts + switches_ - 1) is (text not in MESHES)
     assert len(topo.flows) == len(set(topo.flows)) == flows
     assert all(a != b and {a, b} <= set(topo.hosts()) for a, b in topo.flows)
 
@@ -74,6 +78,27 @@ def test_flows_are_what_the_topologies_are_about():
     assert make_topo("incast,3").flows == [(f"h{n}", "h1") for n in range(2, 5)]
     assert make_topo("dumbbell,2").flows == [("h1", "h3"), ("h2", "h4")]
     assert make_topo("leafspine,2,2,2").flows == [("h1", "h3"), ("h2", "h4"), ("h3", "h1"), ("h4", "h2")]
+    assert make_topo("fattree,2").flows == [("h1", "h2"), ("h2", "h1")]
+    assert make_topo("fattree,4").flows[3:13:9] == [("h4", "h8"), ("h13", "h1")]
+
+
+@pytest.mark.parametrize("ports", [2, 4, 6, 8])
+def test_a_fat_tree_is_of_switches_with_k_ports(ports):
+    topo = make_topo(f"fattree,{ports}")
+    neighbours: dict[str, set[str]] = {n: set() for n in topo.nodes()}
+    for a, b, _n in edges(topo):
+        neighbours[a].add(b)
+        neighbours[b].add(a)
+    assert all(len(neighbours[s]) == ports for s in topo.switches())
+    pods: dict[str, int] = {}
+    for n, host in enumerate(topo.hosts()):
+        (edge,) = neighbours[host]
+        pods[edge] = n // (ports // 2) ** 2
+        pods.update({s: pods[edge] for s in neighbours[edge] if s in topo.switches()})
+    core = set(topo.switches()) - set(pods)
+    assert len(core) == (ports // 2) ** 2
+    # A core switch reaches each pod over one switch, and two pods share no switch below.
+    assert all(sorted(pods[s] for s in neighbours[c]) == list(range(ports)) for c in core)
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -92,6 +117,8 @@ def test_flows_are_what_the_topologies_are_about():
     ("fanout,100,2", "that is 10001 hosts or switches; at most 250"),
     ("leafspine,1,1,1", "L is '1'"),
     ("leafspine,200,200,1", "that is 400 hosts or switches"),
+    ("fattree,3", "topology fattree,K: K is 3; an even number, e.g. fattree,4"),
+    ("fattree,10", "a number from 2 to 8"),
 ])
 def test_what_is_mistyped_is_said_with_the_right_spelling(text, words):
     with pytest.raises(ConfigError) as e:

@@ -33,7 +33,8 @@ def packets(fmt: WireFormat) -> st.SearchStrategy[homa.Packet]:
         st.builds(homa.Data, **ends, message_length=st.integers(1, 0xFFFFFFFF), incoming=U32, segment_offset=U32,
                   segment_size=U16 if fmt.extended else nothing, cutoff_version=U16, retransmit=U8,
                   packet_index=U8, packet_offset=U32 if fmt.extended else nothing,
-                  placed=st.booleans() if fmt.extended else st.just(False)),
+                  placed=st.booleans() if fmt.extended else st.just(False),
+                  incast=st.booleans() if fmt.extended else st.just(False)),
         st.builds(homa.Grant, **ends, offset=U32, priority=PRIORITY),
         st.builds(homa.Resend, **ends, offset=U32, length=U32, priority=PRIORITY),
         *(st.builds(kind, **ends) for kind in (homa.Unknown, homa.Busy, homa.Freeze, homa.NeedAck)),
@@ -59,6 +60,8 @@ LAYOUTS: list[tuple[WireFormat, homa.Packet, str]] = [
     (SMT, homa.Data(0x8000, 2000, 4, 0x0F4240, 0x2710, 0x00123456, 0x05A0, 0x0102, 1, 0x0B, 0x0708090A, 0xEE,
                     placed=True),
      "8000 07d0 0708090a 05a0 ee 01 a0 10 0012 0000 3456 0000000000000004 000f4240 00002710 0102 01 0b"),
+    (HOMA, homa.Data(0x8000, 2000, 4, 9, 9, incast=True),
+     "8000 07d0 00000000 0000 00 02 a0 10 0000 0000 0000 0000000000000004 00000009 00000009 0000 00 00"),
     (LINUX, homa.Grant(2000, 0x8000, 3, 10_000, 3), HEAD.format(e="00", t="11") + "00002710 03"),
     (LINUX, homa.Resend(2000, 0x8000, 3, 1407, 1420, 7), HEAD.format(e="00", t="12") + "0000057f 0000058c 07"),
     (LINUX, homa.Unknown(2000, 0x8000, 3), HEAD.format(e="00", t="13")),
@@ -90,7 +93,7 @@ def test_every_type_has_a_layout_above():
 @given(data=st.data(), noise=st.binary(min_size=8, max_size=8))
 def test_linux_ignores_what_the_kernel_never_writes(data, noise):
     packet = data.draw(packets(LINUX))
-    wire = bytearray(packet.pack() + b"x")
+    wire = bytearray(packet.pack() + (b"x" if isinstance(packet, homa.Data) else b""))
     wire[4:12] = noise
     wire[12] = noise[0]
     wire[16:18] = noise[1:3]
@@ -106,7 +109,9 @@ def test_smt_does_read_bytes_4_to_11():
     genuine = homa.Data(1, 2, 4, 9, 9, segment_size=0x0506, packet_offset=0x01020304, epoch=7)
     assert homa.parse_untrusted(bytes(wire), SMT) == genuine  # of the flags, 8, we know none
     wire[11] = 0xFF
-    assert homa.parse_untrusted(bytes(wire), SMT) == replace(genuine, placed=True)
+    assert homa.parse_untrusted(bytes(wire), SMT) == replace(genuine, placed=True, incast=True)
+    wire[11] = 2
+    assert homa.parse_untrusted(bytes(wire), SMT) == replace(genuine, incast=True)
 
 
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFF), st.integers(0, 0xFFFF), U32)
@@ -181,7 +186,7 @@ def test_one_struct_reads_what_three_parsers_read(fmt, data, payload, pad, ip):
     if isinstance(packet, homa.Data):
         assert got_payload == payload  # trimmed: Ethernet padding is no payload
         assert wire_frame.DATA_FRAME.unpack_from(frame) == (
-            *common, packet.packet_offset, packet.segment_size, packet.epoch, packet.placed,
+            *common, packet.packet_offset, packet.segment_size, packet.epoch, packet.placed | packet.incast << 1,
             packet.segment_offset >> 16,
             packet.segment_offset & 0xFFFF, packet.sender_id, packet.message_length, packet.incoming,
             packet.cutoff_version, packet.retransmit, packet.packet_index)

@@ -1,0 +1,110 @@
+"""Ryu with our application: ``python -m controllers.launch fanout --smtnet-fabric fabric.json``.
+
+Takes what ``ryu-manager`` takes; ``fanout`` is short for :mod:`controllers.fanout`. Ryu 4.34 is not maintained any
+more: it looks for a name that eventlet 0.30.3 and later do not have, so ``ryu-manager`` itself does not start.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from controllers.fabric import Fabric
+from smtstack.errors import ConfigError, SmtError, Unsupported
+
+#: Short names of applications.
+APPS = {"fanout": "controllers.fanout"}
+EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
+_LOCALHOST = "127.0.0.1"
+#: IANA's, and Ryu's default.
+_OPENFLOW_PORT = 6653
+
+
+def prepare() -> Any:
+    """Make Ryu importable, and import it: its ``ryu.cmd.manager``. Raises :class:`Unsupported` where that fails.
+
+    Before any other import of Ryu or eventlet.
+    """
+    # Eventlet says that it is deprecated. It is all Ryu runs on.
+    warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
+    try:
+        import eventlet.wsgi
+
+        # By default two controllers could listen on one port, and each would get some of the switches.
+        eventlet.listen = functools.partial(eventlet.listen, reuse_port=False)
+        # Ryu hands it back for a websocket that took over its connection; none is served here.
+        if not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
+            eventlet.wsgi.ALREADY_HANDLED = []
+        from ryu.cmd import manager
+    except ImportError as e:
+        raise Unsupported(f"no OpenFlow controller: {e}; run 'make venv', which installs Ryu 4.34 and what it "
+                          "needs") from None
+    return manager
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run until SIGTERM; the exit code. ``argv`` without the program's name."""
+    try:
+        return _run([APPS.get(argument, argument) for argument in argv])
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except SmtError as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        if isinstance(e, ConfigError):
+            return EXIT_USAGE
+        return EXIT_ENVIRONMENT if isinstance(e, Unsupported) else EXIT_FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    manager = prepare()
+    # Neither OpenFlow without TLS nor the REST interface is for other machines, unless somebody says so.
+    manager.CONF.set_default("ofp_listen_host", _LOCALHOST)
+    manager.CONF.set_default("wsapi_host", _LOCALHOST)
+    if APPS["fanout"] in arguments:
+        from controllers import fanout  # it adds its options
+
+        # Ryu would read them only after it has begun to listen, and then print a traceback.
+        manager.CONF(args=arguments, project="ryu", version="smtnet", default_config_files=[])
+        load_fabric(manager.CONF.smtnet_fabric)
+        fanout.check_options(manager.CONF)
+        _check_port(manager.CONF.ofp_listen_host, manager.CONF.ofp_tcp_listen_port or _OPENFLOW_PORT,
+                    "--ofp-tcp-listen-port")
+        _check_port(manager.CONF.wsapi_host, manager.CONF.wsapi_port, "--wsapi-port")
+    manager.main(arguments, prog="controllers.launch")
+    return 0
+
+
+def _check_port(host: str, port: int, option: str) -> None:
+    """Ryu itself goes on without one of the two that it cannot have."""
+    try:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind((host, port))
+    except OSError as e:
+        raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}; take another with {option}") from None
+
+
+def load_fabric(path: str | None) -> Fabric:
+    """The fabric in a file; raises :class:`ConfigError` with how to get one."""
+    if path is None:
+        raise ConfigError("which network is it? --smtnet-fabric FILE, as this writes it: "
+                          "smtnet plan TOPO --fabric FILE")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "no text"
+        raise ConfigError(f"--smtnet-fabric {path}: {reason}; this writes one: "
+                          f"smtnet plan TOPO --fabric {path}") from None
+    try:
+        return Fabric.from_json(text)
+    except ConfigError as e:
+        raise ConfigError(f"--smtnet-fabric {path}: {e}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
