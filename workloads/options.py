@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,37 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     packets.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
                          help="any parameter of the transport by its name in smtstack/transport/params.py, as "
                               "max_overcommit=4; comes after all other options (repeatable)")
+
+
+def add_experiment_param(parser: argparse.ArgumentParser) -> None:
+    """``--param`` of an experiment, for :func:`param_words`."""
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
+                        help="smt, homa, linux: a parameter of the transport, as max_overcommit=4 (repeatable; "
+                             "default: by the link's rate)")
+
+
+def param_words(texts: Sequence[str]) -> tuple[str, ...]:
+    """The same for the command lines of servers and clients. Raises :class:`ConfigError`."""
+    for text in texts:
+        parse_param(text)
+    return tuple(word for text in texts for word in ("--param", text))
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """What becomes of an experiment's results."""
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
+                        help="where the result folder goes (default: %(default)s)")
+    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def transport_list(text: str) -> list[str]:
+    """For argparse: ``smt,tls``."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in NAMES:
+            raise argparse.ArgumentTypeError(f"there is no transport {name!r}; there are {', '.join(NAMES)}")
+    return names
 
 
 def parse_param(text: str) -> tuple[str, Any]:

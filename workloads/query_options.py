@@ -42,23 +42,13 @@ def numbers(text: str) -> list[int]:
     return sorted({options.positive(part) for part in text.split(",")})
 
 
-def transport_list(text: str) -> list[str]:
-    """For argparse: ``smt,tls``."""
-    names = list(dict.fromkeys(text.split(",")))
-    for name in names:
-        if name not in transports.NAMES:
-            raise argparse.ArgumentTypeError(f"there is no transport {name!r}; there are "
-                                             f"{', '.join(transports.NAMES)}")
-    return names
-
-
 def add_query_options(parser: argparse.ArgumentParser) -> None:
     """Where, over what, how often, and what becomes of the results."""
     parser.add_argument("--size", type=options.positive, default=10_000, metavar="B",
                         help="bytes each of them answers (default: %(default)s)")
     parser.add_argument("--request", type=options.positive, default=REQUEST_BYTES, metavar="B",
                         help="bytes each of them is sent (default: %(default)s)")
-    parser.add_argument("--transport", type=transport_list, default=["smt", "tls"], metavar="T[,T...]",
+    parser.add_argument("--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
                         help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
@@ -71,8 +61,7 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--incast-control", type=options.positive, metavar="N",
                         help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
                              "than N are outstanding, only the first bytes of the answer come without a grant")
-    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
-                        help="smt, homa, linux: a parameter of the transport, as 'smtnet serve echo' takes it")
+    options.add_experiment_param(parser)
     parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
     parser.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
@@ -81,10 +70,7 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=options.positive, default=1, help="of arrivals, faults (default: 1)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter points, one trial")
     add_network_options(parser)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_result_options(parser)
 
 
 def check(args: argparse.Namespace, most: int) -> SmtTopo:
@@ -97,8 +83,7 @@ def check(args: argparse.Namespace, most: int) -> SmtTopo:
                           f"take star,{most + 1}")
     for name in args.transport:
         transports.check(name)
-    for text in args.param:
-        options.parse_param(text)
+    options.param_words(args.param)
     if args.incast_control and not {"smt", "homa"} & set(args.transport):
         raise ConfigError("--incast-control is for smt and homa; name one of them in --transport")
     QueryLoad(str(args.request), response_size=args.size)
@@ -116,7 +101,7 @@ def systems(args: argparse.Namespace, *further: str) -> list[tuple[Setup, str]]:
         if args.incast_control and name in ("smt", "homa"):
             more.append(f"incast control {args.incast_control}")
         for variant in more:
-            own = list(further) + [word for text in args.param for word in ("--param", text)]
+            own = [*further, *options.param_words(args.param)]
             if variant:
                 own += ["--param", f"incast_threshold={args.incast_control}"]
             found.append((Setup(name, args.nic, "root", connections=args.connections, poll_us=args.poll_us,

@@ -101,26 +101,20 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
                              "(default: one an RPC)")
     parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
-    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
-                        help="smt, homa, linux: a parameter of the transport, as max_rpcs_per_peer=4 (repeatable)")
+    options.add_experiment_param(parser)
     parser.add_argument("--trials", type=options.positive, default=3, metavar="N",
                         help="the middle one is quoted (default: %(default)s)")
     add_network_options(parser)
     parser.add_argument("--capture", action="store_true",
                         help="record every host's interface into pcap/, verify the captures, and keep the keys")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_result_options(parser)
 
 
 def param_options(args: argparse.Namespace) -> tuple[str, ...]:
     """``--param`` again, for servers and clients; checked. Raises :class:`ConfigError`."""
     if args.param and args.transport not in PACKET_TRANSPORTS:
         raise ConfigError(f"--param is for {', '.join(PACKET_TRANSPORTS)}; {args.transport} has none of ours")
-    for text in args.param:
-        options.parse_param(text)
-    return tuple(word for text in args.param for word in ("--param", text))
+    return options.param_words(args.param)
 
 
 def run_echo(args: argparse.Namespace) -> int:

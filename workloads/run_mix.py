@@ -77,8 +77,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     where.add_argument("--hosts", type=options.positive, default=8, metavar="N",
                        help="hosts at one switch (default: %(default)s)")
     where.add_argument("--topo", default="", metavar="T", help="another topology, as leafspine,2,2,4")
-    add("--transport", default="smt,homa,tcp,tls", metavar="T[,T...]",
-        help=f"some of {', '.join(transports.NAMES)} (default: %(default)s)")
+    add("--transport", type=options.transport_list, default=["smt", "homa", "tcp", "tls"], metavar="T[,T...]",
+        help=f"some of {', '.join(transports.NAMES)} (default: smt,homa,tcp,tls)")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--messages", type=options.positive, metavar="N",
                        help="about so many of each transport and trial are measured, for as long as they take "
@@ -94,19 +94,14 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--nic", choices=("sw", "hw"), default="sw", help="who seals SMT's records (default: %(default)s)")
     add("--poll-us", type=options.positive, default=0, metavar="US",
         help="busy-wait this long before sleeping (default: 0)")
-    add("--param", action="append", default=[], metavar="NAME=VALUE",
-        help="a parameter of smt, homa and linux, as num_priorities=4 (repeatable; default: by the link's rate, "
-             "and priorities by the workload)")
+    options.add_experiment_param(parser)
     add("--timeout", type=options.seconds, default=60.0, metavar="S",
         help="give up a message after this long (default: 60)")
     add("--reference", type=Path, metavar="CSV", help="published slowdowns to print beside")
     add("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     add_network_options(parser)
     parser.set_defaults(rate_mbps=_DEFAULT_MBPS)
-    add("--results", type=Path, default=Path("results"), metavar="DIR",
-        help="where the result folder goes (default: %(default)s)")
-    add("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    add("--json", action="store_true", help="one JSON object on stdout")
+    options.add_result_options(parser)
     parser.set_defaults(run=run_mix)
 
 
@@ -146,19 +141,16 @@ class Plan:
 
 def plan(args: argparse.Namespace) -> Plan:
     """What the options ask for. Raises :class:`ConfigError`."""
-    names = list(dict.fromkeys(name.strip() for name in args.transport.split(",")))
-    for name in names:
-        if name not in transports.NAMES:
-            raise ConfigError(f"unknown transport {name!r}; there are {', '.join(transports.NAMES)}")
+    for name in args.transport:
         transports.check(name)
     links = link_options(args)
     assert links.rate_mbps is not None, "there is a default"
     if links.rate_mbps % 1:
-        raise ConfigError(f"--rate-mbps {links.rate_mbps:g}: take a whole number, as the pacers of smt and homa do")
+        raise ConfigError(f"--rate-mbps {links.rate_mbps:g}: a whole number, as the pacers of smt and homa take")
     hosts = len(make_topo(args.topo).hosts())
     mix = Mix(args.workload, args.load, hosts, links.rate_mbps, links.mtu, tuple(args.param))
     messages, most, alone_s, alone_count = _QUICK if args.quick else _NORMAL
-    return Plan(mix, names, args.seconds or (args.messages or messages) / mix.rpc_per_s, args.trials,
+    return Plan(mix, args.transport, args.seconds or (args.messages or messages) / mix.rpc_per_s, args.trials,
                 spread(mix.sizes.sizes, most), alone_s, alone_count, args.connections or OPEN_LOOP_CONNECTIONS)
 
 

@@ -168,7 +168,7 @@ def failures(net: SmtNet, controller: RyuController) -> dict[str, Any]:
     """Cut cables, kill the controller and take a switch away, with RPCs under way."""
     pairs = [(net["h1"], net["h9"]), (net["h14"], net["h6"])]
     steps: dict[str, float] = {}
-    with RpcTraffic(pairs, rate=60) as traffic:
+    with RpcTraffic(pairs, rate=20) as traffic:
         until(traffic.running, "RPCs")
         for name, index in (("core", 2), ("aggregation", 1)):
             cable, interface = cable_on_path(controller, "h1", "h9", index)

@@ -324,7 +324,7 @@ def parse(*argv: str) -> argparse.Namespace:
 
 
 @pytest.mark.parametrize(("argv", "word"), [
-    (["--transport", "smt,quic"], "quic"), (["--load", "0"], "load"), (["--hosts", "1"], "star"),
+    (["--load", "0"], "load"), (["--hosts", "1"], "star"),
     (["--topo", "ring,4"], "ring"), (["--param", "windw=3"], "window"), (["--mtu", "100"], "mtu"),
     (["--rate-mbps", "2.5"], "whole"),
     (["--reference", "/nowhere.csv"], "nowhere"), (["--multipath", "message"], "controller")])
@@ -333,6 +333,13 @@ def test_mistakes_are_named_before_anything_is_made(argv, word, monkeypatch):
     args = parse(*argv)
     with pytest.raises(SmtError, match=word):
         args.run(args)
+
+
+def test_an_unknown_transport_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("--transport", "smt,quic")
+    assert ended.value.code == 2
+    assert "there is no transport 'quic'; there are smt," in capsys.readouterr().err
 
 
 def test_a_number_of_messages_is_a_time():
