@@ -18,11 +18,11 @@ there are. In other networks only the first sentence is promised.
 
 **Policies.** ``flow``: a pair of hosts is a flow, and stays on one path. The flows of a host differ by at most
 1 in number over the paths, and so do those of all hosts at a switch; over the ports of that switch too, where
-every other host is reached by the same ports and their number divides ``path_count``. ``message``: the same
-plan; the senders' NICs name paths, one for each message, and what names none goes as with ``flow``. ``ecmp``:
-SELECT groups of all equally near next hops. Open vSwitch hashes addresses and TCP ports there, but not the
-ports of protocols it does not know, 146 and 253 among them: SMT and Homa between two hosts stay on one way,
-wherever it may be.
+it relays for nobody, every other host is reached by the same ports and their number divides ``path_count``.
+``message``: the same plan; the senders' NICs name paths, one for each message, and what names none goes as with
+``flow``. ``ecmp``: SELECT groups of all equally near next hops. Open vSwitch hashes addresses and TCP ports
+there, but not the ports of protocols it does not know, 146 and 253 among them: SMT and Homa between two hosts
+stay on one way, wherever it may be.
 
 **Failures.** Where a switch has several equally near next hops, a FAST_FAILOVER group takes the next of them as
 soon as a port goes down. They are equally near, so this cannot loop either. The rest is for a new plan, with

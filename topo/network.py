@@ -32,6 +32,9 @@ Progress = Callable[[str], None]
 #: Seconds for an answer on a loaded machine.
 _PATIENCE_S = 3.0
 _MOST_DESCRIPTORS = 16_384
+#: More hosts than that do not ask by ARP: of neighbours it found, Linux keeps 1024 (gc_thresh3) for all namespaces
+#: together, and those of others on this machine count, too. Neighbours that were set do not.
+_MOST_ASKING = 20
 
 
 def _silent(_text: str) -> None:
@@ -88,7 +91,8 @@ class SmtNet(Mininet):
         self.flows: list[tuple[SmtHost, SmtHost]] = []
 
     def start(self) -> None:
-        """Make it all. Hosts know each other's MAC addresses, unless a controller has the switches answer."""
+        """Make it all. Hosts know each other's MAC addresses, unless they are few and a controller has the
+        switches answer."""
         self._started = True
         controller = self.switch_controller
         if controller is not None:
@@ -97,7 +101,7 @@ class SmtNet(Mininet):
             self.addController(controller)
         super().start()
         self.flows = [(self[client], self[server]) for client, server in self.topo.flows]
-        if controller is None:
+        if controller is None or len(self.hosts) > _MOST_ASKING:
             for host in self.hosts:
                 host.set_neighbours({h.IP(): h.MAC() for h in self.hosts if h is not host})
         if self.switch_kind.startswith("ovs"):

@@ -22,6 +22,10 @@ _EXAMPLES = """examples:
   smtnet demo
   smtnet run echo --topo star,4 --transport smt --size 1024 --count 10000
   smtnet run kv --topo star,4 --transport smt --workload a --value 1024 --clients 12 --seconds 5
+  smtnet run incast --senders 1,8,32 --size 10000 --transport smt,tls
+  smtnet run fanout --leaves 1,4,16 --size 1000 --background w4
+  smtnet run mix --workload w4 --load 0.8 --hosts 8
+  smtnet plan fattree,4 --multipath message
   smtnet kv --transport tcp --peer 10.0.0.2:6379 GET foo
   smtnet reproduce fig8 --quick
   smtnet pcap decode capture.pcap --profile linux --keys demo
