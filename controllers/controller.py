@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,9 +23,10 @@ from typing import Any
 from mininet.node import Controller
 
 from controllers.fabric import Fabric
+from controllers.launch import EXIT_ENVIRONMENT, EXIT_USAGE
 from controllers.live import fabric_of
 from controllers.plan import POLICIES
-from smtstack.errors import ConfigError, SmtError
+from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo.commands import die_with_parent
 from topo.interpreter import host_environment, host_python
 
@@ -35,6 +38,9 @@ READY_S = 60.0
 _LOOK_S = 0.05
 #: Other programs may take a port between our choosing it and Ryu's listening there.
 _ATTEMPTS = 3
+_IN_USE = os.strerror(errno.EADDRINUSE)
+#: By the launcher's exit codes.
+_KINDS: dict[int, type[SmtError]] = {EXIT_USAGE: ConfigError, EXIT_ENVIRONMENT: Unsupported}
 _TAIL_LINES = 4
 #: What can be set, as in ``mn --controller fanout,multipath=message,seed=2``.
 DEFAULTS: dict[str, Any] = {"multipath": "flow", "seed": 1, "lldp_s": 2.0}
@@ -76,19 +82,19 @@ class RyuController(Controller):
         """Start Ryu, and wait until it listens. Raises :class:`SmtError` with the end of its log."""
         if self.fabric is None:
             raise SmtError(f"controller {self.name}: take(net) comes before start()")
-        problem = ""
-        for _attempt in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             self.port, self.rest_port = _free_ports()
-            problem = self._launch()
-            if not problem:
+            try:
+                self._launch()
+            except SmtError as e:
+                self._end(signal.SIGKILL)
+                if _IN_USE not in str(e) or attempt == _ATTEMPTS - 1:
+                    raise
+            else:
                 return
-            self._end(signal.SIGKILL)
-            if "Address already in use" not in problem:
-                break
-        raise SmtError(f"controller {self.name} does not start: {problem}")
 
-    def _launch(self) -> str:
-        """Start it with the ports it has; what went wrong."""
+    def _launch(self) -> None:
+        """Start it with the ports it has."""
         arguments = ["fanout", "--smtnet-fabric", str(self._fabric_file), "--smtnet-multipath", self.multipath,
                      "--smtnet-seed", str(self.seed), "--smtnet-lldp", str(self.lldp_s),
                      "--ofp-tcp-listen-port", str(self.port), "--wsapi-port", str(self.rest_port)]
@@ -102,13 +108,15 @@ class RyuController(Controller):
         end = time.monotonic() + _START_S
         while time.monotonic() < end:
             if (code := self._process.poll()) is not None:
-                return f"exit code {code}{_tail(self.log, begin)}"
+                raise _KINDS.get(code, SmtError)(f"controller {self.name} does not start: exit code {code}"
+                                                 f"{_tail(self.log, begin)}")
             with contextlib.suppress(SmtError):
                 # Somebody else may listen there, and then Ryu does not.
                 if self.status()["pid"] == self._process.pid and _listens(self.port):
-                    return ""
+                    return
             time.sleep(_LOOK_S)
-        return f"it does not listen after {_START_S:.0f} s{_tail(self.log, begin)}"
+        raise SmtError(f"controller {self.name} does not start: it does not listen after {_START_S:.0f} s"
+                       f"{_tail(self.log, begin)}")
 
     def pids(self) -> list[int]:
         """Of the Ryu that runs."""
@@ -121,9 +129,7 @@ class RyuController(Controller):
     def restart(self) -> None:
         """Start it again on the same ports, where the switches look for it."""
         self._end(signal.SIGTERM)
-        problem = self._launch()
-        if problem:
-            raise SmtError(f"controller {self.name} does not start again: {problem}")
+        self._launch()
 
     def stop(self, *_args: Any, **_named: Any) -> None:
         """End it. May be called twice."""

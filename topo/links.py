@@ -49,7 +49,7 @@ class LinkOptions:
     rate_mbps: float | None = None
     """Megabits per second on the cable, 24 bytes a frame included; None: as fast as the machine."""
     fabric_mbps: float | None = None
-    """The rate of links between switches; None: as all others. A lower one moves the bottleneck into the network."""
+    """The rate of links between switches; None: as all others. A lower one moves the bottleneck there."""
     buffer_bytes: int = 100_000
     """Of each of the eight priorities, at either end; only with a rate."""
     mtu: int = 1500

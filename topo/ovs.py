@@ -26,9 +26,13 @@ from topo.commands import program, run
 _FOLDER = Path("/run/openvswitch")
 _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 _DAEMONS = ("ovs-vswitchd", "ovsdb-server")
-#: Bytes of a port's buffer, and of the one socket that sends for all ports: the queues of shaped links are
-#: charged to it.
+#: Bytes of a port's buffer.
 _BUFFER = 8 << 20
+#: Bytes that the one socket which sends for all ports may have on the way. Whatever waits in the queues of shaped
+#: links counts, half as much again as it is long: at the limit, frames of all priorities are lost alike.
+_SENDING = 256 << 20
+#: To a multicast address no bridge forwards (IEEE 802.1Q, table 8-1), of a type for experiments (IEEE 802).
+_NOTHING = "0180c200000e" + "020000000000" + "88b5" + "00" * 46
 _PATIENCE_S = 5.0
 _LOG_TAIL = 3
 # Linux <asm/unistd.h> (the same on all architectures), <asm-generic/socket.h>, <linux/sock_diag.h>; Python has
@@ -128,13 +132,22 @@ def log_tail() -> str:
 
 
 def widen_buffers() -> int:
-    """Give the ports that exist now, and the socket that sends, 8 MB each; the number of sockets."""
+    """Give the ports that exist now, and the socket that sends, room for a burst; the number of sockets."""
+    _begin_to_send()
     number = 0
     for sock in _packet_sockets():
-        for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
-            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SENDING)
         number += 1
     return number
+
+
+def _begin_to_send() -> None:
+    """Have OVS send a frame: only then it makes the socket for it."""
+    for switch in vsctl("list-br", switch="ovs-vswitchd").split():
+        run(["ovs-ofctl", "-O", "OpenFlow10,OpenFlow13", "packet-out", switch,
+             f"in_port=CONTROLLER packet={_NOTHING} actions=output:1"], where=switch)
+        return
 
 
 def port_drops() -> int:

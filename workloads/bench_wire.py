@@ -18,7 +18,7 @@ from topo import sandbox
 from topo.links import LinkOptions
 from workloads.demo import compare, timed
 from workloads.environment import environment
-from workloads.experiment import Setup
+from workloads.fleet_setup import Setup
 from workloads.progress import Progress
 from workloads.results import ResultFolder, Row, label, metric, overall, size_text
 

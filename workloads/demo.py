@@ -15,7 +15,8 @@ from topo.links import LinkOptions
 from topo.network import open_network
 from workloads import report, transports
 from workloads.environment import environment
-from workloads.experiment import Fleet, Setup
+from workloads.experiment import Fleet
+from workloads.fleet_setup import Setup
 from workloads.load import Load
 from workloads.progress import Progress
 from workloads.results import ResultFolder, Row, overall, points

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import selectors
 import shutil
 import subprocess
@@ -31,22 +30,12 @@ from topo.network import SmtNet
 from workloads import credentials
 from workloads.fidelity import FidelityMonitor, verdict
 from workloads.fleet_programs import Client, await_text, cpu_s, died, finish, take_raw
-from workloads.ledger import Ledger
+from workloads.fleet_setup import Setup, asked
 from workloads.load import Load, parse_also
 from workloads.measure import SIZES_SUFFIX
+from workloads.retransmissions import Retransmissions
 from workloads.rtt import rtt_summary
-from workloads.transports import PACKET_TRANSPORTS
 
-#: Who asks whom.
-PATTERNS = {
-    "topo": "the pairs the topology is about: incast to its one server, a fan-out from its root",
-    "one": "the first host is the server of all others",
-    "pairs": "h1 asks h2, h3 asks h4, ...",
-    "all": "every host asks every other",
-    "root": "the first host asks all others",
-}
-#: Or by name: who:whom.
-_PAIRS = re.compile(r"\w+:\w+(,\w+:\w+)*")
 #: Seconds between looks whether all processes are alive.
 _LOOK_S = 0.5
 #: Ports: fleets are this far apart, clients of a fleet begin in the middle.
@@ -54,43 +43,6 @@ PORT_STEP = 200
 FIRST_PORT = 2000
 #: On machines that stall, a peer must not be given up after the module's 65 ms.
 TIMEOUT_RESENDS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a fleet is."""
-
-    transport: str = "smt"
-    nic: str = "sw"
-    """Who seals records: ``sw`` or ``hw``. Without meaning for tcp, tls."""
-    pattern: str = "topo"
-    processes: int = 1
-    """Client processes a host, each with a port of its own."""
-    workers: int = 1
-    """Server processes a host, sharing one port."""
-    connections: int = 0
-    """Connections of a client process (streams only); 0: as many as it has RPCs under way."""
-    poll_us: int = 0
-    """Busy-wait before sleeping; 0: interrupt mode."""
-    keys: str = ""
-    """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
-    options: tuple[str, ...] = ()
-    """Further options for both ``smtnet serve echo`` and the clients."""
-    server_options: tuple[str, ...] = ()
-    """Further options for the servers alone: ``("--response-size", "8")``."""
-
-    def __post_init__(self) -> None:
-        if self.pattern not in PATTERNS and not _PAIRS.fullmatch(self.pattern):
-            raise ConfigError(f"pattern {self.pattern!r}; there are {', '.join(PATTERNS)}, or pairs of hosts as "
-                              "h1:h3,h2:h4")
-        if self.keys == "demo" and self.transport != "linux":
-            raise ConfigError(f"demo keys are for transport linux only, everybody knows them; "
-                              f"leave --keys out: a run of {self.transport} makes its own")
-
-    @property
-    def uses_nic(self) -> bool:
-        """Whether our NIC is on the way at all."""
-        return self.transport in PACKET_TRANSPORTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,34 +104,9 @@ class Fleet:
         self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
         self._credentials = credentials.make(self._keys, setup.transport, hosts)
         self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
-        self._ledger = Ledger(net.hosts, setup.uses_nic)
+        self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
-
-    def _edges(self) -> dict[SmtHost, list[SmtHost]]:
-        """Whom each client host asks."""
-        hosts: list[SmtHost] = self.net.hosts
-        if self.setup.pattern == "topo" or ":" in self.setup.pattern:
-            edges: dict[SmtHost, list[SmtHost]] = {}
-            for client, server in self.net.flows if self.setup.pattern == "topo" else self._named():
-                edges.setdefault(client, []).append(server)
-            return edges
-        if self.setup.pattern == "one":
-            return {host: [hosts[0]] for host in hosts[1:]}
-        if self.setup.pattern == "root":
-            return {hosts[0]: hosts[1:]} if len(hosts) > 1 else {}
-        if self.setup.pattern == "pairs":
-            return {a: [b] for a, b in zip(hosts[::2], hosts[1::2], strict=False)}
-        return {host: [peer for peer in hosts if peer is not host] for host in hosts}
-
-    def _named(self) -> list[tuple[SmtHost, SmtHost]]:
-        hosts = {host.name: host for host in self.net.hosts}
-        pairs = [pair.split(":") for pair in self.setup.pattern.split(",")]
-        for name in (name for pair in pairs for name in pair):
-            if name not in hosts:
-                raise ConfigError(f"pattern {self.setup.pattern!r}: there is no host {name}, but "
-                                  f"{', '.join(hosts)}")
-        return [(hosts[client], hosts[server]) for client, server in pairs]
 
     def key_options(self, host: str) -> list[str]:
         """What names a host's credentials on a command line."""
@@ -222,7 +149,7 @@ class Fleet:
 
     def _start(self) -> None:
         setup = self.setup
-        edges = self._edges()
+        edges = asked(setup.pattern, self.net)
         if not edges:
             raise ConfigError(f"{len(self.net.hosts)} host is too few: one asks, another answers")
         for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
@@ -305,7 +232,7 @@ class Fleet:
         """Let them go."""
         trial.drops = self.net.drops()
         trial.fabric = self.net.fabric_octets()
-        trial.sent_again = self._ledger.read()
+        trial.sent_again = self._retransmissions.read()
         trial.accounts = [(kind, process, cpu_s(process)) for kind, process in self._processes()]
         trial.monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in trial.accounts])
         trial.monitor.start()
@@ -324,7 +251,7 @@ class Fleet:
         for kind, process, before in trial.accounts:
             cpu[f"{kind}_s"] += cpu_s(process) - before
         lost = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
-        again = {name: count - trial.sent_again[name] for name, count in self._ledger.read().items()}
+        again = {name: count - trial.sent_again[name] for name, count in self._retransmissions.read().items()}
         done = [answers[client] for client in clients]
         samples = take_raw(raw)
         row = self._row(load, trial.number, done, samples)

@@ -142,6 +142,13 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
     return {"ok": not reasons, "reasons": reasons, **numbers}
 
 
+def doubted(fidelity: dict[str, Any], *reasons: str) -> dict[str, Any]:
+    """A verdict with further reasons, if any, why it was not faithful."""
+    if not reasons:
+        return fidelity
+    return {**fidelity, "ok": False, "reasons": [*fidelity["reasons"], *reasons]}
+
+
 def _share(part: float, total: float) -> float | None:
     """None for runs shorter than a jiffy: nothing was counted."""
     return round(part / total, 4) if total > 0 else None

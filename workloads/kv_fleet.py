@@ -24,8 +24,9 @@ from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
 from workloads import redis_program
-from workloads.experiment import Fleet, Measured, Setup
+from workloads.experiment import Fleet, Measured
 from workloads.fleet_programs import await_text, finish
+from workloads.fleet_setup import Setup
 from workloads.kv_client import require_hiredis
 from workloads.load import Load
 from workloads.ycsb_load import KINDS_SUFFIX, YcsbLoad, described, kinds_summary

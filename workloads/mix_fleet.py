@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from topo.network import SmtNet
-from workloads.experiment import Fleet, Setup
+from workloads.experiment import Fleet
+from workloads.fidelity import doubted
+from workloads.fleet_setup import Setup
 from workloads.load import Load
 from workloads.measure import OPEN_LOOP_CONNECTIONS
 from workloads.mix import Mix, lag, shortfall
@@ -73,8 +75,6 @@ def _counts(done: list[dict[str, Any]], name: str) -> Counter[int]:
 
 def judge(row: dict[str, Any], mix: Mix) -> None:
     """Add to a row's verdict whether it was the open loop it was meant to be."""
-    reasons = [reason for reason in (shortfall(mix, row["offered_load"], row["achieved_load"], row["measured_s"]),
-                                     lag(mix, row["lag_us"]["p99"])) if reason]
-    fidelity = row["fidelity"]
-    row["fidelity"] = {**fidelity, "ok": fidelity["ok"] and not reasons,
-                       "reasons": [*fidelity["reasons"], *reasons]}
+    reasons = filter(None, (shortfall(mix, row["offered_load"], row["achieved_load"], row["measured_s"]),
+                            lag(mix, row["lag_us"]["p99"])))
+    row["fidelity"] = doubted(row["fidelity"], *reasons)

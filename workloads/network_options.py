@@ -12,7 +12,7 @@ from smtstack.errors import ConfigError
 from topo import switches
 from topo.links import LinkOptions
 from topo.network import SmtNet, open_network
-from topo.topologies import make_topo
+from topo.topologies import SmtTopo, make_topo
 from workloads import options
 from workloads.progress import Progress
 from workloads.results import ResultFolder
@@ -71,7 +71,7 @@ def check_network(args: argparse.Namespace) -> None:
 
 @contextmanager
 def open_net(args: argparse.Namespace, folder: ResultFolder, progress: Progress,
-             topo: str = "") -> Iterator[SmtNet]:
+             topo: str | SmtTopo = "") -> Iterator[SmtNet]:
     """The network of :func:`add_network_options`, with ``topo`` in the place of ``args.topo``; the controller's
     log goes to ``folder``."""
     controller = None

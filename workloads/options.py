@@ -115,9 +115,9 @@ def add_experiment_param(parser: argparse.ArgumentParser) -> None:
 
 
 def param_words(texts: Sequence[str]) -> tuple[str, ...]:
-    """The same for the command lines of servers and clients. Raises :class:`ConfigError`."""
-    for text in texts:
-        parse_param(text)
+    """The same for the command lines of servers and clients. Raises :class:`ConfigError`, also for a value that
+    cannot be."""
+    replace(DEFAULTS, **dict(map(parse_param, texts)))
     return tuple(word for text in texts for word in ("--param", text))
 
 

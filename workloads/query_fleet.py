@@ -7,7 +7,7 @@ A row is as results.py says; of queries it has
   ``leaf_us`` of the leaves, both from when a query was due; ``errors``: queries without all answers,
 - ``queue_peak_bytes``: most that was seen to wait in one priority's buffer of the port to the client,
 - ``goodput_mbps``: bytes of answers by the time of the queries,
-- ``resent_packets``, ``resends`` or ``retransmits``, ``timeouts`` (ledger.py), ``drops`` by reason,
+- ``resent_packets``, ``resends`` or ``retransmits``, ``timeouts`` (retransmissions.py), ``drops`` by reason,
 - ``system`` as curves call it, ``control`` for what is no point of a curve.
 """
 
@@ -21,7 +21,9 @@ from typing import Any
 
 from topo.backlog import Backlog
 from topo.network import SmtNet
-from workloads.experiment import Fleet, Measured, Setup, Trial
+from workloads.experiment import Fleet, Measured, Trial
+from workloads.fidelity import doubted
+from workloads.fleet_setup import Setup
 from workloads.load import Load
 from workloads.queries import LEAVES_SUFFIX, QueryLoad
 from workloads.results import label
@@ -84,9 +86,10 @@ class QueryFleet(Fleet):
         behind = background.fleet.collect(traffic).row
         names = ("size", "rpcs", "errors", "content_ok", "rpc_per_s", "rtt_us", "open_loop", "first_error")
         measured.row["background"] = {name: behind[name] for name in names if name in behind}
-        judge(measured.row, *(f"background: {reason}" for reason in behind["fidelity"]["reasons"]))
+        reasons = [f"background: {reason}" for reason in behind["fidelity"]["reasons"]]
         if over > seconds:
-            judge(measured.row, f"the background was over after {seconds:.1f} s, the queries after {over:.1f} s")
+            reasons.append(f"the background was over after {seconds:.1f} s, the queries after {over:.1f} s")
+        measured.row["fidelity"] = doubted(measured.row["fidelity"], *reasons)
         if behind["errors"] or not behind["content_ok"]:
             measured.row["errors"] += behind["errors"]
             measured.row["content_ok"] &= behind["content_ok"]
@@ -111,8 +114,9 @@ class QueryFleet(Fleet):
         measured.row["queue_peak_bytes"] = peak
         measured.row["leaf_us"] = rtt_summary(measured.tags)
         if not measured.row.get("open_loop", {}).get("kept_up", True):
-            judge(measured.row, "queries came faster than they were answered: their times are of the queue, and "
-                                "grow with the length of the run")
+            measured.row["fidelity"] = doubted(
+                measured.row["fidelity"], "queries came faster than they were answered: their times are of the "
+                                          "queue, and grow with the length of the run")
         return measured
 
     def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
@@ -130,9 +134,3 @@ class QueryFleet(Fleet):
                 "concurrency": load.leaves, "request_bytes": int(load.size), "queries": row["rpcs"],
                 "rpcs": row["rpcs"] * each, "rpc_per_s": round(rate, 1), "goodput_mbps": round(goodput, 3),
                 "system": self.system, "control": "", "query_rate": load.rate}
-
-
-def judge(row: dict[str, Any], *reasons: str) -> None:
-    """Further reasons why a row is not faithful."""
-    if reasons:
-        row["fidelity"] = {**row["fidelity"], "ok": False, "reasons": [*row["fidelity"]["reasons"], *reasons]}

@@ -10,7 +10,6 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,16 +17,14 @@ from smtstack.errors import ConfigError
 from smtstack.transport.params import software
 from topo.links import LinkOptions
 from topo.topologies import TOPOS, SmtTopo, make_topo
-from workloads import curves, distributions, options, report, transports
-from workloads.environment import environment
-from workloads.experiment import Setup
+from workloads import curves, distributions, options, outcome, report, transports
+from workloads.fleet_setup import Setup
 from workloads.network_options import add_network_options, check_network
 from workloads.progress import Progress
 from workloads.queries import QueryLoad
-from workloads.results import ResultFolder, Row, overall, points
+from workloads.results import ResultFolder, Row, points
 from workloads.transports import PACKET_TRANSPORTS
 
-EXIT_FAILED, EXIT_UNFAITHFUL = 1, 4
 #: Of the links, if nobody says.
 RATE_MBPS = 100.0
 #: Bytes each leaf is sent.
@@ -163,14 +160,8 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row], na
              table: list[dict[str, Any]], progress: Progress) -> int:
     """Write, print; the exit code. ``table`` goes into ``name``.csv and to the user."""
     progress.say("plots and report")
-    verdict = overall(rows)
-    parameters = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
-    folder.write_run(parameters, environment(), args.seed, verdict, rows)
-    folder.write_csv(rows)
     folder.write(f"{name}.csv", as_csv(table))
-    report.make(folder)
-    folder.hand_over()
-    failed = [point for point in points(rows) if point.failed]
+    verdict = outcome.save(args, folder, rows)
     if args.json:
         print(json.dumps({"points": table, "errors": sum(row["errors"] for row in rows),
                           "content_ok": all(row["content_ok"] for row in rows), "fidelity": verdict,
@@ -178,16 +169,9 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row], na
     else:
         print(as_text(table))
     print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    if failed:
-        first = next((point.quoted.get("first_error") for point in failed if point.quoted.get("first_error")),
-                     "an answer was wrong or missing")
-        print(f"smtnet: {len(failed)} points failed: {first}", file=sys.stderr)
-        return EXIT_FAILED
-    if not verdict["ok"]:
-        for reason in verdict["reasons"]:
-            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-        return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
-    return 0
+    failed = [point for point in points(rows) if point.failed]
+    why = outcome.first_error(rows) or "an answer was wrong or missing"
+    return outcome.exit_code(args, verdict, f"{len(failed)} points failed: {why}" if failed else "")
 
 
 def middle_ms(rows: Sequence[Row], name: str, of: str = "rtt_us") -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
-from workloads import curves, mix_report, plots, table
+from workloads import curves, mix_report, plots, priority_report, table
 from workloads.results import BASELINE, LATEST, Load, Point, ResultFolder, Row, Run, overall, points, ratio
 from workloads.table import column, heading, number, panels, print_table
 
@@ -29,6 +29,7 @@ PICTURES = (
     ("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload"),
     ("incast.png", curves.incast, "Incast, by the number of servers"),
     ("fanout.png", curves.fanout, "Queries of many leaves, by their number"),
+    ("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got"),
     ("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
 )
 

@@ -21,7 +21,7 @@ from topo.network import open_network
 from workloads import options, plots, report
 from workloads.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.environment import environment
-from workloads.experiment import Setup
+from workloads.fleet_setup import Setup
 from workloads.kv_client import require_hiredis
 from workloads.kv_fleet import KvFleet
 from workloads.progress import Progress

@@ -10,24 +10,21 @@ import dataclasses
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
 from topo import sandbox
 from topo.topologies import TOPOS
-from workloads import distributions, options, report, transports
+from workloads import distributions, options, outcome, transports
 from workloads.captures import Captures
-from workloads.environment import environment
-from workloads.experiment import PATTERNS, Fleet, Setup
+from workloads.experiment import Fleet
+from workloads.fleet_setup import PATTERNS, Setup
 from workloads.load import Load
 from workloads.network_options import add_network_options, check_network, open_net
 from workloads.progress import Progress
-from workloads.results import Point, ResultFolder, Row, middle, overall
+from workloads.results import Point, ResultFolder, Row, middle
 from workloads.table import print_table
 from workloads.transports import PACKET_TRANSPORTS
-
-EXIT_FAILED, EXIT_UNFAITHFUL = 1, 4
 
 _EXAMPLES = """examples:
   smtnet run echo --topo back2back --transport smt --size 64 --count 10000
@@ -46,7 +43,7 @@ several runs do not meet. Results are in results/<UTC time>-echo/; 'smtnet repor
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``run`` and its subcommands."""
-    from workloads import run_fanout, run_incast, run_kv, run_mix  # which use what is here
+    from workloads import run_fanout, run_incast, run_kv, run_mix, run_priorities  # which use what is here
 
     run = commands.add_parser("run", help="experiments on emulated topologies",
                               description="Experiments on emulated topologies. Need root.")
@@ -85,6 +82,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run_fanout.add_parser(actions)
     run_incast.add_parser(actions)
     run_mix.add_parser(actions)
+    run_priorities.add_parser(actions)
 
 
 def add_experiment_options(parser: argparse.ArgumentParser) -> None:
@@ -163,12 +161,7 @@ def _measure(args: argparse.Namespace, setup: Setup, load: Load, folder: ResultF
 def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
              judged: dict[str, Any] | None, **more: Any) -> int:
     """Write, print; the exit code. ``more`` are further fields of the JSON."""
-    verdict = overall(rows)
-    parameters = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"}
-    folder.write_run(parameters, environment(), args.seed, verdict, rows)
-    folder.write_csv(rows)
-    report.make(folder)
-    folder.hand_over()
+    verdict = outcome.save(args, folder, rows)
     point = middle(rows)
     result = {**point.quoted, "errors": point.errors, "content_ok": point.content_ok, "fidelity": verdict,
               "trials": [row["rtt_us"]["p50"] if row["mode"] == "unloaded" else row["rpc_per_s"] for row in rows],
@@ -184,7 +177,7 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
         if judged is not None:
             print("captures: " + ", ".join(f"{k} {v}" for k, v in judged.items()))
     print(f"results: {folder.path}", file=sys.stderr)
-    return _exit_code(args, point, verdict, judged)
+    return outcome.exit_code(args, verdict, _failed(args, rows, point, judged))
 
 
 def fabric_lines(octets: dict[str, int]) -> list[str]:
@@ -197,19 +190,11 @@ def fabric_lines(octets: dict[str, int]) -> list[str]:
     return [f"MB from {switch} to: {', '.join(ways)}" for switch, ways in by_switch.items()]
 
 
-def _exit_code(args: argparse.Namespace, point: Point, verdict: dict[str, Any],
-               judged: dict[str, Any] | None) -> int:
-    error = point.quoted.get("first_error")
+def _failed(args: argparse.Namespace, rows: list[Row], point: Point, judged: dict[str, Any] | None) -> str:
+    """What did, or ""."""
     if point.failed:
-        print(f"smtnet: {error or f'{point.errors} RPCs failed'}", file=sys.stderr)
-        return EXIT_FAILED
+        return outcome.first_error(rows) or f"{point.errors} RPCs failed"
     if judged is not None and (judged.get("records_bad") or judged.get("nonce_reuse") or
                                (judged["canary_frames"] and args.transport in transports.ENCRYPTED)):
-        print("smtnet: the captures hold what they must not: bad records, a nonce used twice or plaintext",
-              file=sys.stderr)
-        return EXIT_FAILED
-    if not verdict["ok"]:
-        for reason in verdict["reasons"]:
-            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-        return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
-    return 0
+        return "the captures hold what they must not: bad records, a nonce used twice or plaintext"
+    return ""

@@ -15,7 +15,8 @@ from smtstack.errors import ConfigError
 from topo import sandbox
 from topo.network import SmtNet
 from workloads import curves, distributions, options
-from workloads.experiment import Fleet, Setup
+from workloads.experiment import Fleet
+from workloads.fleet_setup import Setup
 from workloads.load import Load
 from workloads.mix import Mix
 from workloads.network_options import link_options, open_net

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from topo import sandbox
+from topo.topologies import make_topo
 from workloads import options
 from workloads.network_options import link_options, open_net
 from workloads.progress import Progress
@@ -40,6 +41,8 @@ TRIALS = 3
 BUFFER = 128_000
 #: Bytes of answers that keep a link busy while the next ones are asked for; at least two of them.
 _UNDER_WAY_BYTES = 32_768
+#: The controls: fields of rows, and words for people.
+_SPREAD, _ROOMY = "not at the same moment", "a buffer for everything"
 
 _EXAMPLES = """examples:
   smtnet run incast --senders 1,2,4,8,16,24,32 --size 10000 --buffer 128000
@@ -88,12 +91,12 @@ def run(args: argparse.Namespace) -> int:
         most = args.senders[-1]
         loads = [(n, "") for n in args.senders]
         if args.controls:
-            loads.append((most, "not at the same moment"))
+            loads.append((most, _SPREAD))
         rows = _measure(args, loads, folder, progress)
         if args.controls:
             # Nothing is lost in it even if every answer of two rounds waits there with all its headers.
             args.buffer, kept = 4 * most * args.size + 1_000_000, args.buffer
-            rows += _measure(args, [(most, "a buffer for everything")], folder, progress)
+            rows += _measure(args, [(most, _ROOMY)], folder, progress)
             args.buffer = kept
         return conclude(args, folder, rows, "incast", table(rows), progress)
 
@@ -127,7 +130,7 @@ def _measure(args: argparse.Namespace, loads: Sequence[tuple[int, str]], folder:
 def _load(args: argparse.Namespace, servers: int, control: str, trial: int) -> QueryLoad:
     load = QueryLoad(str(args.request), count=args.rounds, leaves=servers, response_size=args.size,
                      timeout=args.timeout, seed=args.seed + trial - 1)
-    if control != "not at the same moment":
+    if control != _SPREAD:
         return load
     # All but one may have to wait in the buffer.
     room = 1 + args.buffer // answer_bytes(args.size, link_options(args))
@@ -138,7 +141,7 @@ def _load(args: argparse.Namespace, servers: int, control: str, trial: int) -> Q
 def _known(args: argparse.Namespace, servers: int) -> dict[str, Any]:
     """What can be said beforehand."""
     links = link_options(args)
-    ideal = ideal_us(servers, args.size, args.request, links, hops(check(args, servers)))
+    ideal = ideal_us(servers, args.size, args.request, links, hops(make_topo(args.topo)))
     return {"ideal_us": round(ideal, 1), "ideal_mbps": round(servers * args.size * 8 / ideal, 3),
             "rate_mbps": args.rate_mbps, "buffer_bytes": args.buffer, "resend_ms": resend_ms(args)}
 
@@ -153,7 +156,7 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for (control, servers, system), trials in lines.items():
         one = trials[0]
         # The controls' RPCs are not rounds: their time says nothing about one.
-        rounds = control != "not at the same moment"
+        rounds = control != _SPREAD
         goodput = median(row["goodput_mbps"] for row in trials)
         out.append({
             "servers": servers, "system": system, "control": control, "trials": len(trials),

@@ -12,7 +12,7 @@ from typing import Any
 from topo import sandbox
 from workloads import kv_fleet, transports
 from workloads.captures import Captures
-from workloads.experiment import Setup
+from workloads.fleet_setup import Setup
 from workloads.kv_fleet import STORES, KvFleet
 from workloads.network_options import check_network, open_net
 from workloads.progress import Progress

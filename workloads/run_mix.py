@@ -10,24 +10,21 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from smtstack.errors import ConfigError, PeerError
 from topo import sandbox
 from topo.network import SmtNet
 from topo.topologies import make_topo
-from workloads import mix_report, options, report, transports
+from workloads import mix_report, options, outcome, transports
 from workloads import slowdown_report as slowdown
 from workloads.distributions import WORKLOADS
-from workloads.environment import environment
-from workloads.experiment import Setup
+from workloads.fleet_setup import Setup
 from workloads.measure import OPEN_LOOP_CONNECTIONS
 from workloads.mix import Mix, Unloaded, spread
 from workloads.mix_fleet import MixFleet, judge
 from workloads.network_options import add_network_options, check_network, link_options, open_net
 from workloads.progress import Progress
-from workloads.results import ResultFolder, Row, overall
-from workloads.run import EXIT_FAILED, EXIT_UNFAITHFUL
+from workloads.results import ResultFolder, Row
 from workloads.slowdown_report import Message, Published
 from workloads.slowdown_run import REPLY_BYTES
 
@@ -224,17 +221,12 @@ def _refuse_failures(row: Row) -> None:
 def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[Row],
               unloaded: Unloaded) -> int:
     """Write, print; the exit code."""
-    verdict = overall(rows)
-    parameters = {name: str(value) if isinstance(value, Path) else value
-                  for name, value in vars(args).items() if name != "run"}
     setting = {"rpc_per_s": round(todo.mix.rpc_per_s, 1), "mean_bytes": round(todo.mix.sizes.mean(), 1),
                "largest_bytes": todo.mix.sizes.sizes[-1], "transport_params": asdict(todo.mix.params),
                "unloaded_us": {str(size): round(ns / 1000, 1) for size, ns in unloaded.measured.items()}}
-    folder.write_run({**parameters, **setting}, environment(), args.seed, verdict, rows)
-    folder.write_csv([{name: value for name, value in row.items() if name != "slowdown"} for row in rows])
     slowdown.write_csv(folder.path / "slowdown.csv", mix_report.buckets_of(rows))
-    report.make(folder)
-    folder.hand_over()
+    flat = [{name: value for name, value in row.items() if name != "slowdown"} for row in rows]
+    verdict = outcome.save(args, folder, rows, setting=setting, flat=flat)
     if args.json:
         outcomes = [mix_report.outcome(rows, name) for name in todo.names]
         print(json.dumps({"workload": args.workload, "load": args.load, "topo": args.topo, "hosts": todo.mix.hosts,
@@ -243,16 +235,6 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
     else:
         print(mix_report.text(rows))
     print(f"results: {folder.path}", file=sys.stderr)
-    return _exit_code(args, rows, verdict)
-
-
-def _exit_code(args: argparse.Namespace, rows: list[Row], verdict: dict[str, Any]) -> int:
-    for row in rows:
-        if row["errors"] or not row["content_ok"]:
-            print(f"smtnet: {row['transport']}: {row.get('first_error', 'an answer was wrong')}", file=sys.stderr)
-            return EXIT_FAILED
-    if not verdict["ok"]:
-        for reason in verdict["reasons"]:
-            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-        return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
-    return 0
+    failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
+              if row["errors"] or not row["content_ok"]]
+    return outcome.exit_code(args, verdict, failed[0] if failed else "")

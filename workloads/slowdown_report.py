@@ -199,7 +199,7 @@ def plot(path: Path, rows: list[Bucket], title: str) -> None:
           [(places[label], row.published_median, row.published_p99) for label, row in columns.items()])
     axes.set_yscale("log")
     # A measured message may be a little faster than the median of those alone.
-    axes.set_ylim(bottom=min(1.0, *(row.median for row in rows)))
+    axes.set_ylim(bottom=min([1.0, *(row.median for row in rows)]))
     low, high = axes.get_ylim()
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

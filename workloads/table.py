@@ -12,7 +12,7 @@ from workloads.results import BASELINE, Load, Point, Row, overall, points, ratio
 UNFAITHFUL, FAILED = "~", "!"
 #: What a figure is, by mode; all others are RPC/s.
 _TIMES = {"unloaded": "median round trip in us", "incast": "99th percentile of the rounds in us",
-          "fanout": "99th percentile of the queries in us"}
+          "fanout": "99th percentile of the queries in us", "priorities": "frames/s through the port"}
 
 
 def heading(panel: tuple[str, str, str, str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from controllers.controller import RyuController
+from controllers.fabric import Fabric
 from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
 from smtstack.io.nic_state import NicState
@@ -282,7 +283,7 @@ def leaf_spine() -> None:
         say(paths=net.paths, settings=settings, counters=counters, named=named, rpcs=answer.numbers.get("rpcs"),
             errors=answer.numbers.get("errors"), spread=[after[s] - before[s] for s in sorted(after)],
             miscabled=miscabled(controller), silent=silent(net, controller),
-            packet_ins=controller.status()["packet_ins"])
+            packet_ins=controller.status()["packet_ins"], refused=controller.status()["errors"])
 
 
 def uplinks(controller: RyuController) -> dict[str, int]:
@@ -308,7 +309,8 @@ def spines_used(net: SmtNet, controller: RyuController, src: SmtHost, dst: SmtHo
 def miscabled(controller: RyuController) -> dict[str, Any]:
     """Two cables change places at s1: seen, and neither is used until they are back."""
     swap(["s1-eth2", "s1-eth3"], [3, 2])
-    seconds = until(lambda: controller.status()["links"]["unexpected"], "wrong cables")
+    # Both ends of both.
+    seconds = until(lambda: len(controller.status()["links"]["unexpected"]) == 4, "wrong cables")
     settled(controller, {"s1:2-s3:1", "s1:3-s4:1"})
     seen = controller.status()["links"]
     swap(["s1-eth2", "s1-eth3"], [2, 3])
@@ -388,9 +390,11 @@ def restarts() -> None:
         run(["ovs-vsctl", "clear", "bridge", "s1", "flow_tables"])
         set_link("s2-eth2", "down")
         settled(controller, {"s2:2-s3:2"})
+        set_link("s2-eth2", "up")
+        settled(controller, set())
         say(first=first, spoilt=spoilt, last=last, errors=errors, unknown=unknown, strange_group="=77," in groups,
             said=said, state=status["state"], refused=status["errors"], after=controller.status()["errors"],
-            mended=flows() != last and len(flows()) == len(last))
+            mended=flows())
 
 
 def flows() -> list[str]:
@@ -400,12 +404,19 @@ def flows() -> list[str]:
 
 
 def wrong_switches() -> None:
-    """What is said of Linux bridges, and of a network without any switch."""
+    """What is said of Linux bridges, a network without any switch, and a controller that does not start."""
     with tempfile.TemporaryDirectory() as folder:
         controllers = [RyuController(log=Path(folder, "log")) for _ in range(2)]
         said = [complaint(open_network(topo, switch="bridge", controller=controller).__enter__)
                 for controller, topo in zip(controllers, ("star,2", "back2back"), strict=True)]
-    say(bridge=said[0], without=said[1], left=[c.name for c in controllers if c.shell is not None or c.pids()])
+        broken = RyuController(log=Path(folder, "log"))
+        broken.fabric = Fabric((), (), ())
+        broken._fabric_file.write_text("{")
+        start = complaint(broken.start)
+        broken.stop()
+        controllers.append(broken)
+    say(bridge=said[0], without=said[1], start=start,
+        left=[c.name for c in controllers if c.shell is not None or c.pids()])
 
 
 PROGRAMS: dict[str, Callable[[], None]] = {

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 def test_every_host_sends_to_every_other_and_slowdown_is_measured(tmp_path):
     result, errors, code = smtnet(
         tmp_path, "run", "mix", "--workload", "w3", "--load", "0.08", "--hosts", "3", "--rate-mbps", "50",
-        "--transport", "smt,tcp", "--seconds", "2", "--quick")
+        "--transport", "smt,tcp", "--seconds", "1", "--quick")
     assert result is not None, errors
     # Right answers to all; how busy this machine is, is not the test's business.
     assert code == (0 if result["fidelity"]["ok"] else 4)
@@ -25,8 +25,8 @@ def test_every_host_sends_to_every_other_and_slowdown_is_measured(tmp_path):
     for found in (smt, tcp):
         assert found["content_ok"]
         assert found["errors"] == 0
-        # 2 s of 3 x 4 Mbit/s.
-        assert found["samples"] == pytest.approx(2 * result["rpc_per_s"], rel=0.3)
+        # 1 s of 3 x 4 Mbit/s.
+        assert found["samples"] == pytest.approx(result["rpc_per_s"], rel=0.3)
         assert found["rpcs"] > found["samples"], "the ends are not measured"
         assert found["mean"] > 0
     # The same messages were due at the same times.

@@ -38,42 +38,42 @@ def saved(folder: Path, name: str) -> list[dict[str, str]]:
 
 def test_incast_loses_frames_in_small_buffers_and_fewer_with_control(tmp_path):
     rounds = 6
-    # Six answers of 10 KB at once into a buffer of three; what is lost is asked for after 40 ms.
-    result, folder = run(tmp_path, "incast", "--senders", "1,6", "--size", "10000", "--buffer", "30000",
+    # Four answers of 10 KB at once into a buffer of two; what is lost is asked for after 40 ms.
+    result, folder = run(tmp_path, "incast", "--senders", "1,4", "--size", "10000", "--buffer", "20000",
                          "--rate-mbps", "20", "--rounds", str(rounds), "--trials", "1", "--transport", "smt,tls",
-                         "--incast-control", "1", "--param", "max_incoming=20000", "--param", "resend_ticks=8")
+                         "--incast-control", "1", "--param", "max_incoming=12000", "--param", "resend_ticks=8")
     systems = ["smt-sw", "smt-sw, incast control 1", "tls"]
     by_point = {(line["servers"], line["system"]): line for line in result["points"]}
-    assert list(by_point) == [(servers, system) for servers in (1, 6) for system in systems]
+    assert list(by_point) == [(servers, system) for servers in (1, 4) for system in systems]
     for system in systems:
-        alone, together = by_point[1, system], by_point[6, system]
+        alone, together = by_point[1, system], by_point[4, system]
         assert alone["lost_frames"] == 0
         assert 0 < alone["goodput_mbps"] < 30
         assert together["p99_ms"] > alone["p50_ms"]
-    uncontrolled, controlled, tls = (by_point[6, system] for system in systems)
+    uncontrolled, controlled, tls = (by_point[4, system] for system in systems)
     # The detectors of loss and of what it costs do fire.
     assert uncontrolled["lost_frames"] >= rounds
     assert uncontrolled["sent_again"] >= rounds
     assert uncontrolled["resends_or_rtos"] > 0
-    assert 15_000 < uncontrolled["queue_peak"] <= 30_000
+    assert 10_000 < uncontrolled["queue_peak"] <= 20_000
     assert tls["lost_frames"] > 0
     assert tls["sent_again"] > 0
     assert controlled["lost_frames"] < uncontrolled["lost_frames"] / 2
     rows = saved(folder, "results.csv")
     assert len(rows) == len(saved(folder, "incast.csv")) == 6
     assert [int(row["queries"]) for row in rows] == [rounds] * 6
-    assert [int(row["rpcs"]) for row in rows] == [rounds] * 3 + [6 * rounds] * 3
-    leaves = array("Q", (folder / "raw" / "tls-of-6-trial-1.leaves.u64").read_bytes())
-    whole = array("Q", (folder / "raw" / "tls-of-6-trial-1.u64").read_bytes())
+    assert [int(row["rpcs"]) for row in rows] == [rounds] * 3 + [4 * rounds] * 3
+    leaves = array("Q", (folder / "raw" / "tls-of-4-trial-1.leaves.u64").read_bytes())
+    whole = array("Q", (folder / "raw" / "tls-of-4-trial-1.u64").read_bytes())
     # A round is over with its slowest answer.
-    assert [max(leaves[6 * n:6 * n + 6]) for n in range(rounds)] == list(whole)
+    assert [max(leaves[4 * n:4 * n + 4]) for n in range(rounds)] == list(whole)
     assert not list(folder.rglob("*.keys")), "throw-away keys are thrown away"
 
 
 def test_queries_in_other_traffic(tmp_path):
     result, folder = run(tmp_path, "fanout", "--leaves", "2", "--size", "2000", "--rate-mbps", "20", "--load",
-                         "10%", "--seconds", "1", "--trials", "1", "--transport", "smt,tcp", "--background", "w1",
-                         "--background-load", "10%")
+                         "10%", "--seconds", "1", "--trials", "1", "--transport", "smt,tcp", "--background", "w2",
+                         "--background-load", "2%")
     assert [(line["leaves"], line["system"]) for line in result["points"]] == [(2, "smt-sw"), (2, "tcp")]
     rows = json.loads((folder / "run.json").read_text())["results"]
     for row, line in zip(rows, result["points"], strict=True):
@@ -82,8 +82,8 @@ def test_queries_in_other_traffic(tmp_path):
         assert row["rpcs"] == 2 * row["queries"]
         assert line["p50_ms"] > 1, "the answers take 1.7 ms on the link, less what it sends at once"
         behind = row["background"]
-        # For as long as the queries took, and before and after; 3 hosts at 10 % of 20 Mbit/s with small messages.
-        assert behind["rpcs"] > 1000
+        # 231 a second, for as long as the queries took, and before and after.
+        assert behind["rpcs"] > 500
         assert (behind["errors"], behind["content_ok"]) == (0, True)
         assert "the background was over" not in " ".join(row["fidelity"]["reasons"])
     assert len(saved(folder, "fanout.csv")) == 2

@@ -14,11 +14,11 @@ from tests.rows import row
 from topo.links import LinkOptions
 from topo.topologies import make_topo
 from workloads import cli, curves, query_options, report, run_fanout, run_incast
-from workloads.ledger import kernel_counter
+from workloads.fidelity import doubted
 from workloads.progress import Progress
-from workloads.query_fleet import judge
 from workloads.query_options import answer_bytes, hops, ideal_us, numbers, systems
 from workloads.results import ResultFolder, Row, points
+from workloads.retransmissions import kernel_counter
 from workloads.table import text
 
 TIMES = ("min", "p50", "p90", "p99", "p999", "max", "mean")
@@ -99,11 +99,11 @@ def test_the_kernels_counters_are_found():
 
 
 def test_further_reasons_make_a_row_unfaithful():
-    one = query_row()
-    judge(one)
-    assert one["fidelity"]["ok"]
-    judge(one, "because", "and also")
-    assert (one["fidelity"]["ok"], one["fidelity"]["reasons"]) == (False, ["because", "and also"])
+    fidelity = query_row()["fidelity"]
+    assert doubted(fidelity)["ok"]
+    twice = doubted(doubted(fidelity, "because"), "and also")
+    assert (twice["ok"], twice["reasons"]) == (False, ["because", "and also"])
+    assert fidelity["ok"]
 
 
 # -- options -------------------------------------------------------------------------------------------------
@@ -136,6 +136,7 @@ def test_numbers_are_sorted_and_counted_once():
         (["incast", "--size", "2000000"], ["2000000", "1000000"]),
         (["incast", "--incast-control", "4", "--transport", "tls"], ["--incast-control", "smt and homa"]),
         (["incast", "--param", "windw=3"], ["windw", "window"]),
+        (["incast", "--param", "max_overcommit=0", "--transport", "tls"], ["max_overcommit is 0"]),
         (["incast", "--buffer", "10"], ["buffer_bytes"]),
         (["incast", "--senders", "300"], ["'301'", "star,N"]),
         (["fanout", "--leaves", "2", "--topo", "back2back"], ["2 servers", "back2back", "star,3"]),
@@ -298,3 +299,14 @@ def test_what_becomes_of_a_run(more, words, code, says, tmp_path, capsys):
     result = json.loads(said.out)
     assert (result["errors"], result["fidelity"]["ok"]) == (more.get("errors", 0), "reasons" not in more)
     assert (folder.path / "incast.csv").read_text().startswith("servers,system,control,")
+
+
+def test_the_error_of_any_trial_is_said(tmp_path, capsys):
+    """Also of one that is not quoted, as it is not the middle one."""
+    rows = [query_row(trial=1), query_row(trial=2, errors=1, p99=9000.0, first_error="h1: no answer"),
+            query_row(trial=3)]
+    assert "first_error" not in points(rows)[0].quoted
+    folder = ResultFolder.create("incast", tmp_path)
+    with Progress("incast") as progress:
+        assert query_options.conclude(options(), folder, rows, "incast", run_incast.table(rows), progress) == 1
+    assert "1 points failed: h1: no answer" in capsys.readouterr().err

@@ -20,7 +20,7 @@ _OURS = {"resent_packets": "packets_resent", "resends": "resends_sent"}
 _KERNELS = {"retransmits": ("snmp", "Tcp", "RetransSegs"), "timeouts": ("netstat", "TcpExt", "TCPTimeouts")}
 
 
-class Ledger:
+class Retransmissions:
     """The hosts' counters; ``ours``: of our transports, else of the kernel's TCP."""
 
     def __init__(self, hosts: Sequence[SmtHost], ours: bool) -> None:
