@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
+from topo.shaping import queues_of
+
 #: Seconds between two looks: what a link of 100 Mbit/s sends meanwhile is 50 KB.
 _LOOK_S = 0.004
 _RTM_GETTCLASS, _DUMP = 42, 0x301  # NLM_F_REQUEST | NLM_F_DUMP
@@ -29,7 +31,7 @@ class Backlog:
     ``interface`` is one of our own namespace, with a rate."""
 
     def __init__(self, interface: str) -> None:
-        self._index = socket.if_nametoindex(interface)
+        self._index = socket.if_nametoindex(queues_of(interface))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"backlog of {interface}", daemon=True)
         self.peak = 0

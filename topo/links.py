@@ -11,7 +11,6 @@ Netem is not used, even where the kernel has it: it has no seed before Linux 6.6
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import socket
@@ -29,8 +28,8 @@ from smtstack.io.namespaces import within
 from smtstack.io.nic_settings import Settings, parse_share
 from smtstack.io.nic_state import NicState
 from smtstack.nic.impairments import ImpairmentRates
-from topo.commands import batch, in_namespace
-from topo.shaping import check_rate, shape
+from topo.commands import batch, in_namespace, silence
+from topo.shaping import check_rate, set_aside, shape
 from topo.wire import Wire
 
 # Linux <linux/sockios.h>, <linux/ethtool.h>.
@@ -234,7 +233,7 @@ class SmtLink(Link):
                                                                                               strict=True)],
               where=where)
         for name in inner:
-            _silence(name)
+            silence(name)
 
     def _configure(self) -> None:
         options = self.options
@@ -242,9 +241,13 @@ class SmtLink(Link):
         plain = options.has_wire or not all(isinstance(i.node, Host) for i in ends)
         for intf in ends:
             if intf.pid is None:
-                _silence(intf.name)
+                silence(intf.name)
             if options.rate_mbps is not None:
-                shape(intf.name, options.rate_mbps, options.buffer_bytes, options.mtu, intf.pid)
+                queues = intf.name
+                if getattr(intf.node, "datapath", "") == "user":
+                    queues = set_aside(intf.name, options.mtu)
+                    self._made.append((queues, None))
+                shape(queues, options.rate_mbps, options.buffer_bytes, options.mtu, intf.pid)
             if isinstance(intf.node, Host):
                 if options.tso == "off" or (options.tso == "auto" and plain):
                     set_kernel_offload(intf.name, False, intf.pid)
@@ -302,9 +305,3 @@ def set_kernel_offload(interface: str, on: bool, pid: int | None = None) -> None
 def _remove(interface: str, pid: int | None) -> None:
     # Its peer goes with it, so half the time there is nothing left to remove.
     subprocess.run(in_namespace(pid, ["ip", "link", "del", "dev", interface]), check=False, capture_output=True)
-
-
-def _silence(interface: str) -> None:
-    # The kernel is to say nothing by itself on a switch's or a wire's end: no router solicitations.
-    with contextlib.suppress(OSError):
-        Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")

@@ -24,7 +24,7 @@ from topo.commands import in_namespace, run
 from topo.host import SmtHost
 from topo.links import LinkOptions, SmtLink
 from topo.reach import echo
-from topo.shaping import priority_counters
+from topo.shaping import priority_counters, queues_of
 from topo.switches import AutoSwitch
 from topo.topologies import SmtTopo, make_topo
 
@@ -174,7 +174,8 @@ class SmtNet(Mininet):
         return octets
 
     def _cables(self) -> int:
-        names = {i.name for link in self.links for i in (link.intf1, link.intf2)}
+        ends = [i for link in self.links for i in (link.intf1, link.intf2)]
+        names = {name for i in ends for name in (i.name, queues_of(i.name, i.pid))}
         drops = 0
         for pid in (None, *(h.pid for h in self.hosts)):
             for entry in json.loads(run(["ip", "-j", "-s", "link", "show"], pid=pid)):

@@ -6,15 +6,25 @@ priority is the upper three bits of the DSCP, as the Homa module sets them; TCP 
 
 Rates are those of the cable: each frame counts 24 bytes more than tc sees (FCS, preamble, gap), and at least 84.
 With segmentation offload the kernel shapes frames of 64 KB before they are cut, and counts the 24 bytes once.
+
+At a switch in user space the queues stand aside, on a cable of their own::
+
+    Open vSwitch -> s1-eth1 -> q-s1-eth1 (HTB) ---- r-s1-eth1 -> s1-eth1 ---- h1-eth0
+
+The kernel tells an AF_PACKET socket of a frame that a full queue has lost, and Open vSwitch then gives up the rest
+of its batch, of whatever priority. And all its ports send by one socket, to which everything counts that waits
+anywhere. Of a copy it hears nothing.
 """
 
 from __future__ import annotations
 
 import re
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from topo.commands import batch, run
+from topo.commands import batch, run, silence
 
 PRIORITIES = 8
 #: Ethernet's FCS, preamble and gap; the shortest frame with them.
@@ -28,6 +38,10 @@ _BURST_S = 250e-6
 _LLDP = 0x88CC
 _CLASS = re.compile(r"^class htb 1:1(\d) .*\n Sent (\d+) bytes (\d+) pkts? \(dropped (\d+),.*\n"
                     r" backlog (\d+)([KM]?)b", re.MULTILINE)
+#: Before the name of an interface: its queues, and where frames come back from them.
+_ASIDE, _BACK = "q-", "r-"
+#: Classic BPF: frames that have not been received by anybody (packet type 0, <linux/filter.h> SKF_AD_PKTTYPE).
+_FIRST_TIME = "4,48 0 0 4294963204,21 0 1 0,6 0 0 4294967295,6 0 0 0"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 
@@ -48,6 +62,39 @@ def check_rate(mbps: float) -> None:
     """Raises :class:`ConfigError` for a rate that cannot be emulated."""
     if not LOWEST_MBPS <= mbps <= HIGHEST_MBPS:
         raise ConfigError(f"rate_mbps is {mbps:g}; from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g}, or none for no limit")
+
+
+def set_aside(interface: str, mtu: int) -> str:
+    """Have all that ``interface``, of our namespace, sends make a detour; the interface to :func:`shape` for it.
+
+    It has to be removed with ``interface``. Raises :class:`Unsupported` where the kernel cannot do it."""
+    queues, back = _ASIDE + interface, _BACK + interface
+    batch("ip", [f"link add name {queues} mtu {mtu} type veth peer name {back} mtu {mtu}"], where=interface)
+    for name in (queues, back):
+        silence(name)
+    batch("ip", [f"link set dev {name} up" for name in (queues, back)], where=interface)
+    try:
+        batch("tc", [f"qdisc add dev {interface} clsact",
+                     f"filter add dev {interface} egress protocol all prio 1 bpf bytecode \"{_FIRST_TIME}\" "
+                     # The copy goes on; "trap" ends the frame itself as if it had been sent.
+                     f"action mirred egress mirror dev {queues} trap",
+                     f"qdisc add dev {back} clsact",
+                     f"filter add dev {back} ingress protocol all prio 1 u32 match u32 0 0 "
+                     f"action mirred egress redirect dev {interface}"], where=interface)
+    except SmtError as e:
+        batch("ip", [f"link del dev {queues}"], where=interface)
+        raise Unsupported(f"links of a switch in user space have no rate with this kernel, which needs cls_bpf, "
+                          f"act_mirred and clsact: use --switch bridge, or leave rate_mbps out ({e})") from None
+    return queues
+
+
+def queues_of(interface: str, pid: int | None = None) -> str:
+    """The interface that has its queues: itself, or one aside."""
+    if pid is None:
+        with suppress(OSError):
+            socket.if_nametoindex(_ASIDE + interface)
+            return _ASIDE + interface
+    return interface
 
 
 def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | None = None) -> None:
@@ -83,7 +130,7 @@ def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | N
 def priority_counters(interface: str, pid: int | None = None) -> dict[int, PriorityCounters]:
     """By Homa priority, 7 the highest; empty for an interface without a rate."""
     # tc's JSON is broken for HTB in the versions of Debian 12 and Ubuntu 22.04.
-    text = run(["tc", "-s", "class", "show", "dev", interface], where=interface, pid=pid)
+    text = run(["tc", "-s", "class", "show", "dev", queues_of(interface, pid)], where=interface, pid=pid)
     found = {}
     for match in _CLASS.finditer(text):
         index, octets, packets, dropped, waiting, unit = match.groups()

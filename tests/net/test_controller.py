@@ -40,6 +40,7 @@ def test_fat_tree_delivers_heals_and_outlives_its_controller():
     assert delivery["wrong"] == 0
     assert delivery["frames"] == delivery["hops"] == 16 * (1 * 1 + 2 * 3 + 12 * 5)
     traffic = result["traffic"]
+    assert traffic["cut"] == 16 + 1
     assert traffic["lost"] == 0
     assert traffic["wrong"] == []
     assert traffic["rpcs"] > 100 * 2  # it was there all the time
