@@ -28,17 +28,12 @@ _SCHEMA = Path("/usr/share/openvswitch/vswitch.ovsschema")
 _DAEMONS = ("ovs-vswitchd", "ovsdb-server")
 #: Bytes of a port's buffer.
 _BUFFER = 8 << 20
-#: Bytes that the one socket which sends for all ports may have on the way. Whatever waits in the queues of shaped
-#: links counts, half as much again as it is long: at the limit, frames of all priorities are lost alike.
-_SENDING = 256 << 20
-#: To a multicast address no bridge forwards (IEEE 802.1Q, table 8-1), of a type for experiments (IEEE 802).
-_NOTHING = "0180c200000e" + "020000000000" + "88b5" + "00" * 46
 _PATIENCE_S = 5.0
 _LOG_TAIL = 3
 # Linux <asm/unistd.h> (the same on all architectures), <asm-generic/socket.h>, <linux/sock_diag.h>; Python has
 # no names for these.
 _SYS_PIDFD_GETFD = 438
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MEMINFO = 32, 33, 55
+_SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
 _MEMINFO_WORDS, _MEMINFO_DROPS = 9, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,22 +127,12 @@ def log_tail() -> str:
 
 
 def widen_buffers() -> int:
-    """Give the ports that exist now, and the socket that sends, room for a burst; the number of sockets."""
-    _begin_to_send()
+    """Give the ports that exist now 8 MB each; the number of them."""
     number = 0
     for sock in _packet_sockets():
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SENDING)
         number += 1
     return number
-
-
-def _begin_to_send() -> None:
-    """Have OVS send a frame: only then it makes the socket for it."""
-    for switch in vsctl("list-br", switch="ovs-vswitchd").split():
-        run(["ovs-ofctl", "-O", "OpenFlow10,OpenFlow13", "packet-out", switch,
-             f"in_port=CONTROLLER packet={_NOTHING} actions=output:1"], where=switch)
-        return
 
 
 def port_drops() -> int:

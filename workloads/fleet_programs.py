@@ -62,12 +62,15 @@ def died(host: SmtHost, what: str, process: subprocess.Popen[Any], log: Path) ->
 
 
 def finish(process: subprocess.Popen[Any]) -> str:
-    """Close its stdin, and wait for its end; what it still says."""
+    """Close its stdin, and wait for its end; what it still says. One that does not end is killed, and named on
+    stderr."""
     try:
         said, _errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         said, _errors = process.communicate()
+        print(f"smtnet: a process did not end within {PATIENCE_S:.0f} s and was killed: {process.args!r}",
+              file=sys.stderr)
     return said or ""
 
 

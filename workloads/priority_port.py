@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ REACHED = 0.98
 #: Share of a port's rate by which what it carries may differ from it.
 MAX_RATE_ERROR = 0.03
 _LOOK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Of a trial, by class."""
+
+    sent: Counter[int]
+    """By the hosts."""
+    sent_in_time: Counter[int]
+    """In the seconds that count."""
+    got: Counter[int]
+    """By the receiver."""
+    got_in_time: Counter[int]
+    port: Counter[tuple[int, str]]
+    """``sent`` and ``dropped`` by the port, whatever the frame was."""
 
 
 class OnePort(SmtTopo):
@@ -54,13 +70,11 @@ class PriorityPort:
         link = self._receiver.defaultIntf().link
         (self.port,) = (end for end in (link.intf1, link.intf2) if end.node is not self._receiver)
         self._options = link.options
+        #: Bytes of a frame, as large as they come, and how many of these the port can send in a second.
+        self._length = link.options.mtu + HEADER_LEN
+        self._rate = link.options.rate_mbps * 1e6 / 8 / (self._length + FRAME_OVERHEAD)
         self._senders: list[Client] = []
         self._counting: list[Client] = []
-
-    @property
-    def _length(self) -> int:
-        """Bytes of a frame, as large as they come."""
-        return int(self._options.mtu) + HEADER_LEN
 
     def __enter__(self) -> PriorityPort:
         try:
@@ -92,11 +106,10 @@ class PriorityPort:
             client.process.terminate()
             finish(client.process)
 
-    def measure(self, offered: Shares, seconds: float, trial: int = 1) -> Row:
+    def measure(self, asked: Shares, seconds: float, trial: int = 1) -> Row:
         """One trial: every class offered its share for ``seconds`` that count. Raises SmtError if a program
         ends."""
-        rate = self._options.rate_mbps * 1e6 / 8 / (self._length + FRAME_OVERHEAD)
-        before, drops = priority_counters(self.port.name, self.port.pid), self._drops()
+        before, drops = self._counters(), self._drops()
         pids = [client.process.pid for client in (*self._senders, *self._counting)]
         monitor = FidelityMonitor(pids=[*pids, *self._net.emulator_pids()])
         start = time.monotonic_ns() + round(LEAD_S * 1e9)
@@ -106,7 +119,7 @@ class PriorityPort:
         busy = []
         for turn, client in enumerate(self._senders):
             # In turn: what a class is to be denied comes in by another port than what it is denied for.
-            per_s = {number: share * rate for number, share in list(offered.items())[turn::len(self._senders)]}
+            per_s = {number: share * self._rate for number, share in list(asked.items())[turn::len(self._senders)]}
             if per_s:
                 client.tell({"per_s": per_s, "start": start, **counts})
                 busy.append(client)
@@ -116,15 +129,58 @@ class PriorityPort:
         self._drain()
         self._counting[0].tell({})
         came = _answer(self._counting[0])
-        after = priority_counters(self.port.name, self.port.pid)
-        port = {number: {"sent": after[number].packets - before[number].packets,
-                         "dropped": after[number].dropped - before[number].dropped} for number in after}
-        machine |= {"receive_drops": came["missed"], "send_drops": sum(answer["refused"] for answer in sent),
-                    "path_drops": self._drops() - drops,
-                    "late_us": max(answer["late_us"] for answer in sent)}
-        return _row(offered, seconds, rate, trial, sent, came, port,
-                    {name: value for name, value in machine.items() if name not in ("ok", "reasons")},
-                    self._options.buffer_bytes, self._net.switch_kind, self._length)
+        frames = Frames(_sum(sent, "sent"), _sum(sent, "counted"), _sum([came], "received"),
+                        _sum([came], "counted"), self._counters() - before)
+        numbers = {name: value for name, value in machine.items() if name not in ("ok", "reasons")}
+        return self.row(asked, seconds, trial, frames, verdict(numbers | {
+            "receive_drops": came["missed"], "send_drops": sum(answer["refused"] for answer in sent),
+            "path_drops": self._drops() - drops, "sender_late_us": max(answer["late_us"] for answer in sent)}))
+
+    def row(self, asked: Shares, seconds: float, trial: int, frames: Frames, fidelity: dict[str, Any]) -> Row:
+        """A trial, judged: whether it was the one asked for, and whether priorities were strict."""
+        in_time = self._rate * seconds
+        offered = {number: frames.sent_in_time[number] / in_time for number in asked}
+        got = {number: frames.got_in_time[number] / in_time for number in asked}
+        must = expected(offered)
+        carried, could = sum(got.values()), sum(must.values())
+        late_ms = fidelity["sender_late_us"] / 1000
+        most_ms = self._options.buffer_bytes / 2 / self._length / self._rate * 1000
+        lost = sum(frames.sent.values()) - sum(frames.port.values())
+        reasons = [*fidelity["reasons"]]
+        reasons += [f"class {number} was offered {offered[number]:.1%} of the port, not {share:.1%}: its sender "
+                    "is too slow" for number, share in asked.items()
+                    if frames.sent_in_time[number] + 1 < REACHED * share * in_time]
+        if late_ms > most_ms:
+            # Meanwhile the buffers of denied classes empty, and lower ones get something by right.
+            reasons.append(f"a sender was {late_ms:.1f} ms late (at most {most_ms:.1f} ms: then the port has sent "
+                           "half a buffer)")
+        if lost > 0:
+            reasons.append(f"{lost} frames were lost before the port")
+        if abs(carried - could) > MAX_RATE_ERROR:
+            reasons.append(f"the port carried {carried:.1%} of its rate, not {could:.1%}")
+        wrong = breach(offered, got, tolerance(seconds, self._rate))
+        return {
+            "topo": OnePort.example, "switch": self._net.switch_kind, "transport": "raw", "nic": None,
+            "mode": MODE, "poll": "interrupt", "variant": named(asked), "size": self._length,
+            "concurrency": len(asked), "trial": trial, "rpcs": frames.got_in_time.total(),
+            "errors": int(bool(wrong)), "content_ok": True,
+            "rpc_per_s": round(frames.got_in_time.total() / seconds, 1),
+            "rtt_us": dict.fromkeys(("min", "p50", "p90", "p99", "p999", "max", "mean")), "cpu": {},
+            "rate_mbps": self._options.rate_mbps, "buffer_bytes": self._options.buffer_bytes, "seconds": seconds,
+            "classes": {str(number): {
+                "asked": share, "offered": round(offered[number], 5), "expected": round(must[number], 5),
+                "got": round(got[number], 5), "frames_sent": frames.sent[number],
+                "frames_got": frames.got[number], "port_sent": frames.port[number, "sent"],
+                "port_dropped": frames.port[number, "dropped"]} for number, share in asked.items()},
+            **({"first_error": wrong} if wrong else {}),
+            "fidelity": {**fidelity, "ok": not reasons, "reasons": reasons},
+        }
+
+    def _counters(self) -> Counter[tuple[int, str]]:
+        """Of the port: frames sent and dropped since it was made, by class."""
+        return Counter({(number, what): frames for number, c in
+                        priority_counters(self.port.name, self.port.pid).items()
+                        for what, frames in (("sent", c.packets), ("dropped", c.dropped))})
 
     def _drops(self) -> int:
         lost = self._net.drops()
@@ -159,48 +215,3 @@ def _sum(answers: list[dict[str, Any]], name: str) -> Counter[int]:
     for answer in answers:
         total.update({int(number): frames for number, frames in answer[name].items()})
     return total
-
-
-def _row(asked: Shares, seconds: float, rate: float, trial: int, sent: list[dict[str, Any]], came: dict[str, Any],
-         port: dict[int, dict[str, int]], machine: dict[str, Any], buffer: int, switch: str, length: int) -> Row:
-    """``rate``: frames a second that the port can send."""
-    in_all, counted = _sum(sent, "sent"), _sum(sent, "counted")
-    received, arrived = _sum([came], "received"), _sum([came], "counted")
-    offered = {number: counted[number] / rate / seconds for number in asked}
-    got = {number: arrived[number] / rate / seconds for number in asked}
-    must = expected(offered)
-    wrong = breach(offered, got, tolerance(seconds, rate))
-    total = sum(got.values())
-    lost = sum(in_all.values()) - sum(numbers["sent"] + numbers["dropped"] for numbers in port.values())
-    fidelity = verdict(machine)
-    reasons = [
-        *fidelity["reasons"],
-        *(f"class {number} was offered {offered[number]:.1%} of the port, not {share:.1%}: its sender was too slow"
-          for number, share in asked.items() if counted[number] + 1 < REACHED * share * rate * seconds),
-        *_late(machine["late_us"] / 1000, buffer / length / rate * 500),
-        *([f"{lost} frames were lost before the port"] if lost > 0 else []),
-        *([f"the port carried {total:.1%} of its rate (100% ± {MAX_RATE_ERROR:.0%})"]
-          if abs(total - sum(must.values())) > MAX_RATE_ERROR else []),
-    ]
-    return {
-        "topo": "star,3", "switch": switch, "transport": "raw", "nic": None, "mode": MODE, "poll": "interrupt",
-        "variant": named(asked), "size": length, "concurrency": len(asked), "trial": trial,
-        "rpcs": sum(arrived.values()), "errors": int(bool(wrong)), "content_ok": True,
-        "rpc_per_s": round(sum(arrived.values()) / seconds, 1),
-        "rtt_us": dict.fromkeys(("min", "p50", "p90", "p99", "p999", "max", "mean")), "cpu": {},
-        "rate_mbps": round(rate * (length + FRAME_OVERHEAD) * 8e-6, 6), "seconds": seconds, "buffer_bytes": buffer,
-        "classes": {str(number): {
-            "asked": share, "offered": round(offered[number], 5), "expected": round(must[number], 5),
-            "got": round(got[number], 5), "sent_frames": in_all[number], "received_frames": received[number],
-            "port_sent": port[number]["sent"], "port_dropped": port[number]["dropped"]}
-            for number, share in asked.items()},
-        **({"first_error": wrong} if wrong else {}),
-        "fidelity": {**fidelity, "ok": not reasons, "reasons": reasons},
-    }
-
-
-def _late(late_ms: float, most_ms: float) -> list[str]:
-    # Meanwhile the buffers of denied classes empty: lower ones would get what is not theirs, by right.
-    if late_ms <= most_ms:
-        return []
-    return [f"a sender was {late_ms:.1f} ms late (at most {most_ms:.1f} ms: then the port has sent half a buffer)"]

@@ -64,6 +64,9 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     for axes, (name, trials) in zip(grid.flat, found.items(), strict=True):
         _panel(axes, name, trials)
     one = next(iter(found.values()))[0]
+    most = max(max(entry["offered"], entry["got"]) for trials in found.values() for row in trials
+               for entry in row["classes"].values())
+    grid[0, 0].set_ylim(0, 1.05 * most * one["rate_mbps"])
     grid[0, 0].set_ylabel("Mbit/s on the cable", fontsize=10)
     figure.supxlabel("class: the upper three bits of the DSCP, 7 the highest", fontsize=10)
     handles = [Patch(color=_OFFERED, label="offered"), Patch(facecolor=_GOT, edgecolor=_GOT, label="got"),

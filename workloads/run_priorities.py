@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from pathlib import Path
 
 from smtstack.errors import ConfigError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from topo import sandbox
-from workloads import options, priority_report
+from workloads import options, outcome, priority_report, report
 from workloads.network_options import add_network_options, check_network, link_options, open_net
 from workloads.priorities import Shares, all_classes, classes, named
 from workloads.priority_port import OnePort, PriorityPort
 from workloads.progress import Progress
-from workloads.query_options import conclude
+from workloads.query_options import as_csv, as_text
 from workloads.results import ResultFolder, Row
 
 RATE_MBPS = 20.0
@@ -83,7 +85,23 @@ def run(args: argparse.Namespace) -> int:
                 for offered in todo:
                     progress.step(f"{named(offered)}, trial {trial} of {args.trials}")
                     rows.append(port.measure(offered, args.seconds, trial))
-        return conclude(args, folder, rows, "priorities", priority_report.table(rows), progress)
+        progress.say("pictures and report")
+        return _conclude(args, folder, rows)
+
+
+def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row]) -> int:
+    """Write, print; the exit code."""
+    table = priority_report.table(rows)
+    folder.write("priorities.csv", as_csv(table))
+    verdict = outcome.save(args, folder, rows)
+    wrong = outcome.first_error(rows)
+    if args.json:
+        print(json.dumps({"classes": table, "strict": not wrong, "fidelity": verdict,
+                          "results": str(folder.path)}))
+    else:
+        print(as_text(table))
+    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
+    return outcome.exit_code(args, verdict, wrong)
 
 
 def scenarios(args: argparse.Namespace) -> list[Shares]:
@@ -104,6 +122,6 @@ def scenarios(args: argparse.Namespace) -> list[Shares]:
         if frames < _LEAST_FRAMES:
             raise ConfigError(f"class {number} is offered {frames:.0f} frames of {frame} bytes in "
                               f"{args.seconds:g} s, which say little; at least {_LEAST_FRAMES}: --seconds "
-                              f"{args.seconds * _LEAST_FRAMES / frames:.0f} would do")
+                              f"{math.ceil(args.seconds * _LEAST_FRAMES / frames)} would do")
     args.buffer = args.buffer or max(10 * frame, round(BUFFER_S * links.rate_mbps * 1e6 / 8))
     return todo

@@ -110,9 +110,10 @@ class EchoServer:
         # Another worker may serve the last request, so the quota is looked at every time.
         while not (self._stopping or (quota is not None and quota.spent())):
             drive(_LOOK_S)
-            if served == self.requests:
-                # A worker whose parent was killed would keep its part of the port for ever.
-                self._stopping = self._stopping or os.getppid() != self._parent
+            # A worker whose parent was killed would keep its part of the port for ever. The flag is set, never
+            # computed: a signal may set it meanwhile.
+            if served == self.requests and os.getppid() != self._parent:
+                self._stopping = True
             served = self.requests
         server.linger(_LINGER_S)
 

@@ -127,8 +127,10 @@ def run_kv(args: argparse.Namespace) -> int:
             service.drive(_LOOK_S)
             if (now := time.monotonic()) >= look_at:
                 look_at = now + _LOOK_S
-                # Whoever started us was killed: nobody would ever stop us.
-                stopping = stopping or os.getppid() != parent
+                # Whoever started us was killed: nobody would ever stop us. The flag is set, never computed: a
+                # signal may set it meanwhile.
+                if os.getppid() != parent:
+                    stopping = True
         service.linger(_LINGER_S)
         result = _result(args, wanted, servers, messages, store, monitor.stop())
     if args.json:

@@ -99,8 +99,8 @@ def hop_count(controller: RyuController, src: str, dst: str) -> int:
 def fat_tree() -> None:
     """All pairs, what the ports count, then failures while RPCs run."""
     begin = time.monotonic()
-    # Only the first probes, before the frames that are counted. Every message takes another path: between two pairs
-    # of pods they use every core link.
+    # Only the first probes, before the frames that are counted. Every message takes another path: between two
+    # pairs of pods they use every core link.
     with network("fattree,4", multipath="message", lldp_s=60) as (net, controller):
         started = time.monotonic() - begin
         first = controller.status()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 def test_every_host_sends_to_every_other_and_slowdown_is_measured(tmp_path):
     result, errors, code = smtnet(
-        tmp_path, "run", "mix", "--workload", "w3", "--load", "0.08", "--hosts", "3", "--rate-mbps", "50",
+        tmp_path, "run", "mix", "--workload", "w2", "--load", "0.05", "--hosts", "3", "--rate-mbps", "20",
         "--transport", "smt,tcp", "--seconds", "1", "--quick")
     assert result is not None, errors
     # Right answers to all; how busy this machine is, is not the test's business.
@@ -25,7 +25,7 @@ def test_every_host_sends_to_every_other_and_slowdown_is_measured(tmp_path):
     for found in (smt, tcp):
         assert found["content_ok"]
         assert found["errors"] == 0
-        # 1 s of 3 x 4 Mbit/s.
+        # 1 s of 3 x 1 Mbit/s.
         assert found["samples"] == pytest.approx(result["rpc_per_s"], rel=0.3)
         assert found["rpcs"] > found["samples"], "the ends are not measured"
         assert found["mean"] > 0
@@ -39,8 +39,8 @@ def test_every_host_sends_to_every_other_and_slowdown_is_measured(tmp_path):
     assert smt["mean"] > 1
     alone = list(result["unloaded_us"].values())
     assert len(alone) == 9
-    # 645 KB take a tenth of a second at 50 Mbit/s.
-    assert alone[-1] > 100_000 > 20 * alone[0]
+    # 100 KB take 40 ms at 20 Mbit/s.
+    assert alone[-1] > 40_000 > 5 * alone[0]
 
     folder = Path(result["results"])
     saved = json.loads((folder / "run.json").read_text())["results"]

@@ -26,6 +26,7 @@ def run(folder: Path, *words: str) -> tuple[dict[str, Any], Path]:
                           timeout=PATIENCE, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
+    assert "was killed" not in done.stderr, done.stderr
     result = json.loads(done.stdout)
     assert (result["errors"], result["content_ok"]) == (0, True)
     return result, Path(result["results"])

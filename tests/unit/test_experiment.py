@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workloads import fleet_programs
 from workloads.experiment import share_of, split_cores
 from workloads.load import Load, parse_also
 
@@ -42,3 +47,12 @@ def test_processors_are_split_evenly_or_not_at_all(hosts, cores):
     assert {len(own) for own in split.values()} == {len(cores) // hosts}
     assert len(set().union(*split.values())) == hosts * (len(cores) // hosts), "no processor twice"
     assert set().union(*split.values()) <= cores
+
+
+def test_a_process_that_does_not_end_is_killed_and_named(monkeypatch, capsys):
+    monkeypatch.setattr(fleet_programs, "PATIENCE_S", 0.2)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        assert fleet_programs.finish(process) == ""
+    assert process.returncode == -signal.SIGKILL
+    assert "was killed" in capsys.readouterr().err
