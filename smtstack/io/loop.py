@@ -70,8 +70,10 @@ class PacketLoop:
         self._grain = endpoint.params.tick_ns
         #: While frames keep coming, timers are not looked at before this: they count in ticks anyway.
         self._timers_at = 0
-        #: When they were looked at last.
+        #: When they were looked at last, or nobody had to: asleep, with none due that was known.
         self._looked = 0
+        #: The first that was known when somebody asked last.
+        self._next = 0
         self._backlog = 0
         self._attend()
 
@@ -83,6 +85,7 @@ class PacketLoop:
         next: with an answer, if there is one to give.
         """
         now = monotonic_ns()
+        self._looked = max(self._looked, min(now, self._next))
         if self._generation[0] != self._seen or now >= self._publish_at:
             self._attend()
         if now >= self._routes_until:
@@ -101,6 +104,7 @@ class PacketLoop:
             self.statistics.wakeups += 1
             self.socket.wait(wake - now)
             now = monotonic_ns()
+            self._looked = max(self._looked, min(now, self._next))
             if self._generation[0] != self._seen:
                 self._attend()
         if self._work(now):
@@ -170,6 +174,7 @@ class PacketLoop:
     def next_wake(self) -> int | None:
         """When to call :meth:`step` at the latest, if no frame comes: for event loops."""
         timeout = self.endpoint.next_timeout()
+        self._next = NEVER if timeout is None else timeout
         at = self._publish_at
         if self._later:
             at = min(at, self._later[0][0])
