@@ -72,7 +72,7 @@ class PacketLoop:
         self._timers_at = 0
         #: When they were looked at last, or nobody had to: asleep, with none due that was known.
         self._looked = 0
-        #: The first that was known when somebody asked last.
+        #: The first that was known when somebody asked and went to sleep; 0: nobody sleeps.
         self._next = 0
         self._backlog = 0
         self._attend()
@@ -85,7 +85,8 @@ class PacketLoop:
         next: with an answer, if there is one to give.
         """
         now = monotonic_ns()
-        self._looked = max(self._looked, min(now, self._next))
+        if self._next:
+            self._woken(now)
         if self._generation[0] != self._seen or now >= self._publish_at:
             self._attend()
         if now >= self._routes_until:
@@ -104,13 +105,18 @@ class PacketLoop:
             self.statistics.wakeups += 1
             self.socket.wait(wake - now)
             now = monotonic_ns()
-            self._looked = max(self._looked, min(now, self._next))
+            self._woken(now)
             if self._generation[0] != self._seen:
                 self._attend()
         if self._work(now):
             return True
         self.socket.clear_error()
         return False
+
+    def _woken(self, now: int) -> None:
+        """Until ``now``, or the first timer that was known, there was none to look at."""
+        self._looked = max(self._looked, min(now, self._next))
+        self._next = 0
 
     def flush(self) -> None:
         """Send what is ready, without waiting for anything."""
