@@ -26,11 +26,13 @@ class GrantScheduler:
     ``homa_incoming.c:homa_choose_rpcs_to_grant`` and ``homa_create_grants``; parameters by the same names.
     """
 
-    __slots__ = ("_fifo_granted", "_list", "_p", "_rpcs", "_touched", "_window", "dirty", "total_incoming")
+    __slots__ = ("_fifo_granted", "_increment", "_list", "_p", "_rpcs", "_touched", "_window", "dirty",
+                 "total_incoming")
 
     def __init__(self, params: TransportParams) -> None:
         self._p = params
         self._window = params.window or params.unsched_bytes
+        self._increment = min(params.grant_increment, self._window // 2, params.max_incoming // 2)
         #: Sorted (remaining, birth); the RPCs by the same key.
         self._list: list[tuple[int, int]] = []
         self._rpcs: dict[tuple[int, int], Rpc] = {}
@@ -106,7 +108,8 @@ class GrantScheduler:
             assert inm is not None
             offset = min(inm.length, inm.received + self._window, inm.granted + budget)
             step = offset - inm.granted
-            if step <= 0:
+            # A small step can wait: more is under way than it adds, and what arrives of that brings us here again.
+            if step <= 0 or (step < self._increment and offset < inm.length):
                 continue
             budget -= step
             out.append(self._grant(rpc, offset, max(0, p.max_sched_prio - rank - shift)))

@@ -58,6 +58,9 @@ class TransportParams:
     places that other hosts' could have."""
     grant_fifo_fraction: int = 50
     """Per mille of granted bytes that go to the oldest message, against starvation."""
+    grant_increment: int = 1
+    """Bytes that a GRANT adds at least, but for a message's last; ours. The more, the fewer GRANTs, and the
+    smaller the window is at times. At most half of ``window`` and of ``max_incoming`` counts."""
     fifo_grant_increment: int = 10_000
     """Bytes of one such grant."""
     incast_threshold: int = 0
@@ -100,7 +103,8 @@ class TransportParams:
             raise ConfigError("cutoff_version is 16 bits and not 0, which means 'never heard'")
         for name in ("unsched_bytes", "link_mbps", "max_incoming", "max_overcommit", "max_rpcs_per_peer",
                      "tick_ns", "resend_ticks", "resend_interval", "timeout_resends",
-                     "request_ack_ticks", "max_message_length", "fifo_grant_increment", "incast_unsched_bytes"):
+                     "request_ack_ticks", "max_message_length", "fifo_grant_increment", "grant_increment",
+                     "incast_unsched_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.incast_threshold < 0:
@@ -163,8 +167,10 @@ def software(link_mbps: int | None) -> TransportParams:
     patience = max(SOFTWARE.resend_ticks, PATIENCE_RTTS * SLOW_MBPS // max(SLOW_MBPS, link_mbps))
     return replace(
         SOFTWARE, link_mbps=link_mbps,
-        # What fills the link until the first grant can be there, and keeps it full from then on.
-        unsched_bytes=min(SOFTWARE.unsched_bytes, rtt_bytes), window=rtt_bytes,
+        # What fills the link until the first grant can be there, and keeps it full from then on. A grant for every
+        # packet would wake sender and receiver as often, and packets come one by one here.
+        unsched_bytes=min(SOFTWARE.unsched_bytes, rtt_bytes), window=rtt_bytes + rtt_bytes // 4,
+        grant_increment=rtt_bytes // 4,
         # In the same proportion: most of it waits in the last switch while several senders hold grants.
         max_incoming=SOFTWARE.max_incoming * rtt_bytes // SOFTWARE.window,
         max_gso_size=min(SOFTWARE.max_gso_size, PACKET_HEADERS + packets * SOFTWARE.segment_payload),

@@ -40,7 +40,8 @@ def rates(drop: float, duplicate: float, reorder: float, corrupt: float = 0.0) -
          incast=1)
 def test_loss_reorder_duplication(profile: str, offload: bool, asks: list[tuple[int, bool]], drop: float,
                                   duplicate: float, reorder: float, seed: int, incast: int) -> None:
-    params = TransportParams(incast_threshold=0 if profile == "linux" else incast)
+    params = TransportParams(incast_threshold=0 if profile == "linux" else incast,
+                             grant_increment=(1, 2_000, 5_000)[seed % 3])
     rig = Rig(profile, params, offload, rates(drop, duplicate, reorder), seed)
     for number, (size, from_client) in enumerate(asks):
         # In the module's profile a socket has one role: its keys are per role, not per direction.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from smtstack.crypto.keys import demo_keys
@@ -183,6 +185,31 @@ def test_grant_budget() -> None:
     params = TransportParams(unsched_bytes=10_000, max_incoming=15_000, max_overcommit=8, grant_fifo_fraction=0)
     rpcs = [incoming(Host(n), n, 50_000, 1_000) for n in range(3)]
     assert [(b, o) for b, o, _p in decisions(params, rpcs)] == [(0, 11_000), (1, 6_000)]
+
+
+def test_a_small_step_waits_unless_it_is_the_last() -> None:
+    params = TransportParams(unsched_bytes=10_000, grant_increment=4_000, grant_fifo_fraction=0)
+    small, large, last = (incoming(Host(n), n, length, 1_000) for n, length in enumerate((50_000, 60_000, 12_000)))
+    for rpc, granted in ((small, 7_001), (large, 7_000), (last, 11_000)):
+        assert rpc.inm is not None
+        rpc.inm.granted = granted
+    last.inm.received = 2_000  # type: ignore[union-attr]
+    assert [(b, o) for b, o, _p in decisions(params, [small, large, last])] == [(2, 12_000), (1, 11_000)]
+    # More than half of the window does not count: somebody would wait for nothing.
+    assert decisions(replace(params, grant_increment=1 << 20), [incoming(Host(1), 0, 50_000, 1_000)])
+
+
+def test_larger_grants_are_fewer_and_leave_nothing_undone() -> None:
+    def grants(increment: int) -> int:
+        rig = Rig("smt", TransportParams(max_gso_size=1500, unsched_bytes=10_000, grant_increment=increment,
+                                         max_incoming=12_000))
+        for number in range(6):
+            rig.request(content(number, 60_000))
+        rig.run()
+        assert rig.answered() == 6
+        return len(grants_of(rig))
+
+    assert grants(4_000) < grants(1) / 2
 
 
 def test_fifo_share_of_grants() -> None:
