@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from smtstack.errors import ConfigError
+from smtstack.transport.params import software
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
@@ -260,12 +261,17 @@ class Fleet:
         row |= {**again, "drops": lost}
         if trial.fabric:
             row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
-        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost)
+        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost, self._tick_us())
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
         return Measured(row, samples, take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
+
+    def _tick_us(self) -> float:
+        """Of our transports' timers: longer behind a slow link."""
+        rates = [rate for host in self.net.hosts if (rate := self.net.rate_mbps(host)) is not None]
+        return software(max(1, int(min(rates))) if rates else None).tick_ns / 1000
 
     def share(self, load: Load, index: int, many: int) -> dict[str, Any]:
         """What falls to client process ``index`` of ``many``."""
@@ -351,13 +357,14 @@ def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
 
 
-def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int]) -> dict[str, Any]:
+def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int],
+           tick_us: float) -> dict[str, Any]:
     """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
     numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
     for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
         numbers[name] = add(c[name] for c in clients)
     # What full queues and impairments lose is what was asked for.
-    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"]})
+    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"], "tick_us": tick_us})
 
 
 def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:

@@ -355,6 +355,9 @@ def test_verdict_names_what_was_not_faithful():
         assert word in judged["reasons"][0]
     everything = fidelity.verdict({**fine, "steal": 1.0, "psi_cpu_some": 1.0, "receive_drops": 1})
     assert len(everything["reasons"]) == 3
+    # With longer ticks, timers may be later.
+    assert fidelity.verdict({**fine, "timer_late_us": 49_000.0, "tick_us": 5_000.0})["ok"]
+    assert not fidelity.verdict({**fine, "timer_late_us": 51_000.0, "tick_us": 5_000.0})["ok"]
     # Others may wait as long as we do not.
     assert fidelity.verdict({**fine, "psi_cpu_some": 1.0, "run_delay": 0.1})["ok"]
 
