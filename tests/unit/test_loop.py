@@ -150,14 +150,14 @@ def test_a_sleeper_whom_a_frame_wakes_was_not_late(clock):
     engine.next_timeout = lambda: None  # type: ignore[method-assign]
     packets.step(0)
 
-    def wait(_timeout_ns: int) -> None:
+    def wait(timeout_ns: int) -> None:
         for _reading in range(50):
             next(clock)
         # A grant: what it lets go may go since the link fell idle.
         wire.waiting = 1
         engine.next_timeout = lambda: STEP_NS  # type: ignore[method-assign]
 
-    wire.wait = wait  # type: ignore[method-assign]
+    wire.wait = wait  # type: ignore[assignment,method-assign]
     packets.step()
     assert engine.fired
     assert packets.statistics.late_ns <= 2 * STEP_NS
