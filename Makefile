@@ -12,7 +12,7 @@ CODE = $(wildcard smtstack workloads topo controllers tests)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
-	redis-check-rdb:redis-tools
+	redis-check-rdb:redis-tools knotd:knot tshark:tshark editcap:wireshark-common openssl:openssl
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
@@ -56,7 +56,7 @@ help:  ## this list
 
 venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
 
-system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping, Redis
+system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping, Redis, Knot DNS, tshark
 	@PATH=$$PATH:/usr/sbin:/sbin  # which a user lacks
 	missing=
 	for pair in $(PROGRAMS); do
@@ -151,6 +151,6 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,ktls,kv]'
+	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv]'
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

@@ -54,8 +54,9 @@ setup(
         "ui": ["rich"],
         # The key-value store: reads what Redis servers, ours among them, reply.
         "kv": ["hiredis>=2"],
-        # Transport ktls: the ssl module keeps the keys to itself that the kernel wants.
-        "ktls": ["pyOpenSSL"],
+        # Handshakes of transport smt (the ssl module has no exporter, and keeps from ktls the keys that the
+        # kernel wants), and its tickets.
+        "session": ["pyOpenSSL>=24.3", "dnspython>=2.3"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2", "redis"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)

@@ -1,4 +1,4 @@
-"""Imports point one way: wire <- crypto <- transport <- nic, capture <- io, sim <- socket, aio <- topo <-
+"""Imports point one way: wire <- crypto <- transport <- session <- nic, capture <- io, sim <- socket, aio <- topo <-
 controllers <- workloads.
 
 And the lower half does no I/O and reads no clock, which is what lets sim replay it.
@@ -20,20 +20,21 @@ RANK = {
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
     "smtstack.transport": 3,
-    "smtstack.nic": 4,
-    "smtstack.capture": 4,
-    "smtstack.io": 5,
-    "smtstack.sim": 5,
-    "smtstack.socket": 6,
-    "smtstack.aio": 7,  # the asyncio face of smtstack.socket
-    "topo": 8,  # starts workloads by their command line, never by import
-    "controllers": 9,
-    "topo.mn_plugin": 10,  # plain mn's entrance to all that, as workloads is ours
-    "topo.mn": 11,
-    "workloads": 11,
+    "smtstack.session": 4,
+    "smtstack.nic": 5,
+    "smtstack.capture": 5,
+    "smtstack.io": 6,
+    "smtstack.sim": 6,
+    "smtstack.socket": 7,
+    "smtstack.aio": 8,  # the asyncio face of smtstack.socket
+    "topo": 9,  # starts workloads by their command line, never by import
+    "controllers": 10,
+    "topo.mn_plugin": 11,  # plain mn's entrance to all that, as workloads is ours
+    "topo.mn": 12,
+    "workloads": 12,
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
-SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.nic"}
+SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700

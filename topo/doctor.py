@@ -141,7 +141,9 @@ def _crypto(facts: Facts) -> Iterator[Check]:
     yield from _tried(facts, "ktls", "kernel TLS", "warn", "missing: transport ktls is skipped",
                       _modprobe(facts, "tls"))
     if not facts.openssl_binding:
-        yield Check("pyopenssl", "warn", "missing: transport ktls is skipped", _pip("pyOpenSSL"))
+        yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, ktls is skipped",
+                    _pip("pyOpenSSL"))
+    yield from _tickets(facts)
     speed = f"{facts.seal_us:g} us to seal 1 KB"
     if facts.seal_us > SLOW_SEAL_US:
         yield Check("aes-gcm", "warn", f"{speed}: encryption will show in every figure",
@@ -150,6 +152,16 @@ def _crypto(facts: Facts) -> Iterator[Check]:
         yield Check("aes-gcm", "warn", f"{speed}, by way of a copy", _pip("-U", "cryptography"))
     else:
         yield Check("aes-gcm", "ok", speed)
+
+
+def _tickets(facts: Facts) -> Iterator[Check]:
+    without = "missing: no sessions by ticket"
+    if not facts.dnspython:
+        yield Check("tickets", "warn", f"dnspython is {without}", _pip("dnspython"))
+    elif not facts.knot:
+        yield Check("tickets", "warn", f"knotd, the DNS server, is {without}", install("knot"))
+    else:
+        yield Check("tickets", "ok", "dnspython, knotd")
 
 
 def _python_side(facts: Facts) -> Iterator[Check]:

@@ -80,7 +80,10 @@ class Facts:
     matplotlib: bool
     rich: bool
     openssl_binding: bool
-    """pyOpenSSL, which kernel TLS takes its keys from."""
+    """pyOpenSSL, which shakes hands for smt and which kernel TLS takes its keys from."""
+    dnspython: bool
+    knot: bool
+    """Knot DNS, which serves tickets."""
     tshark: bool
     free_mb: int
     """Where results are written."""
@@ -120,6 +123,7 @@ def _gather(results: Path, controller: _Controller) -> Facts:
         seal_us=seal_us, encrypt_into=into,
         compiled=is_compiled(), psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
         matplotlib=_importable("matplotlib"), rich=_importable("rich"), openssl_binding=_importable("OpenSSL"),
+        dnspython=_importable("dns"), knot=find("knotd") is not None,
         tshark=find("tshark") is not None, free_mb=shutil.disk_usage(place).free // 1_000_000,
         results_writable=os.access(place, os.W_OK), run_writable=os.access("/run", os.W_OK),
         **facts)  # type: ignore[arg-type]

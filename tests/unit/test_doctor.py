@@ -19,8 +19,8 @@ GOOD = Facts(
     root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
     tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
     openssl="OpenSSL 3.0", tls13=True, seal_us=0.7, encrypt_into=True, compiled=False, psi=True, steal=0.0,
-    matplotlib=True, rich=True, openssl_binding=True, tshark=True, free_mb=5000, results_writable=True,
-    run_writable=True)
+    matplotlib=True, rich=True, openssl_binding=True, dnspython=True, knot=True, tshark=True, free_mb=5000,
+    results_writable=True, run_writable=True)
 #: What a shell can run as it stands, or what to do where no command helps.
 COMMANDS = ("sudo ", "make ", "smtnet ", "/", "rm ", "cd ")
 
@@ -66,7 +66,9 @@ def test_a_good_machine():
     ("tls 1.3", "fail", {"tls13": False}, "apt-get install"),
     ("kernel TLS", "warn", failing("ktls"), "sudo modprobe -a tls"),
     ("kernel TLS", "warn", {"modules": False, **failing("ktls")}, "another kernel"),
-    ("pyopenssl", "warn", {"openssl_binding": False}, "-m pip install pyOpenSSL"),
+    ("pyopenssl", "fail", {"openssl_binding": False}, "-m pip install pyOpenSSL"),
+    ("tickets", "warn", {"dnspython": False}, "-m pip install dnspython"),
+    ("tickets", "warn", {"knot": False}, "apt-get install --no-install-recommends knot"),
     ("aes-gcm", "warn", {"seal_us": 40.0}, "AES instructions"),
     ("aes-gcm", "warn", {"encrypt_into": False}, "-m pip install -U cryptography"),
     ("ryu", "warn", {"ryu": "ImportError: ALREADY_HANDLED"}, "make venv"),
