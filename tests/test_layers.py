@@ -1,5 +1,5 @@
-"""Imports point one way: wire <- crypto <- transport <- session <- nic, capture <- io, sim <- socket, aio <- topo <-
-controllers <- workloads.
+"""Imports point one way: wire <- crypto <- transport <- session <- nic, capture <- io, sim <- socket, aio <-
+topo <- controllers <- workloads.
 
 And the lower half does no I/O and reads no clock, which is what lets sim replay it.
 """
