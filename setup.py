@@ -6,7 +6,9 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 #: What is compiled: what a packet passes through. The rest waits for people or for the kernel.
-HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "io/loop.py", "io/packet_socket.py", "io/ring.py")
+#: Of the sessions, what derives from a compiled class: it must be compiled, too.
+HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "session/plane.py", "session/manager.py",
+       "io/loop.py", "io/packet_socket.py", "io/ring.py")
 
 
 def compiled_modules() -> list[Extension]:
@@ -35,7 +37,7 @@ setup(
         include=[p for name in ("smtstack", "topo", "controllers", "workloads") for p in (name, f"{name}.*")]
     ),
     # py.typed: without it a type checker ignores our annotations in an installed copy.
-    package_data={"smtstack": ["py.typed"]},
+    package_data={"smtstack": ["py.typed", "capture/*.lua"]},
     ext_modules=compiled_modules(),
     # The checkout itself goes on sys.path, so a package added later is found. Here, as pip before 22.1
     # (Ubuntu 22.04) cannot be told on its command line.
@@ -56,7 +58,7 @@ setup(
         "kv": ["hiredis>=2"],
         # Handshakes of transport smt (the ssl module has no exporter, and keeps from ktls the keys that the
         # kernel wants), and its tickets.
-        "session": ["pyOpenSSL>=24.3", "dnspython>=2.3"],
+        "session": ["pyOpenSSL>=25.2", "dnspython>=2.3"],
         "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2", "redis"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)

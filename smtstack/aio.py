@@ -1,6 +1,6 @@
 """SMT sockets for asyncio: the same protocol, moved by the event loop.
 
-    >>> async with AioSocket(("10.0.0.1", 40000), SmtContext("h1-eth0", keys="pair.json")) as sock:
+    >>> async with AioSocket(("10.0.0.1", 40000), SmtContext("h1-eth0", certs=Path("certs/h1"))) as sock:
     ...     replies = await asyncio.gather(*(sock.request(server, q, timeout=1.0) for q in queries))
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 
 from smtstack.socket import Address, IncomingRequest, RpcFuture, RpcTimeout, SmtContext, SmtSocket
 from smtstack.transport import events
@@ -58,6 +59,8 @@ class AioSocket:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._arrived: asyncio.Queue[IncomingRequest] = asyncio.Queue()
+        #: Something may have happened.
+        self._stirred = asyncio.Event()
         self._closed = False
         #: Requests under way.
         self._asked: set[_AioFuture] = set()
@@ -79,6 +82,20 @@ class AioSocket:
             if not future.done():
                 self.socket.abort(future)
 
+    async def prepare(self, peers: Iterable[Address], timeout: float | None = None) -> None:
+        """As :meth:`~smtstack.socket.SmtSocket.prepare`; other requests go on meanwhile."""
+        wanted = list(peers)
+        self.socket.begin_sessions(wanted)
+        self._arm()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._while_beginning(wanted), timeout)
+        self.socket.check_sessions(wanted, timeout)
+
+    async def _while_beginning(self, peers: Sequence[Address]) -> None:
+        while self.socket.beginning(peers):
+            self._stirred.clear()
+            await self._stirred.wait()
+
     async def receive(self) -> IncomingRequest:
         """The next request; answer with its ``reply``."""
         return await self._arrived.get()
@@ -90,6 +107,7 @@ class AioSocket:
 
     def _pump(self) -> None:
         self.socket.poll()
+        self._stirred.set()
         while (request := self.socket.receive(0)) is not None:
             self._arrived.put_nowait(request)
         self._arm()
@@ -104,7 +122,10 @@ class AioSocket:
             self._timer = self._loop.call_later(delay, self._pump)
 
     def close(self) -> None:
-        """Leave the event loop and close the socket. Requests under way end with an RpcError."""
+        """Leave the event loop and close the socket. Requests under way end with an RpcError.
+
+        Peers are told that their sessions are over, which holds up the event loop for ``FAREWELL_S`` at most.
+        """
         if self._closed:
             return
         self._closed = True

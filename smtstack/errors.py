@@ -21,6 +21,17 @@ class AuthError(PeerError):
     """A record failed authentication: wrong key, wrong record number, or changed bytes."""
 
 
+class HandshakeError(AuthError):
+    """No session: the peer is not who it must be, or the handshake was changed on its way.
+
+    ``alert``: what TLS would tell the other side about it (RFC 8446 §6); may be empty.
+    """
+
+    def __init__(self, text: str, alert: bytes = b"") -> None:
+        super().__init__(text)
+        self.alert = alert
+
+
 class ConfigError(SmtError):
     """A setting, key file or option makes no sense; the text names it and the fix."""
 

@@ -1,37 +1,52 @@
 """What applications use: blocking SMT sockets.
 
-    >>> context = SmtContext("h1-eth0", keys="pair.json")
+    >>> context = SmtContext("h1-eth0", certs=Path("certs/h1"))
     >>> with SmtSocket(("10.0.0.1", 40000), context) as sock:
     ...     reply = sock.request(("10.0.0.2", 2000), b"ping", timeout=1.0)
 
 One socket is client and server at once, of any number of peers. It has no thread of its own: the protocol
 moves while a call waits, so a server must sit in :meth:`SmtSocket.receive` and a client collect its futures.
+
+Sessions of profile ``smt`` begin by a handshake with the first request to a peer, or earlier by
+:meth:`SmtSocket.prepare`; or their keys come from a file that both hosts have. docs/sessions.md.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smtstack.crypto import keys as key_files
 from smtstack.crypto.keys import KeyStore
-from smtstack.errors import ConfigError, PeerError
+from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.io.loop import PacketLoop
 from smtstack.io.neighbours import Neighbours
 from smtstack.io.nic_state import Port
 from smtstack.io.packet_socket import Fanout, PacketSocket, interface_mtu
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.impairments import Impairments
+from smtstack.session.offer import Offer
 from smtstack.transport import events
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import address, format_address
 
+if TYPE_CHECKING:
+    # Needs pyOpenSSL, which key files and profiles homa and linux do without.
+    from smtstack.io.session_host import SessionHost
+    from smtstack.session.manager import SessionManager
+    from smtstack.session.registry import SessionInfo
+    from smtstack.session.resumption import PskStore
+
 Address = tuple[str, int]
+#: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
+FAREWELL_S = 0.2
 
 
 class RpcError(PeerError):
@@ -48,8 +63,8 @@ class SmtContext:
 
     interface: str
     profile: str = "smt"
-    keys: str = "demo"
-    """A key file, or ``demo`` (profiles ``linux`` and ``homa`` only: everybody knows those keys)."""
+    keys: str | None = None
+    """A key file: profile ``smt`` then needs no handshake. For ``linux`` also ``demo``: keys everybody knows."""
     params: TransportParams | None = None
     """Transport parameters; by default ``SOFTWARE``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
@@ -59,13 +74,57 @@ class SmtContext:
     """This process is one of several workers that share the port."""
     tx_impairments: Impairments | None = None
     rx_impairments: Impairments | None = None
+    certs: Path | None = None
+    """Profile ``smt``: folder of this host's credentials (``smtnet ca`` makes it), for sessions by handshake."""
+    session: str = "mtls"
+    """How they begin, and what is accepted besides TLS handshakes: a mode of ``session.established.MODES``."""
+    offer: Offer | None = None
+    """Parameters we would agree to; by default any cipher and the longest message of ``params``."""
+    client_auth: bool = True
+    """Clients must show a certificate, in every mode but ``tls``."""
+    key_update_records: int = 0
+    """Records after which new RPCs use the next key epoch. 0: half the AEAD's limit."""
+    dns: tuple[str, int] | None = None
+    """Ticket modes: the DNS server that has the tickets."""
+    publish: bool = False
+    """Ticket modes: this socket's own tickets go there. Needs ``tsig.key`` in ``certs``."""
+    state: Path | None = None
+    """Ticket and PSK modes: file of what a server must not forget, shared by processes; None: in memory."""
+    psks: PskStore | Path | None = None
+    """PSK modes: what sessions resume from, or a file for it; sockets may share one. None: this socket's own."""
+    idle_s: float = 0.0
+    """A server closes sessions that carried nothing for so many seconds. 0: never."""
+    keylog: Path | None = None
+    """Secrets of all sessions are appended there, for who may read captures; None: nowhere."""
 
     def load_keys(self) -> KeyStore:
-        """Raises :class:`ConfigError` for keys that would protect nothing."""
+        """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
         if self.profile == "smt" and self.keys == "demo":
             raise ConfigError("profile smt takes no demo keys: everybody knows them; make a key file")
+        if self.profile != "homa" and self.keys is None:
+            others = "'demo' for the public ones" if self.profile == "linux" else "certs, made by 'smtnet ca'"
+            raise ConfigError(f"profile {self.profile} needs keys, a file made by 'smtnet keys', or {others}")
         # A process that starts over with the same keys and port must not start over with its ids.
-        return key_files.load(self.keys, self.profile, key_files.fresh_first_id(time.time_ns()))
+        return key_files.load(self.keys or "", self.profile, key_files.fresh_first_id(time.time_ns()))
+
+    def session_host(self, local: tuple[int, int], params: TransportParams) -> SessionHost | None:
+        """Makes sessions by handshakes; None: keys are known beforehand.
+
+        Raises :class:`ConfigError`, :class:`Unsupported`, and where DNS does not take tickets :class:`PeerError`.
+        """
+        if self.certs is None or self.profile != "smt":
+            return None
+        if self.keys is not None:
+            raise ConfigError("certs and keys are two ways to get keys: give one of them")
+        try:
+            from smtstack.io.session_host import SessionHost, SessionOptions
+        except ImportError as e:
+            raise Unsupported(f"sessions by handshake need {e.name}: pip install 'smtnet[session]', or use a key "
+                              "file") from None
+        offer = self.offer or Offer(max_message=params.max_message_length)
+        options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
+                                 self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
+        return SessionHost(options, *local, self.fanout)
 
 
 class RpcFuture:
@@ -89,7 +148,7 @@ class RpcFuture:
             self._response = event.data
         else:
             peer = event.rpc.peer
-            text = f"RPC to {peer}: {event.reason.value}"
+            text = f"RPC to {peer}: {failure_text(event)}"
             self.error = RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)
 
     def result(self, timeout: float | None = None) -> bytes:
@@ -107,12 +166,14 @@ class RpcFuture:
 class IncomingRequest:
     """A request to answer with :meth:`reply`, now or later, in any order."""
 
-    __slots__ = ("_rpc", "_socket", "data")
+    __slots__ = ("_rpc", "_socket", "data", "peer_name")
 
-    def __init__(self, socket: SmtSocket, rpc: Rpc, data: bytes) -> None:
+    def __init__(self, socket: SmtSocket, rpc: Rpc, data: bytes, peer_name: str = "") -> None:
         self._socket = socket
         self._rpc = rpc
         self.data = data
+        #: Whom the asker's certificate names; "": it showed none, or keys come from a file.
+        self.peer_name = peer_name
 
     @property
     def peer(self) -> Address:
@@ -122,6 +183,11 @@ class IncomingRequest:
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client gave up meanwhile."""
         return self._socket.answer(self._rpc, data)
+
+
+def failure_text(event: events.Failed) -> str:
+    """Why an RPC failed, for people."""
+    return f"{event.reason.value}: {event.detail}" if event.detail else event.reason.value
 
 
 class SmtSocket:
@@ -137,8 +203,13 @@ class SmtSocket:
         params = context.params or replace(SOFTWARE, mtu=min(mtu, 65535))
         if params.mtu > mtu:
             raise ConfigError(f"mtu {params.mtu} is more than the {mtu} of {context.interface}")
-        self.endpoint = Endpoint(ip, local[1], context.profile, context.load_keys(), params)
         with ExitStack() as undo:
+            #: Makes our sessions; None: from keys that are known.
+            self.sessions = context.session_host((ip, local[1]), params)
+            if self.sessions is not None:
+                undo.callback(self.sessions.close)
+            keys = self.sessions.manager if self.sessions is not None else context.load_keys()
+            self.endpoint = Endpoint(ip, local[1], context.profile, keys, params)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
                                   context.fanout)
             undo.callback(socket.close)
@@ -147,7 +218,7 @@ class SmtSocket:
                 undo.callback(port.detach)
             nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
             self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface), context.poll_ns,
-                                   context.tx_impairments, context.rx_impairments, port)
+                                   context.tx_impairments, context.rx_impairments, port, self.sessions)
             undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
@@ -185,6 +256,58 @@ class SmtSocket:
         self.loop.flush()
         return sent
 
+    # -- sessions ----------------------------------------------------------------------------------------
+
+    def prepare(self, peers: Iterable[Address], timeout: float | None = None) -> None:
+        """Have sessions with these peers ready. Raises :class:`PeerError` with the reason if one is not."""
+        wanted = list(peers)
+        self.begin_sessions(wanted)
+        self.drive(lambda: not self.beginning(wanted), timeout)
+        # A server whose handshake we refuse is to know why.
+        self.loop.flush()
+        self.check_sessions(wanted, timeout)
+
+    def begin_sessions(self, peers: Sequence[Address]) -> None:
+        """Begin sessions with these peers where there are none; :meth:`beginning` says when that is over."""
+        if self.sessions is not None:
+            now = time.monotonic_ns()
+            for ip, port in peers:
+                self.sessions.manager.begin(address(ip), port, now)
+            self.loop.flush()
+
+    def beginning(self, peers: Sequence[Address]) -> bool:
+        """Whether sessions with any of these peers are being made by us."""
+        sessions = self.sessions
+        return sessions is not None and any(sessions.manager.begins(address(ip), port) for ip, port in peers)
+
+    def check_sessions(self, peers: Sequence[Address], timeout: float | None) -> None:
+        """Raises :class:`PeerError` if there is no session with one of these peers after ``timeout`` seconds."""
+        if self.sessions is None:
+            return
+        manager = self.sessions.manager
+        for ip, port in peers:
+            if manager.info(address(ip), port) is None:
+                why = manager.failure(address(ip), port) or f"it takes longer than {timeout} s"
+                raise PeerError(f"no session with {ip}:{port}: {why}")
+
+    def session_of(self, peer: Address) -> SessionInfo | None:
+        """The session with a peer; None: there is none yet, or keys come from a file."""
+        return None if self.sessions is None else self.sessions.manager.info(address(peer[0]), peer[1])
+
+    def end_session(self, peer: Address) -> bool:
+        """Close the session with a peer; False: there is none. The next request begins another."""
+        if self.sessions is None:
+            return False
+        ended = self.sessions.manager.close(address(peer[0]), peer[1], time.monotonic_ns())
+        self.loop.flush()
+        self._dispatch()
+        return ended
+
+    @property
+    def last_failure(self) -> str:
+        """Why a session was not made the last time, and with whom; "": never."""
+        return "" if self.sessions is None else self.sessions.last_failure
+
     # -- both --------------------------------------------------------------------------------------------
 
     def drive(self, done: Callable[[], bool], timeout: float | None = None) -> None:
@@ -209,9 +332,15 @@ class SmtSocket:
         next_event = self.endpoint.next_event
         while (event := next_event()) is not None:
             if isinstance(event, events.Request):
-                self._requests.append(IncomingRequest(self, event.rpc, event.data))
+                self._requests.append(IncomingRequest(self, event.rpc, event.data, self._name_of(event.rpc)))
             elif isinstance(event.rpc.cookie, RpcFuture):
                 event.rpc.cookie.settle(event)
+
+    def _name_of(self, rpc: Rpc) -> str:
+        """Now, and not when the application asks: the session may be over by then."""
+        if self.sessions is None:
+            return ""
+        return self.sessions.manager.peer_name(rpc.peer.host.ip, rpc.peer.port)
 
     def fileno(self) -> int:
         """For event loops: readable when frames wait."""
@@ -225,11 +354,31 @@ class SmtSocket:
         """Serve retransmissions and acknowledgements until no RPC is left, at most ``timeout`` seconds."""
         self.drive(lambda: not self.endpoint.snapshot()["rpcs"], timeout)
 
-    def close(self) -> None:
-        """Close. Peers in mid-RPC time out: :meth:`linger` first to be kind."""
-        if not self._closed:
-            self._closed = True
-            self.loop.close()
+    def close(self, farewell: bool = True) -> None:
+        """Close. Peers in mid-RPC time out, or with ``farewell`` fail: :meth:`linger` first to be kind.
+
+        ``farewell``: tell peers that their sessions are over, which takes ``FAREWELL_S`` if they are gone.
+        Without, they find out by a request that times out.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.sessions is not None and farewell:
+                self._say_farewell(self.sessions.manager)
+        finally:
+            try:
+                self.loop.close()
+            finally:
+                if self.sessions is not None:
+                    self.sessions.close()
+
+    def _say_farewell(self, manager: SessionManager) -> None:
+        # Whatever is wrong with the interface by now is not worth an error.
+        with suppress(SmtError):
+            manager.close_all(time.monotonic_ns())
+            self.loop.flush()
+            self.drive(lambda: not manager.closing(), FAREWELL_S)
 
     def __enter__(self) -> SmtSocket:
         return self

@@ -29,6 +29,7 @@ from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.wire import ethernet, homa, ipv4
 from smtstack.wire import frame as wire_frame
+from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
 
@@ -236,6 +237,7 @@ def targets() -> list[Target]:
                sealed12, forged),
         Target(f"{capture}.pcapfile.Reader.frames_untrusted", _capture, captures(every)),
         Target(f"{capture}.pcapfile.ipv4_untrusted", _link, every[::4]),
+        *fuzz_sessions.targets(genuine_frames("smt")),
     ]
 
 

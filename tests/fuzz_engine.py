@@ -13,17 +13,18 @@ from random import Random
 
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.keys import Endpoints, demo_keys
-from smtstack.crypto.session import LinuxSession, SessionParams, SmtSession
+from smtstack.crypto.session import LinuxSession, Session, SessionParams, SmtSession
 from smtstack.nic.device import NicConfig
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire import homa
+from tests.fake_negotiator import Fake
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair
 
 PARAMS = TransportParams(max_message_length=60_000, max_rpcs_per_host=300, max_server_rpcs=400,
-                         max_rx_bytes_per_host=6 << 20, max_rx_bytes=8 << 20)
+                         max_rx_bytes_per_host=6 << 20, max_rx_bytes=8 << 20, max_held_bytes=1 << 20)
 #: Peers that may exist: those a forger made, and the genuine one.
 MAX_PEERS = 1024 + 1
 #: Genuine frames kept for mutation, of each direction.
@@ -33,11 +34,13 @@ TICK_NS = 1_000_000
 BURST = 1008
 VOLLEY = 12
 CLIENT_IP = CLIENT.to_bytes(4, "big")
+FORWARD = Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)
+BACK = Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT)
 
 #: Offset and size of every header field of a frame that an endpoint reads.
 FIELDS = [(12, 2), (14, 1), (15, 1), (16, 2), (18, 2), (20, 2), (22, 1), (23, 1), (24, 2), (26, 4), (30, 4),
-          (34, 2), (36, 2), (38, 4), (42, 2), (44, 1), (46, 1), (47, 1), (48, 2), (50, 2), (52, 2), (54, 8),
-          (62, 4), (66, 4), (70, 2), (72, 1), (73, 1), (74, 1), (75, 2), (77, 2), (79, 8)]
+          (34, 2), (36, 2), (38, 4), (42, 2), (44, 1), (45, 1), (46, 1), (47, 1), (48, 2), (50, 2), (52, 2),
+          (54, 8), (62, 4), (66, 4), (70, 2), (72, 1), (73, 1), (74, 1), (75, 2), (77, 2), (79, 8)]
 #: Those after the addresses: the packet still reaches an RPC, most of the time.
 INNER = [f for f in FIELDS if f[0] >= 38]
 SENDER_ID = (54, 8)
@@ -72,11 +75,19 @@ class Round:
         self.findings = Findings()
         self.inputs = 0
         params = SessionParams(key_update_records=60 if seed & 1 else 0, index_bits=16 if seed & 2 else 40)
-        make = (lambda: demo_keys("smt", params)) if profile == "smt" else lambda: demo_keys(profile)
+        self.begun: Session | None = None
+        store = demo_keys("smt", params) if profile == "smt" else demo_keys(profile)
+        #: Sessions come by handshakes, in half of these rounds after 0-RTT data.
+        self.negotiated = profile == "smt" and bool(seed & 8)
+        self.early = bool(seed & 16)
+        self.handshaken = False
+        self.store = store
+        make = Fake if self.negotiated else lambda: demo_keys("smt", params) if profile == "smt" else store
         self.pair = Pair(profile, keys=make, params=PARAMS, config=NicConfig(tls_hw_tx_offload=bool(seed & 4)))
-        store = make()
-        self.sessions = {True: store.session(Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)),
-                         False: store.session(Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT))}
+        negotiator = self.pair.client.endpoint._negotiator
+        if self.early and isinstance(negotiator, Fake):
+            negotiator.on_want = self.begin_early
+        self.sessions = {True: store.session(FORWARD), False: store.session(BACK)}
         self.corpus: dict[int, list[bytes]] = {CLIENT: [], SERVER: []}
         self.asked: dict[Rpc, bytes] = {}
         #: Not over yet, in order: a set's order would change from run to run.
@@ -96,6 +107,26 @@ class Round:
         rpc = self.pair.client.endpoint.send_request(SERVER, SERVER_PORT, data, self.pair.now)
         self.asked[rpc] = data
         self.open[rpc] = None
+
+    def handshake(self) -> None:
+        """Make the sessions; requests and some of the attacker's frames wait for that."""
+        pair = self.pair
+        if self.negotiated and self.asked and not self.handshaken:
+            self.handshaken = True
+            client = self.begun or self.store.session(FORWARD)
+            server = self.store.session(BACK)
+            assert client is not None
+            assert server is not None
+            pair.server.endpoint.install(CLIENT, CLIENT_PORT, server, pair.now, max_message=60_000)
+            pair.client.endpoint.install(SERVER, SERVER_PORT, client, pair.now, max_message=60_000)
+            self.serve()
+
+    def begin_early(self) -> None:
+        """The client's session, before the server has heard of it."""
+        pair = self.pair
+        self.begun = self.store.session(FORWARD)
+        assert self.begun is not None
+        pair.client.endpoint.install(SERVER, SERVER_PORT, self.begun, pair.now, max_message=60_000, early=True)
 
     def serve(self) -> None:
         """Both applications' work."""
@@ -150,12 +181,13 @@ class Round:
         for side in (pair.client, pair.server):
             side.endpoint.handle_timeout(pair.now)
             self.check_bounds(side.endpoint)
+        self.handshake()
 
     def check_bounds(self, endpoint: Endpoint) -> None:
         """The promises of TransportParams."""
         state = endpoint.snapshot()
         for name, bound in (("peers", MAX_PEERS), ("server_rpcs", PARAMS.max_server_rpcs),
-                            ("rx_bytes", PARAMS.max_rx_bytes)):
+                            ("rx_bytes", PARAMS.max_rx_bytes), ("held", PARAMS.max_held_bytes // 256)):
             if not 0 <= state[name] <= bound:
                 self.findings.unbounded.append(f"{name} is {state[name]}, bound {bound}")
 

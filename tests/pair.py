@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from smtstack.crypto.keys import KeyStore, demo_keys
+from smtstack.crypto.session import SmtSession
 from smtstack.nic.device import Arbiter, NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver
 from smtstack.transport.endpoint import Endpoint
@@ -75,6 +76,15 @@ class Pair:
         self.delivered: list[bytes] = []
         self.responses: dict[Rpc, bytes] = {}
         self.failed: list[Failed] = []
+        #: Whether the server answers; what it does not answer then.
+        self.answering = True
+        self.unanswered: list[Request] = []
+
+    def session(self, side: Side) -> SmtSession:
+        """The session that the side has with the other."""
+        peer, = side.endpoint._table.peers.values()
+        assert isinstance(peer.session, SmtSession)
+        return peer.session
 
     def request(self, data: bytes) -> Rpc:
         """Send a request; :meth:`run` brings its answer, the request reversed."""
@@ -102,6 +112,9 @@ class Pair:
         while (event := self.server.endpoint.next_event()) is not None:
             moved = True
             assert isinstance(event, Request)
+            if not self.answering:
+                self.unanswered.append(event)
+                continue
             self.delivered.append(event.data)
             self.server.endpoint.send_reply(event.rpc, event.data[::-1], self.now)
         while (event := self.client.endpoint.next_event()) is not None:

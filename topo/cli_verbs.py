@@ -27,11 +27,14 @@ _CHANGED = "smt_changed_nics"
 # -- for scripts -----------------------------------------------------------------------------------------------
 
 
-def echo(net: Any, client: str, server: str, size: int = 1024, count: int = 100,
-         transport: str = "smt") -> EchoResult:
-    """Echo ``count`` RPCs of ``size`` bytes from one host to another; every answer is compared."""
+def echo(net: Any, client: str, server: str, size: int = 1024, count: int = 100, transport: str = "smt",
+         session: str = "") -> EchoResult:
+    """Echo ``count`` RPCs of ``size`` bytes from one host to another; every answer is compared.
+
+    ``session``: how the session of smt begins; empty: as the hosts were told.
+    """
     (result,) = run_pairs([(find_host(net, client), find_host(net, server))], size=size, count=count,
-                          transport=transport)
+                          transport=transport, session=session)
     return result
 
 
@@ -214,26 +217,26 @@ def _state_to_change(net: Any, host: str, intf: Any = None) -> NicState:
 
 def _echo(net: Any, args: list[str]) -> str:
     client, server, size, *rest = args
-    count, transport = 100, "smt"
-    for text in rest:
-        if text.isdigit():
-            count = int(text)
-        else:
-            transport = text
-    return table([echo(net, client, server, _number("SIZE", size), count, transport)])
+    return table([echo(net, client, server, _number("SIZE", size), **_how(rest, 100))])
 
 
 def _kv(net: Any, args: list[str]) -> str:
     client, server, workload, *rest = args
-    count, transport = 1000, "smt"
-    for text in rest:
-        if text.isdigit():
-            count = _number("COUNT", text)
-        else:
-            transport = text
-    result = kv.run_ycsb(find_host(net, client), find_host(net, server), workload, count=count,
-                         transport=transport)
+    result = kv.run_ycsb(find_host(net, client), find_host(net, server), workload, **_how(rest, 1000))
     return kv.table(client, server, result)
+
+
+def _how(words: list[str], count: int) -> dict[str, Any]:
+    """What may follow: how many, over what, ``session=MODE``; in any order."""
+    how: dict[str, Any] = {"count": count, "transport": "smt"}
+    for word in words:
+        if word.isdigit():
+            how["count"] = _number("COUNT", word)
+        elif word.startswith("session="):
+            how["session"] = word.removeprefix("session=")
+        else:
+            how["transport"] = word
+    return how
 
 
 def _nic(net: Any, args: list[str]) -> str:
@@ -288,7 +291,7 @@ def _links(net: Any, args: list[str]) -> str:
 
 
 def _help(_net: Any, _args: list[str]) -> str:
-    return "\n".join(f"  smt {usage:<44} {meaning}" for _run, usage, meaning in VERBS.values())
+    return "\n".join(f"  smt {usage:<61} {meaning}" for _run, usage, meaning in VERBS.values())
 
 
 def _number(name: str, text: str) -> int:
@@ -299,8 +302,10 @@ def _number(name: str, text: str) -> int:
 
 #: Verb: (function, arguments, meaning). ValueError and KeyError mean wrong arguments.
 VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
-    "echo": (_echo, "echo CLIENT SERVER SIZE [COUNT] [TRANSPORT]", "RPCs of SIZE bytes, every answer compared"),
-    "kv": (_kv, "kv CLIENT SERVER WORKLOAD [COUNT] [TRANSPORT]", "YCSB a to f, every value read verified"),
+    "echo": (_echo, "echo CLIENT SERVER SIZE [COUNT] [TRANSPORT] [session=MODE]",
+             "RPCs of SIZE bytes, every answer compared"),
+    "kv": (_kv, "kv CLIENT SERVER WORKLOAD [COUNT] [TRANSPORT] [session=MODE]",
+           "YCSB a to f, every value read verified"),
     "nic": (_nic, "nic HOST", "settings, users and counters of its smart NIC"),
     "offload": (_offload, "offload HOST on|off|default", "TLS offload to the NIC, while traffic runs"),
     "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),

@@ -17,7 +17,7 @@ from smtstack.errors import SmtError, Unsupported
 _PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux",
              "ovs-vsctl": "openvswitch-switch", "ovs-dpctl": "openvswitch-switch",
              "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch",
-             "ovsdb-tool": "openvswitch-switch"}
+             "ovsdb-tool": "openvswitch-switch", "knotd": "knot"}
 #: Where root's programs are, also for a user's PATH.
 _PATH = os.pathsep.join(["/usr/local/sbin", "/usr/sbin", "/sbin"])
 #: Seconds. They take milliseconds; one that hangs must not hang the run.

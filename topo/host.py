@@ -18,9 +18,14 @@ _PATIENCE_S = 3.0
 
 
 class SmtHost(Host):
-    """IPv6 is off, so nothing is on the wire that no program sent."""
+    """IPv6 is off, so nothing is on the wire that no program sent.
 
-    def __init__(self, name: str, **params: Any) -> None:
+    ``session``: how sessions of smt begin with the programs that ``smt ...`` in mn starts here; empty: as
+    ``smtnet`` does by default.
+    """
+
+    def __init__(self, name: str, session: str = "", **params: Any) -> None:
+        self.session = session
         self._programs: list[subprocess.Popen[Any]] = []
         super().__init__(name, **params)
         # Before there is any interface, so that no router is ever asked for.

@@ -14,16 +14,16 @@ CLIENTS = 8
 
 
 def run_ycsb(client: Any, server: Any, workload: str, *, value: int = 1024, count: int = 1000,
-             transport: str = "smt", nic: str = "sw") -> dict[str, Any]:
+             transport: str = "smt", nic: str = "sw", session: str = "") -> dict[str, Any]:
     """Load records and run ``count`` operations of a workload; what ``smtnet call kv --json`` says.
 
     Every value read is verified. Raises :class:`ConfigError` for wrong arguments, :class:`SmtError` if an
     operation failed, a value was wrong or a server did not start.
     """
-    programs.check(transport, nic)
+    programs.check(transport, nic, session)
     arguments = ["--workload", workload, "--value", str(value), "--ops", str(count), "--records", str(RECORDS),
                  "--clients", str(CLIENTS)]
-    with programs.serving("kv", [(client, server)], transport, nic) as secrets:
+    with programs.serving("kv", [(client, server)], transport, nic, session) as secrets:
         answer = programs.ask("kv", client, server, 0, arguments, transport, nic, secrets)
     if not answer.ok:
         raise SmtError(f"{client.name} -> {server.name}: {answer.said}")

@@ -28,6 +28,7 @@ from topo.echo import pairs_of, run_pairs, table
 from topo.host import SmtHost
 from topo.interpreter import host_python
 from topo.links import LinkOptions, SmtLink
+from topo.programs import check_session
 from topo.switches import AutoSwitch, choose
 from topo.topologies import TOPOS
 
@@ -40,19 +41,20 @@ _failures: list[str] = []
 
 
 def smtecho(net: Any, *args: Any, **named: Any) -> None:
-    """``--test smtecho,SIZE,COUNT,TRANSPORT,NIC``: RPCs between hosts, every answer compared.
+    """``--test smtecho,SIZE,COUNT,TRANSPORT,NIC,SESSION``: RPCs between hosts, every answer compared.
 
     All arguments may be left out (``smtecho,transport=homa``). Up to four hosts everybody calls everybody,
     beyond each its neighbour. If one of them fails, mn's exit code is 1.
     """
     try:
-        size, count, transport, nic = _echo_arguments(*args, **named)
+        size, count, transport, nic, session = _echo_arguments(*args, **named)
     except TypeError:
-        raise ConfigError("--test smtecho takes size=1024, count=100, transport=smt, nic=sw, in this order or by "
-                          "name, e.g. smtecho,64,1000,homa") from None
+        raise ConfigError("--test smtecho takes size=1024, count=100, transport=smt, nic=sw, session=mtls, in "
+                          "this order or by name, e.g. smtecho,64,1000,homa") from None
     output(f"*** smtecho: {count} RPCs of {size} bytes over {transport}\n")
     results = []
-    for result in run_pairs(pairs_of(net.hosts), size=size, count=count, transport=transport, nic=nic):
+    for result in run_pairs(pairs_of(net.hosts), size=size, count=count, transport=transport, nic=nic,
+                            session=session):
         results.append(result)
         head, line = table([result]).split("\n")
         output((f"{head}\n" if len(results) == 1 else "") + f"{line}\n")
@@ -61,9 +63,9 @@ def smtecho(net: Any, *args: Any, **named: Any) -> None:
     output(f"*** smtecho: {len(results) - len(bad)} of {len(results)} pairs ok\n")
 
 
-def _echo_arguments(size: int = 1024, count: int = 100, transport: str = "smt",
-                    nic: str = "sw") -> tuple[int, int, str, str]:
-    return size, count, transport, nic
+def _echo_arguments(size: int = 1024, count: int = 100, transport: str = "smt", nic: str = "sw",
+                    session: str = "") -> tuple[int, int, str, str, str]:
+    return size, count, transport, nic, session
 
 
 topos = TOPOS
@@ -153,6 +155,11 @@ def _check(options: Any) -> None:
         if args:
             raise ConfigError(f"--link {options.link}: options have names, as in --link smartnic,loss=1%")
         LinkOptions().changed(params)
+    host, args, params = splitArgs(options.host)
+    if host == "smt":
+        if args or params.keys() - {"session"}:
+            raise ConfigError(f"--host {options.host}: the only option is session, as --host smt,session=ticket")
+        check_session(params.get("session", ""))
     switch, kinds, named = splitArgs(options.switch)
     automatic = switch == "auto"
     for text in options.controller or []:

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError, SmtError
+from smtstack.io.tsig_file import TSIG, read_tsig
+from smtstack.session.established import MODES
 from topo.commands import die_with_parent
+from topo.dns import DnsServer
 from topo.interpreter import host_environment, host_python
 
 #: What can be asked for by name here.
@@ -25,6 +28,8 @@ TRANSPORTS = ("smt", "homa", "tcp", "tls")
 _RAW = ("smt", "homa")
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
+#: Of the credentials, in a folder that goes with them.
+_CERTS = "certs"
 #: Exit code of ``smtnet call`` for a run that was not faithful: what it did is right all the same.
 _UNFAITHFUL = 4
 #: Seconds for a server to start or stop on a loaded machine.
@@ -40,6 +45,11 @@ class Secrets:
     options: dict[str, list[str]]
     environment: dict[str, dict[str, str]]
 
+    def add(self, *words: str) -> None:
+        """Further options of every host."""
+        for options in self.options.values():
+            options.extend(words)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -54,25 +64,46 @@ class Answer:
     """Its last line to people."""
 
 
-def check(transport: str, nic: str) -> None:
+def check(transport: str, nic: str, session: str = "") -> None:
     """Raises :class:`ConfigError` for what cannot be had here."""
     if transport not in TRANSPORTS:
         raise ConfigError(f"transport {transport!r}; here there are {', '.join(TRANSPORTS)} "
                           "('smtnet run' has more)")
     if nic not in ("sw", "hw"):
         raise ConfigError(f"nic {nic!r}; sw (software seals) or hw (the emulated NIC does)")
+    if session and transport != "smt":
+        raise ConfigError(f"session={session} is for transport smt, not for {transport}")
+    check_session(session)
+
+
+def check_session(session: str) -> None:
+    """That sessions of smt can begin so; empty: as ``smtnet`` does by default. Raises :class:`ConfigError`."""
+    if session and session not in MODES:
+        raise ConfigError(f"session {session!r}; there are {', '.join(MODES)}")
 
 
 @contextmanager
-def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: str) -> Iterator[Secrets]:
+def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: str,
+            session: str = "") -> Iterator[Secrets]:
     """``smtnet serve work`` on every server of these pairs (client, server); fresh keys, gone afterwards.
+
+    ``session``: how sessions of smt begin; empty: as the first server was told, when it was made. Tickets are in a
+    DNS server, which runs on that host.
 
     Raises :class:`SmtError` where a server does not start.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smtnet-mn-")))
-        secrets = _make_secrets(folder, pairs, transport)
         servers = dict.fromkeys(server for _client, server in pairs)
+        secrets = _make_secrets(folder, pairs, transport)
+        if transport == "smt":
+            first = next(iter(servers))
+            mode = session or getattr(first, "session", "")
+            if mode:
+                secrets.add("--session", mode)
+            if mode.startswith("ticket"):
+                dns = stack.enter_context(DnsServer(first, read_tsig(folder / _CERTS / TSIG)))
+                secrets.add("--dns", "{}:{}".format(*dns.address))
         # All are started, then waited for: each takes half a second to import what it needs.
         started = [(host, stack.enter_context(_server(host, work, _options(host, _PORT, transport, nic), secrets)))
                    for host in servers]
@@ -110,14 +141,10 @@ def _smtnet(*args: str) -> list[str]:
 def _make_secrets(folder: Path, pairs: Sequence[tuple[Any, Any]], transport: str) -> Secrets:
     """Keys or certificates of all hosts of these pairs, in ``folder``. Raises :class:`SmtError`."""
     hosts = {host.name: host for pair in pairs for host in pair}
-    if transport == "smt":
-        path = str(folder / "run.keys")
-        addresses = dict.fromkeys(tuple(sorted((client.IP(), server.IP()))) for client, server in pairs)
-        _make("keys", path, *(text for pair in addresses for text in ("--pair", ",".join(pair))))
-        return Secrets({name: ["--keys", path] for name in hosts}, {})
-    if transport == "tls":
-        certs = folder / "certs"
-        _make("certs", str(certs), *(f"--host={name}={host.IP()}" for name, host in hosts.items()))
+    if transport in ("smt", "tls"):
+        certs = folder / _CERTS
+        _make("ca", str(certs), *(f"--host={name}={host.IP()}" for name, host in hosts.items()),
+              *(f"--publisher={server.name}" for _client, server in pairs))
         return Secrets({name: ["--certs", str(certs / name)] for name in hosts},
                        {name: {"OPENSSL_CONF": str(certs / name / "openssl.cnf")} for name in hosts})
     return Secrets({}, {})

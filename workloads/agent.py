@@ -21,6 +21,7 @@ from pathlib import Path
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from workloads import options, transports
 from workloads.call import add_caller_options
+from workloads.fidelity import shorten_pauses
 from workloads.measure import LINGER_S, Series
 from workloads.options import parse_address
 from workloads.transports.contract import Caller
@@ -48,6 +49,7 @@ def _serve(args: argparse.Namespace) -> None:
     module = import_module("workloads.kv_client") if args.work == "kv" else transports
     with module.open_caller(settings, peers, args.connections) as caller:
         series = _series(args.work, caller)
+        shorten_pauses()
         print("ready", file=sys.stderr, flush=True)
         for line in sys.stdin:
             order = json.loads(line)

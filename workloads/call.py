@@ -17,15 +17,18 @@ from workloads.load import WARM_UP, Load
 from workloads.measure import LINGER_S, Point, Series, merge, result, write_raw
 from workloads.options import DEFAULTS, not_negative, parse_address, positive
 from workloads.rtt import PERCENTILES
-from workloads.transports import KEYED, PACKET_TRANSPORTS, STREAM_TRANSPORTS, Settings
+from workloads.transports import PACKET_TRANSPORTS, STREAM_TRANSPORTS, Settings
+from workloads.transports.sessions import summary
 from workloads.workers import Job, Workers
 
 EXIT_FAILED, EXIT_UNFAITHFUL = 1, 4
 
 _EXAMPLES = """examples:
-  smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --keys run.keys --size 64 --count 1000
-  smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --keys run.keys \\
+  smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --certs certs/a --size 64 --count 1000
+  smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --certs certs/a \\
       --size 64,1024,65536 --seconds 5 --concurrency 50 --nic hw --json
+  smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --certs certs/a --session ticket-fs \\
+      --dns 10.9.0.3 --size 64 --count 1000
   smtnet call echo --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --keys run.keys \\
       --size w3 --also 1000000x20 --count 10000 --concurrency 16
   smtnet call echo --iface h1-eth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --transport homa --size 64 --count 1
@@ -97,10 +100,12 @@ def run_echo(args: argparse.Namespace) -> int:
     loads = _loads(args)
     settings = options.settings(args)
     if args.processes > 1:
-        points, unresolved = _measure_shared(args, settings, peers, loads)
+        points, counters = _measure_shared(args, settings, peers, loads)
     else:
-        points, unresolved = _measure(args, settings, peers, loads)
-    results = [result(settings, load, point) for load, point in zip(loads, points, strict=False)]
+        points, counters = _measure(args, settings, peers, loads)
+    sessions = summary(settings.session_mode, counters)
+    results = [{**result(settings, load, point), **sessions} for load, point in zip(loads, points, strict=False)]
+    unresolved = sum(each.get("unresolved", 0) for each in counters)
     if args.raw is not None:
         write_raw(args.raw, loads[0], points[0].tally)
     if args.json:
@@ -124,8 +129,8 @@ def _loads(args: argparse.Namespace) -> list[Load]:
 
 
 def _measure(args: argparse.Namespace, settings: Settings, peers: list[Address],
-             loads: list[Load]) -> tuple[list[Point], int]:
-    """(a point for each load, frames for which nobody answered ARP); stops at a load of which nothing came."""
+             loads: list[Load]) -> tuple[list[Point], list[dict[str, int]]]:
+    """(a point for each load, what the socket counted); stops at a load of which nothing came."""
     points = []
     with transports.open_caller(settings, peers, args.connections) as caller:
         series = Series(caller)
@@ -134,14 +139,14 @@ def _measure(args: argparse.Namespace, settings: Settings, peers: list[Address],
             if points[-1].tally.first_error and not points[-1].tally.rtt_ns:
                 break
         caller.linger(LINGER_S)
-        return points, caller.counters().get("unresolved", 0)
+        return points, [caller.counters()]
 
 
 def _measure_shared(args: argparse.Namespace, settings: Settings, peers: list[Address],
-                    loads: list[Load]) -> tuple[list[Point], int]:
+                    loads: list[Load]) -> tuple[list[Point], list[dict[str, int]]]:
     """The same by ``args.processes`` processes at once, new ones for each load."""
     points: list[Point] = []
-    unresolved = 0
+    counters: list[dict[str, int]] = []
     for load in loads:
         jobs = [_job(args, _on_port(settings, number), peers, dataclasses.replace(load, seed=load.seed + number))
                 for number in range(args.processes)]
@@ -149,15 +154,15 @@ def _measure_shared(args: argparse.Namespace, settings: Settings, peers: list[Ad
             workers.hear(None)
             workers.tell("go")
             shares = workers.hear(None)
-        points.append(merge([point for point, _unresolved in shares]))
-        unresolved += sum(n for _point, n in shares)
+        points.append(merge([point for point, _counters in shares]))
+        counters += [counted for _point, counted in shares]
         if points[-1].tally.first_error and not points[-1].tally.rtt_ns:
             break
-    return points, unresolved
+    return points, counters
 
 
 def _job(args: argparse.Namespace, settings: Settings, peers: list[Address], load: Load) -> Job:
-    def job(pipe: Connection) -> tuple[Point, int]:
+    def job(pipe: Connection) -> tuple[Point, dict[str, int]]:
         def meet() -> None:
             pipe.send("ready")
             pipe.recv()
@@ -165,7 +170,7 @@ def _job(args: argparse.Namespace, settings: Settings, peers: list[Address], loa
         with transports.open_caller(settings, peers, args.connections) as caller:
             point = Series(caller).measure(load, meet)
             caller.linger(LINGER_S)
-            return point, caller.counters().get("unresolved", 0)
+            return point, caller.counters()
 
     return job
 
@@ -208,7 +213,7 @@ def _hint(args: argparse.Namespace, results: list[dict[str, Any]], unresolved: i
         return ""
     if unresolved:
         return f"; nobody answers ARP for it on {args.iface}"
-    if args.transport in KEYED:
+    if args.transport in PACKET_TRANSPORTS and args.keys is not None:
         return "; is the server running, with the same keys and MTU?"
     return "; is the server running?"
 

@@ -16,7 +16,7 @@ from workloads.ycsb_load import YcsbSeries
 from workloads.ycsb_options import add_ycsb_options, ycsb_loads
 
 _EXAMPLES = """examples:
-  smtnet call kv --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --keys run.keys --workload a --clients 16
+  smtnet call kv --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --certs certs/a --workload a --clients 16
   smtnet call kv --transport tcp --peer 127.0.0.1:6379 --workload d --value 64 --records 10000 --seconds 5 --json
 
 Empties the store and loads the records first (--loaded: does not).

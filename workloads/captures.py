@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,13 @@ from typing import Any
 from smtstack.capture.decode import Decoder
 from smtstack.capture.pcapfile import Reader
 from smtstack.crypto import keys
+from smtstack.crypto.keys import KeyStore
 from smtstack.errors import PeerError
 from topo.host import SmtHost
 from topo.network import SmtNet
+from workloads.experiment import Fleet
 from workloads.pcap import read_into
+from workloads.pcap_decrypt import load_keylog
 from workloads.transports import PACKET_TRANSPORTS
 
 _PATIENCE_S = 60.0
@@ -75,19 +77,28 @@ class Captures:
         self._running = []
         self._stack.close()
 
-    def judge(self, transport: str, key_options: Callable[[str], list[str]], canary: bytes) -> dict[str, Any]:
-        """What the captures hold. Each host's file is verified on its own, with the keys ``key_options`` name."""
+    def judge(self, fleet: Fleet, canary: bytes) -> dict[str, Any]:
+        """What the captures of a fleet that kept its keys hold. Each host's file is verified on its own."""
+        transport = fleet.setup.transport
         total: dict[str, Any] = {"frames": self.frames, "missed": self.missed, "canary_frames": 0}
         for host in self._hosts:
             if transport in PACKET_TRANSPORTS:
-                _option, name = key_options(host.name) or ["--keys", "demo"]
-                decoder = Decoder(transport, keys.load(name, transport))
+                decoder = Decoder(transport, _keys_of(fleet, host))
                 read_into(decoder, self.path(host))
                 result = dataclasses.asdict(decoder.result())
                 for field in ("records_ok", "records_bad", "nonce_reuse", "messages", "messages_complete",
-                             "retransmitted", "bad_packets"):
+                             "retransmitted", "bad_packets", "handshake_packets"):
                     total[field] = total.get(field, 0) + result[field]
             if canary:
                 with self.path(host).open("rb") as f:
                     total["canary_frames"] += sum(canary in c.frame for c in Reader(f).frames_untrusted())
         return total
+
+
+def _keys_of(fleet: Fleet, host: SmtHost) -> KeyStore:
+    """What opens a host's capture."""
+    transport = fleet.setup.transport
+    if transport == "smt":
+        # A host that had no sessions wrote none down.
+        return load_keylog(*(path for path in [fleet.keylog(host)] if path.exists()))
+    return keys.load(fleet.key_options(host.name)[1] if transport == "linux" else "demo", transport)

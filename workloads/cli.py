@@ -28,11 +28,12 @@ _EXAMPLES = """examples:
   smtnet plan fattree,4 --multipath message
   smtnet kv --transport tcp --peer 10.0.0.2:6379 GET foo
   smtnet reproduce fig8 --quick
-  smtnet pcap decode capture.pcap --profile linux --keys demo
+  smtnet run echo --topo star,4 --session ticket-fs
+  smtnet pcap decrypt capture.pcap open.pcapng --keylog run.keylog
   smtnet slowdown --workload w4 --load 0.8
-  smtnet keys pair.json --pair 10.0.0.1,10.0.0.2
-  smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --keys pair.json
-  smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --keys pair.json --size 64 --count 1000
+  smtnet ca certs --host a=10.0.0.1 --host b=10.0.0.2
+  smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --certs certs/b
+  smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --certs certs/a --size 64 --count 1000
   smtnet bench memory
   smtnet vectors smt-vectors.json
 """
@@ -41,7 +42,7 @@ _EXAMPLES = """examples:
 #: Subcommand and its module in this package.
 COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
-    "nic": "nic", "keys": "keys", "certs": "credentials", "pcap": "pcap", "vectors": "vectors",
+    "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv_shell",
     "reproduce": "reproduce", "plan": "plan",
 }

@@ -25,10 +25,11 @@ import psutil
 
 from smtstack.errors import ConfigError
 from smtstack.transport.params import software
+from topo.dns import DnsServer
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
-from workloads import credentials
+from workloads import credentials, fleet_dns
 from workloads.fidelity import FidelityMonitor, verdict
 from workloads.fleet_programs import Client, await_text, cpu_s, died, finish, take_raw
 from workloads.fleet_setup import Setup, asked
@@ -36,6 +37,7 @@ from workloads.load import Load, parse_also
 from workloads.measure import SIZES_SUFFIX
 from workloads.retransmissions import Retransmissions
 from workloads.rtt import rtt_summary
+from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
 _LOOK_S = 0.5
@@ -97,9 +99,11 @@ class Fleet:
         self.setup = setup
         self._folder = folder / f"{number:02}-{setup.transport}-{setup.nic}"
         self._folder.mkdir(parents=True)
+        self._number = number
         self._port = FIRST_PORT + number * PORT_STEP
         self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
         self._clients: list[Client] = []
+        self._dns: DnsServer | None = None
         hosts = {host.name: host.IP() for host in net.hosts}
         # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
         self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
@@ -112,6 +116,10 @@ class Fleet:
     def key_options(self, host: str) -> list[str]:
         """What names a host's credentials on a command line."""
         return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.args(host)
+
+    def keylog(self, host: SmtHost) -> Path:
+        """Where a host writes down the secrets of its sessions, if keys are kept."""
+        return self._keys / f"{host.name}.keylog"
 
     def __enter__(self) -> Fleet:
         try:
@@ -145,6 +153,12 @@ class Fleet:
                 options += ["--param", f"max_rpcs_per_peer={self.net.paths}"]
         if setup.poll_us:
             options += ["--poll-us", str(setup.poll_us)]
+        if setup.session_mode is not None:
+            options += ["--session", setup.session_mode]
+        if self._dns is not None:
+            options += ["--dns", "{}:{}".format(*self._dns.address)]
+        if self._keep_keys and setup.session_mode is not None:
+            options += ["--keylog", str(self.keylog(host))]
         # Last, so that they count.
         return [*options, *setup.options]
 
@@ -153,6 +167,9 @@ class Fleet:
         edges = asked(setup.pattern, self.net)
         if not edges:
             raise ConfigError(f"{len(self.net.hosts)} host is too few: one asks, another answers")
+        if setup.needs_dns:
+            self._dns = fleet_dns.server_for(self.net, edges, self._keys, self._number)
+            self._dns.start()
         for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
             self._start_server(host)
         for host, process, log in self._servers:
@@ -204,6 +221,9 @@ class Fleet:
             if said.startswith("{"):
                 self.counters[host.name] = json.loads(said)["counters"]
         self._clients, self._servers = [], []
+        if self._dns is not None:
+            self._dns.stop()
+            self._dns = None
         if not self._keep_keys:
             shutil.rmtree(self._keys.parent, ignore_errors=True)
 
@@ -293,6 +313,8 @@ class Fleet:
             "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
             "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
+            **summary(setup.session_mode, [answer.get("session", {}) for answer in done]),
+            **({} if self._dns is None else {"dns": fleet_dns.place(self.net, self._dns)}),
             **_together(load, [answer["open_loop"] for answer in done if "open_loop" in answer]),
         }
 

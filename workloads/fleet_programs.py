@@ -42,6 +42,16 @@ class Client:
             raise died(self.host, self.what, self.process, self.log) from None
 
 
+def answer_of(client: Client) -> dict[str, Any]:
+    """The next line it says; raises what it ended with, if it has."""
+    assert client.process.stdout is not None
+    line = client.process.stdout.readline()
+    if not line:
+        raise died(client.host, client.what, client.process, client.log)
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
 def await_text(host: SmtHost, process: subprocess.Popen[Any], what: str, log: Path, text: str) -> None:
     """Until ``text`` is in its log; raises SmtError."""
     end = time.monotonic() + PATIENCE_S

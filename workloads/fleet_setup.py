@@ -9,6 +9,7 @@ from smtstack.errors import ConfigError
 from topo.host import SmtHost
 from topo.network import SmtNet
 from workloads.transports import PACKET_TRANSPORTS
+from workloads.transports.sessions import FROM_TICKETS, MODE
 
 #: Who asks whom.
 PATTERNS = {
@@ -40,6 +41,8 @@ class Setup:
     """Busy-wait before sleeping; 0: interrupt mode."""
     keys: str = ""
     """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
+    session: str = ""
+    """How sessions of smt begin: one of ``MODES``. Empty: as ``smtnet`` does by default."""
     options: tuple[str, ...] = ()
     """Further options for both ``smtnet serve echo`` and the clients."""
     server_options: tuple[str, ...] = ()
@@ -57,6 +60,16 @@ class Setup:
     def uses_nic(self) -> bool:
         """Whether our NIC is on the way at all."""
         return self.transport in PACKET_TRANSPORTS
+
+    @property
+    def session_mode(self) -> str | None:
+        """How sessions begin; None: not a matter of this transport."""
+        return (self.session or MODE) if self.transport == "smt" else None
+
+    @property
+    def needs_dns(self) -> bool:
+        """Whether servers publish tickets that clients look up."""
+        return self.session_mode in FROM_TICKETS
 
 
 def asked(pattern: str, net: SmtNet) -> dict[SmtHost, list[SmtHost]]:

@@ -28,8 +28,8 @@ _VALUES = frozenset({"GET", "ECHO", "HGET", "GETSET", "GETDEL", "GETEX", "ZSCORE
 _CLIENT_PORTS = range(0x8000, 0x10000)
 
 _EXAMPLES = """examples:
-  smtnet kv --transport smt --iface va --addr 10.9.0.1 --keys run.keys --peer 10.9.0.2:2000 SET foo bar
-  smtnet kv --transport smt --iface va --addr 10.9.0.1 --keys run.keys --peer 10.9.0.2:2000 GET foo
+  smtnet kv --transport smt --iface va --addr 10.9.0.1 --certs certs/a --peer 10.9.0.2:2000 SET foo bar
+  smtnet kv --transport smt --iface va --addr 10.9.0.1 --certs certs/a --peer 10.9.0.2:2000 GET foo
   smtnet kv --transport tcp --peer 10.9.0.2:6379
   printf 'INCR hits\\nGET hits\\n' | smtnet kv --transport tcp --peer 10.9.0.2:6379
 

@@ -18,6 +18,7 @@ from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, T
 from workloads.rtt import percentile, rtt_summary
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
+from workloads.transports.sessions import summary
 
 #: Seconds after the last RPC in which a server may ask for acknowledgements; it asks after 2 ms.
 LINGER_S = 0.02
@@ -87,7 +88,7 @@ class Series:
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """The JSON object of one point."""
-        return result(settings, load, point)
+        return {**result(settings, load, point), **summary(settings.session_mode, [self._caller.counters()])}
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every round trip, and what has to be known of each, into files."""

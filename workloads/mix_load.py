@@ -74,7 +74,7 @@ class MixSeries(Series):
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """As echo's; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and that
         were answered, in the time that is measured."""
-        answer = measure.result(settings, load, point)
+        answer = super().result(settings, load, point)
         tally = point.tally
         if isinstance(tally, MixTally):
             assert isinstance(load, MixLoad)

@@ -17,7 +17,9 @@ from smtstack.io.packet_socket import interface_mtu
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
+from workloads.session_options import add_session_options, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
+from workloads.transports.sessions import DNS_PORT, SessionSettings
 
 DEFAULTS = SOFTWARE
 #: Parameters of the transport with an option of their own.
@@ -53,11 +55,13 @@ def share(text: str) -> float:
         raise argparse.ArgumentTypeError(str(e)) from None
 
 
-def parse_address(text: str) -> Address:
-    """``IP:PORT``; raises :class:`ConfigError`."""
+def parse_address(text: str, default_port: int | None = None) -> Address:
+    """``IP:PORT``, or with ``default_port`` also ``IP``; raises :class:`ConfigError`."""
     ip, colon, port = text.rpartition(":")
+    if not colon and default_port is not None:
+        ip, port = text, str(default_port)
     try:
-        if not colon:
+        if not colon and default_port is None:
             raise ValueError("there is no port")
         address(ip)
         if not 0 < int(port) <= 0xFFFF:
@@ -74,16 +78,17 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "OpenSSL; ktls: by the kernel (default: %(default)s)")
     parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
-    parser.add_argument("--keys", default="demo", metavar="demo|FILE",
-                        help="smt, linux: a key file ('smtnet keys' makes one), or for linux the public demo keys "
-                             "(default: %(default)s)")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
-                        help="tls, ktls: this host's certificate ('smtnet certs' makes one)")
+                        help="smt, tls, ktls: this host's certificate ('smtnet ca' makes one for each host)")
+    parser.add_argument("--keys", metavar="FILE|demo",
+                        help="smt: a key file ('smtnet keys' makes one) instead of a handshake; linux: a key "
+                             "file, or the module's public demo keys, which protect nothing")
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
     parser.add_argument("--poll-us", type=positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
+    add_session_options(parser)
     packets = parser.add_argument_group("smt, homa, linux")
     packets.add_argument("--max-gso-size", type=positive, metavar="B",
                          help="largest TSO segment, so the grain of records (default: by the link's rate, at most "
@@ -161,6 +166,12 @@ def settings(args: argparse.Namespace) -> Settings:
     """What :func:`add_transport_options` say. Raises :class:`ConfigError`."""
     local = parse_address(args.addr) if args.addr is not None else None
     params = None
+    session = SessionSettings()
+    if args.transport == "smt":
+        session = session_settings(args, None if args.dns is None else parse_address(args.dns, DNS_PORT))
+    elif args.transport == "linux" and args.keys is None:
+        raise ConfigError("linux needs --keys FILE ('smtnet keys' makes one), or --keys demo: the module's public "
+                          "keys, which protect nothing")
     if args.transport in PACKET_TRANSPORTS:
         if args.iface is None or local is None:
             raise ConfigError(f"{args.transport} sends its own packets: it needs --iface and --addr")
@@ -174,4 +185,4 @@ def settings(args: argparse.Namespace) -> Settings:
         if local[0] not in own:
             raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic, args.poll_us * 1000,
-                    params)
+                    params, session)

@@ -37,6 +37,19 @@ def first_error(rows: Iterable[Row]) -> str:
     return next((str(row["first_error"]) for row in rows if row.get("first_error")), "")
 
 
+def session_lines(rows: Iterable[Row]) -> list[str]:
+    """How the sessions of smt began since the clients were started, a line for each way; there may be none."""
+    last = {(row["session"]["mode"], row.get("variant")): row for row in rows if "session" in row}
+    lines = []
+    for row in last.values():
+        counts = dict(row["session"])
+        mode = counts.pop("mode")
+        said = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count)
+        where = f"; tickets from the DNS server on {row['dns']}" if "dns" in row else ""
+        lines.append(f"sessions: {mode}; {said}{where}")
+    return list(dict.fromkeys(lines))
+
+
 def exit_code(args: argparse.Namespace, verdict: Mapping[str, Any], failed: str = "") -> int:
     """Says on stderr what ``failed``, or else why the run was not faithful."""
     if failed:

@@ -1,4 +1,4 @@
-"""``smtnet pcap decode``: what a capture of SMT or Homa traffic holds, with every record verified."""
+"""``smtnet pcap``: what a capture of SMT or Homa traffic holds, with every record verified."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from smtstack.capture.decode import Decoder, Result
 from smtstack.capture.pcapfile import HOST_SIDE, Reader
-from smtstack.crypto import keys
 from smtstack.errors import BadPacket, ConfigError
-from smtstack.wire import homa
+from workloads import pcap_decrypt, pcap_dissector
+from workloads.pcap_decrypt import add_key_options, file_notes, key_store
 
 _EXAMPLES = """examples:
   smtnet pcap decode capture.pcap --profile linux --keys demo
-  smtnet pcap decode h1.pcapng --profile smt --keys run.keys --json
+  smtnet pcap decode h1.pcapng --keylog h1.keylog --json
   smtnet pcap decode plain.pcap --profile homa
 
 exit code: 0 if every record is authentic and no nonce was used twice, else 1
@@ -24,7 +24,7 @@ exit code: 0 if every record is authentic and no nonce was used twice, else 1
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``pcap`` and its subcommand ``decode``."""
+    """Add ``pcap`` and its subcommands."""
     pcap = commands.add_parser("pcap", help="look into captures", description="Look into captures.")
     actions = pcap.add_subparsers(dest="action", required=True, metavar="ACTION")
     decode = actions.add_parser(
@@ -33,27 +33,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Decrypt and verify every record of a capture (pcap or pcapng), put messages together, "
                     "and look for nonces used twice.")
     decode.add_argument("file", type=Path, help="the capture")
-    decode.add_argument("--profile", choices=tuple(homa.FORMATS), default="smt",
-                        help="wire profile; linux is the SMT kernel module's, plain Homa of it included; homa "
-                             "reads our own and the module's plain Homa, by IP protocol (default: %(default)s)")
-    decode.add_argument("--keys", default="demo", metavar="demo|FILE",
-                        help="the public demo keys, or a key file (default: %(default)s)")
-    decode.add_argument("--protocol", type=_protocol, metavar="N",
-                        help="IP protocol number, if not the profile's own")
+    add_key_options(decode)
     decode.add_argument("--json", action="store_true", help="one JSON object on stdout")
     decode.set_defaults(run=run_decode)
-
-
-def _protocol(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 256:
-        raise ValueError(text)
-    return number
+    pcap_decrypt.add_parser(actions)
+    pcap_dissector.add_parser(actions)
 
 
 def run_decode(args: argparse.Namespace) -> int:
     """Decode ``args.file``; 1 if a record is bad or a nonce was used twice."""
-    decoder = Decoder(args.profile, keys.load(args.keys, args.profile), args.protocol)
+    decoder = Decoder(args.profile, key_store(args), args.protocol)
     notes = read_into(decoder, args.file)
     result = decoder.result()
     if args.json:
@@ -82,11 +71,7 @@ def read_into(decoder: Decoder, path: Path) -> list[str]:
     except BadPacket as e:
         where = f" (after {count} packets)" if count else ""
         raise ConfigError(f"{path}: {e}{where}") from None
-    notes = []
-    if reader.truncated:
-        notes.append(f"{path} ends in the middle of a packet, which is left out")
-    if reader.shortened:
-        notes.append(f"{reader.shortened} packets were captured in part only (snap length); capture whole packets")
+    notes = file_notes(reader, path)
     if host_side:
         notes.append(f"{host_side} segments of the host side, before the NIC, are left out")
     return notes
@@ -99,6 +84,7 @@ def table(result: Result) -> str:
             *((f"  {name}", str(count)) for name, count in result.packets.items()),
             ("  of DATA, retransmitted", str(result.retransmitted)),
             ("control packets", str(control)),
+            ("packets of handshakes", str(result.handshake_packets)),
             ("other protocols' frames", str(result.ignored)),
             ("bad packets", str(result.bad_packets)),
             ("records authentic", str(result.records_ok)),

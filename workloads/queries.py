@@ -200,7 +200,7 @@ class QuerySeries(Series):
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """As echo's; ``rpcs`` and ``rtt_us`` are of queries, ``leaf_us`` of their RPCs."""
-        return {**measure.result(settings, load, point), "leaf_us": rtt_summary(self._leaf_ns(load, point.tally))}
+        return {**super().result(settings, load, point), "leaf_us": rtt_summary(self._leaf_ns(load, point.tally))}
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every query's time, and in a second file those of its leaves."""

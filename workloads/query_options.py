@@ -23,6 +23,7 @@ from workloads.network_options import add_network_options, check_network
 from workloads.progress import Progress
 from workloads.queries import QueryLoad
 from workloads.results import ResultFolder, Row, points
+from workloads.session_options import add_experiment_sessions, check_sessions, session_words
 from workloads.transports import PACKET_TRANSPORTS
 
 #: Of the links, if nobody says.
@@ -59,6 +60,7 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
                         help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
                              "than N are outstanding, only the first bytes of the answer come without a grant")
     options.add_experiment_param(parser)
+    add_experiment_sessions(parser)
     parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
     parser.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
@@ -81,6 +83,7 @@ def check(args: argparse.Namespace, most: int) -> SmtTopo:
     for name in args.transport:
         transports.check(name)
     options.param_words(args.param)
+    check_sessions(args, args.transport)
     if args.incast_control and not {"smt", "homa"} & set(args.transport):
         raise ConfigError("--incast-control is for smt and homa; name one of them in --transport")
     QueryLoad(str(args.request), response_size=args.size)
@@ -98,10 +101,11 @@ def systems(args: argparse.Namespace, *further: str) -> list[tuple[Setup, str]]:
         if args.incast_control and name in ("smt", "homa"):
             more.append(f"incast control {args.incast_control}")
         for variant in more:
-            own = [*further, *options.param_words(args.param)]
+            own = [*further, *options.param_words(args.param), *session_words(args, name)]
             if variant:
                 own += ["--param", f"incast_threshold={args.incast_control}"]
             found.append((Setup(name, args.nic, "root", connections=args.connections, poll_us=args.poll_us,
+                                session=args.session or "",
                                 options=tuple(own) if name in PACKET_TRANSPORTS else (),
                                 server_options=("--response-size", str(args.size))), variant))
     return found
@@ -167,7 +171,7 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row], na
                           "content_ok": all(row["content_ok"] for row in rows), "fidelity": verdict,
                           "results": str(folder.path)}))
     else:
-        print(as_text(table))
+        print("\n".join([as_text(table), *outcome.session_lines(rows)]))
     print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
     failed = [point for point in points(rows) if point.failed]
     why = outcome.first_error(rows) or "an answer was wrong or missing"

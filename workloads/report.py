@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
-from workloads import curves, mix_report, plots, priority_report, table
+from workloads import curves, fig12_report, mix_report, padding_report, plots, priority_report, table
 from workloads.results import BASELINE, LATEST, Load, Point, ResultFolder, Row, Run, overall, points, ratio
 from workloads.table import column, heading, number, panels, print_table
 
@@ -31,6 +31,8 @@ PICTURES = (
     ("fanout.png", curves.fanout, "Queries of many leaves, by their number"),
     ("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got"),
     ("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
+    ("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included"),
+    ("padding.png", padding_report.picture, "Bytes that padding adds, by workload"),
 )
 
 _CSS = """

@@ -3,7 +3,8 @@
 A *row* is one trial of one measured point: a dict with the fields of ``smtnet call echo --json`` and
 
 - ``topo`` (``back2back``, ``star,4``), ``transport`` (``smt``, ``tls`` ...), ``nic`` (``sw``, ``hw``, None),
-- ``mode`` (``unloaded``: one RPC at a time; ``loaded``; ``incast``, ``fanout``: query_fleet.py),
+- ``mode`` (``unloaded``: one RPC at a time; ``first``: the first one of a session; ``loaded``; ``incast``,
+  ``fanout``: query_fleet.py),
   ``poll`` (``interrupt``, ``polling``),
 - ``size`` in bytes or the name of a distribution, ``concurrency``, ``trial`` from 1 on,
 - ``variant``, if any: what else differs (``tso off``),
@@ -38,7 +39,7 @@ SCHEMA = 1
 BASELINE = "tls"
 LATEST = "latest"
 #: Modes whose trials are judged by a time, and by which percentile of it; all others by RPC/s.
-TIMED = {"unloaded": "p50", "incast": "p99", "fanout": "p99"}
+TIMED = {"unloaded": "p50", "first": "p50", "incast": "p99", "fanout": "p99"}
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -180,7 +181,7 @@ def overall(rows: Sequence[Row]) -> dict[str, Any]:
 
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
-    load = f" x{row['concurrency']}" if row["mode"] != "unloaded" else ""
+    load = f" x{row['concurrency']}" if row["mode"] not in ("unloaded", "first") else ""
     poll = " polling" if row.get("poll") == "polling" else ""
     variant = f" {row['variant']}" if row.get("variant") else ""
     return (f"{label(row)} {row['topo']} {row['mode']}{poll}{variant} {size_text(row['size'])}{load} "

@@ -23,6 +23,7 @@ from workloads.load import Load
 from workloads.network_options import add_network_options, check_network, open_net
 from workloads.progress import Progress
 from workloads.results import Point, ResultFolder, Row, middle
+from workloads.session_options import add_experiment_sessions, check_sessions, session_words
 from workloads.table import print_table
 from workloads.transports import PACKET_TRANSPORTS
 
@@ -100,6 +101,10 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
     options.add_experiment_param(parser)
+    add_experiment_sessions(parser)
+    parser.add_argument("--keylog", action="store_true",
+                        help="smt: keep certificates and the secrets of all sessions in hosts/.../keys/, for "
+                             "'smtnet pcap decrypt' (default: kept nowhere; --capture keeps them, too)")
     parser.add_argument("--trials", type=options.positive, default=3, metavar="N",
                         help="the middle one is quoted (default: %(default)s)")
     add_network_options(parser)
@@ -108,17 +113,20 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     options.add_result_options(parser)
 
 
-def param_options(args: argparse.Namespace) -> tuple[str, ...]:
-    """``--param`` again, for servers and clients; checked. Raises :class:`ConfigError`."""
+def transport_words(args: argparse.Namespace) -> tuple[str, ...]:
+    """``--param`` and what sessions agree on again, for servers and clients. Raises :class:`ConfigError`."""
     if args.param and args.transport not in PACKET_TRANSPORTS:
         raise ConfigError(f"--param is for {', '.join(PACKET_TRANSPORTS)}; {args.transport} has none of ours")
-    return options.param_words(args.param)
+    check_sessions(args, [args.transport])
+    if args.keylog and args.transport != "smt":
+        raise ConfigError(f"--keylog is for transport smt, not for {args.transport}")
+    return (*options.param_words(args.param), *session_words(args, args.transport))
 
 
 def run_echo(args: argparse.Namespace) -> int:
     """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
     setup = Setup(args.transport, args.nic, args.pattern, args.processes, args.workers, args.connections,
-                  args.poll_us, args.keys, param_options(args),
+                  args.poll_us, args.keys, args.session or "", transport_words(args),
                   ("--response-size", str(args.response_size)) if args.response_size else ())
     load = Load(args.size, args.also, None if args.seconds else args.count or 1000, args.seconds,
                 args.concurrency, args.rate, timeout=args.timeout, canary=args.canary, seed=args.seed,
@@ -140,7 +148,8 @@ def _measure(args: argparse.Namespace, setup: Setup, load: Load, folder: ResultF
     with open_net(args, folder, progress) as net:
         captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
         # A capture of a run whose keys are gone would be worth little.
-        with captures, Fleet(net, args.topo, setup, folder.path / "hosts", keep_keys=args.capture) as fleet:
+        keep_keys = args.capture or args.keylog
+        with captures, Fleet(net, args.topo, setup, folder.path / "hosts", keep_keys=keep_keys) as fleet:
             for trial in range(1, args.trials + 1):
                 progress.step(f"trial {trial} of {args.trials}")
                 measured = fleet.measure(dataclasses.replace(load, seed=args.seed + trial - 1), trial)
@@ -154,7 +163,7 @@ def _measure(args: argparse.Namespace, setup: Setup, load: Load, folder: ResultF
     judged = None
     if isinstance(captures, Captures):
         progress.say("verifying the captures")
-        judged = captures.judge(args.transport, fleet.key_options, args.canary.encode())
+        judged = captures.judge(fleet, args.canary.encode())
     return rows, judged
 
 
@@ -172,7 +181,7 @@ def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row],
         print(json.dumps(result))
     else:
         print_table(rows)
-        for line in fabric_lines(point.quoted.get("fabric", {})):
+        for line in [*outcome.session_lines(rows), *fabric_lines(point.quoted.get("fabric", {}))]:
             print(line)
         if judged is not None:
             print("captures: " + ", ".join(f"{k} {v}" for k, v in judged.items()))

@@ -37,6 +37,7 @@ from workloads.query_options import (
     troubles,
 )
 from workloads.results import ResultFolder, Row
+from workloads.session_options import session_words
 from workloads.slowdown_run import REPLY_BYTES
 from workloads.transports import PACKET_TRANSPORTS
 
@@ -159,8 +160,9 @@ def _measure(args: argparse.Namespace, mix: Mix | None, links_away: int, folder:
 
 def _background(args: argparse.Namespace, net: SmtNet, mix: Mix, transport: str, folder: ResultFolder,
                 number: int) -> Fleet:
+    words = (*mix.options(), *session_words(args, transport)) if transport in PACKET_TRANSPORTS else ()
     setup = Setup(transport, args.nic, "all", connections=_CONNECTIONS, poll_us=args.poll_us,
-                  options=mix.options() if transport in PACKET_TRANSPORTS else (),
+                  session=args.session or "", options=words,
                   server_options=("--response-size", str(REPLY_BYTES)))
     return Fleet(net, args.topo, setup, folder.path / "hosts", number)
 

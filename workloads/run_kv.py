@@ -17,7 +17,7 @@ from workloads.kv_fleet import STORES, KvFleet
 from workloads.network_options import check_network, open_net
 from workloads.progress import Progress
 from workloads.results import ResultFolder, Row
-from workloads.run import add_experiment_options, conclude, param_options
+from workloads.run import add_experiment_options, conclude, transport_words
 from workloads.ycsb_load import KINDS_SUFFIX, YcsbLoad
 from workloads.ycsb_options import add_ycsb_options, ycsb_loads
 
@@ -61,7 +61,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
     setup = Setup(args.transport, args.nic, "one", args.processes, connections=args.connections,
-                  poll_us=args.poll_us, options=param_options(args))
+                  poll_us=args.poll_us, session=args.session or "", options=transport_words(args))
     loads = ycsb_loads(args)
     check_network(args)
     transports.check(args.transport)
@@ -84,7 +84,7 @@ def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, Ycsb
     with open_net(args, folder, progress) as net:
         captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
         with captures, KvFleet(net, args.topo, setup, folder.path / "hosts", store=args.store, direct=args.direct,
-                               keep_keys=args.capture) as fleet:
+                               keep_keys=args.capture or args.keylog) as fleet:
             progress.step(f"loading {args.records} records")
             loaded = fleet.load(loading)
             more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}
@@ -104,5 +104,5 @@ def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, Ycsb
     judged = None
     if isinstance(captures, Captures):
         progress.say("verifying the captures")
-        judged = captures.judge(args.transport, fleet.key_options, _CANARY)
+        judged = captures.judge(fleet, _CANARY)
     return rows, more, judged

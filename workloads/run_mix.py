@@ -25,6 +25,7 @@ from workloads.mix_fleet import MixFleet, judge
 from workloads.network_options import add_network_options, check_network, link_options, open_net
 from workloads.progress import Progress
 from workloads.results import ResultFolder, Row
+from workloads.session_options import add_experiment_sessions, check_sessions, session_words
 from workloads.slowdown_report import Message, Published
 from workloads.slowdown_run import REPLY_BYTES
 
@@ -92,6 +93,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--poll-us", type=options.positive, default=0, metavar="US",
         help="busy-wait this long before sleeping (default: 0)")
     options.add_experiment_param(parser)
+    add_experiment_sessions(parser)
     add("--timeout", type=options.seconds, default=60.0, metavar="S",
         help="give up a message after this long (default: 60)")
     add("--reference", type=Path, metavar="CSV", help="published slowdowns to print beside")
@@ -140,6 +142,7 @@ def plan(args: argparse.Namespace) -> Plan:
     """What the options ask for. Raises :class:`ConfigError`."""
     for name in args.transport:
         transports.check(name)
+    check_sessions(args, args.transport)
     links = link_options(args)
     assert links.rate_mbps is not None, "there is a default"
     if links.rate_mbps % 1:
@@ -180,7 +183,8 @@ def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFo
         for number, name in enumerate(dict.fromkeys([*todo.names, _YARDSTICK])):
             progress.say(f"starting {2 * todo.mix.hosts} processes of {name}")
             own = todo.mix.options() if name in transports.PACKET_TRANSPORTS else ()
-            setup = Setup(name, args.nic, "all", connections=args.connections, poll_us=args.poll_us, options=own,
+            setup = Setup(name, args.nic, "all", connections=args.connections, poll_us=args.poll_us,
+                          session=args.session or "", options=(*own, *session_words(args, name)),
                           server_options=("--response-size", str(REPLY_BYTES)))
             fleets[name] = stack.enter_context(
                 MixFleet(net, args.topo, setup, todo.mix, folder.path / "hosts", number))
@@ -233,7 +237,7 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
                           "rate_mbps": todo.mix.rate_mbps, **setting, "transports": outcomes, "fidelity": verdict,
                           "results": str(folder.path)}))
     else:
-        print(mix_report.text(rows))
+        print("\n".join([mix_report.text(rows), *outcome.session_lines(rows)]))
     print(f"results: {folder.path}", file=sys.stderr)
     failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
               if row["errors"] or not row["content_ok"]]

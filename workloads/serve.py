@@ -18,12 +18,14 @@ from smtstack.io.packet_socket import Fanout, claim_port
 from smtstack.wire.homa import FORMATS
 from smtstack.wire.ipv4 import address
 from workloads import options, serve_kv, transports
-from workloads.fidelity import FidelityMonitor
+from workloads.failures import FailureNotes
+from workloads.fidelity import FidelityMonitor, shorten_pauses
 from workloads.load import echo_reply
 from workloads.measure import merge_fidelity
 from workloads.options import DEFAULTS, positive
 from workloads.transports import PACKET_TRANSPORTS, STREAM_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
+from workloads.transports.sessions import summary
 from workloads.transports.stream_server import listen
 from workloads.workers import FORK, Workers
 
@@ -33,11 +35,12 @@ _LOOK_S = 0.1
 _LINGER_S = 0.3
 
 _EXAMPLES = """examples:
-  smtnet serve echo --iface vb --addr 10.9.0.2:2000 --keys run.keys
+  smtnet serve echo --iface vb --addr 10.9.0.2:2000 --certs certs/b
+  smtnet serve echo --iface vb --addr 10.9.0.2:2000 --certs certs/b --session ticket-fs --dns 10.9.0.3
   smtnet serve echo --iface vb --addr 10.9.0.2:2000 --keys run.keys --nic hw --workers 2 --json
   smtnet serve echo --iface h2-eth0 --addr 10.0.0.2:2000 --transport linux --keys demo
   smtnet serve echo --iface h2-eth0 --addr 10.0.0.2:2000 --transport homa --count 1000
-  OPENSSL_CONF=run.certs/b/openssl.cnf smtnet serve echo --addr 10.9.0.2:2000 --transport tls --certs run.certs/b
+  OPENSSL_CONF=certs/b/openssl.cnf smtnet serve echo --addr 10.9.0.2:2000 --transport tls --certs certs/b
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/echo.md is the how-to.
 """
@@ -105,11 +108,12 @@ class EchoServer:
 
     def run(self, server: Server) -> None:
         """Serve, then linger."""
-        drive, quota = server.drive, self._quota
+        drive, quota, failures = server.drive, self._quota, FailureNotes([server])
         served = 0
         # Another worker may serve the last request, so the quota is looked at every time.
         while not (self._stopping or (quota is not None and quota.spent())):
             drive(_LOOK_S)
+            failures.look()
             # A worker whose parent was killed would keep its part of the port for ever. The flag is set, never
             # computed: a signal may set it meanwhile.
             if served == self.requests and os.getppid() != self._parent:
@@ -129,7 +133,7 @@ def run_echo(args: argparse.Namespace) -> int:
     if args.workers > 1:
         shares = _serve_shared(args, settings, quota)
     else:
-        shares = [_serve(args, settings, None, quota, lambda: _say_ready(args))]
+        shares = [_serve(args, settings, None, quota, lambda: _say_ready(args, settings))]
     result = _result(args, settings, shares)
     if args.json:
         print(json.dumps(result))
@@ -138,9 +142,10 @@ def run_echo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _say_ready(args: argparse.Namespace) -> None:
+def _say_ready(args: argparse.Namespace, settings: Settings) -> None:
     where = [args.iface] if args.iface else []
     how = [f"nic {args.nic}"] if args.transport in PACKET_TRANSPORTS else []
+    how += [f"session {settings.session_mode}"] if settings.session_mode is not None else []
     many = [f"{args.workers} workers"] if args.workers > 1 else []
     print(f"serving echo on {args.addr} ({', '.join([*where, args.transport, *how, *many])})",
           file=sys.stderr, flush=True)
@@ -155,6 +160,7 @@ def _serve(args: argparse.Namespace, settings: Settings, fanout: Fanout | None, 
         before = [(signal.SIGTERM, signal.signal(signal.SIGTERM, echo.stop)),
                   (signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN if fanout else echo.stop))]
         monitor = FidelityMonitor(server)
+        shorten_pauses()
         monitor.start()
         try:
             ready()
@@ -164,7 +170,7 @@ def _serve(args: argparse.Namespace, settings: Settings, fanout: Fanout | None, 
                 signal.signal(number, handler)
         return {"requests": echo.requests, "bytes": echo.bytes, "counters": server.counters(),
                 "fidelity": monitor.stop(),
-                "failure": server.last_failure}
+                "failure": server.failure()}
 
 
 def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | None) -> list[dict[str, Any]]:
@@ -176,14 +182,16 @@ def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | N
     else:
         ip, port = settings.local
         claim_port(str(settings.interface), address(ip), port, FORMATS[settings.transport].protocol).close()
-    # All workers must be there before the first request: which one a message belongs to depends on how
-    # many there are, and a retransmission that went to another one would be served twice.
-    fanout = Fanout(os.getpid() & 0xFFFF, args.workers)
 
-    def job(pipe: Connection) -> dict[str, Any]:
+    def job(pipe: Connection, fanout: Fanout) -> dict[str, Any]:
         return _serve(args, settings, fanout, quota, partial(pipe.send, "ready"))
 
-    with Workers([job] * args.workers, "echo worker") as workers:
+    # All workers must be there before the first request: which one a message belongs to depends on how
+    # many there are, and a retransmission that went to another one would be served twice.
+    fanouts = Fanout.among(os.getpid() & 0xFFFF, args.workers)
+    with Workers([partial(job, fanout=fanout) for fanout in fanouts], "echo worker") as workers:
+        for fanout in fanouts:
+            fanout.close()
         workers.hear()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -191,7 +199,7 @@ def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | N
 
         for stopper in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stopper, stop)
-        _say_ready(args)
+        _say_ready(args, settings)
         return workers.hear(None)
 
 
@@ -202,6 +210,7 @@ def _result(args: argparse.Namespace, settings: Settings, shares: list[dict[str,
             counters[name] = counters.get(name, 0) + value
     return {"transport": settings.transport,
             "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
+            **summary(settings.session_mode, [share["counters"] for share in shares]),
             "address": args.addr, "workers": args.workers,
             "requests": sum(s["requests"] for s in shares), "bytes": sum(s["bytes"] for s in shares),
             "requests_by_worker": [s["requests"] for s in shares], "counters": counters,
@@ -215,7 +224,5 @@ def _print_table(result: dict[str, Any]) -> None:
     for name, value in result["counters"].items():
         if value:
             print(f"  {name:24}{value:>14,}")
-    if result["failure"]:
-        print(f"smtnet: a connection failed: {result['failure']}", file=sys.stderr)
     for reason in result["fidelity"]["reasons"]:
         print(f"smtnet: not faithful: {reason}", file=sys.stderr)

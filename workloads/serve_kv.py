@@ -15,7 +15,8 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads import options, transports
-from workloads.fidelity import FidelityMonitor
+from workloads.failures import FailureNotes
+from workloads.fidelity import FidelityMonitor, shorten_pauses
 from workloads.kv.aof import FSYNC, Aof
 from workloads.kv.backend import Backend, EmbeddedStore
 from workloads.kv.redis_store import RedisStore
@@ -23,6 +24,7 @@ from workloads.kv.server import RespMessages, Service, open_front
 from workloads.kv.store import Keyspace
 from workloads.transports import Settings
 from workloads.transports.contract import Server
+from workloads.transports.sessions import summary
 
 #: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
 _LOOK_S = 0.1
@@ -30,8 +32,8 @@ _LINGER_S = 0.3
 
 _EXAMPLES = """examples:
   smtnet serve kv --transport tcp --addr 127.0.0.1:7001          # then: redis-cli -p 7001
-  smtnet serve kv --iface vb --addr 10.9.0.2:6001 --keys run.keys --aof store.aof --fsync always
-  smtnet serve kv --iface vb --keys run.keys --listen smt:10.9.0.2:6001 --listen tcp:10.9.0.2:7001
+  smtnet serve kv --iface vb --addr 10.9.0.2:6001 --certs certs/b --aof store.aof --fsync always
+  smtnet serve kv --iface vb --certs certs/b --listen smt:10.9.0.2:6001 --listen tcp:10.9.0.2:7001
   smtnet serve kv --transport homa --iface vb --addr 10.9.0.2:5001 --store redis:unix:/run/redis.sock
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it.
@@ -118,13 +120,16 @@ def run_kv(args: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             undo.callback(signal.signal, number, signal.signal(number, stop))
         monitor = FidelityMonitor(service)
+        shorten_pauses()
         monitor.start()
         places = ", ".join(f"{s.transport}:{s.local[0]}:{s.local[1]}" for s in wanted if s.local is not None)
         print(f"serving kv on {places} ({args.store})", file=sys.stderr, flush=True)
         parent = os.getppid()
         look_at = time.monotonic()
+        failures = FailureNotes(servers)
         while not stopping:
             service.drive(_LOOK_S)
+            failures.look()
             if (now := time.monotonic()) >= look_at:
                 look_at = now + _LOOK_S
                 # Whoever started us was killed: nobody would ever stop us. The flag is set, never computed: a
@@ -147,11 +152,12 @@ def _result(args: argparse.Namespace, wanted: list[Settings], servers: list[Serv
         for name, value in server.counters().items():
             counters[name] = counters.get(name, 0) + value
     counters["protocol_errors"] = counters.get("protocol_errors", 0) + sum(m.protocol_errors for m in messages)
-    return {"listeners": [{"transport": s.transport, "address": f"{s.local[0]}:{s.local[1]}"}
-                          for s in wanted if s.local is not None],
+    return {"listeners": [{"transport": s.transport, "address": f"{s.local[0]}:{s.local[1]}",
+                           **summary(s.session_mode, [server.counters()])}
+                          for s, server in zip(wanted, servers, strict=True) if s.local is not None],
             "nic": args.nic, "store": args.store, "kv": store.counters(), "counters": counters,
             "fidelity": fidelity,
-            "failure": next((s.last_failure for s in servers if s.last_failure), "")}
+            "failure": next(filter(None, (server.failure() for server in servers)), "")}
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -159,7 +165,5 @@ def _print_table(result: dict[str, Any]) -> None:
     for name, value in {**result["kv"], **result["counters"]}.items():
         if value:
             print(f"  {name:24}{value:>14,}")
-    if result["failure"]:
-        print(f"smtnet: a connection failed: {result['failure']}", file=sys.stderr)
     for reason in result["fidelity"]["reasons"]:
         print(f"smtnet: not faithful: {reason}", file=sys.stderr)

@@ -11,7 +11,8 @@ from workloads.results import BASELINE, Load, Point, Row, overall, points, ratio
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"
 #: What a figure is, by mode; all others are RPC/s.
-_TIMES = {"unloaded": "median round trip in us", "incast": "99th percentile of the rounds in us",
+_TIMES = {"unloaded": "median round trip in us", "first": "median of the first RPC in us, session set-up included",
+          "incast": "99th percentile of the rounds in us",
           "fanout": "99th percentile of the queries in us", "priorities": "frames/s through the port"}
 
 
@@ -26,7 +27,7 @@ def heading(panel: tuple[str, str, str, str]) -> str:
 def column(load: Load, mode: str) -> str:
     """``64 B``, or under load ``64 B x50``: fifty of them at a time."""
     size = size_text(load.size)
-    return size if mode == "unloaded" and load.concurrency == 1 else f"{size} x{load.concurrency}"
+    return size if mode in ("unloaded", "first") and load.concurrency == 1 else f"{size} x{load.concurrency}"
 
 
 def number(value: float | None) -> str:

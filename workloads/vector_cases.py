@@ -312,8 +312,10 @@ def _check_retransmission(vector: Vector, by_name: dict[str, Vector],
 
 def _control_packet(src: int, dst: int, packet: homa.Control) -> bytes:
     """IP packet of a control packet as outbox, driver and device make it."""
-    outbox = Outbox(packet.sport, homa.LINUX, TransportParams(), Counters())
-    outbox.control(Peer(Host(dst), packet.dport, packet.sport, Session()), packet)
+    params = TransportParams()
+    outbox = Outbox(packet.sport, homa.LINUX, params, Counters())
+    peer = Peer(Host(dst), packet.dport, packet.sport, Session(), params.max_message_length)
+    outbox.control(peer, packet)
     segment = outbox.poll(0)
     nic = SmartNic()
     if segment is not None:

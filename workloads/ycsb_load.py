@@ -213,7 +213,7 @@ class YcsbSeries(Series):
         assert isinstance(load, YcsbLoad)
         tally = point.tally
         assert isinstance(tally, YcsbTally)
-        return {**measure.result(settings, load, point), **described(load),
+        return {**super().result(settings, load, point), **described(load),
                 "ops": kinds_summary(tally.rtt_ns, tally.kinds, tally.failed)}
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:

@@ -49,6 +49,16 @@ class Copies:
             else:
                 self.crowded += 1
 
+    def takes(self, place: int, payload: bytes) -> bool:
+        """The place is free, or an equal payload is there."""
+        copies = self._by_place.get(place)
+        return copies is None or payload in copies
+
+    def drop(self, place: int) -> None:
+        """Forget what is in a place."""
+        if self._by_place.pop(place, None) is not None:
+            self._places = []
+
     def places(self) -> list[int]:
         """All places, ascending."""
         if len(self._places) != len(self._by_place):

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from smtstack.capture.flows import Flow, Flows
+from smtstack.capture.flows import Flow, Flows, of_handshake
 from smtstack.capture.linux import LinuxMessage
 from smtstack.capture.messages import PlainMessage, SeenMessage, Tally
 from smtstack.capture.pcapfile import ipv4_untrusted
@@ -51,6 +51,8 @@ class Result:
     """Frames of other protocols."""
     bad_packets: int
     """Packets of ours that are malformed, contradict others, or (ACK of profile ``smt``) prove nothing."""
+    handshake_packets: int
+    """Packets of the handshake plane (profile ``smt``): in clear, and in none of the counts above but the bad."""
 
 
 class Message(NamedTuple):
@@ -92,8 +94,10 @@ class Decoder:
         self._sealed_as_plain = 0
         self._acks: Counter[tuple[Flow, homa.Ack]] = Counter()
         self._acks_unproven = 0
+        self._handshake = 0
         #: By flow, sender_id, epoch byte and which round of the 256 epoch bytes it is; in order of appearance.
-        self._seen: dict[tuple[Flow, int, int, int], SeenMessage] = {}
+        #: Several where these ends had several sessions, each of which counts from the first id and epoch 0.
+        self._seen: dict[tuple[Flow, int, int, int], list[SeenMessage]] = {}
         #: Newest epoch of a session, by its two ends, counted on from the first epoch byte seen.
         self._newest: dict[frozenset[tuple[int, int]], int] = {}
         self._messages: list[Message] = []
@@ -125,6 +129,10 @@ class Decoder:
     def _packet_untrusted(self, packet: bytes, fmt: homa.WireFormat) -> None:
         ip = ipv4.parse_untrusted(packet)
         transport = packet[ipv4.HEADER_LEN:ip.total_length]
+        if fmt is homa.SMT and of_handshake(transport):
+            homa.parse_untrusted(transport, homa.HOMA)
+            self._handshake += 1
+            return
         header = homa.parse_untrusted(transport, fmt)
         flow = Flow(ip.src, header.sport, ip.dst, header.dport)
         self._packets[homa.TYPE_NAMES[transport[homa.TYPE_OFFSET]]] += 1
@@ -135,12 +143,21 @@ class Decoder:
         payload = transport[homa.DATA_LEN:]
         self._retransmitted += header.retransmit != 0
         key = (flow, header.sender_id, header.epoch, self._round(flow, header.epoch))
-        message = self._seen.get(key)
-        if message is None:
-            message = self._seen[key] = self._new_message(fmt, flow, header.sender_id, header.epoch)
-        message.add(header, ip.identification + header.packet_index & 0xFFFF, payload)
+        index = ip.identification + header.packet_index & 0xFFFF
+        self._message(key, fmt, header, index, payload).add(header, index, payload)
         if self._own is homa.HOMA and payload.startswith(b"\x17\x03\x03"):
             self._sealed_as_plain += 1
+
+    def _message(self, key: tuple[Flow, int, int, int], fmt: homa.WireFormat, header: homa.Data, index: int,
+                 payload: bytes) -> SeenMessage:
+        """The message this packet is of."""
+        flow, sender_id, epoch, _round = key
+        seen = self._seen.setdefault(key, [])
+        if not seen:
+            seen.append(self._new_message(fmt, flow, sender_id, epoch))
+        if not any(message.takes(header, index, payload) for message in reversed(seen)):
+            seen.append(self._new_message(fmt, flow, sender_id, epoch))
+        return next(message for message in reversed(seen) if message.takes(header, index, payload))
 
     def _round(self, flow: Flow, epoch: int) -> int:
         """How often the epoch byte has come round: ids begin anew with every epoch, the byte repeats."""
@@ -166,7 +183,7 @@ class Decoder:
             return self._result
         tally = Tally()
         self._messages = [Message(flow, sender_id, epoch, message.evaluate(tally))
-                          for (flow, sender_id, epoch, _round), message in self._seen.items()]
+                          for (flow, sender_id, epoch, _round), seen in self._seen.items() for message in seen]
         for (flow, ack), count in self._acks.items():
             if not self._ack_proven(flow, ack, tally):
                 self._acks_unproven += count
@@ -181,7 +198,8 @@ class Decoder:
             bytes=sum(map(len, whole)),
             nonce_reuse=tally.ledger.reuse,
             ignored=self._ignored,
-            bad_packets=self._bad + tally.bad_packets + self._acks_unproven)
+            bad_packets=self._bad + tally.bad_packets + self._acks_unproven,
+            handshake_packets=self._handshake)
         return self._result
 
     def messages(self) -> list[Message]:
@@ -194,9 +212,9 @@ class Decoder:
         if way is None:
             return False
         profile = SmtProfile(TransportParams())
-        for keys in way.epochs(ack.epoch):
-            if profile.ack_proven(way.session, keys, ack):
-                tally.ledger.observe(keys.rx, profile.ack_number(way.session, ack), ack.body(), ack.proof)
+        for session, keys in way.epochs(ack.epoch):
+            if profile.ack_proven(session, keys, ack):
+                tally.ledger.observe(keys.rx, profile.ack_number(session, ack), ack.body(), ack.proof)
                 return True
         return False
 

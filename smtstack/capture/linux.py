@@ -49,12 +49,14 @@ class LinuxMessage(SeenMessage):
         tally.bad_packets += self._plain_packets + self._lies(length)
         offsets = sorted(self._records)
         whole = bytearray()
-        #: Where the next record begins and its number; None after a hole.
+        #: Where the next record begins, and its number; None after a hole.
         expected: int | None = 0
-        index = 0
+        index: int | None = 0
         for n, offset in enumerate(offsets):
             copies = self._records[offset]
-            verdict = self._judge(copies, offset, index if offset == expected else None, tally.ledger)
+            if offset != expected:
+                index = None
+            verdict = self._judge(copies, offset, index, tally.ledger)
             opened = verdict.opened
             end = _nominal_end(copies, offset)
             # Its packets reach to the next record: all of them are there, whatever its header claims.
@@ -67,9 +69,9 @@ class LinuxMessage(SeenMessage):
                     whole += opened.data
                 expected, index = offset + len(opened.data), opened.number + 1
             elif verdict.whole or closed:
-                expected, index = end, index + 1
+                expected, index = end, None if index is None else index + 1
             else:
-                expected = None
+                expected = index = None
             if verdict.unexplained or (opened is None and (verdict.whole or closed or verdict.size == 0)):
                 tally.records_bad += 1
             tally.bad_packets += copies.crowded

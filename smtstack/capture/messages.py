@@ -42,6 +42,10 @@ class SeenMessage(ABC):
     def add(self, header: homa.Data, index: int, payload: bytes) -> None:
         """One packet: the number in its segment (IP ID + packet_index), and what follows the header."""
 
+    def takes(self, _header: homa.Data, _index: int, _payload: bytes) -> bool:
+        """Whether the packet may be of this message; if not, these ends had another session with this id."""
+        return True
+
     @abstractmethod
     def evaluate(self, tally: Tally) -> bytes | None:
         """Count all records; the plaintext if the message is complete, else None. Call once, last."""

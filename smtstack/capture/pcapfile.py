@@ -31,8 +31,12 @@ MAX_BLOCK = 1 << 20
 _MAGIC_US, _MAGIC_NS = 0xA1B2C3D4, 0xA1B23C4D
 _MAGIC_NG = 0x0A0D0D0A
 _BYTE_ORDER_NG = 0x1A2B3C4D
-_IDB, _SPB, _EPB = 1, 3, 6
+_IDB, _SPB, _EPB, _DSB = 1, 3, 6, 10
+#: "TLSK": the secrets of a block are TLS's, as in a keylog.
+_TLS_SECRETS = 0x544C534B
 _OPT_IF_NAME, _OPT_TSRESOL, _OPT_TSOFFSET = 2, 9, 14
+_OPT_COMMENT, _OPT_FLAGS = 1, 2
+_MAX_COMMENT = 8192
 _NS = 1_000_000_000
 #: Upper bits of a classic header's link type tell about frame check sequences.
 _LINK_MASK = 0xFFFF
@@ -49,6 +53,10 @@ class Captured(NamedTuple):
     frame: bytes
     #: Name of the interface, where the file has one (pcapng).
     interface: str = ""
+    #: What is noted with the packet (pcapng), line by line.
+    comment: str = ""
+    #: Whether it left or entered; None: the file does not say (pcapng).
+    outwards: bool | None = None
 
 
 class _Interface(NamedTuple):
@@ -70,6 +78,8 @@ class Reader:
         self._stream = stream
         #: Packets (at most one) that the end of the file cut off; they are not delivered.
         self.truncated = 0
+        #: Contents of the blocks with TLS secrets met so far, in the format of NSS (pcapng).
+        self.tls_secrets: list[bytes] = []
         #: Delivered packets of which the capture kept the beginning only (its snap length).
         self.shortened = 0
 
@@ -134,6 +144,8 @@ class Reader:
                 yield self._enhanced_untrusted(order, body, interfaces)
             elif kind == _SPB:
                 yield self._simple_untrusted(order, body, interfaces)
+            elif kind == _DSB:
+                self._secrets_untrusted(order, body)
 
     def _section_untrusted(self, size_field: bytes = b"") -> str | None:
         """Byte order of the section whose header comes next; None if the file ends inside it."""
@@ -167,7 +179,24 @@ class Reader:
         interface = interfaces[number]
         time = (high << 32 | low) * interface.numerator // interface.denominator + interface.offset_ns
         self.shortened += size < original
-        return Captured(time, interface.link_type, body[20:20 + size], interface.name)
+        comments: list[str] = []
+        outwards: bool | None = None
+        for code, value in _options_untrusted(order, body, 20 + size + -size % 4):
+            if code == _OPT_COMMENT:
+                comments.append(value.decode(errors="replace"))
+            elif code == _OPT_FLAGS and len(value) == 4:
+                outwards = {1: False, 2: True}.get(struct.unpack(order + "I", value)[0] & 3)
+        return Captured(time, interface.link_type, body[20:20 + size], interface.name,
+                        "\n".join(comments)[:_MAX_COMMENT], outwards)
+
+    def _secrets_untrusted(self, order: str, body: bytes) -> None:
+        if len(body) < 8:
+            raise BadPacket("damaged capture: a pcapng block of secrets that is too short")
+        kind, size = struct.unpack_from(order + "II", body)
+        if size > len(body) - 8:
+            raise BadPacket(f"damaged capture: {size} bytes of secrets in a block of {len(body)}")
+        if kind == _TLS_SECRETS:
+            self.tls_secrets.append(body[8:8 + size])
 
     def _simple_untrusted(self, order: str, body: bytes, interfaces: list[_Interface]) -> Captured:
         if len(body) < 4 or not interfaces:
@@ -184,23 +213,27 @@ def _interface_untrusted(order: str, body: bytes) -> _Interface:
     link_type, _reserved, snap_length = struct.unpack_from(order + "HHI", body)
     numerator, denominator, offset = 1000, 1, 0
     name = ""
-    at = 8
+    for code, value in _options_untrusted(order, body, 8):
+        if code == _OPT_TSRESOL and len(value) == 1:
+            base = 2 if value[0] & 0x80 else 10
+            numerator, denominator = _NS, base ** (value[0] & 0x7F)
+        elif code == _OPT_IF_NAME:
+            name = value.decode(errors="replace")
+        elif code == _OPT_TSOFFSET and len(value) == 8:
+            offset = struct.unpack(order + "q", value)[0] * _NS
+    return _Interface(link_type, snap_length, numerator, denominator, offset, name)
+
+
+def _options_untrusted(order: str, body: bytes, at: int) -> Iterator[tuple[int, bytes]]:
     while at + 4 <= len(body):
         code, size = struct.unpack_from(order + "HH", body, at)
         value = body[at + 4:at + 4 + size]
         if len(value) < size:
             raise BadPacket("damaged capture: a pcapng option reaches beyond its block")
         if code == 0:
-            break
-        if code == _OPT_TSRESOL and size == 1:
-            base = 2 if value[0] & 0x80 else 10
-            numerator, denominator = _NS, base ** (value[0] & 0x7F)
-        elif code == _OPT_IF_NAME:
-            name = value.decode(errors="replace")
-        elif code == _OPT_TSOFFSET and size == 8:
-            offset = struct.unpack(order + "q", value)[0] * _NS
+            return
+        yield code, value
         at += 4 + size + -size % 4
-    return _Interface(link_type, snap_length, numerator, denominator, offset, name)
 
 
 def ipv4_untrusted(link_type: int, frame: bytes) -> bytes | None:

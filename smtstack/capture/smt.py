@@ -11,7 +11,7 @@ from smtstack.capture.flows import SmtFlow
 from smtstack.capture.messages import SeenMessage, Tally
 from smtstack.capture.nonces import NonceLedger
 from smtstack.crypto import tls13
-from smtstack.crypto.session import EpochKeys
+from smtstack.crypto.session import EpochKeys, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
 from smtstack.transport.params import MAX_SEGMENT_PACKETS, PACKET_HEADERS, TransportParams
 from smtstack.transport.stream_message import Geometry
@@ -26,7 +26,7 @@ class SmtMessage(SeenMessage):
     from that length, and authentication proves it.
     """
 
-    __slots__ = ("_copies", "_epoch", "_flow", "_keys", "_record", "_segment_size", "_sender_id", "_starts")
+    __slots__ = ("_copies", "_epoch", "_flow", "_known", "_record", "_segment_size", "_sender_id", "_starts")
 
     def __init__(self, flow: SmtFlow | None, sender_id: int, wire_epoch: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SmtMessage(SeenMessage):
         self._starts = {0}
         self._segment_size = 0
         #: Known once the first record authenticates.
-        self._keys: EpochKeys | None = None
+        self._known: tuple[SmtSession, EpochKeys] | None = None
         #: Bytes of every record but the last, likewise.
         self._record = 0
 
@@ -46,8 +46,12 @@ class SmtMessage(SeenMessage):
         self._claims[header.message_length] += 1
         self._starts.add(header.segment_offset)
         self._segment_size = max(self._segment_size, header.segment_size)
-        place = header.packet_offset if header.placed else index * header.segment_size
-        self._copies.add(header.segment_offset + place, payload)
+        self._copies.add(place_of(header, index), payload)
+
+    def takes(self, header: homa.Data, index: int, payload: bytes) -> bool:
+        # Where there is but one session, a copy that differs is forged, or shows a nonce used twice.
+        several = self._flow is not None and self._flow.several
+        return not several or self._copies.takes(place_of(header, index), payload)
 
     def evaluate(self, tally: Tally) -> bytes | None:
         starts = sorted(self._starts)
@@ -106,15 +110,13 @@ class SmtMessage(SeenMessage):
         flow = self._flow
         if flow is None:
             raise AuthError("no key for this pair of hosts")
-        try:
-            first = flow.session.numbers.first(self._sender_id)
-        except LocalError as e:
-            raise AuthError(str(e)) from None
-        limit = flow.session.numbers.max_records
-        for keys in self._epochs(flow):
+        for session, keys in self._epochs(flow):
             rx = keys.rx
-            if rx is None:
+            try:
+                first = session.numbers.first(self._sender_id)
+            except LocalError:
                 continue
+            limit = session.numbers.max_records
             for number in numbers:
                 if number >= limit:
                     continue
@@ -122,21 +124,21 @@ class SmtMessage(SeenMessage):
                     last, data = tls13.open_untrusted(rx, first + number, record)
                 except AuthError:
                     continue
-                self._keys = keys
-                flow.proved(keys)
+                self._known = session, keys
+                flow.proved(session, keys)
                 ledger.observe(rx, first + number, record[:tls13.HEADER_LEN],
                                record[tls13.HEADER_LEN:])
                 return Opened(number, data, last)
         raise AuthError("the record authenticates under no key and number it could have")
 
-    def _epochs(self, flow: SmtFlow) -> Iterator[EpochKeys]:
-        known = self._keys
+    def _epochs(self, flow: SmtFlow) -> Iterator[tuple[SmtSession, EpochKeys]]:
+        known = self._known
         if known is not None:
             yield known
         # Also then: what is left of an earlier round of the epoch byte has other keys.
-        for keys in flow.epochs(self._epoch):
-            if keys is not known:
-                yield keys
+        for session, keys in flow.epochs(self._epoch):
+            if known is None or keys is not known[1]:
+                yield session, keys
 
     def _numbers(self, at: int, index: int | None, size: int) -> list[int]:
         """Numbers the record at ``at`` may have where those before it are not all known."""
@@ -186,6 +188,11 @@ class SmtMessage(SeenMessage):
             return False
         head = b"".join([p for _place, p in self._copies.row(place, at - place, tls13.HEADER_LEN, {})])
         return len(head) >= tls13.HEADER_LEN and tls13.record_length_untrusted(head, 0) > 0
+
+
+def place_of(header: homa.Data, index: int) -> int:
+    """Where in the message a packet's payload begins."""
+    return header.segment_offset + (header.packet_offset if header.placed else index * header.segment_size)
 
 
 def _round_up(offset: int, unit: int) -> int:

@@ -50,7 +50,7 @@ class DirectionKeys:
     is the same with an iv whose last 8 bytes are zero.
     """
 
-    __slots__ = ("aead", "cipher", "iv", "iv_number", "key")
+    __slots__ = ("aead", "cipher", "iv", "iv_number", "key", "retired")
 
     def __init__(self, cipher: Cipher, key: bytes, iv: bytes) -> None:
         if len(key) != cipher.key_len or len(iv) != IV_LEN:
@@ -61,6 +61,8 @@ class DirectionKeys:
         self.iv = iv
         self.aead: Aead = cipher.make(key)
         self.iv_number = int.from_bytes(iv, "big")
+        #: Its epoch or session is over: whoever keeps a copy (a NIC, in a TLS context) is to forget it.
+        self.retired = False
 
     def __repr__(self) -> str:
         # Keys must not reach a log by way of somebody's %r.
@@ -88,5 +90,5 @@ class NoKeys(DirectionKeys):
     __slots__ = ()
 
     def __init__(self) -> None:
-        # Deliberately without super(): there is nothing to set up.
-        return
+        # Deliberately without super(): there is nothing else to set up.
+        self.retired = False

@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
-from smtstack.crypto.session import FIRST_ID, LinuxSession, Session, SessionParams, SmtSession
-from smtstack.errors import ConfigError
+from smtstack.crypto.session import FIRST_ID, NO_KEYS, LinuxSession, Session, SessionParams, SmtSession
+from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.ipv4 import address, format_address
 
 FILE_VERSION = 1
@@ -56,7 +56,7 @@ def expand_label(secret: bytes, label: str, context: bytes, length: int) -> byte
     return HKDFExpand(hashes.SHA256(), length, info).derive(secret)
 
 
-def _extract(salt: bytes, secret: bytes) -> bytes:
+def extract(salt: bytes, secret: bytes) -> bytes:
     """HKDF-Extract of RFC 5869, SHA-256."""
     mac = HMAC(salt, hashes.SHA256())
     mac.update(secret)
@@ -81,28 +81,78 @@ class Endpoints:
 
 
 class TrafficSecrets:
-    """Key schedule of one ``smt`` session: from the pair's secret to the keys of (direction, epoch)."""
+    """Key schedule of one ``smt`` session: from its secret to the keys of (direction, epoch).
 
-    def __init__(self, pair_secret: bytes, ends: Endpoints, cipher: Cipher) -> None:
+    Goes forward only: once an epoch is said to be the oldest that will be asked for, nobody, not even who gets
+    hold of this object, can make the keys of those before it.
+    """
+
+    __slots__ = ("_cipher", "_epoch", "_rx", "_tx")
+
+    def __init__(self, secret: bytes, ends: Endpoints, cipher: Cipher) -> None:
         self._cipher = cipher
         local = ends.local_ip.to_bytes(4, "big") + ends.local_port.to_bytes(2, "big")
         peer = ends.peer_ip.to_bytes(4, "big") + ends.peer_port.to_bytes(2, "big")
-        prk = _extract(b"smtnet session 1", pair_secret)
+        prk = extract(b"smtnet session 1", secret)
         # The cipher and both names go in, so that no two sessions or ciphers ever share a key.
         suffix = cipher.name.encode()
-        self._tx = [expand_label(prk, "smt traffic", local + peer + suffix, SECRET_LEN)]
-        self._rx = [expand_label(prk, "smt traffic", peer + local + suffix, SECRET_LEN)]
+        #: Epoch of the two secrets.
+        self._epoch = 0
+        self._tx = expand_label(prk, "smt traffic", local + peer + suffix, SECRET_LEN)
+        self._rx = expand_label(prk, "smt traffic", peer + local + suffix, SECRET_LEN)
 
-    def keys(self, epoch: int) -> tuple[DirectionKeys, DirectionKeys]:
-        """(ours, the peer's) for ``epoch``; each epoch's secret updates as in RFC 8446 §7.2."""
-        return self._direction(self._tx, epoch), self._direction(self._rx, epoch)
+    def keys(self, epoch: int, oldest: int = 0) -> tuple[DirectionKeys, DirectionKeys]:
+        """(ours, the peer's) for ``epoch``; each epoch's secret updates as in RFC 8446 §7.2.
 
-    def _direction(self, chain: list[bytes], epoch: int) -> DirectionKeys:
-        while len(chain) <= epoch:
-            chain.append(expand_label(chain[-1], "traffic upd", b"", SECRET_LEN))
-        secret = chain[epoch]
+        ``oldest``: no epoch before this one will be asked for again; at most ``epoch``.
+        """
+        if epoch < self._epoch:
+            raise LocalError(f"the keys of epoch {epoch} are forgotten")
+        while self._epoch < oldest:
+            self._tx, self._rx = _next(self._tx), _next(self._rx)
+            self._epoch += 1
+        tx, rx = self._tx, self._rx
+        for _step in range(epoch - self._epoch):
+            tx, rx = _next(tx), _next(rx)
+        return self._made_of(tx), self._made_of(rx)
+
+    def _made_of(self, secret: bytes) -> DirectionKeys:
         return DirectionKeys(self._cipher, expand_label(secret, "key", b"", self._cipher.key_len),
                              expand_label(secret, "iv", b"", aead.IV_LEN))
+
+
+def _next(secret: bytes) -> bytes:
+    return expand_label(secret, "traffic upd", b"", SECRET_LEN)
+
+
+class EarlySecrets:
+    """Key schedule of a forward-secret 0-RTT session, in which two secrets have a part.
+
+    The early one seals what the client says before it has heard from the server: epoch 0 towards the server.
+    All else comes from the forward-secret one, which a client knows only after the answer: until then
+    (``secret`` is empty) it has keys to send under epoch 0 and no others; ``SmtSession.complete`` adds them.
+    """
+
+    __slots__ = ("_early", "_is_client", "_secrets")
+
+    def __init__(self, early: bytes, secret: bytes, ends: Endpoints, cipher: Cipher, is_client: bool) -> None:
+        tx, rx = TrafficSecrets(early, ends, cipher).keys(0)
+        self._early: DirectionKeys | None = tx if is_client else rx
+        self._is_client = is_client
+        self._secrets = TrafficSecrets(secret, ends, cipher) if secret else None
+
+    def keys(self, epoch: int, oldest: int = 0) -> tuple[DirectionKeys, DirectionKeys]:
+        """As :meth:`TrafficSecrets.keys`; raises :class:`LocalError` for what only the answer can tell."""
+        if self._secrets is None:
+            if epoch or self._early is None:
+                raise LocalError("the server has not answered: there are keys for the first flight only")
+            return self._early, NO_KEYS
+        tx, rx = self._secrets.keys(epoch, oldest)
+        if oldest:
+            self._early = None
+        if epoch or self._early is None:
+            return tx, rx
+        return (self._early, rx) if self._is_client else (tx, self._early)
 
 
 class KeyStore:

@@ -11,6 +11,8 @@ Instruction = tuple[int, int, int, int]
 
 LD_WORD, LD_HALF, LD_BYTE = 0x20, 0x28, 0x30
 JUMP_EQUAL = 0x15
+#: Jumps if any bit of the constant is set.
+JUMP_SET = 0x45
 RSH, MOD = 0x74, 0x94
 RETURN, RETURN_A = 0x06, 0x16
 ACCEPT = 0x40000

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import socket as sockets
 from dataclasses import dataclass
 from time import monotonic_ns
+from typing import Protocol
 
+from smtstack.errors import PeerError
 from smtstack.io.neighbours import LIFETIME, Neighbours
 from smtstack.io.nic_control import NicControl
 from smtstack.io.nic_state import Port
@@ -23,6 +26,8 @@ MAX_BACKLOG = 4096
 IDLE_NS = 1_000_000_000
 #: Counters that others watch are this old at most.
 PUBLISH_NS = 20_000_000
+#: Bytes of the longest message of another process.
+MAX_MESSAGE = 1 << 16
 #: Later than any ``time.monotonic_ns()``.
 NEVER = 1 << 63
 
@@ -37,6 +42,22 @@ class LoopStatistics:
     """Most that a timer was late."""
 
 
+class Attendant(Protocol):
+    """What an endpoint's keys want of the loop."""
+
+    #: Messages of another process, one a datagram; None: there are none.
+    inbox: sockets.socket | None
+
+    def deliver(self, message: bytes, now: int) -> None:
+        """One of these. It comes before frames that it may have to do with."""
+
+    def idle(self) -> None:
+        """There is time for something short. Also called now and then when there is none."""
+
+    def counters(self) -> dict[str, int]:
+        """To be seen with all others."""
+
+
 class PacketLoop:
     """Endpoint, driver and device on a packet socket. ``poll_ns``: busy-wait before blocking (0: never).
 
@@ -45,7 +66,7 @@ class PacketLoop:
 
     def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
                  poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None,
-                 port: Port | None = None) -> None:
+                 port: Port | None = None, attendant: Attendant | None = None) -> None:
         self.endpoint = endpoint
         self.nic = nic
         self.socket = socket
@@ -57,6 +78,10 @@ class PacketLoop:
         self._process, self._accept = control.process, control.accept
         self._tx = tx
         self._rx = rx
+        self._attendant = attendant
+        self._inbox = attendant.inbox if attendant is not None else None
+        if self._inbox is not None:
+            socket.watch(self._inbox)
         #: There is something new about the device when the first is not the second.
         self._generation, self._seen = control.generation, 0
         #: When counters are to be published: some time after the first change.
@@ -92,9 +117,14 @@ class PacketLoop:
         if now >= self._routes_until:
             self._routes_until = now + int(LIFETIME * 1e9)
             self.driver.forget_routes()
+            if self._attendant is not None:
+                self._attendant.idle()
         self._transmit(now)
         if self._work(now):
             return True
+        if self._attendant is not None:
+            self._attendant.idle()
+            now = monotonic_ns()
         poll_until = now + self._poll_ns
         wake = self._wake(deadline, now)
         while now < poll_until and now < wake:
@@ -136,11 +166,14 @@ class PacketLoop:
     def counters(self) -> dict[str, int]:
         """Endpoint's, NIC's and socket's counters in one."""
         received, dropped = self.socket.statistics()
-        return {**self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(), **self._control.counters(),
-                "socket_received": received, "socket_dropped": dropped,
+        others = self._attendant.counters() if self._attendant is not None else {}
+        return {**others, **self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(),
+                **self._control.counters(), "socket_received": received, "socket_dropped": dropped,
                 "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
 
     def _work(self, now: int) -> bool:
+        if self._inbox is not None:
+            self._take_messages(self._inbox, now)
         count = self._receive(now)
         busy = count > 0
         if count == RECEIVE_BATCH and self._backlog < MAX_BACKLOG:
@@ -154,6 +187,17 @@ class PacketLoop:
         if busy and self._publish_at == NEVER:
             self._publish_at = now + self._publish_ns
         return busy
+
+    def _take_messages(self, inbox: sockets.socket, now: int) -> None:
+        assert self._attendant is not None
+        try:
+            while True:
+                message = inbox.recv(MAX_MESSAGE, sockets.MSG_DONTWAIT)
+                if not message:
+                    raise PeerError("the first worker of this port is gone")
+                self._attendant.deliver(message, now)
+        except BlockingIOError:
+            return
 
     def _fire(self, now: int) -> bool:
         """Timers, and frames that were delayed, whose time has come."""

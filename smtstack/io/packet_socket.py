@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
+from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
 from smtstack.wire.ipv4 import VERSION_IHL, format_address
 
@@ -29,18 +30,73 @@ _IFNAMSIZ = 16
 SEND_BUFFER = 4 << 20
 #: How long to wait for a full transmit queue before a frame is given up, in ms.
 SEND_PATIENCE_MS = 100
+#: How long workers of one port wait for each other, in seconds: to take a message, to start.
+SHARE_PATIENCE_S = 1
+JOIN_PATIENCE_S = 10
+_JOINED = b"joined"
 
-#: Low word of sender_id, counted from the IP header: where a fan-out program starts to read.
+#: Flags and low word of sender_id, counted from the IP header: where a fan-out program starts to read.
+_FLAGS = 20 + homa.FLAGS_OFFSET
 _SENDER_ID_LOW = 20 + 24
 
 
 @dataclass(frozen=True, slots=True)
 class Fanout:
-    """Several processes share one port: the kernel spreads *messages* over them by RPC id."""
+    """Several processes share one port: the kernel spreads *messages* over them by RPC id.
+
+    Handshakes are the first worker's. What it tells the others goes over sockets made before they were forked.
+    """
 
     group: int
     """Any 16-bit number, the same in all workers."""
     workers: int
+    index: int = 0
+    """Which of them this is."""
+    inbox: socket.socket | None = None
+    """What the first tells this one; None: it is the first."""
+    outboxes: tuple[socket.socket, ...] = ()
+    """The first's, one for each other."""
+
+    @classmethod
+    def among(cls, group: int, workers: int) -> list[Fanout]:
+        """One for each worker. Make them before the workers are forked."""
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers - 1)]
+        for ours, theirs in pairs:
+            # A worker that is stopped for longer holds up all handshakes: they are refused.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SHARE_PATIENCE_S, 0))
+            theirs.settimeout(JOIN_PATIENCE_S)
+        first = cls(group, workers, 0, None, tuple(ours for ours, _theirs in pairs))
+        return [first, *(cls(group, workers, n, theirs) for n, (_ours, theirs) in enumerate(pairs, 1))]
+
+    def share(self, message: bytes) -> bool:
+        """Tell the others; False if one of them does not take it."""
+        try:
+            for box in self.outboxes:
+                box.send(message)
+        except OSError:
+            return False
+        return True
+
+    def await_turn(self) -> None:
+        """Workers are numbered in the order they join, and the first must be the first."""
+        if self.inbox is not None:
+            try:
+                said = self.inbox.recv(len(_JOINED))
+            except OSError:
+                said = b""
+            if said != _JOINED:
+                raise Unsupported("the first worker of this port did not start")
+            self.inbox.setblocking(False)
+
+    def joined(self) -> None:
+        """Let the others join."""
+        self.share(_JOINED)
+
+    def close(self) -> None:
+        """For who made the workers, when all of them are forked."""
+        for box in (self.inbox, *self.outboxes):
+            if box is not None:
+                box.close()
 
 
 class PacketSocket:
@@ -67,7 +123,7 @@ class PacketSocket:
             self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if fanout is not None:
-                self._join(fanout)
+                self._join(fanout, protocol)
                 bpf.attach(self._sock, ours)
             self._guard = _icmp_guard(protocol)
         except OSError as e:
@@ -81,18 +137,33 @@ class PacketSocket:
         self.mac: bytes = self._sock.getsockname()[4]
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
+        self._readers = [self._sock]
+        #: Both sockets as one descriptor, if there is another to watch.
+        self._both: select.epoll | None = None
         #: Frames given up because the transmit queue stayed full.
         self.send_drops = 0
         self._received = 0
         self._dropped = 0
 
-    def _join(self, fanout: Fanout) -> None:
+    def _join(self, fanout: Fanout, protocol: int) -> None:
+        fanout.await_turn()
         self._sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout.group | FANOUT_CBPF << 16)
-        bpf.attach(self._sock, fanout_program(fanout.workers), SOL_PACKET, PACKET_FANOUT_DATA)
+        # The kernel module leaves anything in these bytes of its control packets.
+        program = fanout_program(fanout.workers, protocol != homa.PROTO_LINUX)
+        bpf.attach(self._sock, program, SOL_PACKET, PACKET_FANOUT_DATA)
+        fanout.joined()
+
+    def watch(self, other: socket.socket) -> None:
+        """Wake up for another socket as well; who reads it is the caller's affair."""
+        self._poll.register(other, select.POLLIN)
+        self._readers.append(other)
+        self._both = select.epoll()
+        for reader in self._readers:
+            self._both.register(reader, select.EPOLLIN)
 
     def fileno(self) -> int:
         """For select and asyncio."""
-        return self._sock.fileno()
+        return self._sock.fileno() if self._both is None else self._both.fileno()
 
     def receive(self, limit: int) -> list[bytes]:
         """The frames that wait, oldest first, at most ``limit``."""
@@ -132,7 +203,7 @@ class PacketSocket:
         """Block until a frame is there, or this long."""
         if timeout_ns < 2_000_000 and self._sock.fileno() < 1024:
             # poll() counts in milliseconds, far too coarse for the pacer; select() costs five times as much.
-            select.select([self._sock], [], [], timeout_ns / 1e9)
+            select.select(self._readers, [], [], timeout_ns / 1e9)
         else:
             # Rounded up: waking early would spin until the deadline.
             self._poll.poll(-(-timeout_ns // 1_000_000))
@@ -145,7 +216,9 @@ class PacketSocket:
         return self._received, self._dropped
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Give the sockets back. One that is watched is not ours."""
+        if self._both is not None:
+            self._both.close()
         self._ring.close()
         self._sock.close()
         self._guard.close()
@@ -158,10 +231,15 @@ def filter_program(ip: int, port: int, protocol: int) -> list[bpf.Instruction]:
                       (bpf.LD_BYTE, 23, protocol), (bpf.LD_WORD, 30, ip), (bpf.LD_HALF, 36, port)])
 
 
-def fanout_program(workers: int) -> list[bpf.Instruction]:
-    """Number of the worker a frame is for. It sees the frame from the IP header on."""
-    return [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1), (bpf.MOD, 0, 0, workers),
-            (bpf.RETURN_A, 0, 0, 0)]
+def fanout_program(workers: int, handshakes: bool) -> list[bpf.Instruction]:
+    """Number of the worker a frame is for. It sees the frame from the IP header on.
+
+    ``handshakes``: the header has flags, and packets of the handshake plane are for worker 0.
+    """
+    first = [(bpf.LD_BYTE, 0, 0, _FLAGS), (bpf.JUMP_SET, 0, 1, homa.HANDSHAKE), (bpf.RETURN, 0, 0, 0)]
+    by_id = [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1), (bpf.MOD, 0, 0, workers),
+             (bpf.RETURN_A, 0, 0, 0)]
+    return first + by_id if handshakes else by_id
 
 
 def claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool = False) -> socket.socket:

@@ -5,6 +5,9 @@ driver posts, before the device has done anything to it: whole segments, and *pl
 is to encrypt. It is the only place that shows which record number the device is about to use. Impairments
 sit beyond both, so a frame that they drop on its way out is recorded all the same.
 
+Who sealed a record cannot be seen on the wire: a comment on each frame that leaves says "offload: hw" if the
+device did, and "offload: sw" if a record begins in the frame that came to the device sealed.
+
 All endpoints of an interface append to one file, whole blocks at a time.
 """
 
@@ -21,6 +24,8 @@ from smtstack.nic.descriptors import Resync, Send
 from smtstack.nic.device import SmartNic
 
 _WIRE, _HOST = 0, 1
+#: How a record begins that is sealed already (RFC 8446 §5.2).
+_RECORD = b"\x17\x03\x03"
 #: Bytes collected before they are written, if nothing else makes them be written.
 _BUFFER = 1 << 16
 
@@ -55,30 +60,25 @@ class Tap:
         self._resyncs: dict[int, Resync] = {}
         #: Times the file could not be written; after the first nothing is recorded any more.
         self.errors = 0
-        self.process = self._process_both if host_side else self._process
+        self._host_side = host_side
 
-    def _process(self) -> list[bytes]:
-        """What :meth:`SmartNic.process` does, recorded."""
-        frames = self._nic.process()
-        now = time.time_ns()
-        for frame in frames:
-            self._add(pcapng.packet(_WIRE, now, frame, outwards=True))
-        return frames
-
-    def _process_both(self) -> list[bytes]:
-        """The same with the host side: one descriptor at a time, to see what the device holds just then."""
+    def process(self) -> list[bytes]:
+        """What :meth:`SmartNic.process` does, recorded: one descriptor at a time, to see what made each frame."""
         nic = self._nic
         out: list[bytes] = []
         while before := nic.heads():
             frames = nic.process(1)
             left = [descriptor for _queue, descriptor, _sequence in nic.heads()]
             now = time.time_ns()
+            comment = ""
             for queue, descriptor, sequence in before:
                 if not any(descriptor is other for other in left):
-                    self._posted(queue, descriptor, sequence, now)
+                    comment = _sealed_by(descriptor)
+                    if self._host_side:
+                        self._posted(queue, descriptor, sequence, now)
                     break
             for frame in frames:
-                self._add(pcapng.packet(_WIRE, now, frame, outwards=True))
+                self._add(pcapng.packet(_WIRE, now, frame, outwards=True, comment=comment))
             out += frames
         return out
 
@@ -126,3 +126,12 @@ class Tap:
         """Write the rest."""
         self.flush()
         os.close(self._fd)
+
+
+def _sealed_by(descriptor: Send | Resync) -> str:
+    """The comment on the frames a descriptor makes."""
+    if not isinstance(descriptor, Send):
+        return ""
+    if descriptor.context:
+        return f"offload: hw, context {descriptor.context}"
+    return "offload: sw" if descriptor.payload.startswith(_RECORD) else ""

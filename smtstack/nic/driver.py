@@ -66,8 +66,9 @@ class NicDriver:
         self.unresolved = 0
 
     def forget_routes(self) -> None:
-        """Neighbours may have moved: look them up again."""
+        """Neighbours may have moved: look them up again. Called every few seconds, it forgets old keys, too."""
         self._routes.clear()
+        self._drop_retired()
 
     def set_paths(self, paths: int) -> None:
         """Spread messages over so many paths: consecutive ones of a peer take one after the other.
@@ -141,7 +142,7 @@ class NicDriver:
                  message: OutMessage) -> bool | None:
         """Have the device seal this segment; False if the ring is full, None if the device cannot."""
         keys = message.keys()
-        if keys is None or keys.cipher.name not in OFFLOAD_CIPHERS:
+        if keys is None or keys.retired or keys.cipher.name not in OFFLOAD_CIPHERS:
             return None
         index = segment.index
         payload = message.framed(index)
@@ -167,6 +168,7 @@ class NicDriver:
         key = (keys, queue if self._policy is ContextPolicy.PER_QUEUE else -1)
         context = self._contexts.pop(key, None)
         if context is None:
+            self._drop_retired()
             number = nic.create_context(version, keys.key, keys.iv, sequence)
             if not number and self._evict(nic):
                 number = nic.create_context(version, keys.key, keys.iv, sequence)
@@ -179,10 +181,19 @@ class NicDriver:
     def _evict(self, nic: SmartNic) -> bool:
         """Destroy the least recently used context whose queues are empty: nothing posted may need it."""
         for key, context in self._contexts.items():
-            queue = key[1]
-            rings = range(self._queues) if queue < 0 else (queue,)
-            if all(nic.space(q) == nic.config.ring_size for q in rings):
+            if self._unused(nic, key[1]):
                 nic.destroy_context(context.number)
                 del self._contexts[key]
                 return True
         return False
+
+    def _drop_retired(self) -> None:
+        """Destroy contexts of ended sessions and epochs: the device must not know their keys for ever."""
+        nic = self.nic
+        for key in [k for k in self._contexts if k[0].retired and self._unused(nic, k[1])]:
+            nic.destroy_context(self._contexts.pop(key).number)
+
+    def _unused(self, nic: SmartNic, queue: int) -> bool:
+        """Whether nothing is posted on a queue; -1: on any."""
+        rings = range(self._queues) if queue < 0 else (queue,)
+        return all(nic.space(q) == nic.config.ring_size for q in rings)

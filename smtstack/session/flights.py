@@ -65,6 +65,7 @@ class Refusal(IntEnum):
     REPLAYED = 9
     BUSY = 10
     NO_HANDSHAKE = 11
+    CROSSED = 12
 
 
 @dataclass(frozen=True, slots=True)

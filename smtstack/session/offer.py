@@ -117,8 +117,8 @@ def check_choice(offer: Offer, choice: Agreement) -> None:
     if choice.cipher not in offer.ciphers:
         raise PeerError(f"the server chose cipher {choice.cipher}, which we did not offer")
     if choice.index_bits < offer.index_bits or choice.max_message > offer.max_message:
-        raise PeerError(f"the server chose {choice.index_bits} index bits and messages of {choice.max_message} bytes; "
-                        f"we asked for {offer.index_bits} at least and {offer.max_message} at most")
+        raise PeerError(f"the server chose {choice.index_bits} index bits and messages of {choice.max_message} "
+                        f"bytes; we asked for {offer.index_bits} at least and {offer.max_message} at most")
     if offer.padding != "none" and choice.padding == "none":
         raise PeerError(f"the server chose no padding; we asked for {offer.padding}")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 #: All of them; a compiled class has no ``__slots__`` to ask.
 NAMES = (
     "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
-    "data_redundant", "evicted", "failed", "freezes", "grants_sent", "incast_marked", "key_unknown",
+    "data_redundant", "evicted", "failed", "frames_held", "frames_held_dropped", "freezes", "grants_sent",
+    "handshakes_unexpected", "incast_marked", "key_unknown",
     "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
     "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
-    "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "truncated",
+    "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "too_long", "truncated",
     "unknowns_sent", "wrong_address",
 )
 
@@ -34,8 +35,14 @@ class Counters:
         self.evicted = 0
         #: RPCs of ours that ended in an error.
         self.failed = 0
+        #: Frames of peers without a session, kept for when there is one.
+        self.frames_held = 0
+        #: Of these, those forgotten again.
+        self.frames_held_dropped = 0
         self.freezes = 0
         self.grants_sent = 0
+        #: Packets of the handshake plane, where nobody makes sessions by handshakes.
+        self.handshakes_unexpected = 0
         #: Requests of ours whose responses are to come by grant.
         self.incast_marked = 0
         #: DATA under a key epoch we do not accept.
@@ -61,6 +68,8 @@ class Counters:
         #: Packets for RPCs we do not know (late duplicates, mostly).
         self.stray = 0
         self.timeouts = 0
+        #: Messages (or DATA of such) longer than was agreed on.
+        self.too_long = 0
         #: Messages whose clear length ended before their last record.
         self.truncated = 0
         self.unknowns_sent = 0

@@ -4,6 +4,9 @@ Sans-IO. Call :meth:`Endpoint.handle_packet` for every frame the NIC delivers an
 :meth:`Endpoint.handle_timeout` when :meth:`Endpoint.next_timeout` says; after these, and after
 ``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` and segments
 with :meth:`Endpoint.poll_transmit` until both return None.
+
+Sessions come from the key store at once, or, where that is a
+:class:`~smtstack.transport.negotiation.Negotiator`, by handshakes: requests wait meanwhile.
 """
 
 from __future__ import annotations
@@ -11,16 +14,19 @@ from __future__ import annotations
 from collections import deque
 
 from smtstack.crypto.keys import KeyStore
+from smtstack.crypto.session import Session
 from smtstack.errors import AuthError, BadPacket, ConfigError, LocalError
 from smtstack.transport import rpc as states
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason, Request, Response
+from smtstack.transport.negotiation import Negotiator
+from smtstack.transport.openings import Openings
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import TransportParams
 from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile, make_profile
 from smtstack.transport.recovery import Recovery
-from smtstack.transport.rpc import DEAD, IN_SERVICE, INCOMING, Rpc
+from smtstack.transport.rpc import DEAD, IN_SERVICE, INCOMING, WAITING, Rpc
 from smtstack.transport.segment import Segment
 from smtstack.transport.table import RpcTable
 from smtstack.wire import frame as wire_frame
@@ -36,7 +42,9 @@ _unpack_common = wire_frame.COMMON_FRAME.unpack_from
 _DATA = homa.DATA
 _PLACED = homa.PLACED
 _INCAST = homa.INCAST
+_HANDSHAKE = homa.HANDSHAKE
 _MIN_LEN = wire_frame.MIN_LEN
+_FLAGS_AT = wire_frame.FLAGS_AT
 _TYPE_AT = wire_frame.TYPE_AT
 _PAYLOAD_AT = wire_frame.PAYLOAD_AT
 _IP_OFFSET = wire_frame.IP_OFFSET
@@ -51,9 +59,9 @@ class Endpoint:
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
-    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_max_length", "_max_message",
-                 "_outbox", "_protocol", "_recovery", "_table", "_tick_ns", "counters", "ip", "params", "port",
-                 "profile")
+    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_handshake", "_held",
+                 "_key_timers", "_max_length", "_negotiator", "_openings", "_outbox", "_protocol", "_recovery",
+                 "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
@@ -69,7 +77,8 @@ class Endpoint:
         self._extended = self.profile.fmt.extended
         self._tick_ns = self.params.tick_ns
         self._cutoff_version = self.params.cutoff_version
-        self._max_message = self.params.max_message_length
+        #: The flag that says handshake, where there are flags.
+        self._handshake = _HANDSHAKE if self._extended else 0
         self._max_length = self.params.max_wire_length
         self._table = RpcTable(ip, port, self.profile, keys, self.counters)
         self._grants = self._table.grants
@@ -77,6 +86,12 @@ class Endpoint:
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
         self._recovery = Recovery(port, self.profile, self._table, self._outbox, self.counters, self._failed)
+        self._openings = Openings(self.profile, self._table, self._outbox, self.counters, self._events)
+        self._held = self._openings.held
+        self._key_timers = self._table.key_timers
+        self._negotiator = keys if isinstance(keys, Negotiator) else None
+        if self._negotiator is not None:
+            self._negotiator.attach(self)
 
     @property
     def protocol(self) -> int:
@@ -88,15 +103,22 @@ class Endpoint:
     def send_request(self, ip: int, port: int, data: bytes, now: int, cookie: object = None) -> Rpc:
         """Begin an RPC; a Response or Failed event with this RPC ends it.
 
-        Raises :class:`LocalError` for an empty or too long message, :class:`ConfigError` if no key is
-        known for the peer.
+        Raises :class:`LocalError` for an empty or too long message, or where this session's requests are to come
+        from elsewhere; :class:`ConfigError` if no key is known for the peer. While a handshake makes the session,
+        the RPC waits, with nothing sealed or sent.
         """
-        if not 0 < len(data) <= self._max_message:
-            raise self._bad_length(data)
         table = self._table
         peer = table.peers.get(ip << 16 | port)
         if peer is None or not peer.proven:
-            peer = table.call(ip, port)
+            if self._negotiator is None:
+                peer = table.call(ip, port)
+            else:
+                opening = table.opening.get(ip << 16 | port)
+                if opening is None or not opening.peer.early:
+                    return self._wait(ip, port, data, cookie, now)
+                peer = opening.peer
+        if not 0 < len(data) <= peer.max_message:
+            raise peer.bad_length(len(data))
         tick = now // self._tick_ns
         rpc = table.client_rpc(peer, tick)
         rpc.cookie = cookie
@@ -112,8 +134,8 @@ class Endpoint:
 
     def send_reply(self, rpc: Rpc, data: bytes, now: int) -> bool:
         """Answer a Request; False if its client has given up. Raises :class:`LocalError` for misuse."""
-        if not 0 < len(data) <= self._max_message:
-            raise self._bad_length(data)
+        if not 0 < len(data) <= rpc.peer.max_message:
+            raise rpc.peer.bad_length(len(data))
         if rpc.state is DEAD:
             return False
         out = self.profile.outgoing(rpc, data)
@@ -131,24 +153,61 @@ class Endpoint:
         """End an RPC now: at a client with a Failed event, at a server silently."""
         if rpc.state is DEAD:
             return
+        if rpc.is_client and rpc.state is not WAITING:
+            self._recovery.finished(rpc)
         self._table.free(rpc)
         if rpc.is_client:
             self.counters.failed += 1
-            self._recovery.finished(rpc)
             self._events.append(Failed(rpc, Reason.ABORTED))
 
     def next_event(self) -> Event | None:
         """The next thing the application should know."""
         return self._events.popleft() if self._events else None
 
-    def _bad_length(self, data: bytes) -> LocalError:
-        return LocalError(f"a message of {len(data)} bytes; 1 to {self._max_message} (max_message_length) are "
-                          "possible")
+    def _wait(self, ip: int, port: int, data: bytes, cookie: object, now: int) -> Rpc:
+        assert self._negotiator is not None
+        if not 0 < len(data) <= self.params.max_message_length:
+            raise LocalError(f"a message of {len(data)} bytes; 1 to {self.params.max_message_length} "
+                             "(max_message_length) are possible")
+        rpc, first = self._openings.wait(ip, port, data, cookie)
+        if first:
+            self._negotiator.want(ip, port, now)
+        return rpc
+
+    # -- the negotiator's side ---------------------------------------------------------------------------
+
+    def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
+                early: bool = False) -> None:
+        """There is a session with this peer: RPCs that wait begin, and what came too early is taken.
+
+        ``early``: we can seal under it, but not open yet: what arrives is held until this is called again with the
+        same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
+        longest message either side may send under it, in bytes.
+        """
+        self._openings.install(ip, port, session, max_message, early, now // self._tick_ns)
+        if not early:
+            for frame in self._held.take(ip << 16 | port):
+                self.counters.packets_received -= 1
+                self.handle_packet(frame, now)
+
+    def refuse(self, ip: int, port: int, detail: str, now: int) -> None:
+        """There will be no session with this peer, and ``detail`` says why: RPCs that wait for it fail."""
+        self._openings.refuse(ip << 16 | port, detail)
+
+    def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
+        """The session with this peer is over; its RPCs fail. Nothing of it is left."""
+        self._openings.end(ip << 16 | port, detail)
 
     # -- the network's side ------------------------------------------------------------------------------
 
     def poll_transmit(self, now: int) -> Segment | None:
         """The next segment for the NIC driver, or None."""
+        negotiator = self._negotiator
+        if negotiator is not None:
+            # Before all else: what we seal under a session must not overtake the hello that begins it.
+            segment = negotiator.poll_transmit(now)
+            if segment is not None:
+                return segment
         if self._grants.dirty:
             self._send_grants()
         return self._outbox.poll(now)
@@ -162,11 +221,14 @@ class Endpoint:
         if self._grants.dirty:
             return 0
         wake = self._outbox.wake_at()
+        if self._negotiator is not None:
+            wake = _earlier(wake, self._negotiator.next_timeout())
         tick = self._table.timers.next_tick()
-        if tick is None:
-            return wake
-        at = tick * self._tick_ns
-        return at if wake is None or at < wake else wake
+        if self._key_timers.heap:
+            tick = _earlier(tick, self._key_timers.next_tick())
+        if self._held.frames:
+            tick = _earlier(tick, self._held.next_tick())
+        return wake if tick is None else _earlier(wake, tick * self._tick_ns)
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""
@@ -174,9 +236,22 @@ class Endpoint:
         for rpc in self._table.timers.due(tick):
             if rpc.state is not DEAD:
                 self._recovery.check(rpc, tick)
+        self._key_timers.expire(tick)
+        self._held.expire(tick)
         if self._failed:
-            self._events.extend(self._failed)
-            self._failed.clear()
+            self._report(now)
+        if self._negotiator is not None:
+            self._negotiator.handle_timeout(now)
+
+    def _report(self, now: int) -> None:
+        """RPCs of ours timed out. Peers that answer no others, either, may have forgotten their sessions."""
+        failed = list(self._failed)
+        self._failed.clear()
+        self._events.extend(failed)
+        if self._negotiator is not None:
+            for peer in {e.rpc.peer: None for e in failed if e.rpc.heard_tick >= e.rpc.peer.heard_tick}:
+                if self._openings.is_current(peer):
+                    self._negotiator.lost(peer.host.ip, peer.port, now)
 
     def handle_packet(self, frame: bytes, now: int) -> None:
         """Take one Ethernet frame. Whatever it holds, it is at worst counted and dropped."""
@@ -199,11 +274,13 @@ class Endpoint:
         if protocol != self._protocol or dport != self.port or dst != self.ip:
             counters.wrong_address += 1
             return
-        counters.data_received += 1
-        peer = self._table.peers.get(src << 16 | sport) or self._table.heard(src, sport)
-        if peer is None:
-            counters.no_session += 1
+        if flags & self._handshake:
+            self._to_negotiator(frame, now)
             return
+        peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
+        if peer is None:
+            return
+        counters.data_received += 1
         tick = now // self._tick_ns
         if not self._extended:
             segment_size = epoch = flags = 0
@@ -230,7 +307,7 @@ class Endpoint:
                 counters.records_failed += 1
                 return
             if data is not None:
-                self._finish_response(rpc, data)
+                self._finish_response(rpc, data, tick)
                 return
         self._receive(rpc, high << 16 | low, index, inside, length, incoming, payload, tick)
 
@@ -249,6 +326,9 @@ class Endpoint:
         if keys.guard.is_replay(sender_id):
             counters.replays += 1
             return None
+        if length > peer.max_wire:
+            counters.too_long += 1
+            return None
         data = None
         if whole is not None:
             try:
@@ -261,7 +341,7 @@ class Endpoint:
             return None
         rpc.flags = flags & _INCAST
         if data is not None:
-            self._deliver_request(rpc, data)
+            self._deliver_request(rpc, data, tick)
             return None
         self._table.timers.arm(rpc, tick + self.params.resend_ticks)
         return rpc
@@ -271,6 +351,9 @@ class Endpoint:
         counters = self.counters
         inm = rpc.inm
         if inm is None:
+            if length > rpc.peer.max_wire:
+                counters.too_long += 1
+                return
             inm = rpc.inm = self.profile.incoming(rpc, length)
             if rpc.is_client:
                 # The request is kept: what looks like a response may be forged.
@@ -278,7 +361,8 @@ class Endpoint:
                 self._table.doubt(rpc)
         elif length != inm.length:
             counters.length_conflicts += 1
-            inm.extend(length)
+            if length <= rpc.peer.max_wire:
+                inm.extend(length)
         new = inm.add(segment_offset, index, inside, payload)
         if incoming > inm.granted:
             inm.granted = min(incoming, inm.length)
@@ -312,28 +396,66 @@ class Endpoint:
                     counters.failed += 1
                     self._events.append(Failed(rpc, Reason.NO_MEMORY))
         elif rpc.is_client:
-            self._finish_response(rpc, data)
+            self._finish_response(rpc, data, tick)
         else:
             self._table.drop_incoming(rpc)
-            self._deliver_request(rpc, data)
+            self._deliver_request(rpc, data, tick)
 
-    def _deliver_request(self, rpc: Rpc, data: bytes) -> None:
+    def _deliver_request(self, rpc: Rpc, data: bytes, tick: int) -> None:
         peer = rpc.peer
+        keys = rpc.keys
         # Marked only now: an id is spent by an authentic message, never by a forged one.
-        rpc.keys.guard.mark(rpc.id ^ 1)
-        peer.session.accept(rpc.keys)
+        keys.guard.mark(rpc.id ^ 1)
+        if not keys.proven:
+            peer.session.accept(keys, tick)
+            self._watch_keys(peer.session)
         if not peer.proven:
             self._table.prove(peer)
+        peer.heard_tick = tick
+        if len(data) > peer.max_message:
+            self.counters.too_long += 1
+            self._table.free(rpc)
+            return
         rpc.move(states.COMPLETE)
         self.counters.requests_delivered += 1
         self._events.append(Request(rpc, data))
 
-    def _finish_response(self, rpc: Rpc, data: bytes) -> None:
+    def _finish_response(self, rpc: Rpc, data: bytes, tick: int) -> None:
         rpc.move(states.COMPLETE)
-        self._table.free(rpc)
-        self.counters.responses_delivered += 1
         self._recovery.finished(rpc)
+        self._table.free(rpc)
+        peer = rpc.peer
+        peer.heard_tick = tick
+        if not rpc.keys.proven:
+            peer.session.proved(rpc.keys, tick)
+            self._watch_keys(peer.session)
+        if len(data) > peer.max_message:
+            self.counters.too_long += 1
+            self.counters.failed += 1
+            self._events.append(Failed(rpc, Reason.TOO_LONG))
+            return
+        self.counters.responses_delivered += 1
         self._events.append(Response(rpc, data))
+
+    def _watch_keys(self, session: Session) -> None:
+        if session.forget_at >= 0:
+            self._key_timers.watch(session)
+
+    def _stranger(self, frame: bytes, src: int, sport: int, now: int) -> Peer | None:
+        """The peer of a frame from whom we have not heard; None: there is no session to open it with."""
+        if self._negotiator is not None:
+            self._held.add(src << 16 | sport, frame, now // self._tick_ns)
+            return None
+        peer = self._table.heard(src, sport)
+        if peer is None:
+            self.counters.no_session += 1
+        return peer
+
+    def _to_negotiator(self, frame: bytes, now: int) -> None:
+        if self._negotiator is None:
+            self.counters.handshakes_unexpected += 1
+        else:
+            self._negotiator.handle_packet(frame, now)
 
     def _handle_control(self, frame: bytes, now: int) -> None:
         counters = self.counters
@@ -346,6 +468,9 @@ class Endpoint:
         if protocol != self._protocol or dport != self.port or dst != self.ip:
             counters.wrong_address += 1
             return
+        if frame[_FLAGS_AT] & self._handshake:
+            self._to_negotiator(frame, now)
+            return
         try:
             packet = homa.parse_untrusted(frame[_TRANSPORT_OFFSET:_IP_OFFSET + total], self.profile.fmt)
             if isinstance(packet, homa.Data):
@@ -353,9 +478,8 @@ class Endpoint:
         except BadPacket:
             counters.bad_packets += 1
             return
-        peer = self._table.peers.get(src << 16 | sport) or self._table.heard(src, sport)
+        peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
         if peer is None:
-            counters.no_session += 1
             return
         self._recovery.handle(peer, packet, now // self._tick_ns)
 
@@ -378,9 +502,22 @@ class Endpoint:
 
     # -- looking in --------------------------------------------------------------------------------------
 
+    def has_rpcs(self, ip: int, port: int) -> bool:
+        """Whether RPCs with this peer are under way, either side's."""
+        peer = self._table.peers.get(ip << 16 | port)
+        return peer is not None and len(peer.rpcs) > 0
+
     def snapshot(self) -> dict[str, int]:
         """Sizes of all state; all zero (but ``peers``) when nothing is going on."""
-        return {**self._table.snapshot(), "unsent": 0 if self._outbox.idle() else 1}
+        return {**self._table.snapshot(), "held": len(self._held.frames),
+                "unsent": 0 if self._outbox.idle() else 1}
+
+
+def _earlier(a: int | None, b: int | None) -> int | None:
+    """The earlier of two times, where None is never."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a if a < b else b
 
 
 __all__ = ["FIRST_CLIENT_PORT", "IN_SERVICE", "Endpoint"]

@@ -17,6 +17,10 @@ class Reason(Enum):
     TIMEOUT = "the peer stopped answering"
     ABORTED = "aborted by the application"
     NO_MEMORY = "unfinished messages exceed max_rx_bytes"
+    NO_SESSION = "there is no session with the peer"
+    SESSION_ENDED = "its session with the peer ended"
+    NOT_SENT = "the session that it waited for cannot carry it"
+    TOO_LONG = "the response is longer than was agreed on"
 
 
 class Request:
@@ -46,13 +50,18 @@ class Response:
 
 
 class Failed:
-    """A request of ours ended without a response; the server may have executed it, once at most."""
+    """A request of ours ended without a response; the server may have executed it, once at most.
 
-    __slots__ = ("reason", "rpc")
+    With reason NOT_SENT it has not, nor with NO_SESSION, unless it was 0-RTT data whose refusal somebody forged.
+    """
 
-    def __init__(self, rpc: Rpc, reason: Reason) -> None:
+    __slots__ = ("detail", "reason", "rpc")
+
+    def __init__(self, rpc: Rpc, reason: Reason, detail: str = "") -> None:
         self.rpc = rpc
         self.reason = reason
+        #: More about it, for people; may be empty.
+        self.detail = detail
 
     def __repr__(self) -> str:
         return f"Failed({self.rpc!r}, {self.reason.name})"

@@ -77,6 +77,9 @@ class TransportParams:
     """Ticks between RESENDs, and between NEED_ACKs."""
     timeout_resends: int = 5
     """Unanswered RESENDs (or NEED_ACKs) after which an RPC fails."""
+    timeout_resends_served: int = 0
+    """The same of RPCs that others began, where that differs (0: it does not): who gives a false address makes us
+    send so many packets there."""
     request_ack_ticks: int = 2
     """Ticks after its response is sent before a server asks for an ACK."""
     max_rpcs_per_host: int = 20_000
@@ -87,6 +90,11 @@ class TransportParams:
     """Bytes of unfinished incoming messages one host may occupy; ours."""
     max_rx_bytes: int = 256 << 20
     """The same over all hosts."""
+    max_held_bytes: int = 4 << 20
+    """Bytes of frames kept for sessions that are still being made, 256 more counted for each; ours. The oldest
+    make room."""
+    held_ticks: int = 5_000
+    """Ticks after which such a frame is forgotten."""
 
     def __post_init__(self) -> None:
         if not 296 <= self.mtu <= 65535:
@@ -104,9 +112,12 @@ class TransportParams:
         for name in ("unsched_bytes", "link_mbps", "max_incoming", "max_overcommit", "max_rpcs_per_peer",
                      "tick_ns", "resend_ticks", "resend_interval", "timeout_resends",
                      "request_ack_ticks", "max_message_length", "fifo_grant_increment", "grant_increment",
-                     "incast_unsched_bytes"):
+                     "incast_unsched_bytes", "held_ticks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.timeout_resends_served < 0:
+            raise ConfigError(f"timeout_resends_served is {self.timeout_resends_served}; at least 0, which is as "
+                              "timeout_resends")
         if self.incast_threshold < 0:
             raise ConfigError(f"incast_threshold is {self.incast_threshold}; at least 0, which marks no request")
 
@@ -124,7 +135,12 @@ class TransportParams:
     @property
     def max_wire_length(self) -> int:
         """Longest message_length accepted off the wire: sealing and padding at most double a message."""
-        return min(2 * self.max_message_length + 65536, INT_MAX)
+        return wire_length(self.max_message_length)
+
+
+def wire_length(max_message: int) -> int:
+    """Most bytes a message of ``max_message`` may claim to have on the wire."""
+    return min(2 * max_message + 65536, INT_MAX)
 
 
 #: For endpoints in software, on real interfaces. A round trip takes a hundred microseconds and more, not five,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from smtstack.crypto.session import EpochKeys, Session
-from smtstack.transport.params import INT_MAX
+from smtstack.errors import LocalError
+from smtstack.transport.params import INT_MAX, wire_length
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import format_address
 
@@ -44,12 +45,25 @@ class Host:
         return 0
 
 
+class Opening:
+    """A peer with which a session is being made: what waits for it."""
+
+    __slots__ = ("peer", "waiting")
+
+    def __init__(self, peer: Peer) -> None:
+        #: Becomes one of the others when the session is there; RPCs know it from the beginning.
+        self.peer = peer
+        #: Requests by RPC, in order.
+        self.waiting: dict[Rpc, bytes] = {}
+
+
 class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
-    __slots__ = ("ack_keys", "acks", "host", "local_port", "port", "proven", "rpcs", "session")
+    __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "local_port", "max_message", "max_wire",
+                 "port", "proven", "rpcs", "session")
 
-    def __init__(self, host: Host, port: int, local_port: int, session: Session) -> None:
+    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int) -> None:
         self.host = host
         self.port = port
         self.local_port = local_port
@@ -61,6 +75,22 @@ class Peer:
         self.ack_keys: EpochKeys | None = None
         #: It authenticated, or we called it: keep it when memory is short.
         self.proven = False
+        #: Tick of its last message that authenticated.
+        self.heard_tick = -1
+        #: We send 0-RTT data under this session, and cannot open what comes back yet.
+        self.early = False
+        self.limit(max_message)
+
+    def limit(self, max_message: int) -> None:
+        """Messages of the session have at most so many bytes, in both directions."""
+        self.max_message = max_message
+        #: The longest message_length it may claim on the wire.
+        self.max_wire = wire_length(max_message)
+
+    def bad_length(self, size: int) -> LocalError:
+        """What to raise for a message that must not be sent in this session."""
+        return LocalError(f"a message of {size} bytes; 1 to {self.max_message} are possible with {self} "
+                          "(max_message_length, or less where the peer takes less)")
 
     def __repr__(self) -> str:
         return f"{format_address(self.host.ip)}:{self.port}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from smtstack.crypto import tls13
-from smtstack.crypto.session import EpochKeys, LinuxSession, Session, SmtSession
+from smtstack.crypto.session import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
 from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.message import InMessage, OutMessage
@@ -122,6 +122,8 @@ class SmtProfile(Profile):
 
     def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
         smt: SmtSession = session  # type: ignore[assignment]
+        if keys.tx is NO_KEYS:
+            raise LocalError(f"the keys of epoch {keys.epoch} are forgotten")
         # A single ACK may be asked for often, but is the same record every time.
         smt.reserve(keys, ack.sender_id, 1)
         return keys.tx.encrypt(self.ack_number(smt, ack), b"", ack.body())

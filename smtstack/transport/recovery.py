@@ -54,7 +54,7 @@ class Recovery:
         key = packet.sender_id ^ 1 | packet.epoch << 64
         rpc = peer.rpcs.get(key)
         if isinstance(packet, homa.Ack):
-            self._on_ack(peer, packet)
+            self._on_ack(peer, packet, rpc)
         elif isinstance(packet, homa.Cutoffs):
             self._on_cutoffs(peer.host, packet)
         elif isinstance(packet, homa.NeedAck):
@@ -165,8 +165,9 @@ class Recovery:
         if keys is not None:
             self._send_ack(peer, keys, client_id, ())
 
-    def _on_ack(self, peer: Peer, packet: homa.Ack) -> None:
-        keys = peer.session.request_keys(packet.epoch)
+    def _on_ack(self, peer: Peer, packet: homa.Ack, rpc: Rpc | None) -> None:
+        # An RPC may outlive its epoch.
+        keys = rpc.keys if rpc is not None else peer.session.request_keys(packet.epoch)
         if packet.sender_id & 1 or keys is None:
             self._counters.stray += 1
             return
@@ -194,7 +195,8 @@ class Recovery:
             self._flush_acks(peer)
             peer.ack_keys = rpc.keys
         peer.acks.append(rpc.id)
-        if len(peer.acks) > homa.MAX_ACKS:
+        if len(peer.acks) > homa.MAX_ACKS or rpc.keys.tx.retired:
+            # The RPC may be all that still holds these keys.
             self._flush_acks(peer)
 
     def _flush_acks(self, peer: Peer) -> None:
@@ -245,6 +247,10 @@ class Recovery:
         out = rpc.out
         if rpc.state is IN_SERVICE:
             return
+        if rpc.peer.early:
+            # No answer can be opened before the handshake ends, which has its own deadline.
+            self._table.timers.arm(rpc, tick + self._p.resend_ticks)
+            return
         missing = self._missing(rpc)
         waiting = not missing if inm is not None else out is not None and out.sendable()
         if waiting:
@@ -258,7 +264,8 @@ class Recovery:
         if tick < due:
             self._table.timers.arm(rpc, due)
             return
-        if rpc.resends >= p.timeout_resends:
+        limit = p.timeout_resends if rpc.is_client else p.timeout_resends_served or p.timeout_resends
+        if rpc.resends >= limit:
             self._give_up(rpc)
             return
         rpc.resends += 1

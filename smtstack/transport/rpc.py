@@ -3,6 +3,7 @@
 ======== ========== ======================== ==========
 role     state      input                    next state
 ======== ========== ======================== ==========
+client   WAITING    session is there         OUTGOING
 client   OUTGOING   response data arrives    INCOMING
 client   OUTGOING   response complete        DEAD
 client   INCOMING   response complete        DEAD
@@ -13,6 +14,8 @@ client   INCOMING   server does not know it  OUTGOING
 server   INCOMING   client does not know it  DEAD
 any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
 ======== ========== ======================== ==========
+
+A WAITING RPC has no id, no keys and no timer; nothing of it was sealed or sent, so no packet can concern it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ class State(IntEnum):
     INCOMING = 1
     IN_SERVICE = 2
     DEAD = 3
+    WAITING = 4
 
 
 class Input(IntEnum):
@@ -45,28 +49,31 @@ class Input(IntEnum):
     REPLY = 2
     ACK = 3
     UNKNOWN = 4
+    SESSION = 5
 
 
 # Bare names: looking up a member on an Enum class costs more than the table does.
-OUTGOING, INCOMING, IN_SERVICE, DEAD = State
-DATA, COMPLETE, REPLY, ACK, UNKNOWN = Input
+OUTGOING, INCOMING, IN_SERVICE, DEAD, WAITING = State
+DATA, COMPLETE, REPLY, ACK, UNKNOWN, SESSION = Input
 
 #: ``CLIENT[state][input]``; None: cannot happen, or must not.
 _Row = tuple["State | None", ...]
 CLIENT: tuple[_Row, ...] = (
-    # DATA     COMPLETE  REPLY  ACK   UNKNOWN
-    (INCOMING, DEAD,     None,  None, OUTGOING),    # OUTGOING
-    (INCOMING, DEAD,     None,  None, OUTGOING),    # INCOMING: what came was forged, or the server restarted
-    (None,     None,     None,  None, None),        # IN_SERVICE: servers only
-    (None,     None,     None,  None, None),        # DEAD
+    # DATA     COMPLETE  REPLY  ACK   UNKNOWN   SESSION
+    (INCOMING, DEAD,     None,  None, OUTGOING, None),      # OUTGOING
+    (INCOMING, DEAD,     None,  None, OUTGOING, None),      # INCOMING: it was forged, or the server restarted
+    (None,     None,     None,  None, None,     None),      # IN_SERVICE: servers only
+    (None,     None,     None,  None, None,     None),      # DEAD
+    (None,     None,     None,  None, None,     OUTGOING),  # WAITING
 )
 SERVER: tuple[_Row, ...] = (
-    # DATA       COMPLETE    REPLY     ACK   UNKNOWN
-    (OUTGOING,   None,       None,     DEAD, OUTGOING),     # OUTGOING: late request data is redundant
-    (INCOMING,   IN_SERVICE, None,     DEAD, DEAD),         # INCOMING
+    # DATA       COMPLETE    REPLY     ACK   UNKNOWN     SESSION
+    (OUTGOING,   None,       None,     DEAD, OUTGOING,   None),     # OUTGOING: late request data is redundant
+    (INCOMING,   IN_SERVICE, None,     DEAD, DEAD,       None),     # INCOMING
     # A forged UNKNOWN must not cost a request that was delivered: only ACK and time-outs end it.
-    (IN_SERVICE, None,       OUTGOING, DEAD, IN_SERVICE),   # IN_SERVICE
-    (None,       None,       None,     None, None),         # DEAD
+    (IN_SERVICE, None,       OUTGOING, DEAD, IN_SERVICE, None),     # IN_SERVICE
+    (None,       None,       None,     None, None,       None),     # DEAD
+    (None,       None,       None,     None, None,       None),     # WAITING: clients only
 )
 
 
@@ -80,7 +87,7 @@ class Rpc:
 
     def __init__(self, peer: Peer, rpc_id: int, key: int, keys: EpochKeys, is_client: bool, birth: int,
                  tick: int) -> None:
-        #: As this side sees it: even at the client, odd at the server.
+        #: As this side sees it: even at the client, odd at the server. 0: WAITING for a session.
         self.id = rpc_id
         #: Place in ``peer.rpcs``: id and key epoch.
         self.key = key

@@ -75,7 +75,7 @@ class PlainOut(OutMessage):
 class SealedPacket(OutMessage):
     """Profile ``smt``: a message that is one record in one packet, as most are."""
 
-    __slots__ = ("_data", "_epoch", "_padding", "_sealed", "_sequence")
+    __slots__ = ("_data", "_keys", "_padding", "_sealed", "_sequence")
 
     version = 0x0304
 
@@ -85,7 +85,7 @@ class SealedPacket(OutMessage):
         self._sequence = session.reserve(epoch, message_id, 1)
         self._data = data
         self._padding = padded - len(data)
-        self._epoch = epoch
+        self._keys = epoch.tx
         self._sealed: bytes | None = None
 
     def start(self, index: int) -> int:
@@ -98,12 +98,12 @@ class SealedPacket(OutMessage):
         return 1
 
     def keys(self) -> DirectionKeys | None:
-        return self._epoch.tx
+        return self._keys
 
     def payload(self, index: int) -> bytes:
         sealed = self._sealed
         if sealed is None:
-            sealed = self._sealed = tls13.seal(self._epoch.tx, self._sequence, self._data, True, self._padding)
+            sealed = self._sealed = tls13.seal(self._keys, self._sequence, self._data, True, self._padding)
         return sealed
 
     def framed(self, index: int) -> bytes:
@@ -116,7 +116,7 @@ class SealedPacket(OutMessage):
 class SealedOut(OutMessage):
     """Profile ``smt``: every segment holds whole TLS 1.3 records."""
 
-    __slots__ = ("_data", "_epoch", "_first", "_geo", "_padded", "_records", "_sealed")
+    __slots__ = ("_data", "_first", "_geo", "_keys", "_padded", "_records", "_sealed")
 
     version = 0x0304
 
@@ -129,7 +129,7 @@ class SealedOut(OutMessage):
         self.init(length, -(-self._records // geo.segment_records), geo.mss, geo.unscheduled(length))
         self._first = session.reserve(epoch, message_id, self._records)
         self._data = data
-        self._epoch = epoch
+        self._keys = epoch.tx
         self._geo = geo
         self._sealed: list[bytes | None] = [None] * self.count
 
@@ -143,12 +143,12 @@ class SealedOut(OutMessage):
         return min(self._geo.segment_records, self._records - index * self._geo.segment_records)
 
     def keys(self) -> DirectionKeys | None:
-        return self._epoch.tx
+        return self._keys
 
     def payload(self, index: int) -> bytes:
         sealed = self._sealed[index]
         if sealed is None:
-            keys = self._epoch.tx
+            keys = self._keys
             first = self.first_sequence(index)
             sealed = b"".join([tls13.seal(keys, number, *content)
                                for number, content in enumerate(self._contents(index), first)])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from smtstack.crypto.keys import Endpoints, KeyStore
-from smtstack.crypto.session import EpochKeys
+from smtstack.crypto.session import NO_SESSION, EpochKeys, Session
 from smtstack.errors import ConfigError
 from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
-from smtstack.transport.peers import Host, Peer
+from smtstack.transport.peers import Host, Opening, Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import DEAD, INCOMING, UNKNOWN, Rpc
-from smtstack.transport.timers import TimerTable
+from smtstack.transport.rpc import DEAD, INCOMING, SESSION, UNKNOWN, WAITING, Rpc
+from smtstack.transport.timers import KeyTimers, TimerTable
 from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
 
@@ -23,7 +23,8 @@ class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
     __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_keys", "_params",
-                 "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "peers", "timers")
+                 "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers", "opening",
+                 "peers", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -44,10 +45,13 @@ class RpcTable:
         self.hosts: dict[int, Host] = {}
         #: By ip << 16 | port.
         self.peers: dict[int, Peer] = {}
+        #: Those that have no session yet, or one that only sends. By the same key; none is in both.
+        self.opening: dict[int, Opening] = {}
         self._unproven: dict[int, Peer] = {}
         #: RPCs with an incoming message of which nothing authenticated, oldest first.
         self._doubted: dict[Rpc, None] = {}
         self.timers = TimerTable()
+        self.key_timers = KeyTimers()
         self.grants = GrantScheduler(params)
 
     # -- peers -------------------------------------------------------------------------------------------
@@ -78,13 +82,20 @@ class RpcTable:
         session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
         if session is None:
             return None
+        peer = self.peers[ip << 16 | port] = self._make_peer(ip, port, session)
+        return peer
+
+    def _make_peer(self, ip: int, port: int, session: Session) -> Peer:
         host = self.hosts.get(ip)
         if host is None:
             host = self.hosts[ip] = Host(ip)
         host.peers += 1
-        peer = Peer(host, port, self._port, session)
-        self.peers[ip << 16 | port] = peer
-        return peer
+        return Peer(host, port, self._port, session, self._params.max_message_length)
+
+    def open(self, ip: int, port: int) -> Opening:
+        """A peer with which there is to be a session."""
+        opening = self.opening[ip << 16 | port] = Opening(self._make_peer(ip, port, NO_SESSION))
+        return opening
 
     def prove(self, peer: Peer) -> None:
         """``peer`` is genuine, or our own choice: it stays."""
@@ -98,24 +109,67 @@ class RpcTable:
         key = peer.host.ip << 16 | peer.port
         del self.peers[key]
         self._unproven.pop(key, None)
+        self._leave_host(peer)
+
+    def _leave_host(self, peer: Peer) -> None:
         peer.host.peers -= 1
         if peer.host.peers == 0:
             del self.hosts[peer.host.ip]
+        peer.session.end()
+
+    def end(self, peer: Peer) -> list[Rpc]:
+        """Forget a peer and its session with all RPCs; those of ours that had not ended."""
+        ours = [rpc for rpc in peer.rpcs.values() if rpc.is_client]
+        self._forget(peer)
+        return ours
+
+    def close(self, key: int) -> list[Rpc]:
+        """There will be no session with this peer that is in ``opening``; RPCs that waited, or sent under an
+        early one."""
+        opening = self.opening[key]
+        ours = [*opening.peer.rpcs.values(), *opening.waiting]
+        for rpc in ours:
+            self.free(rpc)
+        del self.opening[key]
+        self._leave_host(opening.peer)
+        return ours
 
     # -- RPCs --------------------------------------------------------------------------------------------
 
     def client_rpc(self, peer: Peer, tick: int) -> Rpc:
-        """A fresh RPC of ours."""
-        keys, rpc_id = peer.session.begin_rpc()
+        """A fresh RPC of ours. Raises :class:`LocalError` if the session has no id for it."""
+        keys, rpc_id = peer.session.begin_rpc(tick)
         self._births += 1
         key = rpc_id | (keys.epoch & 0xFF) << 64
         rpc = Rpc(peer, rpc_id, key, keys, True, self._births, tick)
         peer.rpcs[key] = rpc
         self._client_rpcs += 1
         if self._client_rpcs > self._incast:
-            rpc.flags = INCAST
-            self._counters.incast_marked += 1
+            self._mark(rpc)
         return rpc
+
+    def waiting_rpc(self, opening: Opening, data: bytes) -> Rpc:
+        """An RPC of ours that has to wait for a session."""
+        self._births += 1
+        rpc = Rpc(opening.peer, 0, 0, NO_SESSION.current, True, self._births, 0)
+        rpc.state = WAITING
+        opening.waiting[rpc] = data
+        return rpc
+
+    def begin(self, rpc: Rpc, tick: int) -> None:
+        """The session that ``rpc`` waited for is there. Raises as :meth:`client_rpc`."""
+        rpc.keys, rpc.id = rpc.peer.session.begin_rpc(tick)
+        rpc.move(SESSION)
+        rpc.key = rpc.id | (rpc.keys.epoch & 0xFF) << 64
+        rpc.heard_tick = tick
+        rpc.peer.rpcs[rpc.key] = rpc
+        self._client_rpcs += 1
+        if self._client_rpcs > self._incast:
+            self._mark(rpc)
+
+    def _mark(self, rpc: Rpc) -> None:
+        rpc.flags = INCAST
+        self._counters.incast_marked += 1
 
     def server_rpc(self, peer: Peer, key: int, rpc_id: int, keys: EpochKeys, proven: bool,
                    tick: int) -> Rpc | None:
@@ -132,6 +186,7 @@ class RpcTable:
             return None
         self._births += 1
         rpc = Rpc(peer, rpc_id, key, keys, False, self._births, tick)
+        keys.active += 1
         host.server_rpcs += 1
         self._server_rpcs += 1
         peer.rpcs[key] = rpc
@@ -143,6 +198,11 @@ class RpcTable:
         """``rpc`` is over: nothing of it stays."""
         peer = rpc.peer
         if peer.rpcs.pop(rpc.key, None) is None:
+            if rpc.state is WAITING:
+                rpc.state = DEAD
+                opening = self.opening.get(peer.host.ip << 16 | peer.port)
+                if opening is not None:
+                    opening.waiting.pop(rpc, None)
             return
         rpc.state = DEAD
         # Its timer lets go, or whoever sleeps until the next one would be woken for nothing.
@@ -152,8 +212,11 @@ class RpcTable:
             self.drop_incoming(rpc)
         if self._doubted:
             self._trust(rpc)
+        keys = rpc.keys
+        keys.active -= 1
+        if not keys.active and keys.tx.retired:
+            keys.wipe()
         if rpc.is_client:
-            rpc.keys.active -= 1
             self._client_rpcs -= 1
         else:
             peer.host.server_rpcs -= 1
@@ -225,7 +288,10 @@ class RpcTable:
 
     def snapshot(self) -> dict[str, int]:
         """How much there is of everything; all zero (but peers) when nothing is going on."""
-        rpcs = [r for p in self.peers.values() for r in p.rpcs.values()]
-        return {"peers": len(self.peers), "rpcs": len(rpcs), "server_rpcs": self._server_rpcs,
+        peers = [*self.peers.values(), *(o.peer for o in self.opening.values())]
+        rpcs = [r for p in peers for r in p.rpcs.values()]
+        waiting = sum(len(o.waiting) for o in self.opening.values())
+        return {"peers": len(self.peers), "opening": len(self.opening), "waiting": waiting,
+                "rpcs": len(rpcs) + waiting, "server_rpcs": self._server_rpcs,
                 "incoming": sum(r.state is INCOMING for r in rpcs), "rx_bytes": self._rx_bytes,
                 "granted_bytes": self.grants.total_incoming, "grantable": len(self.grants)}

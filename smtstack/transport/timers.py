@@ -1,9 +1,10 @@
-"""One table of deadlines, in ticks: most RPCs end before their timer is looked at."""
+"""Deadlines in ticks: of RPCs, most of which end before their timer is looked at, and of old keys."""
 
 from __future__ import annotations
 
 import heapq
 
+from smtstack.crypto.session import Session
 from smtstack.transport.rpc import Rpc
 
 
@@ -50,3 +51,43 @@ class TimerTable:
                     rpc.armed_tick = -1
                     out.append(rpc)
         return out
+
+
+class KeyTimers:
+    """When sessions are to forget the keys of epochs that are over."""
+
+    __slots__ = ("_count", "_watched", "heap")
+
+    def __init__(self) -> None:
+        #: (tick, number, session); each session once.
+        self.heap: list[tuple[int, int, Session]] = []
+        self._watched: set[Session] = set()
+        self._count = 0
+
+    def watch(self, session: Session) -> None:
+        """``session`` has set ``forget_at``."""
+        tick = session.forget_at
+        session.forget_at = -1
+        # Of several epochs the first to be left is the first to be forgotten.
+        if session not in self._watched:
+            self._watched.add(session)
+            self._push(tick, session)
+
+    def _push(self, tick: int, session: Session) -> None:
+        self._count += 1
+        heapq.heappush(self.heap, (tick, self._count, session))
+
+    def next_tick(self) -> int | None:
+        """Earliest tick at which there is something to forget."""
+        return self.heap[0][0] if self.heap else None
+
+    def expire(self, tick: int) -> None:
+        """Let sessions forget what is due at ``tick``."""
+        heap = self.heap
+        while heap and heap[0][0] <= tick:
+            session = heapq.heappop(heap)[2]
+            again = session.forget(tick)
+            if again >= 0:
+                self._push(again, session)
+            else:
+                self._watched.discard(session)

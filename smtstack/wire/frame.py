@@ -15,6 +15,7 @@ from smtstack.wire import ethernet, homa, ipv4
 #: Where the IP header, the transport header, its type byte and the DATA payload start in a frame.
 IP_OFFSET = ethernet.HEADER_LEN
 TRANSPORT_OFFSET = IP_OFFSET + ipv4.HEADER_LEN
+FLAGS_AT = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
 TYPE_AT = TRANSPORT_OFFSET + homa.TYPE_OFFSET
 PAYLOAD_AT = TRANSPORT_OFFSET + homa.DATA_LEN
 MIN_LEN = TRANSPORT_OFFSET + homa.COMMON_LEN
@@ -24,6 +25,11 @@ MIN_LEN = TRANSPORT_OFFSET + homa.COMMON_LEN
 DATA_FRAME = struct.Struct("!12xHBBHHHxB2xIIHHIHBB2xH2xHQIIHBB")
 #: The same up to and with sender_id, for control packets.
 COMMON_FRAME = struct.Struct("!12xHBBHHHxB2xIIHH6xB9xQ")
+
+
+def is_handshake(frame: bytes) -> bool:
+    """Whether a frame, of whatever length, has the flag of the handshake plane (profile ``smt``)."""
+    return len(frame) >= MIN_LEN and frame[FLAGS_AT] & homa.HANDSHAKE != 0
 
 
 def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa.Packet, bytes]:

@@ -9,8 +9,9 @@ off   size  field
 4     4     DATA: byte offset of the packet in its TSO segment; only a ``tso-seq`` NIC writes it
 8     2     DATA: segment size, the payload bytes TSO put into every packet but the last
 10    1     key epoch of the RPC
-11    1     DATA: flags; bit 0: bytes 4..7 were written (0 is an offset, too); bit 1: incast, the
-            client awaits many responses, and this one is to come by grant but for its first packet
+11    1     flags; bit 0, DATA: bytes 4..7 were written (0 is an offset, too); bit 1, DATA: incast, the
+            client awaits many responses, and this one is to come by grant but for its first packet;
+            bit 2, every type: handshake, the packet is of the plane in clear that makes sessions
 12    1     data offset, 0xA0 in DATA (looks like a TCP header to a TSO engine)
 13    1     packet type
 14    2     DATA: high half of the segment's offset in the message
@@ -43,6 +44,7 @@ COMMON_LEN = 28
 DATA_LEN = 40
 ACK_LEN = 90
 PROOF_LEN = 16
+FLAGS_OFFSET = 11
 TYPE_OFFSET = 13
 MAX_ACKS = 5
 NUM_PRIORITIES = 8
@@ -51,6 +53,8 @@ PLACED = 0x01
 #: Flag of DATA, set by the client: only one packet of the response may come without a grant. The response
 #: carries it, too.
 INCAST = 0x02
+#: Flag of every packet of the handshake plane of profile ``smt``: Homa in clear, beside the sealed plane.
+HANDSHAKE = 0x04
 #: Data offset byte of DATA: 40 bytes of header, in units of 4, in the high nibble.
 DATA_OFFSET = 0xA0
 

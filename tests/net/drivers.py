@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from smtstack.aio import AioSocket
@@ -35,7 +36,7 @@ def lossy(port: str, gso: str, drop: str) -> None:
     rates = ImpairmentRates(drop=float(drop))
     tx, rx = Impairments(rates, seed=1), Impairments(rates, seed=2)
     params = replace(PATIENT, max_gso_size=int(gso))
-    context = SmtContext(IFACE, "linux", params=params, tx_impairments=tx, rx_impairments=rx)
+    context = SmtContext(IFACE, "linux", "demo", params=params, tx_impairments=tx, rx_impairments=rx)
     sizes = [1, 64, 1400, 1500, 5000, 20_000, 60_000] * 4
     with SmtSocket((A, int(port)), context) as sock:
         rng = random.Random(1)
@@ -134,14 +135,14 @@ def aio_serve(keys: str) -> None:
     asyncio.run(main())
 
 
-def two_transports(port: str, keys: str) -> None:
+def two_transports(port: str, certs: str) -> None:
     """One process, one select(): echo over smt and, on the same port number, over tcp. Until SIGTERM."""
     def echo(request: Incoming) -> None:
         request.reply(request.data)
 
     local = (B, int(port))
     signal.signal(signal.SIGTERM, lambda *_args: sys.exit(0))
-    with (transports.open_server(Settings("smt", local, IFACE, keys, params=PATIENT), echo) as smt,
+    with (transports.open_server(Settings("smt", local, IFACE, certs=Path(certs), params=PATIENT), echo) as smt,
           transports.open_server(Settings("tcp", local), echo) as tcp):
         print("serving", file=sys.stderr, flush=True)
         while True:

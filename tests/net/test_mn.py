@@ -49,7 +49,18 @@ def test_smtecho_passes(program: str):
     done = mn("--topo", "fanout,4", *SMT, "--test", "smtecho,size=3000,count=30", program=program)
     assert done["code"] == 0, done["said"]
     assert "*** smtecho: 5 of 5 pairs ok" in done["said"]
-    assert sum(line.split()[3:6] == ["smt", "3000", "30"] for line in done["said"].splitlines()) == 5
+    assert sum(line.split()[3:7] == ["smt", "mtls", "3000", "30"] for line in done["said"].splitlines()) == 5
+    assert done["left"] == []
+
+
+def test_tickets_are_served_by_a_dns_server_that_goes_with_the_test():
+    if shutil.which("knotd") is None:
+        pytest.skip("knotd is not installed (apt-get install knot)")
+    done = mn("--topo", "star,2", "--host", "smt,session=ticket-fs", "--link", "smartnic", "--switch", "auto",
+              "--test", "smtecho,count=30", program=SYSTEM_MN)
+    assert done["code"] == 0, done["said"]
+    assert sum(line.split()[3:7] == ["smt", "ticket-fs", "1024", "30"] for line in done["said"].splitlines()) == 1
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
     assert done["left"] == []
 
 
@@ -59,7 +70,7 @@ def test_smtecho_fails_with_an_exit_code():
               "smtecho,count=5")
     assert done["code"] == 1, done["said"]
     assert "*** smtecho: 0 of 1 pairs ok" in done["said"]
-    assert "FAILED: RPC to 10.0.0.2:2000: the peer stopped answering" in done["said"]
+    assert "FAILED: no session with 10.0.0.2:2000: " in done["said"]
     assert done["left"] == []
 
 
@@ -87,7 +98,10 @@ def test_plain_hosts_and_links_do_too():
     (["--topo", "star,2", "--link", "smartnic,lss=1%"], 2, "smtnet: a link has no option 'lss'"),
     (["--topo", "star,2", "--link", "smartnic,loss=7"], 2, "a share such as 0.01 or 1%"),
     (["--topo", "star,2", *SMT, "--test", "smtecho,64,5,carrier-pigeon"], 2, "smtnet: transport 'carrier-pigeon'"),
-    (["--topo", "star,2", *SMT, "--test", "smtecho,1,2,homa,sw,5"], 2, "smtnet: --test smtecho takes size=1024"),
+    (["--topo", "star,2", *SMT, "--test", "smtecho,1,2,smt,sw,tls,5"], 2, "smtnet: --test smtecho takes size"),
+    (["--topo", "star,2", "--host", "smt,session=psq"], 2, "session 'psq'; there are tls, mtls, ticket"),
+    (["--topo", "star,2", "--host", "smt,sesion=psk"], 2, "the only option is session"),
+    (["--topo", "star,2", "--host", "smt,psk"], 2, "the only option is session"),
     (["--topo", "star,2", *SMT, "--controller", "fanot"], 2, "--controller fanot: unknown; did you mean fanout?"),
     (["--topo", "star,2", *SMT, "--controller", "fanout,flow"], 2, "smtnet: --controller fanout,flow: options"),
     (["--topo", "star,2", *SMT, "--controller", "fanout,multipath=all"], 2, "one of flow, message, ecmp"),
@@ -116,6 +130,8 @@ smt echo h1 h3 64 5
 smt loss h3-eth0 0
 smt echo h1 h3 64 30 homa
 smt echo h1 h3 64 30 tls
+smt echo h1 h3 64 30 session=psk-fs
+smt echo h1 h3 64 30 session=psq
 smt loss s1-h9 1%
 smt loss s1-h3 700%
 smt echo h1 h7 64
@@ -125,8 +141,8 @@ smt offload h1 sideways
 smt frobnicate
 help smt
 """)
-    (usage, offload, start, echo, stop, nic, stats, loss, lost, no_loss, homa, tls, link, share, host, few,
-     stopped, odd, verb, helped, _eof) = answers(done)
+    (usage, offload, start, echo, stop, nic, stats, loss, lost, no_loss, homa, tls, psk, psq, link, share,
+     host, few, stopped, odd, verb, helped, _eof) = answers(done)
     assert [line.split()[1] for line in usage.splitlines()] == [
         "echo", "kv", "nic", "offload", "stats", "pcap", "loss", "paths", "links", "help"]
     assert offload == "h1: tls-hw-tx-offload on"
@@ -147,10 +163,13 @@ help smt
     assert "h3-s1: 0.000% of" in no_loss
     assert "  ok" in homa
     assert "  ok" in tls
+    assert psk.splitlines()[1].split()[4] == "psk-fs"
+    assert "  ok" in psk
+    assert psq == "*** smt: session 'psq'; there are tls, mtls, ticket, ticket-fs, psk, psk-fs"
     assert link == "*** smt: no link 's1-h9'; there are h1-s1, h2-s1, h3-s1"
     assert share == "*** smt: loss=700%: a share such as 0.01 or 1%"
     assert host == "*** smt: no host 'h7'; there are h1, h2, h3"
-    assert few == "*** smt: usage: smt echo CLIENT SERVER SIZE [COUNT] [TRANSPORT]"
+    assert few == "*** smt: usage: smt echo CLIENT SERVER SIZE [COUNT] [TRANSPORT] [session=MODE]"
     assert stopped == "*** smt: h1-eth0 is not being recorded"
     assert odd == "*** smt: usage: smt offload HOST on|off|default"
     assert verb.startswith("*** smt: no verb 'frobnicate'; there are echo, ")

@@ -39,6 +39,11 @@ def smtnet(folder: Path, *args: str):
     return json.loads(done.stdout) if done.stdout else None, done.stderr, done.returncode
 
 
+def secrets_in(folder: Path) -> list[Path]:
+    """Keys, certificates with theirs, and secrets of sessions that were left behind."""
+    return [path for pattern in ("*.keys", "*.keylog", "*.pem") for path in folder.rglob(pattern)]
+
+
 def check(result, code, rpcs):
     """Right answers to all; how busy this machine is, is not the test's business."""
     assert (result["rpcs"], result["errors"], result["content_ok"]) == (rpcs, 0, True)
@@ -62,7 +67,8 @@ def test_a_run_leaves_its_results(tmp_path, transport):
     assert (folder / "raw" / "trial1.u64").stat().st_size == 40 * 8
     # The servers saw what the clients sent: twice two processes' warm-up, and the RPCs.
     assert json.loads((folder / "counters.json").read_text()).keys() == {"h2"}
-    assert not list(folder.rglob("*.keys")), "throw-away keys are thrown away"
+    assert result.get("session", {}).get("mode", "") == ("mtls" if transport == "smt" else "")
+    assert not secrets_in(folder), "throw-away keys are thrown away"
 
 
 def test_four_hosts_over_a_bad_wire_and_nothing_leaks(tmp_path):
@@ -182,7 +188,7 @@ def test_a_signal_ends_a_run_in_the_middle_of_its_load_and_nothing_stays(tmp_pat
     assert "Traceback" not in errors
     _gone, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
-    assert not list(tmp_path.rglob("*.keys"))
+    assert not secrets_in(tmp_path)
 
 
 @pytest.mark.parametrize("victim", [("serve", "echo"), ("workloads.agent",)])
@@ -206,7 +212,7 @@ def test_a_killed_peer_ends_the_run_with_its_name(tmp_path, victim):
     finally:
         run.kill()
     assert (output, run.returncode) == ("", 1)
-    assert not list(tmp_path.rglob("*.keys"))
+    assert not secrets_in(tmp_path)
     line = [text for text in errors.splitlines() if text.startswith("smtnet: ")]
     assert len(line) == 1
     assert line[0].startswith(f"smtnet: {'h2: echo server' if victim[0] == 'serve' else 'h1: echo client'} ended")

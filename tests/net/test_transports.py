@@ -166,8 +166,8 @@ def echo_server_once(echo: Echo, transport: str, *options: str) -> tuple[str, st
 
 
 def test_one_process_serves_two_transports_from_one_event_loop(echo: Echo):
-    key_file = echo.credentials["smt"].args("b")[1]
-    with echo.net.start(echo.net.b, "tests.net.drivers", "two_transports", "2000", key_file, ready="serving"):
+    certs = echo.credentials["smt"].args("b")[1]
+    with echo.net.start(echo.net.b, "tests.net.drivers", "two_transports", "2000", certs, ready="serving"):
         for transport in ("smt", "tcp", "smt"):
             result, errors, code = echo.call(transport, "--size", "64,30000", "--count", "50",
                                              "--concurrency", "8")

@@ -153,9 +153,9 @@ def test_wrong_arguments_are_refused_before_anything_starts(wrong: dict[str, Any
 
 
 def test_the_table_tells_failed_from_not_faithful():
-    good = EchoResult("h1", "h2", "smt", 64, 10, True, 120.4, 300.0, True, "")
-    slow = EchoResult("h1", "h3", "smt", 64, 10, True, 120.4, 300.0, False, "steal")
-    bad = EchoResult("h2", "h3", "smt", 64, 0, False, None, None, False, "nobody there")
+    good = EchoResult("h1", "h2", "smt", "mtls", 64, 10, True, 120.4, 300.0, True, "")
+    slow = EchoResult("h1", "h3", "smt", "mtls", 64, 10, True, 120.4, 300.0, False, "steal")
+    bad = EchoResult("h2", "h3", "smt", "-", 64, 0, False, None, None, False, "nobody there")
     assert [line.split("  ")[-1] for line in table([good, slow, bad]).splitlines()] == [
         "result", "ok", "ok, times not faithful: steal", "FAILED: nobody there"]
 

@@ -219,7 +219,7 @@ def test_plain_homa_of_the_module_stands_beside_its_records():
 
 def test_key_updates_are_followed_from_anywhere():
     def store() -> PairKeys:
-        return PairKeys({}, SessionParams(key_update_records=8), default=keys.DEMO_SECRET)
+        return PairKeys({}, SessionParams(key_update_records=8, late_ticks=0), default=keys.DEMO_SECRET)
 
     said = talk("smt", (64,) * 1200, store=store(), twice=0.2)
     assert {epoch for _id, epoch in said.messages} == set(range(256)), "the test should see the byte wrap"
@@ -502,7 +502,7 @@ def save(path: Path, frames: list[bytes]) -> Path:
 
 
 FIELDS = {"packets", "retransmitted", "records_ok", "records_bad", "messages", "messages_complete", "bytes",
-          "nonce_reuse", "ignored", "bad_packets"}
+          "nonce_reuse", "ignored", "bad_packets", "handshake_packets"}
 
 
 def test_command_json(tmp_path, capsys):
@@ -515,18 +515,18 @@ def test_command_json(tmp_path, capsys):
     assert result["messages_complete"] == 4
     assert err == ""
     save(file, [*said.sent, flip(next(f for f in said.sent if is_data(f)), 30)])
-    assert command(file, "--json") == 1
+    assert command(file, "--keys", "demo", "--json") == 1
     out, err = capsys.readouterr()
     assert json.loads(out)["records_bad"] == 1
     assert "not authentic" in err
     save(file, said.sent + talk("smt", (64, 20_000), seed=2).sent)
-    assert command(file, "--json") == 1
+    assert command(file, "--keys", "demo", "--json") == 1
     assert json.loads(capsys.readouterr().out)["nonce_reuse"] > 0
 
 
 def test_command_table(tmp_path, capsys):
     file = save(tmp_path / "a.pcap", talk("linux", (64,)).sent)
-    assert command(file, "--profile", "linux") == 0
+    assert command(file, "--profile", "linux", "--keys", "demo") == 0
     out = capsys.readouterr().out
     assert "records authentic" in out
     assert "2, 2 of them complete" in out
@@ -535,7 +535,7 @@ def test_command_table(tmp_path, capsys):
 def test_command_mentions_what_it_could_not_read(tmp_path, capsys):
     file = save(tmp_path / "a.pcap", talk("linux", (64,)).sent)
     file.write_bytes(file.read_bytes()[:-1])
-    assert command(file, "--profile", "smt") == 0
+    assert command(file, "--profile", "smt", "--keys", "demo") == 0
     err = capsys.readouterr().err
     assert "in the middle of a packet" in err
     assert "try --profile linux" in err
@@ -543,15 +543,15 @@ def test_command_mentions_what_it_could_not_read(tmp_path, capsys):
 
 def test_command_errors(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
-        command(tmp_path / "none.pcap")
+        command(tmp_path / "none.pcap", "--keys", "demo")
     file = tmp_path / "a.pcap"
     file.write_text("certainly no capture")
     with pytest.raises(ConfigError, match="not a capture"):
-        command(file)
+        command(file, "--keys", "demo")
     with pytest.raises(ConfigError, match="key file"):
         command(file, "--keys", tmp_path / "none.keys")
     with pytest.raises(ConfigError, match="directory"):
-        command(tmp_path)
+        command(tmp_path, "--keys", "demo")
 
 
 def test_command_with_a_key_file(tmp_path):
@@ -561,7 +561,7 @@ def test_command_with_a_key_file(tmp_path):
     for profile in SEALED:
         file = save(tmp_path / f"{profile}.pcap", talk(profile, (5000,), store=keys.load(str(path), profile)).sent)
         assert command(file, "--profile", profile, "--keys", path) == 0
-        assert command(file, "--profile", profile) == 1
+        assert command(file, "--profile", profile, "--keys", "demo") == 1
 
 
 # -- the kernel module -----------------------------------------------------------------------------------

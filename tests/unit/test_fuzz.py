@@ -14,6 +14,7 @@ from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4
 from tests import fuzz
+from tests.fake_negotiator import Fake
 from tests.fuzz_engine import Round, content
 from tests.pair import CLIENT, CLIENT_PORT, MACS, SERVER, SERVER_PORT, Pair, pattern
 
@@ -55,6 +56,20 @@ def test_forged_packets_kill_no_rpc_of_smt():
         assert findings.forged == []
         assert findings.killed == [], f"Round('smt', {seed}).run(10_000)"
         assert len(a_round.asked) > 50
+
+
+@pytest.mark.parametrize("seed", [8, 9, 11, 24, 25, 31])
+def test_forgers_gain_nothing_where_sessions_are_made_by_handshakes(seed):
+    a_round = Round("smt", seed)
+    assert a_round.negotiated
+    findings = a_round.run(5000)
+    assert findings.escaped == findings.forged == findings.killed == findings.unbounded == []
+    counters = a_round.pair.server.endpoint.counters
+    assert counters.frames_held > 0
+    # Forged flags: handed on, and nothing else.
+    heard = a_round.pair.server.endpoint._negotiator
+    assert isinstance(heard, Fake)
+    assert heard.heard
 
 
 def test_the_same_seed_is_the_same_attack():

@@ -41,6 +41,8 @@ def execute(program: list[bpf.Instruction], packet: bytes) -> int:
             accumulator = int.from_bytes(packet[constant:constant + size], "big")
         elif code == bpf.JUMP_EQUAL:
             at += jump_true if accumulator == constant else jump_false
+        elif code == bpf.JUMP_SET:
+            at += jump_true if accumulator & constant else jump_false
         elif code == bpf.RSH:
             accumulator >>= constant
         elif code == bpf.MOD:
@@ -96,18 +98,31 @@ def test_nothing_passes_the_guard():
     assert execute(bpf.reject_all(), frame()) == 0
 
 
+def fanned(workers: int, handshakes: bool, sender_id: int, flags: int = 0) -> int:
+    """The worker a frame with this id and header byte +11 goes to."""
+    payload = bytes(7) + bytes((flags,)) + bytes(8) + sender_id.to_bytes(8, "big") + bytes(12)
+    # The kernel runs it from the IP header on.
+    return execute(fanout_program(workers, handshakes), frame(payload=payload)[14:])
+
+
+@pytest.mark.parametrize("handshakes", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_fanout_is_by_message_and_even(workers):
+def test_fanout_is_by_message_and_even(workers, handshakes):
     """Successive ids go round; both directions' ids of an RPC (they differ in bit 0) to one worker."""
     def worker(sender_id: int) -> int:
-        payload = bytes(16) + sender_id.to_bytes(8, "big") + bytes(12)
-        # The kernel runs it from the IP header on.
-        return execute(fanout_program(workers), frame(payload=payload)[14:])
+        return fanned(workers, handshakes, sender_id, 0xFB)
 
     ids = range(2, 2 + 2 * workers * 5, 2)
     assert [worker(i) for i in ids] == [(i // 2) % workers for i in ids]
     assert all(worker(i) == worker(i ^ 1) for i in ids)
     assert worker(2**63 + 4) == 2 % workers
+
+
+def test_handshakes_are_all_the_first_workers():
+    assert {fanned(3, True, i, 0x04) for i in range(2, 20, 2)} == {0}
+    assert {fanned(3, True, i, 0x07) for i in range(2, 20, 2)} == {0}
+    # The kernel module has no flags.
+    assert {fanned(3, False, i, 0x04) for i in range(2, 20, 2)} == {0, 1, 2}
 
 
 # -- neighbours ------------------------------------------------------------------------------------------
@@ -181,8 +196,8 @@ def test_the_event_loop_wakes_for_the_pacer_after_a_reply():
     """Nothing comes in then that would do it: the client waits for the rest of the answer."""
     async def main() -> None:
         slow = TransportParams(link_mbps=100, max_gso_size=1500, timeout_resends=1000)
-        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", params=slow)) as server,
-                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux", params=PATIENT)) as client):
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", "demo", params=slow)) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux", "demo", params=PATIENT)) as client):
             asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?", 5.0))
             request = await server.receive()
             assert request.peer == ("10.0.0.1", 40_000)
@@ -198,8 +213,8 @@ def test_the_event_loop_wakes_for_the_pacer_after_a_reply():
 def test_the_event_loop_wakes_for_delayed_frames():
     async def main() -> None:
         delay = Impairments(ImpairmentRates(delay_ns=200_000_000))
-        context = SmtContext("e0", "linux", params=PATIENT, tx_impairments=delay)
-        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
+        context = SmtContext("e0", "linux", "demo", params=PATIENT, tx_impairments=delay)
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", "demo")) as server,
                     AioSocket(("10.0.0.1", 40_000), context) as client):
             asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?", 5.0))
             await asyncio.sleep(0)
@@ -215,8 +230,8 @@ def test_the_event_loop_wakes_for_delayed_frames():
 @pytest.mark.usefixtures("cable")
 def test_cancelling_aborts():
     async def main() -> None:
-        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
-                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux")) as client):
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", "demo")) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux", "demo")) as client):
             asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
             request = await server.receive()
             asked.cancel()
@@ -232,8 +247,8 @@ def test_cancelling_aborts():
 @pytest.mark.usefixtures("cable")
 def test_closing_ends_what_is_under_way():
     async def main() -> None:
-        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux")) as server,
-                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux")) as client):
+        async with (AioSocket(("10.0.0.2", PORT), SmtContext("e0", "linux", "demo")) as server,
+                    AioSocket(("10.0.0.1", 40_000), SmtContext("e0", "linux", "demo")) as client):
             asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
             await server.receive()
             client.close()

@@ -432,3 +432,47 @@ def test_a_lower_limit_destroys_the_contexts_longest_unused():
     pair.run()
     pair.check()
     assert nic.counters.tx_tls_no_ctx > fallback
+
+
+# -- keys that are over ------------------------------------------------------------------------------------
+
+
+def test_the_device_forgets_keys_of_epochs_that_are_over():
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(key_update_records=4)), config=OFFLOAD)
+    for number in range(12):
+        pair.request(pattern(3000, number))
+        pair.run()
+    pair.check()
+    nic = pair.client.nic
+    assert nic.contexts() > 4
+    held = len(pair.client.driver._contexts)
+    pair.run(settle=True)  # time passes: the epochs are forgotten
+    pair.client.driver.forget_routes()
+    assert nic.contexts() == len(pair.client.driver._contexts) <= OFFLOAD.queues < held
+    # Those in use are still there.
+    created = nic.counters.tx_tls_ctx
+    for number in range(OFFLOAD.queues):
+        pair.request(pattern(100, number))
+    pair.run()
+    assert nic.counters.tx_tls_ctx <= created + OFFLOAD.queues
+    assert pair.records_failed() == 0
+
+
+def test_the_device_forgets_keys_of_sessions_that_are_over():
+    pair = Pair(config=OFFLOAD)
+    pair.request(pattern(3000))
+    pair.client.post(0)
+    pair.client.endpoint.end_session(SERVER, SERVER_PORT, "", 0)
+    pair.client.driver.forget_routes()
+    assert pair.client.nic.contexts() == 1  # what is posted needs it
+    assert pair.client.nic.process()
+    pair.client.driver.forget_routes()
+    assert pair.client.nic.contexts() == 0
+    # A message that outlives its keys is sealed by software.
+    pair.client.endpoint.next_event()
+    pair.request(pattern(3000))
+    pair.session(pair.client).end()
+    fallbacks = pair.client.nic.counters.tx_tls_fallback
+    pair.run(limit_ns=1_000_000)
+    assert pair.client.nic.contexts() == 0
+    assert pair.client.nic.counters.tx_tls_fallback > fallbacks

@@ -476,7 +476,7 @@ def test_damaged_settings_change_nothing_and_are_counted(control):
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SmtSocket, SmtSocket]]:
-    context = SmtContext(IFACE, "linux", nic=NicConfig(tls_hw_tx_offload=True))
+    context = SmtContext(IFACE, "linux", "demo", nic=NicConfig(tls_hw_tx_offload=True))
     with joined(monkeypatch, context) as (client, server):
         yield client, server
 
@@ -518,7 +518,7 @@ def test_counters_are_published_when_work_is_done_and_at_the_end(ends):
 
 def test_queues_are_those_of_sockets_opened_later(monkeypatch):
     NicState.open(IFACE).set_queues(3)
-    with joined(monkeypatch, SmtContext(IFACE, "linux")) as ends:
+    with joined(monkeypatch, SmtContext(IFACE, "linux", "demo")) as ends:
         assert {end.loop.nic.config.queues for end in ends} == {3}
 
 

@@ -16,8 +16,8 @@ from workloads.options import add_transport_options, parse_param, settings
 def params(*options: str, transport: str = "smt") -> TransportParams:
     parser = argparse.ArgumentParser()
     add_transport_options(parser)
-    got = settings(parser.parse_args(["--transport", transport, "--iface", "lo", "--addr", "127.0.0.1:4000",
-                                      "--mtu", "1500", *options])).params
+    got = settings(parser.parse_args(["--transport", transport, "--certs", "a", "--iface", "lo",
+                                      "--addr", "127.0.0.1:4000", "--mtu", "1500", *options])).params
     assert got is not None
     return got
 

@@ -141,7 +141,7 @@ def test_grants_stay_within_max_incoming() -> None:
 def incoming(host: Host, birth: int, length: int, received: int) -> Rpc:
     """A server RPC of which ``received`` bytes arrived, none granted beyond."""
     keys = EpochKeys(0, NO_KEYS, NO_KEYS, 16)
-    rpc = Rpc(Peer(host, 1, 2, Session()), 3, 3, keys, False, birth, 0)
+    rpc = Rpc(Peer(host, 1, 2, Session(), 1_000_000), 3, 3, keys, False, birth, 0)
     rpc.inm = StreamIn(length)
     rpc.inm.received = rpc.inm.granted = received
     return rpc

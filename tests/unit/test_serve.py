@@ -15,6 +15,10 @@ class Idle:
     def __init__(self, turns: int = 100) -> None:
         self.left = turns
         self.lingered = False
+        self.failures: list[str] = []
+
+    def failure(self) -> str:
+        return self.failures[min(100 - self.left, len(self.failures)) - 1] if self.failures else ""
 
     def drive(self, _timeout_s: float) -> None:
         self.left -= 1
@@ -45,6 +49,15 @@ def test_an_orphan_ends(monkeypatch):
     server = Idle()
     echo.run(server)  # type: ignore[arg-type]
     assert server.left == 99
+
+
+def test_why_clients_fail_is_said_when_it_happens_and_once(capsys):
+    echo = EchoServer()
+    server = Idle()
+    server.failures = ["one", "one", "", "two"]
+    with pytest.raises(AssertionError, match="never ends"):
+        echo.run(server)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "smtnet: failure: one\nsmtnet: failure: two\n"
 
 
 def test_it_goes_on_as_long_as_nobody_stops_it():

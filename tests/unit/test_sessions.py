@@ -23,6 +23,7 @@ from smtstack.crypto.aead import (
 )
 from smtstack.crypto.keys import (
     DEMO_SECRET,
+    EarlySecrets,
     Endpoints,
     LinuxKeys,
     PairKeys,
@@ -30,7 +31,7 @@ from smtstack.crypto.keys import (
     TrafficSecrets,
     demo_keys,
 )
-from smtstack.crypto.session import SessionParams, SmtSession
+from smtstack.crypto.session import EPOCHS_AHEAD, MAX_LATE, NO_KEYS, EpochKeys, SessionParams, SmtSession
 from smtstack.errors import ConfigError, LocalError
 from smtstack.transport.endpoint import Endpoint
 from smtstack.wire import homa
@@ -109,70 +110,198 @@ def test_keys_change_at_half_the_ciphers_limit():
     assert session.begin_rpc()[0].epoch == 1
 
 
-def test_used_up_ids_move_the_epoch_and_at_most_two_live_at_once():
+def leave(session: SmtSession, tick: int = 0, proven: bool = True) -> EpochKeys:
+    """One request, in a new epoch; ``proven``: it is answered."""
+    session.update_keys()
+    keys, _id = session.begin_rpc(tick)
+    keys.active -= 1
+    if proven:
+        session.proved(keys, tick)
+    return keys
+
+
+def test_used_up_ids_move_the_epoch_and_none_serves_twice():
     session = smt_session(SessionParams(index_bits=48))
     assert session.id_limit == 1 << 16
     used: set[tuple[int, int]] = set()
-
-    def begin_all() -> None:
-        epoch = session.current.epoch
-        while session.current.epoch == epoch and session.next_id < session.id_limit:
+    for epoch in range(EPOCHS_AHEAD + 1):
+        for number in range(2, 1 << 16, 2):
             keys, rpc_id = session.begin_rpc()
-            assert rpc_id < session.id_limit
+            assert (keys.epoch, rpc_id) == (epoch, number)
             assert (keys.epoch, rpc_id) not in used
             used.add((keys.epoch, rpc_id))
             keys.active -= 1
-
-    slow, _id = session.begin_rpc()  # stays
-    begin_all()
-    keys, first = session.begin_rpc()
-    assert (keys.epoch, first) == (1, 2)
-    keys.active -= 1
-    begin_all()
-    with pytest.raises(LocalError, match="used up"):
+    # The peer answered nothing: it might not follow further.
+    with pytest.raises(LocalError, match=r"used up.*the peer answered nothing under the last 4 keys"):
         session.begin_rpc()
-    slow.active -= 1
-    assert session.begin_rpc()[0].epoch == 2
+    session.proved(session.current)
+    assert session.begin_rpc()[0].epoch == EPOCHS_AHEAD + 1
 
 
-def test_key_updates_wait_while_the_last_epoch_is_in_use():
-    session = smt_session(SessionParams())
-    slow, _id = session.begin_rpc()
-    for expected in (1, 1, 1):
-        session.update_keys()
-        assert session.begin_rpc()[0].epoch == expected
-    slow.active -= 1
-    assert session.begin_rpc()[0].epoch == 2
+def test_keys_may_not_change_faster_than_they_are_forgotten():
+    session = smt_session(SessionParams(late_ticks=100))
+    for epoch in range(1, MAX_LATE + 1):
+        assert leave(session, epoch).epoch == epoch
+    assert leave(session, 50).epoch == MAX_LATE
+    session.next_id = session.id_limit
+    with pytest.raises(LocalError, match="16 lasted less than 100 ticks"):
+        session.begin_rpc()
+    session.next_id = 1000
+    assert session.forget(100) == 101  # the first was left at tick 1
+    assert leave(session, 100).epoch == MAX_LATE
+    assert session.forget(101) == 102
+    assert leave(session, 101).epoch == MAX_LATE + 1
+
+
+def test_an_rpc_that_lasts_keeps_its_keys_and_holds_up_nothing():
+    session = smt_session(SessionParams(late_ticks=1))
+    slow, slow_id = session.begin_rpc()
+    for epoch in range(1, 200):
+        assert leave(session, epoch).epoch == epoch
+        session.forget(epoch + 1)
     assert session.own_keys(0) is None
-    assert session.own_keys(1) is not None
+    assert not session.issued(0, slow_id)
+    assert slow.rx.decrypt(2, slow.rx.encrypt(2, b"", b""), b"") == b""
+    # The wire has 8 bits for the epoch: only after so many it must end, or the ids will.
+    assert [leave(session, 300).epoch, leave(session, 301).epoch] == [200, 200]
+    session.next_id = session.id_limit
+    with pytest.raises(LocalError, match="an RPC still runs under the key of epoch 0"):
+        session.begin_rpc()
+    assert session.request_keys(201) is None
+    slow.active -= 1
+    assert session.request_keys(201) is not None
+    assert session.begin_rpc()[0].epoch == 201
+
+
+def test_a_long_rpc_survives_many_key_updates():
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(key_update_records=1, late_ticks=20)))
+    pair.answering = False
+    pair.request(b"slow")
+    pair.run(limit_ns=1_000_000)
+    pair.answering = True
+    slow, = pair.unanswered
+    keys = slow.rpc.keys
+    for size in range(1, 301):
+        pair.request(pattern(size, size))
+        pair.run(limit_ns=100_000_000)
+        pair.now += 2_000_000
+        for side in (pair.client, pair.server):
+            side.endpoint.handle_timeout(pair.now)
+    session = pair.session(pair.client)
+    assert 100 < session.current.epoch <= 200
+    pair.server.endpoint.send_reply(slow.rpc, slow.data[::-1], pair.now)
+    pair.delivered.append(slow.data)
+    assert keys.tx.retired
+    assert keys.tx is not NO_KEYS
+    pair.run(settle=True)
+    pair.check()
+    # Acknowledged, and with that the last use of the keys.
+    assert pair.server.endpoint.snapshot()["rpcs"] == 0
+    assert keys.tx is keys.rx is NO_KEYS
 
 
 def test_window_of_epochs_a_peer_may_use():
-    session = smt_session(SessionParams())
+    session = smt_session(SessionParams(late_ticks=10))
     for newest in range(300):
-        for near in {max(newest - 1, 0), newest, newest + 1}:
-            keys = session.request_keys(near & 0xFF)
+        for ahead in range(-1 if newest else 0, EPOCHS_AHEAD + 1):
+            keys = session.request_keys(newest + ahead & 0xFF)
             assert keys is not None
-            assert keys.epoch == near
-        for far in (newest - 2, newest + 2, newest + 100):
-            if far & 0xFF not in {(newest + d) & 0xFF for d in (-1, 0, 1)}:
-                assert session.request_keys(far & 0xFF) is None
+            assert keys.epoch == newest + ahead
+            assert session.request_keys(newest + ahead & 0xFF) is keys  # and so its replay guard
+        for far in (-2, EPOCHS_AHEAD + 1, 100, 200):
+            assert session.request_keys(newest + far & 0xFF) is None
         nxt = session.request_keys(newest + 1 & 0xFF)
         assert nxt is not None
-        session.accept(nxt)
-    assert session.request_keys(298 & 0xFF) is None  # 299 and 300 are in use
+        session.forget(20 * newest)
+        session.accept(nxt, 20 * newest)
+        assert session.current is nxt
+    # Nobody left the last before it was proved: it stays as long as that may take.
+    assert session.request_keys(299 & 0xFF) is not None
+    session.forget(300 * 20)
+    assert session.request_keys(299 & 0xFF) is None
+    assert session.request_keys(300 & 0xFF) is session.current
 
 
-def test_requests_of_a_retired_epoch_are_refused():
+def test_a_worker_that_saw_no_request_of_some_epochs_follows():
+    worker = smt_session(SessionParams())
+    newest = worker.request_keys(EPOCHS_AHEAD)
+    assert newest is not None
+    worker.accept(newest, 5)
+    assert worker.current is newest
+    for epoch in range(EPOCHS_AHEAD):
+        late = worker.request_keys(epoch)
+        assert late is not None
+        assert late.epoch == epoch
+        assert late.rx.key == TrafficSecrets(DEMO_SECRET, ENDS, AES_128_GCM).keys(epoch)[1].key
+    worker.forget(5 + worker.params.late_ticks)
+    assert all(worker.request_keys(epoch) is None for epoch in range(EPOCHS_AHEAD))
+    with pytest.raises(LocalError, match="forgotten"):
+        worker.schedule(EPOCHS_AHEAD - 1)
+
+
+def test_both_ends_use_one_row_of_epochs():
+    pair = Pair(keys=lambda: demo_keys("smt", SessionParams(late_ticks=20)))
+    for number in range(4):
+        pair.request(b"round %d" % number)
+        pair.run()
+        assert pair.session(pair.server).current.epoch == pair.session(pair.client).current.epoch == number
+        if number < 3:
+            pair.session(pair.client).update_keys()
+    rpc = pair.server.endpoint.send_request(CLIENT, CLIENT_PORT, b"back", pair.now)
+    assert (rpc.keys.epoch, rpc.id) == (3, 2)
+
+
+def test_peers_that_change_keys_too_fast_cost_bounded_memory():
+    session = smt_session(SessionParams())
+    for epoch in range(1, 100):
+        keys = session.request_keys(epoch)
+        assert keys is not None
+        session.accept(keys, 0)
+    assert session.request_keys(99 - 2 * MAX_LATE) is not None
+    assert session.request_keys(99 - 2 * MAX_LATE - 1) is None
+
+
+def test_requests_of_a_forgotten_epoch_are_refused():
     pair = Pair(keys=lambda: demo_keys("smt", SessionParams(key_update_records=1)))
-    for size in (1, 2, 3, 4):
+    for size in (1, 2):
         pair.request(pattern(size))
         pair.run()
-    before = pair.server.endpoint.counters.key_unknown
+    counters = pair.server.endpoint.counters
     pair.deliver(pair.frames[0], pair.server)
-    assert pair.server.endpoint.counters.key_unknown == before + 1
+    assert (counters.replays, counters.key_unknown) == (1, 0)
+    old = pair.session(pair.server).request_keys(0)
+    assert old is not None
+    keys = old.tx, old.rx
+    assert not any(k.retired for k in keys)
     pair.run(settle=True)
+    assert pair.now >= 400 * 1_000_000
+    assert all(k.retired for k in keys)
+    assert old.tx is old.rx is NO_KEYS
+    pair.deliver(pair.frames[0], pair.server)
+    assert (counters.replays, counters.key_unknown) == (1, 1)
     pair.check()
+
+
+def test_late_requests_of_the_last_epoch_are_taken():
+    """Lost when the keys change, and sent again under the key they were sealed with."""
+    lost = 0
+
+    def wire(frame: bytes) -> list[bytes]:
+        nonlocal lost
+        if frame[47] == homa.DATA and not frame[61] & 1 and frame[44] == 0 and lost < 3:
+            lost += 1
+            return []
+        return [frame]
+
+    pair = Pair(keys=lambda: demo_keys("smt"), wire=wire)
+    for number in range(3):
+        pair.request(b"lost %d" % number)
+    pair.session(pair.client).update_keys()
+    pair.request(b"under the next key")
+    pair.run()
+    pair.check()
+    assert lost == 3
+    assert pair.delivered[0] == b"under the next key"
 
 
 def test_no_two_directions_epochs_ports_hosts_or_ciphers_share_a_key():
@@ -199,6 +328,57 @@ def test_key_schedule_by_hand():
         tx, _rx = TrafficSecrets(DEMO_SECRET, ENDS, AES_128_GCM).keys(epoch)
         assert (tx.key, tx.iv) == (expand_label(secret, b"key", b"", 16), expand_label(secret, b"iv", b"", 12))
         secret = expand_label(secret, b"traffic upd", b"", 32)
+
+
+def held_by(thing: object) -> list[bytes]:
+    """All bytes an object with slots holds, directly or in others of our own."""
+    out: list[bytes] = []
+    for name in getattr(type(thing), "__slots__", ()):
+        value = getattr(thing, name)
+        out += [value] if isinstance(value, bytes) else held_by(value)
+    return out
+
+
+def test_the_schedule_goes_forward_only():
+    free, bound = (TrafficSecrets(DEMO_SECRET, ENDS, AES_128_GCM) for _ in range(2))
+    first = set(held_by(bound))
+    assert len(first) == 2
+    for epoch in range(1, 6):
+        keys = bound.keys(epoch, epoch - 1)
+        assert [(k.key, k.iv) for k in keys] == [(k.key, k.iv) for k in free.keys(epoch)]
+        bound.keys(epoch, epoch)
+        secrets = set(held_by(bound))
+        assert len(secrets) == 2
+        assert not secrets & first
+        first |= secrets
+        with pytest.raises(LocalError, match=f"epoch {epoch - 1} are forgotten"):
+            bound.keys(epoch - 1)
+    assert free.keys(0)[0].key == TrafficSecrets(DEMO_SECRET, ENDS, AES_128_GCM).keys(0)[0].key
+
+
+def test_early_and_forward_secret_keys():
+    """Only the client's first epoch comes from the early secret."""
+    early, later = bytes(32), bytes(range(32))
+    there = Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT)
+    client = EarlySecrets(early, later, ENDS, AES_128_GCM, is_client=True)
+    server = EarlySecrets(early, later, there, AES_128_GCM, is_client=False)
+    old, new = (TrafficSecrets(s, ENDS, AES_128_GCM) for s in (early, later))
+    for epoch in range(3):
+        tx, rx = client.keys(epoch)
+        assert [k.key for k in server.keys(epoch)] == [rx.key, tx.key]
+        assert tx.key == (new if epoch else old).keys(epoch)[0].key
+        assert rx.key == new.keys(epoch)[1].key
+    begun = EarlySecrets(early, b"", ENDS, AES_128_GCM, is_client=True)
+    assert begun.keys(0)[0].key == old.keys(0)[0].key
+    assert begun.keys(0)[1] is NO_KEYS
+    with pytest.raises(LocalError, match="first flight only"):
+        begun.keys(1)
+    # What nobody asks for again is gone.
+    for secrets in (client, server):
+        secrets.keys(1, 1)
+        assert not {old.keys(0)[0].key, *held_by(old)} & set(held_by(secrets))
+        with pytest.raises(LocalError, match="forgotten"):
+            secrets.keys(0)
 
 
 # -- key files ---------------------------------------------------------------------------------------------

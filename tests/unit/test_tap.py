@@ -22,12 +22,13 @@ from smtstack.io.nic_state import NicState
 from smtstack.nic.device import NicConfig
 from smtstack.socket import SmtContext, SmtSocket
 from tests.cable import exchange, joined
+from tests.captures import decrypt
 from workloads import pcap
 
 IFACE = "lo"
 CANARY = b"plaintext canary"
 DATA = CANARY * 1000
-HARDWARE = SmtContext(IFACE, "linux", nic=NicConfig(tls_hw_tx_offload=True))
+HARDWARE = SmtContext(IFACE, "linux", "demo", nic=NicConfig(tls_hw_tx_offload=True))
 TIME = 1_700_000_000_123_456_789
 
 
@@ -76,8 +77,8 @@ def test_blocks_are_read_as_they_were_written():
     for n, frame in enumerate(frames):
         data += pcapng.packet(n % 2, TIME + n, frame, outwards=n < 2, comment="x" * n)
     reader = Reader(io.BytesIO(data))
-    assert list(reader.frames_untrusted()) == [Captured(TIME + n, 1, frame, ("e0", "e0 host")[n % 2])
-                                               for n, frame in enumerate(frames)]
+    assert list(reader.frames_untrusted()) == [
+        Captured(TIME + n, 1, frame, ("e0", "e0 host")[n % 2], "x" * n, n < 2) for n, frame in enumerate(frames)]
     assert (reader.truncated, reader.shortened) == (0, 0)
 
 
@@ -105,7 +106,10 @@ def test_tshark_reads_the_same(monkeypatch, tmp_path):
     assert [(row[0], int(row[1])) for row in rows] == [(c.interface, len(c.frame)) for c in got]
     assert {row[3] for row in rows} == {"1"}  # every IP checksum is good
     assert {int(row[2], 0) for row in rows} == {1, 2}  # in and out
-    assert all(bool(row[4]) == row[0].endswith(" host") for row in rows)
+    assert {row[4].split(",")[0] for row in rows if row[0].endswith(" host")} <= {"queue 0"}
+    # What leaves says who sealed it; of what enters nobody here knows.
+    assert any(row[4].startswith("offload: hw") for row in rows)
+    assert all(row[4] == "" for row in rows if row[2] == "0x00000001" and not row[0].endswith(" host"))
 
 
 # -- what is recorded ------------------------------------------------------------------------------------
@@ -150,10 +154,23 @@ def test_the_host_side_is_plaintext_with_record_numbers(monkeypatch, tmp_path):
     assert half > 1
 
 
+@pytest.mark.parametrize(("hardware", "way"), [(True, "hw"), (False, "sw")])
+def test_a_decrypted_recording_tells_who_sealed(monkeypatch, tmp_path, hardware, way):
+    path = tmp_path / "x.pcapng"
+    monkeypatch.setattr(f"{__name__}.HARDWARE",
+                        SmtContext(IFACE, "linux", "demo", nic=NicConfig(tls_hw_tx_offload=hardware)))
+    # Both ends write to one file, each when it likes; a NIC of one end has what leaves with who sealed it.
+    left = [p for p in record(monkeypatch, path, False) if p.outwards]
+    opened = decrypt(left, "linux", demo_keys("linux"))
+    assert {twin.said["offload"] for twin in opened.twins()} == {way}
+    assert opened.counts.messages_complete == 2
+    assert opened.counts.bytes == 2 * len(DATA)
+
+
 def test_impairments_sit_beyond_the_tap(monkeypatch, tmp_path):
     path = tmp_path / "x.pcapng"
     state = NicState.open(IFACE)
-    with joined(monkeypatch, SmtContext(IFACE, "linux")) as ends:
+    with joined(monkeypatch, SmtContext(IFACE, "linux", "demo")) as ends:
         state.start_tap(path)
         state.assign("loss=100%")
         ends[0].send_request(("10.0.0.2", 2000), DATA)

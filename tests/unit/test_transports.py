@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import socket
 import ssl
@@ -370,24 +369,6 @@ def test_a_kernel_without_tls_is_said(monkeypatch):
 
 # -- credentials ---------------------------------------------------------------------------------------------
 
-def test_each_host_has_the_keys_of_its_own_pairs_only(tmp_path):
-    made = credentials.make(tmp_path / "keys", "smt", HOSTS)
-    seen: dict[frozenset[str], str] = {}
-    for name, ip in HOSTS.items():
-        option, path = made.args(name)
-        assert option == "--keys"
-        assert made.environment(name) == {}
-        with open(path) as f:
-            content = json.load(f)
-        assert "linux" not in content
-        assert len(content["pairs"]) == 2
-        for pair in content["pairs"]:
-            assert ip in pair["hosts"]
-            # Both hosts of a pair have the same secret, no other pair has it.
-            assert seen.setdefault(frozenset(pair["hosts"]), pair["secret"]) == pair["secret"]
-    assert len(set(seen.values())) == 3
-
-
 def test_linux_hosts_share_keys_and_homa_and_tcp_have_none(tmp_path):
     linux = credentials.make(tmp_path / "linux", "linux", HOSTS)
     texts = set()
@@ -400,8 +381,9 @@ def test_linux_hosts_share_keys_and_homa_and_tcp_have_none(tmp_path):
         assert made.args("a") == []
 
 
-def test_certificates_are_for_one_address_by_one_authority(tmp_path):
-    made = credentials.make(tmp_path / "certs", "tls", HOSTS)
+@pytest.mark.parametrize("transport", ["smt", "tls"])
+def test_certificates_are_for_one_address_by_one_authority(tmp_path, transport):
+    made = credentials.make(tmp_path / "certs", transport, HOSTS)
     authorities = set()
     for name, ip in HOSTS.items():
         option, folder = made.args(name)
@@ -422,7 +404,7 @@ def test_certificates_are_for_one_address_by_one_authority(tmp_path):
         transports.open_server(Settings("tls", ("127.0.0.1", 0), certs=tmp_path / "certs" / "a"), echo)
 
 
-@pytest.mark.parametrize("transport", ["smt", "tls"])
+@pytest.mark.parametrize("transport", ["linux", "tls"])
 def test_nobody_else_can_read_credentials(tmp_path, transport):
     credentials.make(tmp_path / "made", transport, HOSTS)
     for path in [tmp_path / "made", *(tmp_path / "made").rglob("*")]:

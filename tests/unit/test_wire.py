@@ -330,3 +330,21 @@ def test_scapy_agrees_with_the_frames_of_our_nic(profile):
     longest = (10).to_bytes(8, "big")
     segment = [Ether(f)[IP].id for f in pair.frames if f[47] == homa.DATA and f[54:62] == longest]
     assert segment[:7] == [0, 1, 2, 3, 4, 5, 0]  # six packets a segment, counted by the IP ID
+
+
+def test_the_handshake_flag_is_where_every_type_has_it():
+    pair = Pair()
+    pair.request(pattern(30_000))
+    pair.run(settle=True)
+    kinds = set()
+    for frame in pair.frames:
+        assert not wire_frame.is_handshake(frame)
+        flags = frame[wire_frame.FLAGS_AT] | homa.HANDSHAKE
+        marked = frame[:wire_frame.FLAGS_AT] + bytes((flags,)) + frame[wire_frame.FLAGS_AT + 1:]
+        assert wire_frame.is_handshake(marked)
+        # The parser has no other use for the bit.
+        assert wire_frame.parse_untrusted(marked, SMT) == wire_frame.parse_untrusted(frame, SMT)
+        kinds.add(frame[wire_frame.TYPE_AT])
+        assert not wire_frame.is_handshake(marked[:wire_frame.MIN_LEN - 1])
+    assert len(kinds) >= 4
+    assert not wire_frame.is_handshake(b"")

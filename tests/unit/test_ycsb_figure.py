@@ -11,7 +11,7 @@ import pytest
 
 from tests.rows import comparison as echo_rows
 from tests.rows import row
-from workloads import plots, report, reproduce, table
+from workloads import fig8, plots, report, table
 from workloads.results import ResultFolder
 
 #: Operations per second: smt in software is 1.1 of tls, in hardware 1.2; homa is 0.9 of tcp.
@@ -27,7 +27,7 @@ def rows(trials: int = 3) -> list[dict[str, Any]]:
 
 
 def test_the_table_has_medians_and_ratios_beside_the_papers():
-    found = reproduce.comparison(rows())
+    found = fig8.comparison(rows())
     assert [(point["value_bytes"], point["workload"]) for point in found] == [(64, "a"), (64, "f"), (4096, "a"),
                                                                              (4096, "f")]
     first = found[0]
@@ -36,18 +36,18 @@ def test_the_table_has_medians_and_ratios_beside_the_papers():
     assert first["ratio"] == {"smt-sw/tls": 1.1, "smt-hw/tls": 1.2, "homa/tcp": 0.9}
     assert first["paper"] == {"smt-sw/tls": (1.05, 1.24), "homa/tcp": (1.03, 1.13)}
     assert found[2]["paper"]["homa/tcp"] == (0.98, 1.03)
-    assert reproduce.summary(found)["smt-sw/tls"] == {"min": 1.1, "max": 1.1}
+    assert fig8.summary(found)["smt-sw/tls"] == {"min": 1.1, "max": 1.1}
 
 
 def test_the_same_as_csv_and_text():
-    found = reproduce.comparison(rows())
-    lines = list(csv.DictReader(io.StringIO(reproduce.as_csv(found))))
+    found = fig8.comparison(rows())
+    lines = list(csv.DictReader(io.StringIO(fig8.as_csv(found))))
     assert len(lines) == 4
     assert lines[0]["homa ops_per_s"] == "9180.0"
     assert lines[0]["smt-hw/tls"] == "1.2"
     assert lines[0]["smt-hw/tls paper low"] == ""
     assert lines[3]["homa/tcp paper high"] == "1.03"
-    text = reproduce.as_text(found).splitlines()
+    text = fig8.as_text(found).splitlines()
     assert " ".join(text[1].split()) == "A, 64 B 1.10 (paper 1.05-1.24) 1.20 0.90 (paper 1.03-1.13)"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from smtstack.errors import ConfigError
@@ -15,17 +15,18 @@ from workloads.transports import ktls, tls
 from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.messages import MessageCaller, MessageServer
+from workloads.transports.sessions import FROM_TICKETS, SessionSettings
 from workloads.transports.stream import Stream
 from workloads.transports.stream_caller import StreamCaller
 from workloads.transports.stream_server import StreamServer
 
-#: On packets of our own: need root, an interface and (but for homa) a key file.
+#: On packets of our own: need root and an interface.
 PACKET_TRANSPORTS = ("smt", "homa", "linux")
 #: On the kernel's TCP.
 STREAM_TRANSPORTS = ("tcp", "tls", "ktls")
-#: Those that need a key file, and those that need certificates.
-KEYED = ("smt", "linux")
-CERTIFIED = ("tls", "ktls")
+#: Those that need a key file, and those that need certificates (smt can do with a key file, too).
+KEYED = ("linux",)
+CERTIFIED = ("smt", "tls", "ktls")
 NAMES = (*PACKET_TRANSPORTS, *STREAM_TRANSPORTS)
 #: Nobody on the wire can read what these carry.
 ENCRYPTED = (*KEYED, *CERTIFIED)
@@ -46,19 +47,29 @@ class Settings:
     """Our address. A stream client needs none, and takes any free port in any case."""
     interface: str | None = None
     """Where ``local`` is; packet transports need it."""
-    keys: str = "demo"
+    keys: str | None = None
+    """A key file (smt: instead of a handshake); linux: or ``demo``."""
     certs: Path | None = None
-    """Folder of this host's certificate (tls, ktls)."""
+    """Folder of this host's certificate (smt, tls, ktls)."""
     nic: str = "sw"
     poll_ns: int = 0
     """Busy-wait this long before blocking."""
     params: TransportParams | None = None
     """Packet transports; ``max_message_length`` is everybody's."""
+    session: SessionSettings = field(default_factory=SessionSettings)
+    """How sessions of smt begin, if not with keys from a file."""
 
     @property
     def limit(self) -> int:
         """Bytes of the longest message."""
         return (self.params or TransportParams()).max_message_length
+
+    @property
+    def session_mode(self) -> str | None:
+        """How sessions of smt begin, ``keys``: with keys from a file; None: another transport."""
+        if self.transport != "smt":
+            return None
+        return "keys" if self.certs is None else self.session.mode
 
 
 def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
@@ -67,7 +78,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
     if settings.transport in PACKET_TRANSPORTS:
-        return MessageCaller(_packet_socket(settings, None), peers)
+        return MessageCaller(SmtSocket(*_end(settings)), peers)
     local_ip = settings.local[0] if settings.local is not None else None
     return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
 
@@ -78,19 +89,27 @@ def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = No
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
     if settings.transport in PACKET_TRANSPORTS:
-        return MessageServer(_packet_socket(settings, fanout), handler)
+        local, context = _end(settings)
+        # A caller has no tickets to publish, and nothing that must outlive it.
+        publish = settings.session.mode in FROM_TICKETS
+        context = replace(context, fanout=fanout, publish=publish, state=settings.session.state)
+        return MessageServer(SmtSocket(local, context), handler)
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
                         settings.poll_ns, fanout is not None)
 
 
-def _packet_socket(settings: Settings, fanout: Fanout | None) -> SmtSocket:
+def _end(settings: Settings) -> tuple[Address, SmtContext]:
+    """What makes a packet transport's socket."""
     if settings.local is None or settings.interface is None:
         raise ConfigError(f"{settings.transport} needs --iface and --addr: it sends its own packets")
+    session = settings.session
     context = SmtContext(settings.interface, settings.transport, settings.keys, settings.params,
-                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, fanout)
-    return SmtSocket(settings.local, context)
+                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, certs=settings.certs,
+                         session=session.mode, offer=session.offer(settings.limit),
+                         key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog)
+    return settings.local, context
 
 
 def stream_maker(settings: Settings, server: bool) -> StreamMaker:
@@ -99,6 +118,6 @@ def stream_maker(settings: Settings, server: bool) -> StreamMaker:
     if settings.transport == "tcp":
         return lambda sock, peer: Stream(sock, peer, limit)
     if settings.certs is None:
-        raise ConfigError(f"{settings.transport} needs --certs FOLDER: 'smtnet certs' makes one for each host")
+        raise ConfigError(f"{settings.transport} needs --certs FOLDER: 'smtnet ca' makes one for each host")
     module = tls if settings.transport == "tls" else ktls
     return module.maker(settings.certs, limit, server)

@@ -125,8 +125,12 @@ class Caller(Transport):
 class Server(Transport):
     """Gives requests to its handler."""
 
-    #: Why the client that failed last did; "": none has.
+    #: Why the client that failed last did, and who it was; "": none has.
     last_failure: str = ""
+
+    def failure(self) -> str:
+        """That; of smt, why a session was not made."""
+        return self.last_failure
 
     def __enter__(self) -> Server:
         return self

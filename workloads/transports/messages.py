@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from smtstack.errors import PeerError
-from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket
+from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket, failure_text
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import address
 from workloads.transports.contract import Call, Caller, Handler, Server, Transport
+from workloads.transports.sessions import FROM_SESSIONS
+
+#: Seconds for the sessions with all peers to begin; a handshake that fails is noticed sooner.
+SESSION_S = 10.0
+#: Sessions begun at a time: many hosts share few processors here, and a handshake must not take too long.
+SESSIONS_AT_ONCE = 8
 
 
 class _OnSocket(Transport):
@@ -62,6 +68,62 @@ class MessageCaller(_OnSocket, Caller):
         Caller.__init__(self, peers)
         _OnSocket.__init__(self, socket)
         self._addresses = [(address(ip), port) for ip, port in peers]
+        self._resumed = False
+
+    def prepare(self, concurrency: int) -> None:
+        """Have a session with every peer, so that no call waits for a handshake, or is part of one.
+
+        Modes ``psk``: what a first session gave is used for a second one, which the calls are under.
+        """
+        sessions = self.socket.sessions
+        if sessions is None:
+            return
+        self._begin_sessions()
+        if self.socket.context.session in FROM_SESSIONS and not self._resumed:
+            manager = sessions.manager
+            for peer in self.peers:
+                self.socket.end_session(peer)
+            self._await(lambda: not manager.closing())
+            self._begin_sessions()
+            self._check_resumed()
+            self._resumed = True
+
+    def _begin_sessions(self) -> None:
+        for first in range(0, len(self.peers), SESSIONS_AT_ONCE):
+            self._begin_some(self.peers[first:first + SESSIONS_AT_ONCE])
+
+    def _begin_some(self, peers: Sequence[Address]) -> None:
+        socket = self.socket
+        socket.begin_sessions(peers)
+        self._await(lambda: not socket.beginning(peers))
+        # A server whose handshake we refuse is to know why.
+        socket.loop.flush()
+        try:
+            socket.check_sessions(peers, SESSION_S)
+        except PeerError as e:
+            raise PeerError(f"{e}{self._hint()}") from None
+
+    def _hint(self) -> str:
+        """What may be wrong, where nothing came back at all."""
+        counters = self.counters()
+        if counters["unresolved"]:
+            return f"; nobody answers ARP for it on {self.socket.context.interface}"
+        return "; is the server running?" if counters["tx_packets"] and not counters["socket_received"] else ""
+
+    def _check_resumed(self) -> None:
+        mode = self.socket.context.session
+        for ip, port in self.peers:
+            session = self.socket.session_of((ip, port))
+            if session is not None and session.mode not in FROM_SESSIONS:
+                raise PeerError(f"no session with {ip}:{port} is resumed: the server gave us nothing to come back "
+                                f"with; it must be started with --session {mode}, too")
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        """For as long as a session may take to begin."""
+        end = time.monotonic_ns() + int(SESSION_S * 1e9)
+        while not done() and time.monotonic_ns() < end:
+            self.socket.loop.step(end)
+            self._dispatch()
 
     def begin(self, call: Call) -> None:
         ip, port = self._addresses[call.peer]
@@ -122,6 +184,9 @@ class MessageServer(_OnSocket, Server):
         self._dispatching = False
         self.socket.loop.flush()
 
+    def failure(self) -> str:
+        return self.socket.last_failure
+
     def answer(self, rpc: Rpc, data: bytes) -> bool:
         """What a request's ``reply`` does. Answers given at once leave together."""
         sent = self.socket.endpoint.send_reply(rpc, data, time.monotonic_ns())
@@ -146,5 +211,5 @@ class _Request:
 
 
 def _error(event: events.Failed) -> PeerError:
-    text = f"RPC to {event.rpc.peer}: {event.reason.value}"
+    text = f"RPC to {event.rpc.peer}: {failure_text(event)}"
     return RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)

@@ -1,6 +1,6 @@
 """TLS 1.3 with AES-128-GCM over TCP, by OpenSSL in user space: what SMT is compared with.
 
-Both ends prove who they are with certificates of one throw-away authority (``smtnet certs``); a client checks
+Both ends prove who they are with certificates of one throw-away authority (``smtnet ca``); a client checks
 that the server's certificate is for the address it connected to.
 """
 
@@ -88,7 +88,7 @@ def check_folder(certs: Path) -> None:
     """That a folder holds a host's certificate; raises :class:`ConfigError`."""
     for name in (CA, CERTIFICATE, KEY):
         if not (certs / name).is_file():
-            raise ConfigError(f"--certs {certs}: there is no {name}; 'smtnet certs' makes such folders")
+            raise ConfigError(f"--certs {certs}: there is no {name}; 'smtnet ca' makes such folders")
     mode = (certs / KEY).stat().st_mode
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{certs / KEY} can be read by others (mode {mode & 0o777:03o}); "

@@ -1,0 +1,44 @@
+"""How one end begins and accepts sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from smtstack.errors import ConfigError
+from smtstack.session.established import MODES
+from smtstack.session.identity import MAX_CHAIN, MAX_CHAIN_BYTES, Identity
+from smtstack.session.offer import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Raises :class:`ConfigError` for a mode there is not, or certificates nobody would accept."""
+
+    identity: Identity
+    mode: str = "mtls"
+    """How we begin sessions, and (``ticket``, ``psk``) what we accept besides TLS handshakes; one of ``MODES``."""
+    offer: Offer = field(default_factory=Offer)
+    client_auth: bool = True
+    """A server demands a certificate of its clients, in every mode but ``tls``."""
+    key_update_records: int = 0
+    """Records after which new RPCs use the next key epoch. 0: half the AEAD's limit."""
+    handshake_ns: int = 5_000_000_000
+    """A handshake that takes longer has failed."""
+    idle_ns: int = 0
+    """A server forgets a session that carried nothing for so long. 0: never."""
+    max_sessions: int = 1 << 16
+    """A server refuses more, and so many handshakes under way (half-open ones displace the oldest)."""
+    max_handshakes: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"unknown session mode {self.mode!r}; there are {', '.join(MODES)}")
+        chain = self.identity.chain
+        if len(chain) > MAX_CHAIN or sum(map(len, chain)) > MAX_CHAIN_BYTES:
+            raise ConfigError(f"our certificate chain is longer than the {MAX_CHAIN} certificates or "
+                              f"{MAX_CHAIN_BYTES} bytes that peers accept")
+
+    @property
+    def mutual(self) -> bool:
+        """Whether clients show who they are."""
+        return self.client_auth and self.mode != "tls"

@@ -1,0 +1,124 @@
+"""Sessions that come and go under RPCs: what waits for one, what came too early for one, what ends with one.
+
+Where a :class:`~smtstack.transport.negotiation.Negotiator` makes the sessions, a peer goes this way::
+
+    unknown --request--> opening, RPCs wait --install(early)--> opening, RPCs send --install--> ready
+    opening --refuse--> unknown            ready --end, or another install--> unknown, or ready anew
+
+No packet moves a peer along it, only the negotiator does. What arrives from a peer that is not ready is held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from smtstack.crypto.session import Session
+from smtstack.errors import LocalError
+from smtstack.transport.counters import Counters
+from smtstack.transport.events import Event, Failed, Reason
+from smtstack.transport.held import HeldFrames
+from smtstack.transport.outbox import Outbox
+from smtstack.transport.peers import Peer
+from smtstack.transport.profile import Profile
+from smtstack.transport.rpc import Rpc
+from smtstack.transport.table import RpcTable
+
+
+class Openings:
+    """One endpoint's."""
+
+    __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held")
+
+    def __init__(self, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
+                 events: deque[Event]) -> None:
+        self._profile = profile
+        self._table = table
+        self._outbox = outbox
+        self._counters = counters
+        self._events = events
+        self.held = HeldFrames(profile.params, counters)
+
+    def wait(self, ip: int, port: int, data: bytes, cookie: object) -> tuple[Rpc, bool]:
+        """A request to a peer that is not ready; True: the first, so somebody has to make a session."""
+        table = self._table
+        opening = table.opening.get(ip << 16 | port)
+        first = opening is None
+        if opening is None:
+            opening = table.open(ip, port)
+        rpc = table.waiting_rpc(opening, data)
+        rpc.cookie = cookie
+        return rpc, first
+
+    def install(self, ip: int, port: int, session: Session, max_message: int, early: bool, tick: int) -> None:
+        """:meth:`Endpoint.install <smtstack.transport.endpoint.Endpoint.install>`, but for what was held."""
+        table = self._table
+        params = self._profile.params
+        longest = min(max_message, params.max_message_length)
+        key = ip << 16 | port
+        old = table.peers.get(key)
+        if old is not None:
+            if old.session is session:
+                old.limit(longest)
+                return
+            self._fail(table.end(old), Reason.SESSION_ENDED, "another took its place")
+        opening = table.opening.get(key) or table.open(ip, port)
+        peer = opening.peer
+        if peer.early and peer.session is not session:
+            # What was sent under the other may have been executed: it must not be sent again.
+            for rpc in list(peer.rpcs.values()):
+                table.free(rpc)
+                self._fail([rpc], Reason.SESSION_ENDED, "another took its place")
+            peer.session.end()
+            peer.acks.clear()
+        peer.session = session
+        peer.early = early
+        peer.limit(longest)
+        if not early:
+            del table.opening[key]
+            table.peers[key] = peer
+            peer.proven = True
+            for rpc in peer.rpcs.values():
+                # Only now it makes sense to ask for answers.
+                rpc.heard_tick = tick
+                rpc.resends = 0
+                table.timers.arm(rpc, tick + params.resend_ticks)
+        waiting = opening.waiting
+        opening.waiting = {}
+        for rpc, data in waiting.items():
+            self._start(rpc, data, tick)
+            if rpc.out is not None:
+                table.timers.arm(rpc, tick + params.resend_ticks)
+
+    def _start(self, rpc: Rpc, data: bytes, tick: int) -> None:
+        peer = rpc.peer
+        try:
+            if len(data) > peer.max_message:
+                raise peer.bad_length(len(data))
+            self._table.begin(rpc, tick)
+            rpc.out = self._profile.outgoing(rpc, data)
+        except LocalError as e:
+            self._table.free(rpc)
+            self._fail([rpc], Reason.NOT_SENT, str(e))
+            return
+        self._counters.requests_sent += 1
+        self._outbox.start(rpc)
+
+    def refuse(self, key: int, detail: str) -> None:
+        """There will be no session: whoever waits, or sent 0-RTT data, fails."""
+        self._counters.frames_held_dropped += len(self.held.take(key))
+        if key in self._table.opening:
+            self._fail(self._table.close(key), Reason.NO_SESSION, detail)
+
+    def end(self, key: int, detail: str) -> None:
+        """A ready session is over."""
+        peer = self._table.peers.get(key)
+        if peer is not None:
+            self._fail(self._table.end(peer), Reason.SESSION_ENDED, detail)
+
+    def _fail(self, rpcs: list[Rpc], reason: Reason, detail: str) -> None:
+        self._counters.failed += len(rpcs)
+        self._events.extend(Failed(rpc, reason, detail) for rpc in rpcs)
+
+    def is_current(self, peer: Peer) -> bool:
+        """Whether ``peer`` is ready, and not one that another took the place of."""
+        return self._table.peers.get(peer.host.ip << 16 | peer.port) is peer
