@@ -92,8 +92,9 @@ class SmtContext:
     """Ticket and PSK modes: file of what a server must not forget, shared by processes; None: in memory."""
     psks: PskStore | Path | None = None
     """PSK modes: what sessions resume from, or a file for it; sockets may share one. None: this socket's own."""
-    idle_s: float = 0.0
-    """A server closes sessions that carried nothing for so many seconds. 0: never."""
+    idle_s: float = 3600.0
+    """A server closes sessions that carried nothing for so many seconds, as those of clients that are gone; who
+    is not gone notices nothing. 0: never."""
     keylog: Path | None = None
     """Secrets of all sessions are appended there, for who may read captures; None: nowhere."""
 

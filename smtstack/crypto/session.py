@@ -98,7 +98,7 @@ class EpochKeys:
 class Session:
     """Ids and replay protection without any keys: profile ``homa``, and the base of the others."""
 
-    __slots__ = ("current", "forget_at", "id_limit", "next_id", "take_id")
+    __slots__ = ("anonymous", "current", "forget_at", "id_limit", "next_id", "take_id")
 
     def __init__(self, take_id: Callable[[], int] | None = None, first_id: int = FIRST_ID,
                  window: int = DEFAULT_WINDOW) -> None:
@@ -110,6 +110,8 @@ class Session:
         self.current = EpochKeys(0, NO_KEYS, NO_KEYS, window)
         #: Tick at which to call :meth:`forget` first, set when an epoch is left; -1: there is nothing to forget.
         self.forget_at = -1
+        #: The peer began it and did not show who it is: it may be answered, but nothing asked of it.
+        self.anonymous = False
 
     def begin_rpc(self, tick: int = 0) -> tuple[EpochKeys, int]:
         """Epoch and a fresh id for a request; counted in ``EpochKeys.active`` until the RPC is over."""

@@ -13,7 +13,7 @@ import contextlib
 import threading
 import time
 
-from smtstack.errors import PeerError, SmtError
+from smtstack.errors import ConfigError, HandshakeError, PeerError, SmtError
 from smtstack.io.tsig_file import ZONE, DnsAddress, TsigKey
 from smtstack.session.identity import Identity
 from smtstack.session.offer import Offer
@@ -133,7 +133,8 @@ class TicketPublisher:
     def publish(self, utc: int) -> Ticket:
         """A new ticket, in our state and then in DNS.
 
-        Raises :class:`PeerError` where DNS does not take it, and it is due again soon; and :class:`StateError`.
+        Raises :class:`PeerError` where DNS does not take it, and it is due again soon; :class:`ConfigError` where
+        our certificate makes a ticket that clients refuse; and :class:`StateError`.
         """
         ticket = self._prepare(utc)
         try:
@@ -159,7 +160,7 @@ class TicketPublisher:
         elif self.due(utc):
             try:
                 ticket = self._prepare(utc)
-            except StateError as e:
+            except (StateError, ConfigError) as e:
                 self._failed(str(e), utc)
                 return
             self._errors.clear()
@@ -174,6 +175,12 @@ class TicketPublisher:
             secret = issue(self._identity, self._ip, self._port, self._offer,
                            forward_secret_only=self._forward_secret_only, client_auth=self._client_auth, utc=utc,
                            life_s=self._schedule.life_s)
+            try:
+                secret.ticket.verify(self._identity, self._ip, self._port, utc)
+            except HandshakeError as e:
+                # Its clients would see it, and the server hear of none of them.
+                why = str(e).replace("the peer's certificate", "our certificate")
+                raise ConfigError(f"no client would take our ticket: {why}") from None
             # The state first: a client may come as soon as DNS has the ticket.
             self._state.purge(utc)
             self._state.add_ticket(secret)

@@ -265,7 +265,7 @@ class EarlyServer:
         if self._config.mutual and not known.client_name:
             raise Refused(Refusal.CERTIFICATE, "the client of the first session showed no certificate")
         return _Terms(EarlySecret(Kind.PSK, known.secret), known.offer, known.forward_secret_only, False,
-                      known.client_name, known.not_after)
+                      known.client_name, known.not_after, known.since)
 
     def _client(self, early: EarlySecret, head: bytes, sealed: bytes, ends: Endpoints, utc: int) -> str:
         if not sealed:
@@ -303,22 +303,22 @@ class EarlyServer:
         resume = master.resumption(transcript.add(head))
         given = b""
         if hello.kind is Kind.PSK:
-            given = self.grant(resume, ends.peer_ip, peer_name, utc)
+            given = self.grant(resume, ends.peer_ip, peer_name, utc, terms.since)
         mac = master.mac(transcript.add(vector(given)))
         secret = master.traffic(transcript.add(mac)) if hello.forward_secret else early
         session = Established(ends.peer_ip, ends.peer_port, False, _mode(hello.kind, hello.forward_secret), secret,
                               agreement, early if hello.forward_secret else b"", peer_name)
         return Accepted(session, head + vector(given) + mac, resume)
 
-    def grant(self, resume: bytes, client_ip: int, client_name: str, utc: int) -> bytes:
-        """What the client can resume with, after a session with secret ``resume``; b"": we take no PSKs.
+    def grant(self, resume: bytes, client_ip: int, client_name: str, utc: int, since: int | None = None) -> bytes:
+        """What the client can resume with, after a session with secret ``resume``; b"": nothing.
 
-        Raises :class:`StateError`.
+        ``since``: when it showed its certificate; None: now. Raises :class:`StateError`.
         """
         if self._kind is not Kind.PSK:
             return b""
         return resumption.grant(self._state, resume, client_ip, client_name, self._config.offer,
-                                forward_secret_only=self._forward_secret_only, utc=utc)
+                                forward_secret_only=self._forward_secret_only, utc=utc, since=since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +333,8 @@ class _Terms:
     #: Who the client is, if that is known without.
     client_name: str
     not_after: int
+    #: When the client showed its certificate; None: it does now.
+    since: int | None = None
 
 
 def _mode(kind: Kind, forward_secret: bool) -> str:

@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 from OpenSSL.SSL import X509VerificationCodes
@@ -37,9 +38,10 @@ _NO_CHECK_TIME = 0x200000
 _MAX_NAMES_SHOWN = 4
 _MAX_NAME_SHOWN = 80
 
-#: What ``cryptography`` raises at foreign certificates it cannot read, depending on what is wrong.
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension,
-               x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+#: What ``cryptography`` raises at foreign certificates it cannot read, depending on what is wrong; of some it only
+#: warns, which is an error where warnings are.
+_UNREADABLE = (CryptographyDeprecationWarning, ValueError, TypeError, UnsupportedAlgorithm,
+               x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
 _CODES = X509VerificationCodes
 #: OpenSSL's own words (``X509_verify_cert_error_string``), which pyOpenSSL has no function for.
 _TEXTS = {
@@ -156,7 +158,7 @@ def verify_signature(leaf: bytes, context: bytes, data: bytes, signature: bytes)
     """
     try:
         key = _key_of(x509.load_der_x509_certificate(leaf))
-    except ValueError:
+    except _UNREADABLE:
         raise HandshakeError("the peer's certificate is not readable") from None
     content = _signed(context, data)
     try:

@@ -92,7 +92,7 @@ class SessionManager(Negotiator):
 
     def begin(self, ip: int, port: int, now: int) -> None:
         """Make a session with a peer, unless there is one or it is being made."""
-        if (ip, port) not in self._registry.sessions:
+        if not self._registry.known((ip, port)):
             self.want(ip, port, now)
 
     def begins(self, ip: int, port: int) -> bool:

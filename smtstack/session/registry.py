@@ -101,12 +101,19 @@ class Registry:
     def make(self, established: Established) -> SmtSession:
         """The session for our endpoint."""
         endpoint = self.endpoint
-        return established.session(endpoint.ip, endpoint.port, self.config.key_update_records, self.may_ask)
+        session = established.session(endpoint.ip, endpoint.port, self.config.key_update_records, self.may_ask)
+        session.anonymous = not established.peer_name
+        return session
 
     def log(self, established: Established) -> None:
         """Tell its secrets, if somebody asked for them."""
         if self.keylog is not None:
             self.keylog.session(established, self.endpoint.ip, self.endpoint.port, self.clock())
+
+    def known(self, peer: Peer) -> bool:
+        """Whether there is a session with ``peer`` whose other end showed who it is."""
+        record = self.sessions.get(peer)
+        return record is not None and record.peer_name != ""
 
     def install(self, established: Established, session: SmtSession, begun: int, now: int) -> None:
         """The session is ready: it replaces an older one of the same peer. ``begun``: when its handshake began."""

@@ -8,8 +8,11 @@ What the server sends (over a channel that is authenticated)::
 
     version(1) flags(1) not_after(8)  offer: length(2) bytes  blob: length(2) bytes
 
-The blob is ``key number(4) nonce(12) AES-256-GCM(version(1) secret(32) ip(4) not_after(8) flags(1) name offer)``,
-name and offer with two bytes of length before them.
+The blob is ``key number(4) nonce(12) AES-256-GCM(version(1) secret(32) ip(4) since(8) not_after(8) flags(1) name
+offer)``, name and offer with two bytes of length before them.
+
+A resumed session gives something to resume with, too. Certificates are not looked at again meanwhile, so such a
+chain of sessions ends (RFC 8446 §4.6.1 recommends so) ``MAX_CHAIN_S`` after the handshake it began with.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from smtstack.session.state import ServerState
 VERSION = 1
 #: Longest life in seconds: as a ticket's (paper §4.5).
 MAX_LIFE_S = 3600
+#: Seconds after the handshake that showed certificates in which sessions may be resumed from one another.
+MAX_CHAIN_S = 24 * 3600
 #: Longest blob in bytes.
 MAX_BLOB = 1024
 #: PSKs a client keeps, one for each server; the oldest makes room.
@@ -38,7 +43,7 @@ MAX_PSKS = 4096
 _FS_REQUIRED = 1
 _NONCE_LEN = 12
 _KEY_NUMBER = struct.Struct("!I")
-_SEALED = struct.Struct(f"!B{SECRET_LEN}sIQB")
+_SEALED = struct.Struct(f"!B{SECRET_LEN}sIQQB")
 _GIVEN = struct.Struct("!BBQ")
 
 
@@ -68,21 +73,27 @@ class Resumable:
     client_name: str
     offer: Offer
     forward_secret_only: bool
+    #: Unix seconds of the handshake in which certificates were shown.
+    since: int
     not_after: int
 
 
 def grant(state: ServerState, resumption: bytes, client_ip: int, client_name: str, offer: Offer, *,
-          forward_secret_only: bool, utc: int, life_s: int = MAX_LIFE_S) -> bytes:
-    """What the client is sent. ``resumption``: 32 bytes that both ends have from the session.
+          forward_secret_only: bool, utc: int, since: int | None = None, life_s: int = MAX_LIFE_S) -> bytes:
+    """What the client is sent; b"": certificates must be shown again first.
 
-    Raises :class:`ConfigError` for a longer life than allowed, and what ``state`` raises.
+    ``resumption``: 32 bytes that both ends have from the session. ``since``: when certificates were shown; None:
+    now. Raises :class:`ConfigError` for a longer life than allowed, and what ``state`` raises.
     """
     if not 0 < life_s <= MAX_LIFE_S:
         raise ConfigError(f"a resumption's life is 1 to {MAX_LIFE_S} s, not {life_s}")
+    since = utc if since is None else since
+    not_after = min(utc + life_s, since + MAX_CHAIN_S)
+    if not_after <= utc:
+        return b""
     key = state.sealing_key(utc)
     flags = _FS_REQUIRED if forward_secret_only else 0
-    not_after = utc + life_s
-    plain = (_SEALED.pack(VERSION, resumption, client_ip, not_after, flags) + vector(client_name.encode())
+    plain = (_SEALED.pack(VERSION, resumption, client_ip, since, not_after, flags) + vector(client_name.encode())
              + vector(offer.pack()))
     nonce = secrets.token_bytes(_NONCE_LEN)
     number = _KEY_NUMBER.pack(key.number)
@@ -116,7 +127,7 @@ def open_untrusted(state: ServerState, blob: bytes, utc: int) -> Resumable:
         raise AuthError("a resumption that this server did not seal") from None
     reader = Reader(plain, "a resumption")
     try:
-        version, secret, ip, not_after, flags = _SEALED.unpack(reader.take(_SEALED.size))
+        version, secret, ip, since, not_after, flags = _SEALED.unpack(reader.take(_SEALED.size))
         if version != VERSION:
             raise AuthError("a resumption of another version")
         name = reader.vector(2).decode()
@@ -124,7 +135,7 @@ def open_untrusted(state: ServerState, blob: bytes, utc: int) -> Resumable:
     except (BadPacket, UnicodeDecodeError):
         # We sealed it, with another program.
         raise AuthError("a resumption of another version") from None
-    return Resumable(secret, ip, name, offer, bool(flags & _FS_REQUIRED), not_after)
+    return Resumable(secret, ip, name, offer, bool(flags & _FS_REQUIRED), since, not_after)
 
 
 class PskStore:

@@ -96,6 +96,8 @@ class Server:
         if known is not None and known.hello == digest:
             return known.answer
         self._check_room(peer)
+        if not config.mutual:
+            self._check_anonymous(peer)
         offer = Offer.parse_untrusted(packed)
         try:
             choice = choose(offer, config.offer)
@@ -115,6 +117,13 @@ class Server:
         registry = self._registry
         if peer not in registry.sessions and registry.accepted >= registry.config.max_sessions:
             raise Refused(Refusal.BUSY, f"there are {registry.accepted} sessions already, as many as are allowed")
+
+    def _check_anonymous(self, peer: Peer) -> None:
+        """That nobody takes the place of one who shows a certificate; raises :class:`Refused`."""
+        if self._registry.known(peer) or self._client.begins(peer):
+            # Else who is on the path would get, without any certificate, what is for the one whom we verified.
+            raise Refused(Refusal.CERTIFICATE, "this end has, or begins, a session in which the other shows its "
+                                               "certificate: use --session mtls where both ends ask")
 
     def _finish(self, peer: Peer, flight: Flight, digest: bytes, now: int) -> Flight:
         registry = self._registry
@@ -172,7 +181,12 @@ class Server:
         """The session is there. Other workers hear of it before the client can."""
         registry = self._registry
         peer = made.ip, made.port
+        if not made.peer_name:
+            self._check_anonymous(peer)
         if registry.share is not None and not registry.share(opened(made)):
+            # Those that did take it must not serve what is refused here.
+            self.ended(peer)
+            registry.end(peer, "a worker of this server does not keep up", now)
             raise Refused(Refusal.BUSY, "a worker of this server does not keep up")
         self._client.superseded(peer)
         registry.log(made)

@@ -109,7 +109,7 @@ class Endpoint:
         """
         table = self._table
         peer = table.peers.get(ip << 16 | port)
-        if peer is None or not peer.proven:
+        if peer is None or not peer.proven or peer.session.anonymous:
             if self._negotiator is None:
                 peer = table.call(ip, port)
             else:

@@ -137,6 +137,17 @@ def test_no_changed_certificate_is_accepted(position, flip):
 CHAIN = _b(GOOD)
 
 
+def test_a_certificate_that_the_library_only_warns_of():
+    """A serial number below zero (RFC 5280 §4.1.2.2); here, where warnings are errors."""
+    (leaf,) = CHAIN
+    at = leaf.index(bytes.fromhex("A003020102 02")) + 7
+    changed = leaf[:at] + bytes((leaf[at] | 0x80,)) + leaf[at + 1:]
+    for judge in (lambda: OURS.verify((changed,), IP_B, UTC, server=True),
+                  lambda: verify_signature(changed, b"test", b"data", b"signature")):
+        with pytest.raises(HandshakeError, match="the peer's certificate is not readable"):
+            judge()
+
+
 @given(st.binary(max_size=300))
 def test_no_other_error_comes_of_foreign_bytes(garbage):
     with pytest.raises(HandshakeError):

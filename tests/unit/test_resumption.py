@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from smtstack.errors import AuthError, BadPacket, ConfigError
 from smtstack.session import resumption
 from smtstack.session.offer import Offer
-from smtstack.session.resumption import MAX_PSKS, Psk, PskStore
+from smtstack.session.resumption import MAX_CHAIN_S, MAX_PSKS, Psk, PskStore
 from smtstack.session.state import SEALING_S, MemoryState
 from tests.certificates import IP_A, IP_B, UTC
 
@@ -47,6 +47,18 @@ def test_nothing_of_the_secret_is_in_what_is_sent():
 def test_nobody_resumes_after_more_than_an_hour(life: int):
     with pytest.raises(ConfigError, match="life"):
         grant(life_s=life)
+
+
+def test_a_chain_of_resumptions_ends():
+    """However often it was resumed: certificates may have expired meanwhile."""
+    state = MemoryState()
+    end = UTC + MAX_CHAIN_S
+    for utc, life in ((UTC, 3600), (end - 3600, 3600), (end - 3599, 3599), (end - 1, 1)):
+        psk = resumption.psk_untrusted(grant(state, utc, since=UTC), SECRET, "b")
+        known = resumption.open_untrusted(state, psk.blob, utc)
+        assert (known.since, known.not_after, psk.not_after) == (UTC, utc + life, utc + life)
+    assert grant(state, end, since=UTC) == grant(state, end + 99, since=UTC) == b""
+    assert grant(state, end) != b""
 
 
 def test_keys_change_and_old_blobs_end():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import socket
 import struct
 import threading
@@ -26,7 +27,7 @@ from smtstack.io.tsig_file import TsigKey, make_tsig, read_tsig, write_tsig
 from smtstack.session.offer import Offer
 from smtstack.session.state import MemoryState, StateError
 from smtstack.session.tickets import Ticket
-from tests.certificates import IP_B, UTC, Authority, B
+from tests.certificates import IP_B, UTC, Authority, B, Leaf
 from tests.tickets import CLIENT, PORT_B, SERVER, make_ticket
 
 NAME = "_2000._smt.b.smtnet.test."
@@ -117,6 +118,7 @@ def given(*texts: bytes, ttl: int = 60, name: str = NAME) -> Answer:
 
 
 TICKET = make_ticket(MemoryState())
+AUTHORITY = Authority()
 
 
 def test_a_ticket_is_found_verified_and_kept():
@@ -334,6 +336,28 @@ def test_state_that_cannot_be_written_publishes_nothing(monkeypatch: pytest.Monk
     assert publisher.next_due == UTC + 5
 
 
+@pytest.mark.parametrize(("leaf", "text"), [
+    (Leaf(after=UTC - 1), "our certificate is not accepted: certificate has expired"),
+    (Leaf(before=UTC + 1), "our certificate is not accepted: certificate is not yet valid"),
+    (Leaf(dns=["c"]), r"our certificate is not for b \(10\.0\.0\.2\), but for 10\.0\.0\.2, c"),
+])
+def test_a_ticket_that_no_client_would_take_is_not_published(leaf: Leaf, text: str):
+    """Clients see it without asking the server, who would never know."""
+    for identity, wrong in ((AUTHORITY.identity("b", B, leaf), text), (AUTHORITY.identity("b", B), "")):
+        state = MemoryState()
+        with answering(lambda _query, _tcp: []) as server:
+            publisher = TicketPublisher(identity, state, IP_B, PORT_B, Offer(), forward_secret_only=False,
+                                        client_auth=True, server=server.address, key=make_tsig())
+            with pytest.raises(ConfigError if wrong else PeerError, match=wrong or "does not sign its answer"):
+                publisher.publish(UTC)
+            assert len(state.tickets()) == (0 if wrong else 1)
+            # One that runs says so and runs on.
+            publisher.tend(UTC)
+            if wrong:
+                assert re.search(f"could not be published: no client would take our ticket: {wrong}",
+                                 publisher.failure)
+
+
 def test_a_silent_server_is_not_asked_by_everybody():
     with answering(lambda _query, _tcp: []) as server:
         source = DnsTickets(CLIENT, server.address)
@@ -368,7 +392,7 @@ def test_a_tsig_key_in_a_file(tmp_path: Path):
     path.chmod(0o644)
     with pytest.raises(ConfigError, match=r"can be read by others \(mode 644\); chmod 600"):
         read_tsig(path)
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"absent: No such file .*; 'smtnet ca --publisher HOST' makes one"):
         read_tsig(tmp_path / "absent")
     assert key.secret_text() not in repr(key)
 

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
-from smtstack.errors import PeerError
+from smtstack.errors import LocalError, PeerError
 from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket, failure_text
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
@@ -167,6 +167,8 @@ class MessageServer(_OnSocket, Server):
         super().__init__(socket)
         self._handler = handler
         self._dispatching = False
+        #: Why an answer could not be sent the last time; "": never.
+        self._unsent = ""
 
     def drive(self, timeout_s: float) -> None:
         self.socket.loop.step(time.monotonic_ns() + int(timeout_s * 1e9))
@@ -185,11 +187,19 @@ class MessageServer(_OnSocket, Server):
         self.socket.loop.flush()
 
     def failure(self) -> str:
-        return self.socket.last_failure
+        return self._unsent or self.socket.last_failure
 
     def answer(self, rpc: Rpc, data: bytes) -> bool:
         """What a request's ``reply`` does. Answers given at once leave together."""
-        sent = self.socket.endpoint.send_reply(rpc, data, time.monotonic_ns())
+        endpoint = self.socket.endpoint
+        try:
+            sent = endpoint.send_reply(rpc, data, time.monotonic_ns())
+        except LocalError as e:
+            # Lengths and padding are what each client agreed on: one that wants more than it takes gets nothing,
+            # and does not end the server for all.
+            endpoint.abort(rpc)
+            self._unsent = f"{rpc.peer}: no answer: {e}"
+            return False
         if not self._dispatching:
             self.socket.loop.flush()
         return sent
