@@ -65,6 +65,7 @@ class AioSocket:
         #: Requests under way.
         self._asked: set[_AioFuture] = set()
         self._loop.add_reader(self.socket.fileno(), self._pump)
+        self._arm()
 
     async def request(self, peer: Address, data: bytes, timeout: float | None = None) -> bytes:
         """Send and wait for the response. Raises :class:`~smtstack.socket.RpcError`; cancelling aborts the RPC."""

@@ -14,14 +14,22 @@ from smtstack.session.resumption import PskStore
 from smtstack.session.state import MemoryState
 from smtstack.session.tickets import Ticket, issue
 from smtstack.transport.endpoint import FIRST_CLIENT_PORT
-from smtstack.transport.events import Failed
+from smtstack.transport.events import Failed, Reason
+from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from tests.certificates import UTC, pair
-from tests.rig import Rig
+from tests.rig import Rig, Tamper, answer
 from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 
 #: Made once: keys take time.
 CLIENT_ID, SERVER_ID = pair()
+#: Modes by what a session begins with; data goes out with the first flight of EARLY ones.
+TLS, TICKET, PSK = ("tls", "mtls"), ("ticket", "ticket-fs"), ("psk", "psk-fs")
+EARLY = TICKET + PSK
+#: Of requests: in one packet, in several records, and more than goes without a grant.
+SIZES = (40, 3000, 60_000)
+CANARY = b"*canary*"
+IMPATIENT = TransportParams(timeout_resends=2)
 
 
 class Clock:
@@ -156,3 +164,54 @@ def known(info: SessionInfo | None) -> SessionInfo:
 def to_client(rig: Rig) -> tuple[int, int]:
     """The client's."""
     return CLIENT_IP, rig.client.endpoint.port
+
+
+def ask(rig: Rig) -> None:
+    """Requests full of canaries, and so are the answers: any 16 bytes have a whole one in them."""
+    for size in SIZES:
+        rig.request(b"%d " % size + CANARY * (size // len(CANARY)))
+
+
+def in_clear(rig: Rig) -> int:
+    """Frames, of either side and of any kind, in which an application's words can be read."""
+    said = CANARY, answer(CANARY)[:len(CANARY)]
+    return sum(any(words in frame for words in said) for _from_client, frame in rig.sent_frames)
+
+
+def fails(hosts: Hosts, at_client: str, at_server: str, tamper: Tamper | None = None) -> SessionRig:
+    """No session. ``at_server`` "": the client begins nothing, so not even one packet goes to the server."""
+    rig = hosts.rig(params=IMPATIENT, tamper=tamper)
+    ask(rig)
+    rig.run()
+    client, server = rig.managers
+    for rpc in rig.asked:
+        failed = rig.failure(rpc)
+        assert failed.reason is Reason.NO_SESSION
+        assert at_client in failed.detail
+    assert client.last_failure.startswith("10.0.0.2:2000: ")
+    assert at_client in client.last_failure
+    assert client.counters()["handshakes_failed"] == 1
+    if at_server:
+        assert server.last_failure.startswith("10.0.0.1:32768: ")
+        assert at_server in server.last_failure
+        assert server.counters()["handshakes_failed"] >= 1
+    else:
+        assert rig.sent_frames == []
+    assert rig.delivered == []
+    assert rig.server.endpoint.counters.requests_delivered == 0
+    assert client.counters()["sessions"] == server.counters()["sessions"] == 0
+    assert in_clear(rig) == 0
+    rig.assert_empty()
+    return rig
+
+
+def works(hosts: Hosts) -> SessionRig:
+    """The control of :func:`fails`: the same requests arrive, are answered, and leave sealed."""
+    rig = hosts.rig(params=IMPATIENT)
+    ask(rig)
+    rig.run()
+    assert rig.answered() == len(SIZES)
+    assert len(rig.delivered) == len(SIZES)
+    assert in_clear(rig) == 0
+    assert [m.last_failure for m in rig.managers] == ["", ""]
+    return rig

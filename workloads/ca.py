@@ -120,7 +120,7 @@ def make_folder(folder: Path, hosts: dict[str, str], kind: str = KINDS[0], days:
         raise ConfigError(f"{e.filename} is there already; keys are never overwritten: remove it or name another "
                           "folder, or give --add") from None
     except OSError as e:
-        raise ConfigError(f"{e.filename}: {e.strerror}") from None
+        raise ConfigError(f"{e.filename or folder}: {e.strerror}") from None
 
 
 def add_hosts(folder: Path, hosts: dict[str, str], kind: str | None = None, days: int = DAYS,
@@ -148,7 +148,7 @@ def add_hosts(folder: Path, hosts: dict[str, str], kind: str | None = None, days
     except FileExistsError as e:
         raise ConfigError(f"{e.filename} is there already; keys are never overwritten") from None
     except OSError as e:
-        raise ConfigError(f"{e.filename}: {e.strerror}") from None
+        raise ConfigError(f"{e.filename or folder}: {e.strerror}") from None
 
 
 def check_hosts(hosts: dict[str, str]) -> None:
@@ -192,7 +192,7 @@ def _make_hosts(folder: Path, authority: Authority, new: dict[str, str], everybo
 def _check_publishers(publishers: Sequence[str], hosts: dict[str, str]) -> None:
     for name in publishers:
         if name not in hosts:
-            raise ConfigError(f"--publisher {name}: none of the hosts; there are {', '.join(hosts)}")
+            raise ConfigError(f"--publisher {name} is none of the hosts given with --host: {', '.join(hosts)}")
 
 
 def _share_tsig(folder: Path, publishers: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import psutil
 from smtstack.errors import ConfigError
 from smtstack.io.nic_settings import parse_share
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
-from workloads.session_options import add_session_options, session_settings
+from workloads.session_options import add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
-from workloads.transports.sessions import DNS_PORT, SessionSettings
+from workloads.transports.sessions import SessionSettings
 
 DEFAULTS = SOFTWARE
 #: Parameters of the transport with an option of their own.
@@ -162,14 +163,19 @@ def parse_param(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{name} is {kind}, not {value!r}") from None
 
 
-def settings(args: argparse.Namespace) -> Settings:
-    """What :func:`add_transport_options` say. Raises :class:`ConfigError`."""
+def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings:
+    """What :func:`add_transport_options` say. Raises :class:`ConfigError`.
+
+    ``others``: all the transports the same options are for, if there are more than ``--transport``.
+    """
     local = parse_address(args.addr) if args.addr is not None else None
     params = None
     session = SessionSettings()
     if args.transport == "smt":
         session = session_settings(args, None if args.dns is None else parse_address(args.dns, DNS_PORT))
-    elif args.transport == "linux" and args.keys is None:
+    else:
+        check_no_sessions(args, others or (args.transport,))
+    if args.transport == "linux" and args.keys is None:
         raise ConfigError("linux needs --keys FILE ('smtnet keys' makes one), or --keys demo: the module's public "
                           "keys, which protect nothing")
     if args.transport in PACKET_TRANSPORTS:

@@ -74,9 +74,9 @@ def add_key_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclus
 
 
 def _protocol(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if not 0 < number < 256:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r}: 1 to 255")
     return number
 
 

@@ -73,7 +73,8 @@ def listeners(args: argparse.Namespace) -> list[Settings]:
         wanted.append((transport, where))
     if not wanted:
         raise ConfigError("a server needs an address: --addr IP:PORT, or --listen TRANSPORT:IP:PORT")
-    return [options.settings(argparse.Namespace(**{**vars(args), "transport": transport, "addr": where}))
+    every = [transport for transport, _where in wanted]
+    return [options.settings(argparse.Namespace(**{**vars(args), "transport": transport, "addr": where}), every)
             for transport, where in wanted]
 
 

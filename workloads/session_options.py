@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
 from smtstack.socket import Address
 from topo.commands import program
-from workloads.transports.sessions import FROM_TICKETS, MODE, SessionSettings
+from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS, MODE, SessionSettings
 
 #: What each mode is, for --help.
 _MEANINGS = ("tls: the server shows its certificate; mtls: both do; ticket: from a ticket found by DNS, data in "
@@ -32,8 +32,8 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dns", metavar="IP[:PORT]",
                        help="ticket modes: the DNS server that has the tickets; servers publish theirs there")
     group.add_argument("--state", type=Path, metavar="FILE",
-                       help="of a server: what it must not forget when it starts anew, tickets and the hellos it "
-                            "has answered (default: in memory)")
+                       help="ticket and psk modes, of a server: what it must not forget when it starts anew, "
+                            "tickets and the hellos it has answered (default: in memory)")
     group.add_argument("--keylog", type=Path, metavar="FILE",
                        help="add the secrets of every session to this file, for 'smtnet pcap decrypt': who has it "
                             "reads everything (default: written nowhere)")
@@ -68,10 +68,7 @@ def check_sessions(args: argparse.Namespace, transports: Collection[str]) -> Non
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
-    given = [option for option, name in {"--session": "session", **_PARAMETERS}.items()
-             if getattr(args, name) is not None]
-    if given and "smt" not in transports:
-        raise ConfigError(f"{given[0]} is for transport smt, not for {', '.join(transports)}")
+    _check_transports(args, {"--session": "session", **_PARAMETERS}, transports)
     _parameters(args)
     if args.session in FROM_TICKETS:
         program("knotd")
@@ -83,6 +80,17 @@ def session_words(args: argparse.Namespace, transport: str) -> tuple[str, ...]:
         return ()
     return tuple(word for option, name in _PARAMETERS.items() if getattr(args, name) is not None
                  for word in (option, str(getattr(args, name))))
+
+
+def check_no_sessions(args: argparse.Namespace, transports: Collection[str]) -> None:
+    """That nothing is said of sessions where none of the transports has such; raises :class:`ConfigError`."""
+    _check_transports(args, _OF_HANDSHAKES, transports)
+
+
+def _check_transports(args: argparse.Namespace, options: Mapping[str, str], transports: Collection[str]) -> None:
+    given = [option for option, name in options.items() if getattr(args, name) is not None]
+    if given and "smt" not in transports:
+        raise ConfigError(f"{given[0]} is for transport smt, not for {', '.join(transports)}")
 
 
 def session_settings(args: argparse.Namespace, dns: Address | None) -> SessionSettings:
@@ -103,6 +111,10 @@ def session_settings(args: argparse.Namespace, dns: Address | None) -> SessionSe
     mode = args.session or MODE
     if mode in FROM_TICKETS and dns is None:
         raise ConfigError(f"--session {mode} needs --dns IP[:PORT]: tickets are published and found there")
+    if mode not in FROM_TICKETS and dns is not None:
+        raise ConfigError(f"--dns is for --session {' and '.join(FROM_TICKETS)}; with {mode} there are no tickets")
+    if mode not in (*FROM_TICKETS, *FROM_SESSIONS) and args.state is not None:
+        raise ConfigError(f"--state is for ticket and psk modes; with --session {mode} nothing is remembered")
     return replace(_parameters(args), mode=mode, dns=dns, state=args.state, keylog=args.keylog)
 
 

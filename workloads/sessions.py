@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from smtstack.errors import SmtError
+from smtstack.errors import ConfigError, SmtError
 from smtstack.session.established import MODES
 from topo import sandbox
 from topo.host import SmtHost
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     """The subcommand."""
     count = args.count or (QUICK_COUNT if args.quick else COUNT)
     if FIRST_CLIENT_PORT + count - 1 > LAST_PORT:
-        raise SmtError(f"--count {count}: a client has {LAST_PORT - FIRST_CLIENT_PORT + 1} ports for sessions")
+        raise ConfigError(f"--count {count}: a client has {LAST_PORT - FIRST_CLIENT_PORT + 1} ports for sessions")
     if not sandbox.inside():
         return sandbox.run(sys.argv[1:])
     folder = ResultFolder.create("sessions", args.results)

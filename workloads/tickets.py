@@ -40,15 +40,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--state", type=Path, required=True, metavar="FILE", help="the server's state file")
     every.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    listing = actions.add_parser("list", parents=[every], help="show them", description="Show the tickets.")
+    shape: Any = {"parents": [every], "epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    listing = actions.add_parser("list", help="show them", description="Show the tickets.", **shape)
     listing.set_defaults(run=run_list)
-    revoke = actions.add_parser("revoke", parents=[every], help="let nobody in with a ticket",
-                                description="Let nobody in with these tickets from now on.")
+    revoke = actions.add_parser("revoke", help="let nobody in with a ticket",
+                                description="Let nobody in with these tickets from now on.", **shape)
     revoke.add_argument("ids", nargs="+", metavar="ID",
                         help="as 'list' shows it, or its beginning; all: every one")
     revoke.set_defaults(run=run_revoke)
     publish = actions.add_parser(
-        "publish", parents=[every], help="put a new ticket into DNS",
+        "publish", help="put a new ticket into DNS", **shape,
         description="Make a ticket with the conditions of the server's last one, and put it into DNS.")
     publish.add_argument("--certs", type=Path, required=True, metavar="FOLDER",
                          help="the server's certificate ('smtnet ca' makes one for each host)")
@@ -86,7 +87,7 @@ def run_revoke(args: argparse.Namespace) -> int:
         if not found:
             raise ConfigError(f"{args.state} has no ticket {text}; 'smtnet tickets list' shows what it has")
         if len(found) > 1 and text != "all":
-            raise ConfigError(f"{len(found)} tickets begin with {text}; give more of it")
+            raise ConfigError(f"{len(found)} tickets begin with {text!r}; give more of it")
         chosen.update(found)
     for secret in chosen.values():
         state.revoke(secret.ticket.ticket_id)
@@ -102,13 +103,14 @@ def run_publish(args: argparse.Namespace) -> int:
     from smtstack.io.ticket_dns import TicketPublisher
 
     ip, port = parse_address(args.addr)
-    last = _last(SqliteState(args.state, create=False), address(ip), port)
+    state = SqliteState(args.state, create=False)
+    last = _last(state, address(ip), port)
     if last is None:
         raise ConfigError(f"{args.state} has no ticket of a server at {args.addr} to go by: a server publishes "
                           "its first one itself when it starts")
     identity = load_identity(args.certs)
     key = read_tsig(args.tsig or args.certs / TSIG)
-    publisher = TicketPublisher(identity, SqliteState(args.state), address(ip), port, last.offer,
+    publisher = TicketPublisher(identity, state, address(ip), port, last.offer,
                                 forward_secret_only=last.forward_secret_only, client_auth=last.wants_client,
                                 server=parse_address(args.dns, DNS_PORT), key=key, zone=args.zone)
     ticket = publisher.publish(int(time.time()))

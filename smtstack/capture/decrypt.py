@@ -200,7 +200,7 @@ class Decrypter:
                 return None
             messages.append(message)
             if len(messages) > _MAX_TWICE:
-                self._close(messages.pop(0))
+                self._close(messages.pop(0), plane=key[3])
         held, digests, was_complete = message.held, message.digests, message.complete
         news = message.feed(header, index, payload)
         if offload is not None:

@@ -284,7 +284,7 @@ def _read_private(path: Path) -> dict[str, Any]:
                                   f"chmod 600 {path}")
             content = json.load(f)
     except OSError as e:
-        raise ConfigError(f"key file {path}: {e.strerror}; give a file or 'demo'") from None
+        raise ConfigError(f"key file {path}: {e.strerror}; 'smtnet keys' makes such files") from None
     except ValueError as e:
         raise ConfigError(f"key file {path} is not JSON: {e}") from None
     if not isinstance(content, dict) or content.get("smtnet_keys") != FILE_VERSION:

@@ -78,19 +78,19 @@ def load_names(path: Path) -> dict[str, str]:
     return names
 
 
-def open_keylog(path: Path | None, tls_path: Path | None = None) -> Keylog:
+def open_keylog(path: Path | None, tls_path: Path | None = None, tls_name: str = "key log") -> Keylog:
     """A key log that appends to files (new or not) only their owner may read.
 
     ``path`` gets everything, ``tls_path`` what is of TLS. Several processes may write one file. Raises
-    :class:`ConfigError`.
+    :class:`ConfigError`, which calls the latter ``tls_name``.
     """
     with contextlib.ExitStack() as opened:
         writers = []
-        for name in (path, tls_path):
-            if name is None:
+        for file, name in ((path, "key log"), (tls_path, tls_name)):
+            if file is None:
                 writers.append(_no_line)
                 continue
-            fd = _open_log(name)
+            fd = _open_log(file, name)
             opened.callback(os.close, fd)
             writers.append(partial(_write_line, fd))
         log = Keylog(*writers)
@@ -101,19 +101,21 @@ def open_keylog(path: Path | None, tls_path: Path | None = None) -> Keylog:
 def keylog_wanted(path: Path | None) -> Keylog | None:
     """What was asked for: a file, or by the environment's SSLKEYLOGFILE the lines of TLS; None: neither."""
     tls_path = os.environ.get("SSLKEYLOGFILE")
-    return open_keylog(path, Path(tls_path) if tls_path else None) if path is not None or tls_path else None
+    if path is None and not tls_path:
+        return None
+    return open_keylog(path, Path(tls_path) if tls_path else None, "key log of the environment (SSLKEYLOGFILE)")
 
 
-def _open_log(path: Path) -> int:
+def _open_log(path: Path, name: str) -> int:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise ConfigError(f"key log {path}: {e.strerror}") from None
+        raise ConfigError(f"{name} {path}: {e.strerror}") from None
     try:
         _check_private(path, os.fstat(fd).st_mode)
-    except ConfigError:
+    except ConfigError as e:
         os.close(fd)
-        raise
+        raise ConfigError(f"{name}: {e}") from None
     return fd
 
 

@@ -226,6 +226,9 @@ class PacketLoop:
         timeout = self.endpoint.next_timeout()
         self._next = NEVER if timeout is None else timeout
         at = self._publish_at
+        if self._attendant is not None:
+            # It has things to do now and then, whether or not anybody calls: tickets to publish.
+            at = min(at, monotonic_ns() + IDLE_NS)
         if self._later:
             at = min(at, self._later[0][0])
         if at >= NEVER:

@@ -30,6 +30,8 @@ _IFNAMSIZ = 16
 SEND_BUFFER = 4 << 20
 #: How long to wait for a full transmit queue before a frame is given up, in ms.
 SEND_PATIENCE_MS = 100
+#: select() takes descriptors below this (FD_SETSIZE).
+_SELECT_LIMIT = 1024
 #: How long workers of one port wait for each other, in seconds: to take a message, to start.
 SHARE_PATIENCE_S = 1
 JOIN_PATIENCE_S = 10
@@ -138,6 +140,7 @@ class PacketSocket:
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self._readers = [self._sock]
+        self._selectable = self._sock.fileno() < _SELECT_LIMIT
         #: Both sockets as one descriptor, if there is another to watch.
         self._both: select.epoll | None = None
         #: Frames given up because the transmit queue stayed full.
@@ -157,6 +160,7 @@ class PacketSocket:
         """Wake up for another socket as well; who reads it is the caller's affair."""
         self._poll.register(other, select.POLLIN)
         self._readers.append(other)
+        self._selectable &= other.fileno() < _SELECT_LIMIT
         self._both = select.epoll()
         for reader in self._readers:
             self._both.register(reader, select.EPOLLIN)
@@ -201,7 +205,7 @@ class PacketSocket:
 
     def wait(self, timeout_ns: int) -> None:
         """Block until a frame is there, or this long."""
-        if timeout_ns < 2_000_000 and self._sock.fileno() < 1024:
+        if timeout_ns < 2_000_000 and self._selectable:
             # poll() counts in milliseconds, far too coarse for the pacer; select() costs five times as much.
             select.select(self._readers, [], [], timeout_ns / 1e9)
         else:

@@ -5,6 +5,7 @@ Keys are in it, so it has mode 600. Processes may share it: each looks and write
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -45,7 +46,7 @@ class PskFile(PskStore):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as e:
             raise ConfigError(f"PSK file {self._path}: {e.strerror}") from None
-        with os.fdopen(descriptor, "r+") as file:
+        with os.fdopen(descriptor) as file:
             mode = os.fstat(descriptor).st_mode
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise ConfigError(f"PSK file {self._path} can be read by others (mode {mode & 0o777:03o}); "
@@ -58,6 +59,15 @@ class PskFile(PskStore):
                 raise ConfigError(f"PSK file {self._path}: {e}") from None
             yield
             if write:
-                file.seek(0)
-                file.write(json.dumps(self.to_dict()))
-                file.truncate()
+                self._write(descriptor)
+
+    def _write(self, descriptor: int) -> None:
+        content = json.dumps(self.to_dict()).encode()
+        try:
+            if os.pwrite(descriptor, content, 0) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(descriptor, len(content))
+        except OSError as e:
+            # Nothing to resume from is better than half of it, which nobody could read.
+            os.ftruncate(descriptor, 0)
+            raise ConfigError(f"PSK file {self._path}: {e.strerror}") from None

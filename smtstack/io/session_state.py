@@ -86,11 +86,13 @@ class SqliteState:
                 return None
             secret = self._parsed.get(ticket_id)
             if secret is None:
-                packed, private = db.execute("SELECT ticket, private FROM tickets WHERE id = ?",
-                                             (ticket_id,)).fetchone()
+                found = db.execute("SELECT ticket, private FROM tickets WHERE id = ?", (ticket_id,)).fetchone()
+                if found is None:
+                    # Another process has forgotten it just now.
+                    return None
                 if len(self._parsed) >= _MAX_PARSED:
                     self._parsed.clear()
-                secret = self._parsed[ticket_id] = self._secret(packed, private)
+                secret = self._parsed[ticket_id] = self._secret(*found)
             return replace(secret, revoked=bool(row[0]))
 
     def tickets(self) -> list[TicketSecret]:

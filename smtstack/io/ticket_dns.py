@@ -163,7 +163,8 @@ class TicketPublisher:
             except (StateError, ConfigError) as e:
                 self._failed(str(e), utc)
                 return
-            self._errors.clear()
+            # Until it says otherwise: what ends without a word has published nothing.
+            self._errors = [PeerError("the update broke off")]
             # DNS alone is left to the thread; the state is for one thread.
             self._thread = threading.Thread(target=self._try_to_send, args=(ticket,), daemon=True,
                                             name="smtnet ticket publisher")
@@ -193,8 +194,9 @@ class TicketPublisher:
     def _try_to_send(self, ticket: Ticket) -> None:
         try:
             self._send(ticket)
+            self._errors.clear()
         except SmtError as e:
-            self._errors.append(e)
+            self._errors[:] = [e]
 
     def _published(self, ticket: Ticket, utc: int) -> None:
         self._schedule.published(utc)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
-from smtstack.session.identity import MAX_CHAIN, MAX_CHAIN_BYTES, Identity
+from smtstack.session.identity import Identity
 from smtstack.session.offer import Offer
 
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """Raises :class:`ConfigError` for a mode there is not, or certificates nobody would accept."""
+    """Raises :class:`ConfigError` for a mode there is not."""
 
     identity: Identity
     mode: str = "mtls"
@@ -33,10 +33,6 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"unknown session mode {self.mode!r}; there are {', '.join(MODES)}")
-        chain = self.identity.chain
-        if len(chain) > MAX_CHAIN or sum(map(len, chain)) > MAX_CHAIN_BYTES:
-            raise ConfigError(f"our certificate chain is longer than the {MAX_CHAIN} certificates or "
-                              f"{MAX_CHAIN_BYTES} bytes that peers accept")
 
     @property
     def mutual(self) -> bool:

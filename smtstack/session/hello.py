@@ -134,9 +134,7 @@ class EarlyClient:
         self.psk: Psk | None = None
 
     def _credentials(self, identity: Identity, head: bytes) -> bytes:
-        if not identity.chain:
-            raise HandshakeError("the server wants to see a certificate, and we have none; use --certs")
-        chain = pack_chain(tuple(identity.chain))
+        chain = pack_chain(identity.chain)
         plain = chain + vector(identity.sign(_SIGNING, head + chain))
         return AESGCM(self._early.sealing(head)).encrypt(_NONCE, plain, None)
 

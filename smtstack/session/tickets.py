@@ -23,7 +23,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from smtstack.errors import BadPacket, ConfigError, HandshakeError
-from smtstack.session.identity import MAX_CHAIN, Identity, verify_signature
+from smtstack.session.identity import Identity, verify_signature
 from smtstack.session.offer import Offer
 from smtstack.session.pool import SHARE_LEN, make_key
 from smtstack.session.reader import Reader, pack_chain, vector
@@ -152,9 +152,9 @@ def issue(identity: Identity, ip: int, port: int, offer: Offer, *, forward_secre
         TicketFlags.CLIENT_AUTH if client_auth else TicketFlags(0))
     text = format_address(ip)
     ticket = Ticket(secrets.token_bytes(ID_LEN), share, ip, port, flags, utc, utc + life_s,
-                    identity.names.get(text, text), offer, tuple(identity.chain))
+                    identity.names.get(text, text), offer, identity.chain)
     ticket = replace(ticket, signature=identity.sign(_CONTEXT, ticket.signed_part()))
-    if len(ticket.pack()) > MAX_TICKET or len(ticket.chain) > MAX_CHAIN:
+    if len(ticket.pack()) > MAX_TICKET:
         raise ConfigError(f"the certificate chain is too long for a ticket of {MAX_TICKET} bytes")
     return TicketSecret(ticket, key.private_bytes_raw())
 

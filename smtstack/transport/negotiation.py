@@ -42,7 +42,7 @@ class Negotiator(KeyStore):
 
     @abstractmethod
     def lost(self, ip: int, port: int, now: int) -> None:
-        """An RPC under a session we began timed out: the peer may have forgotten it."""
+        """RPCs of ours timed out and the peer answers no others: it may have forgotten the session."""
 
     @abstractmethod
     def handle_packet(self, frame: bytes, now: int) -> None:

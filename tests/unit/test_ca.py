@@ -133,7 +133,7 @@ def test_publishers_share_a_key_with_the_dns_server(tmp_path):
     (["--host", "hosts=10.0.0.1"], "is no name for a host"),
     (["--host", f"{'a' * 65}=10.0.0.1"], "is no name for a host"),
     (["--host", "a\n=10.0.0.1"], "is no name for a host"),
-    (["--host", "a=10.0.0.1", "--publisher", "b"], "--publisher b: none of the hosts; there are a"),
+    (["--host", "a=10.0.0.1", "--publisher", "b"], "--publisher b is none of the hosts given with --host: a"),
     (["--host", "a=10.0.0.1", "--add"], "has no ca.key.pem"),
     (["--host", "a=10.0.0.1", "--add", "--keep-key"], "--keep-key is for a new folder"),
 ])

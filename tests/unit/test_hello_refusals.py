@@ -223,10 +223,14 @@ def test_another_clients_certificate_and_signature_do_not_help():
 
 
 def test_a_certificate_is_not_seen_on_the_wire():
-    _server, state = make_server("ticket")
-    client = make_client(make_ticket(state))
+    server, state = make_server("ticket")
+    ticket = make_ticket(state)
+    client = make_client(ticket)
     assert CLIENT.chain[0][100:140] not in client.hello
-    assert CLIENT.chain[0][100:140] in CLIENT.chain[0]
+    # It is there, for the server; and a ticket, which is public, shows its own.
+    accepted = server.hello_untrusted(client.hello, AT_B, UTC)
+    assert accepted.session.peer_name == "a"
+    assert SERVER.chain[0][100:140] in ticket.pack()
 
 
 # -- what is accepted -------------------------------------------------------------------------------------------

@@ -302,7 +302,11 @@ def test_sslkeylogfile_gets_the_lines_of_tls_and_no_others(tmp_path, monkeypatch
     assert theirs.stat().st_mode & 0o777 == 0o600
     assert [line.split()[0] for line in own.read_text().splitlines()] == ["CLIENT_RANDOM", "SMT_SECRET"] * 2
     theirs.chmod(0o644)
-    with pytest.raises(ConfigError, match="can be read by others"):
+    with pytest.raises(ConfigError, match=r"\(SSLKEYLOGFILE\): .*theirs can be read by others"):
+        keylog_wanted(own)
+    # The control: of our own file it is not said.
+    own.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"^key log: .*own can be read by others"):
         keylog_wanted(own)
 
 

@@ -7,6 +7,10 @@ agrees is seen in tests/net.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import resource
+import select
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import pytest
 
 from smtstack.aio import AioSocket
 from smtstack.io import bpf, neighbours
-from smtstack.io.packet_socket import fanout_program, filter_program
+from smtstack.io.packet_socket import PacketSocket, fanout_program, filter_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext
 from smtstack.transport.params import TransportParams
@@ -256,3 +260,20 @@ def test_closing_ends_what_is_under_way():
                 await asyncio.wait_for(asked, 5.0)
 
     asyncio.run(main())
+
+
+def test_waiting_for_descriptors_beyond_what_select_takes():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours, peer = socket.socketpair()
+    packets = object.__new__(PacketSocket)
+    packets._sock, packets._readers, packets._poll, packets._selectable = ours, [ours], select.poll(), True
+    packets._poll.register(ours, select.POLLIN)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    try:
+        with ours, peer, socket.socket(fileno=fcntl.fcntl(peer, fcntl.F_DUPFD_CLOEXEC, 1100)) as inbox:
+            packets.watch(inbox)
+            packets.wait(1_000_000)
+            assert packets._both is not None
+            packets._both.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

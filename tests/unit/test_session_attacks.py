@@ -1,4 +1,4 @@
-"""Who is on the path, or claims to be somebody: replays, forged flights, floods. Each has a control that works."""
+"""Who is on the path, or claims to be somebody: forged flights, floods. Replays are in test_session_matrix.py."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ from smtstack.session.flights import Flight, Kind, Refusal, refused
 from smtstack.session.manager import SessionManager
 from smtstack.session.offer import Offer
 from smtstack.session.plane import Plane
-from smtstack.session.state import MemoryState
 from smtstack.session.tls import TlsClient
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import is_handshake
 from tests.certificates import UTC, A, Authority
-from tests.handshakes import CLIENT_ID, Hosts, to_client, to_server
+from tests.handshakes import CLIENT_ID, IMPATIENT, Hosts, SessionRig, to_client
 from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
-
-EARLY = ("ticket", "ticket-fs", "psk", "psk-fs")
-IMPATIENT = TransportParams(timeout_resends=2)
 
 
 class Forger:
@@ -56,17 +52,16 @@ def hello(handshake_id: bytes, offer: Offer | None = None) -> Flight:
     return Flight(Kind.CLIENT_HELLO, (handshake_id, offer.pack(), tls.hello()))
 
 
-def established(mode: str = "mtls", **settings):
+def established(mode: str) -> SessionRig:
     """A rig with a session, that has carried one request."""
-    hosts = Hosts(mode, **settings).resumable()
-    rig = hosts.rig(params=IMPATIENT)
+    rig = Hosts(mode).resumable().rig(params=IMPATIENT)
     rig.request(b"before")
     rig.run()
     assert rig.answered() == 1
     return rig
 
 
-def still_works(rig) -> None:
+def still_works(rig: SessionRig) -> None:
     """The session is the one that was there."""
     before = [m.counters()["sessions_begun"] for m in rig.managers]
     good = rig.answered()
@@ -74,77 +69,6 @@ def still_works(rig) -> None:
     rig.run()
     assert rig.answered() == good + 1
     assert [m.counters()["sessions_begun"] for m in rig.managers] == before
-
-
-# -- replays ---------------------------------------------------------------------------------------------
-
-
-def replay(rig, frames: list[bytes]) -> int:
-    """Everything a client sent, once more; how many requests the server delivered."""
-    before = len(rig.delivered)
-    for n, frame in enumerate(frames):
-        rig.inject(True, frame, n * 10_000)
-    rig.run()
-    return len(rig.delivered) - before
-
-
-def recording(hosts: Hosts) -> list[bytes]:
-    """What a client sends in a session of several requests."""
-    rig = hosts.rig()
-    for n in range(4):
-        rig.request(b"pay me %d " % n + bytes(2000 * n))
-    rig.run()
-    assert rig.answered() == 4
-    return [f for from_client, f in rig.sent_frames if from_client]
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("closed", [False, True])
-def test_a_conversation_that_is_replayed_to_the_same_server(mode, closed):
-    hosts = Hosts(mode).resumable()
-    rig = hosts.rig(params=IMPATIENT)
-    for n in range(4):
-        rig.request(b"pay me %d " % n + bytes(2000 * n))
-    rig.run()
-    frames = [f for from_client, f in rig.sent_frames if from_client]
-    if closed:
-        rig.managers[0].close(*to_server(), rig.now)
-        rig.run()
-    assert replay(rig, frames) == 0
-    assert replay(rig, [f for f in frames if not is_handshake(f)]) == 0
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_conversation_that_is_replayed_after_a_restart(mode):
-    hosts = Hosts(mode).resumable()
-    frames = recording(hosts)
-    rig = hosts.rig(params=IMPATIENT)
-    assert replay(rig, frames) == 0
-    if mode in EARLY:
-        assert "this hello was here before" in rig.managers[1].last_failure
-        assert rig.managers[1].counters()["early_refused"] == 1
-
-
-@pytest.mark.parametrize("mode", EARLY)
-def test_without_memory_of_hellos_a_replay_would_be_served(mode):
-    """The control: it is the memory, and nothing else, that stops it."""
-    hosts = Hosts(mode).resumable()
-    frames = recording(hosts)
-    forgetful = MemoryState()
-    for secret in hosts.state.tickets():
-        forgetful.add_ticket(secret)
-    forgetful._keys = hosts.state._keys
-    hosts.state = forgetful
-    assert replay(hosts.rig(params=IMPATIENT), frames) > 0
-
-
-@settings(max_examples=40)
-@given(mode=st.sampled_from(MODES), order=st.randoms(use_true_random=False), copies=st.integers(1, 3))
-def test_replays_in_any_order_deliver_nothing(mode, order, copies):
-    hosts = Hosts(mode).resumable()
-    frames = recording(hosts) * copies
-    order.shuffle(frames)
-    assert replay(hosts.rig(params=IMPATIENT), frames) == 0
 
 
 # -- forged flights --------------------------------------------------------------------------------------
@@ -243,8 +167,8 @@ def test_a_flood_of_hellos_displaces_itself(monkeypatch):
     server = rig.managers[1]
     assert server.snapshot()["half_open"] == 50
     assert server.counters()["handshakes_displaced"] == 600 - 50
-    assert server.snapshot()["plane_server_rpcs"] <= 200
-    assert server.snapshot()["plane_peers"] <= 400
+    assert 0 < server.snapshot()["plane_server_rpcs"] <= 200
+    assert 0 < server.snapshot()["plane_peers"] <= 400
     # Somebody who does finish gets in.
     rig.request(b"hello")
     rig.run()
@@ -269,15 +193,15 @@ def test_a_hello_under_a_false_address_brings_it_little():
 def test_a_session_costs_little_and_nothing_once_it_is_over():
     """Memory of a server. SMTNET_SESSIONS=10000 does it with so many."""
     count = int(os.environ.get("SMTNET_SESSIONS", "100"))
-    during, after = session_memory("mtls", count)
+    during, after = session_memory(count)
     assert max(during) < count * 40_000, (during, after)
     # Flat: the second round finds all as the first left it.
     assert after[1] - after[0] < count * 20, (during, after)
 
 
-def session_memory(mode: str, count: int) -> tuple[list[int], list[int]]:
+def session_memory(count: int) -> tuple[list[int], list[int]]:
     """Bytes of a server with so many sessions, and after their end; the same for a second round."""
-    hosts = Hosts(mode)
+    hosts = Hosts("mtls")
     server = Side(SERVER_IP, SERVER_PORT, "smt", hosts.server_manager(), None, None)
     manager = server.endpoint._negotiator
     assert isinstance(manager, SessionManager)

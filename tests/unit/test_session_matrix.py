@@ -1,8 +1,9 @@
 """All that must not become a session, in one table: real managers and endpoints at both ends, in virtual time.
 
-Of every cause the same is asked: the client says why, the server says why, and both count it; no byte of what the
-application sent is delivered, and none is in clear in any frame. Each has its control: with the cause gone the
-same requests are answered, and in profile homa the search for clear text finds them.
+Of every cause the same is asked (tests/handshakes.py, ``fails``): the client says why, the server says why, and
+both count it; no byte of what the application sent is delivered, and none is in clear in any frame. Each has its
+control (``works``): with the cause gone the same requests are answered, and in profile homa the search for clear
+text finds them. Mistakes in settings, and what comes after a failure: test_session_failures.py.
 
 On a real interface: replays to the same worker, to other workers and after a restart in
 tests/net/test_sessions.py; certificates and a DNS server that is gone in tests/net/test_run_sessions.py; a ticket
@@ -18,8 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smtstack.io.session_state import SqliteState
+from smtstack.session.established import MODES
 from smtstack.session.flights import Flight, Kind
 from smtstack.session.hello import EarlyClient
 from smtstack.session.identity import Identity
@@ -27,77 +31,31 @@ from smtstack.session.manager import Role
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.state import MemoryState
 from smtstack.session.tickets import Ticket
-from smtstack.transport.events import Failed, Reason
-from smtstack.transport.params import TransportParams
+from smtstack.transport.events import Reason
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT, is_handshake
 from smtstack.wire.homa import DATA
 from tests.certificates import HOUR, IP_B, NAMES, UTC, A, Authority, B, Leaf
-from tests.handshakes import CLIENT_ID, SERVER_ID, Hosts, SessionRig, to_server
+from tests.handshakes import (
+    CLIENT_ID,
+    EARLY,
+    IMPATIENT,
+    PSK,
+    SERVER_ID,
+    SIZES,
+    TICKET,
+    TLS,
+    Hosts,
+    SessionRig,
+    ask,
+    fails,
+    in_clear,
+    to_server,
+    works,
+)
 from tests.rig import Rig, Tamper
 from workloads.pair import SERVER_IP, SERVER_PORT, Side
 
-CANARY = b"*canary*"
-#: In one packet, in several records, and more than goes without a grant.
-SIZES = (40, 3000, 60_000)
-IMPATIENT = TransportParams(timeout_resends=2)
-TLS, TICKET, PSK = ("tls", "mtls"), ("ticket", "ticket-fs"), ("psk", "psk-fs")
-EARLY = TICKET + PSK
 AUTHORITY, OTHERS = Authority(), Authority(name="others")
-
-
-def ask(rig: Rig) -> None:
-    """Requests full of canaries: any 16 bytes of one have a whole one in them."""
-    for size in SIZES:
-        rig.request(b"%d " % size + CANARY * (size // len(CANARY)))
-
-
-def in_clear(rig: Rig) -> int:
-    """Frames, of either side and of any kind, in which an application's words can be read."""
-    return sum(CANARY in frame for _from_client, frame in rig.sent_frames)
-
-
-def fails(hosts: Hosts, at_client: str, at_server: str, tamper: Tamper | None = None) -> SessionRig:
-    """No session. ``at_server`` "": the client begins nothing, so not even one packet goes to the server."""
-    rig = hosts.rig(params=IMPATIENT, tamper=tamper)
-    ask(rig)
-    rig.run()
-    failures(rig, at_client, at_server)
-    return rig
-
-
-def failures(rig: SessionRig, at_client: str, at_server: str) -> None:
-    """What must be so after any failure."""
-    client, server = rig.managers
-    for rpc in rig.asked:
-        failed = rig.failure(rpc)
-        assert failed.reason is Reason.NO_SESSION
-        assert at_client in failed.detail
-    assert client.last_failure.startswith("10.0.0.2:2000: ")
-    assert at_client in client.last_failure
-    assert client.counters()["handshakes_failed"] == 1
-    if at_server:
-        assert server.last_failure.startswith("10.0.0.1:32768: ")
-        assert at_server in server.last_failure
-        assert server.counters()["handshakes_failed"] >= 1
-    else:
-        assert rig.sent_frames == []
-    assert rig.delivered == []
-    assert rig.server.endpoint.counters.requests_delivered == 0
-    assert client.counters()["sessions"] == server.counters()["sessions"] == 0
-    assert in_clear(rig) == 0
-    rig.assert_empty()
-
-
-def works(hosts: Hosts, tamper: Tamper | None = None) -> SessionRig:
-    """The control: the same requests arrive, and leave sealed."""
-    rig = hosts.rig(params=IMPATIENT, tamper=tamper)
-    ask(rig)
-    rig.run()
-    assert rig.answered() == len(SIZES)
-    assert len(rig.delivered) == len(SIZES)
-    assert in_clear(rig) == 0
-    assert [m.last_failure for m in rig.managers] == ["", ""]
-    return rig
 
 
 def test_the_search_for_clear_text_finds_it():
@@ -106,23 +64,27 @@ def test_the_search_for_clear_text_finds_it():
     ask(rig)
     rig.run()
     assert rig.answered() == len(SIZES)
-    # In every packet of data of the client; the answers are other bytes.
-    data = sum(frame[TYPE_AT] == DATA for from_client, frame in rig.sent_frames if from_client)
-    assert in_clear(rig) == data > len(SIZES)
+    # In every packet of data, whoever sent it.
+    data = sum(frame[TYPE_AT] == DATA for _from_client, frame in rig.sent_frames)
+    assert in_clear(rig) == data > 2 * len(SIZES)
 
 
 # -- certificates ------------------------------------------------------------------------------------------
 
-#: What is wrong: a certificate, whom the other side believes, and what it says.
+#: What is wrong: a certificate, whom the other side believes, what it says after "the peer's certificate is not".
 CERTIFICATES = {
-    "wrong authority": (Leaf(), [OTHERS], "unable to get local issuer certificate"),
-    "expired": (Leaf(after=UTC - 1), [], "certificate has expired"),
-    "not yet valid": (Leaf(before=UTC + 1), [], "certificate is not yet valid"),
-    "wrong name": (Leaf(dns=["c"]), [], "the peer's certificate is not for "),
-    "wrong address": (Leaf(ips=["10.0.0.9"]), [], "the peer's certificate is not for "),
+    "wrong authority": (Leaf(), [OTHERS], "accepted: unable to get local issuer certificate"),
+    "expired": (Leaf(after=UTC - 1), [], "accepted: certificate has expired"),
+    "not yet valid": (Leaf(before=UTC + 1), [], "accepted: certificate is not yet valid"),
+    "wrong name": (Leaf(dns=["c"]), [], "for {name} ({ip}), but for {ip}, c"),
+    "wrong address": (Leaf(ips=["10.0.0.9"]), [], "for {ip}, but for 10.0.0.9, {name}"),
 }
 #: Addresses have no names, so certificates must be for addresses.
 NAMELESS = ("wrong address",)
+
+
+def of_certificate(text: str, name: str, ip: str) -> str:
+    return "the peer's certificate is not " + text.format(name=name, ip=ip)
 
 
 def client_of(cause: str, leaf: Leaf, trust: list[Authority]) -> Identity:
@@ -140,7 +102,7 @@ def test_the_servers_certificate(cause, mode):
     hosts = Hosts(mode, client_of(cause, Leaf(), trust), server_of(cause, leaf, []))
     # Who has a ticket needs to ask nobody to see that it will not do. (Nor does its server, which does not publish
     # it: test_ticket_dns.py.)
-    fails(hosts, text, "" if mode in TICKET else "the client refuses the handshake")
+    fails(hosts, of_certificate(text, "b", B), "" if mode in TICKET else "the client refuses the handshake: ")
     works(Hosts(mode, client_of(cause, Leaf(), []), server_of(cause, Leaf(), [])))
 
 
@@ -149,12 +111,22 @@ def test_the_servers_certificate(cause, mode):
 def test_the_clients_certificate(cause, mode):
     """Its requests leave with the last flight, or behind the hello: they are held, and never opened."""
     leaf, trust, text = CERTIFICATES[cause]
-    rig = fails(Hosts(mode, client_of(cause, leaf, []), server_of(cause, Leaf(), trust)), text, text)
+    hosts = Hosts(mode, client_of(cause, leaf, []), server_of(cause, Leaf(), trust))
+    said, code = of_certificate(text, "a", A), "certificate" if mode in TICKET else "tls"
+    rig = fails(hosts, f"the server refuses ({code}): {said}", said)
     assert rig.server.endpoint.counters.frames_held > 0
     works(Hosts(mode, client_of(cause, Leaf(), []), server_of(cause, Leaf(), [])))
 
 
-@pytest.mark.parametrize("mode", [*TICKET, *PSK])
+def test_a_client_that_shows_no_certificate():
+    hosts = Hosts("tls", server={"mode": "mtls"})
+    text = "peer did not return a certificate"
+    fails(hosts, f"the server refuses (tls): TLS: {text}", text)
+    hosts.client["mode"] = "mtls"
+    works(hosts)
+
+
+@pytest.mark.parametrize("mode", EARLY)
 def test_a_client_that_never_showed_a_certificate(mode):
     """It has what a server gave that asked for none; the server asks for one now."""
     hosts = Hosts(mode, client={"client_auth": False}, server={"client_auth": False})
@@ -163,7 +135,9 @@ def test_a_client_that_never_showed_a_certificate(mode):
     hosts.resumable()
     works(hosts)
     hosts.server["client_auth"] = True
-    fails(hosts, "the server refuses (certificate)", "certificate")
+    text = ("the client shows no certificate, and this server wants one" if mode in TICKET else
+            "the client of the first session showed no certificate")
+    fails(hosts, f"the server refuses (certificate): {text}", text)
     hosts.psks.drop(*to_server())
     hosts.client["client_auth"] = True
     hosts.publish() if mode in TICKET else hosts.resumable()
@@ -301,7 +275,7 @@ class Replay:
             # One that the second copy of the client has, too.
             self.kept = self.hosts.psks.get(*to_server(), UTC)
         self.rig = works(self.hosts)
-        self.frames = [f for from_client, f in self.rig.sent_frames if from_client]
+        self.frames = of_client(self.rig)
         self.rig.managers[0].close(*to_server(), self.rig.now)
         self.rig.run()
         assert self.rig.managers[1].counters()["sessions"] == 0
@@ -324,6 +298,17 @@ class Replay:
             self.rig.server = old.server
             self.rig.managers = self.rig.managers[0], old.managers[1]
             self.rig.now = old.now
+
+
+def of_client(rig: SessionRig) -> list[bytes]:
+    """All that a client has sent."""
+    return [f for from_client, f in rig.sent_frames if from_client]
+
+
+def send_again(rig: SessionRig, frames: list[bytes]) -> None:
+    for number, frame in enumerate(frames):
+        rig.inject(True, frame, number * 1000)
+    rig.run()
 
 
 WHERE = ("same worker", "other worker", "after restart")
@@ -362,22 +347,28 @@ def test_a_hello_that_was_there_before(mode, where, tmp_path):
 
 
 @pytest.mark.usefixtures("same_hello")
+@pytest.mark.parametrize("by", ["a copy of the client", "frames sent again"])
 @pytest.mark.parametrize("mode", EARLY)
-def test_it_is_the_memory_of_hellos_that_refuses_it(mode, tmp_path):
-    """The control of the test above."""
+def test_it_is_the_memory_of_hellos_that_refuses_it(mode, by, tmp_path):
+    """The control of all tests of replays: nothing else stops them."""
     replay = Replay(mode, tmp_path / "state")
     replay.hosts.state.close()  # type: ignore[attr-defined]
     with sqlite3.connect(replay.path) as db:
         db.execute("DELETE FROM hellos")
     db.close()
     replay.again("after restart")
-    ask(replay.rig)
-    replay.rig.run()
+    if by == "frames sent again":
+        send_again(replay.rig, replay.frames)
+    else:
+        ask(replay.rig)
+        replay.rig.run()
     assert replay.rig.delivered
 
 
-@pytest.mark.parametrize("where", [*WHERE, "follower"])
-@pytest.mark.parametrize("mode", EARLY)
+@pytest.mark.parametrize(("mode", "where"), [
+    *((m, w) for m in EARLY for w in (*WHERE, "follower")),
+    # A server has no memory of TLS handshakes, and needs none.
+    *((m, w) for m in TLS for w in ("same worker", "after restart"))])
 def test_frames_that_are_sent_again(mode, where, tmp_path):
     """Somebody on the path sends again what the client sent, with and without the hello."""
     replay = Replay(mode, tmp_path / "state")
@@ -389,19 +380,43 @@ def test_frames_that_are_sent_again(mode, where, tmp_path):
         rig.server = Side(SERVER_IP, SERVER_PORT, "smt", manager, IMPATIENT, None)
         rig.managers = rig.managers[0], manager
     counters = rig.server.endpoint.counters
-    before = counters.requests_delivered
+    before, dropped = counters.requests_delivered, counters.frames_held_dropped
     for frames in (replay.frames, [f for f in replay.frames if not is_handshake(f)]):
-        for number, frame in enumerate(frames):
-            rig.inject(True, frame, number * 1000)
-        rig.run()
+        send_again(rig, frames)
     assert rig.delivered == []
     assert counters.requests_delivered == before
-    assert counters.frames_held_dropped > 0
+    assert counters.frames_held_dropped > dropped
     assert in_clear(rig) == 0
-    if where != "follower":
+    if mode in EARLY and where != "follower":
         assert REPLAYED in rig.managers[1].last_failure
+        assert rig.managers[1].counters()["early_refused"] == 1
         # Whoever sent it reads why.
         assert any(REPLAYED.encode() in frame for from_client, frame in rig.sent_frames if not from_client)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_frames_that_are_sent_again_while_the_session_lasts(mode):
+    rig = works(Hosts(mode).resumable())
+    frames = of_client(rig)
+    send_again(rig, frames)
+    send_again(rig, [f for f in frames if not is_handshake(f)])
+    assert len(rig.delivered) == len(SIZES)
+    rig.request(b"it lasts")
+    rig.run()
+    assert rig.answered() == len(SIZES) + 1
+    assert rig.managers[1].counters()["sessions_begun"] == 1
+
+
+@settings(max_examples=40)
+@given(mode=st.sampled_from(MODES), order=st.randoms(use_true_random=False), copies=st.integers(1, 3))
+def test_frames_that_are_sent_again_in_any_order(mode, order, copies):
+    """After a restart, some of them more than once."""
+    hosts = Hosts(mode).resumable()
+    frames = of_client(works(hosts)) * copies
+    order.shuffle(frames)
+    rig = hosts.rig(params=IMPATIENT)
+    send_again(rig, frames)
+    assert rig.delivered == []
 
 
 # -- downgrades --------------------------------------------------------------------------------------------
@@ -410,6 +425,8 @@ def test_frames_that_are_sent_again(mode, where, tmp_path):
 STRONG, WEAK = (Offer(("AES-256-GCM", "AES-128-GCM"), index_bits=20),
                 Offer(("AES-128-GCM", "AES-256-GCM"), index_bits=20))
 CHANGED = "the session's parameters were changed on the way"
+FS_ONLY = "this server takes forward-secret sessions only"
+FS_SHARE = "a hello with a key share of 32 bytes"
 
 
 def swapped(old: bytes, new: bytes, of_client: bool = True) -> Tamper:
@@ -452,7 +469,10 @@ DOWNGRADES: dict[str, tuple[tuple[str, ...], Tamper, str, str]] = {
     "all of a hello": (EARLY, lambda c, f: swapped(STRONG.pack(), WEAK.pack())(
         c, swapped(choice("AES-256-GCM"), choice("AES-128-GCM"))(c, f)[0]),
         "was changed on its way", "was changed on its way"),
-    "forward secrecy": (("ticket-fs", "psk-fs"), without_fs, "the server refuses (", "a"),
+    "forward secrecy of a ticket": (("ticket-fs",), without_fs, f"the server refuses (parameters): {FS_ONLY}",
+                                    FS_ONLY),
+    "forward secrecy of a PSK": (("psk-fs",), without_fs, f"the server refuses (bad flight): {FS_SHARE}",
+                                 FS_SHARE),
 }
 
 
@@ -475,17 +495,19 @@ def test_a_server_that_leaves_the_choice_notices_lost_forward_secrecy_too(kind):
     if kind == "psk":
         hosts.resumable()
     works(hosts)
-    text = "a hello with a key share of 32 bytes" if kind == "psk" else "was changed on its way"
+    text = FS_SHARE if kind == "psk" else "was changed on its way"
     fails(hosts, text, text, without_fs)
 
 
 @pytest.mark.parametrize("kind", ["ticket", "psk"])
 def test_a_client_that_wants_less_than_the_server_demands(kind):
     hosts = Hosts(f"{kind}-fs").resumable()
-    works(hosts)
     hosts.client["mode"] = kind
     fails(hosts, "the server demands forward-secret sessions", "")
+    del hosts.client["mode"]
+    works(hosts)
     # Nor does it help not to look.
+    hosts.client["mode"] = kind
     if kind == "ticket":
         ticket: Ticket = hosts.shelf.tickets[to_server()]
         hosts.shelf.tickets[to_server()] = replace(ticket, flags=ticket.flags & ~1)
@@ -494,8 +516,7 @@ def test_a_client_that_wants_less_than_the_server_demands(kind):
         psk = hosts.psks.get(*to_server(), UTC)
         assert psk is not None
         hosts.psks.put(*to_server(), replace(psk, forward_secret_only=False))
-    text = "this server takes forward-secret sessions only"
-    fails(hosts, f"the server refuses (parameters): {text}", text)
+    fails(hosts, f"the server refuses (parameters): {FS_ONLY}", FS_ONLY)
 
 
 # -- truncated flights -------------------------------------------------------------------------------------
@@ -573,7 +594,7 @@ def test_frames_that_are_cut_short(mode):
     ask(rig)
     rig.run()
     assert rig.answered() == 0
-    assert all(isinstance(f, Failed) and f.reason is Reason.NO_SESSION for f in rig.failures())
+    assert {f.reason for f in rig.failures()} == {Reason.NO_SESSION}
     assert rig.details() == {"the handshake took longer than 0.5 s"}
     assert rig.delivered == []
     # The server cannot know what it was; that something came, and was no good, it counts.

@@ -18,8 +18,8 @@ from workloads import fleet_dns
 from workloads.options import add_transport_options, settings
 from workloads.outcome import session_lines
 from workloads.session_options import add_experiment_sessions, check_sessions, session_words
-from workloads.transports import Settings
-from workloads.transports.sessions import SessionSettings, summary
+from workloads.transports import Settings, open_caller
+from workloads.transports.sessions import FROM_TICKETS, SessionSettings, summary
 
 
 def made(*options: str) -> Settings:
@@ -36,7 +36,8 @@ def test_certificates_alone_mean_mutual_authentication():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_can_be_had(mode):
-    assert made("--certs", "c", "--session", mode, "--dns", "10.0.0.3").session_mode == mode
+    dns = ["--dns", "10.0.0.3"] if mode in FROM_TICKETS else []
+    assert made("--certs", "c", "--session", mode, *dns).session_mode == mode
 
 
 def test_a_key_file_is_instead_of_a_handshake():
@@ -67,6 +68,11 @@ def test_what_is_said_is_what_is_done():
     (["--certs", "c", "--session", "ticket"], "--session ticket needs --dns"),
     (["--certs", "c", "--session", "ticket-fs", "--dns", "x"], "no IP:PORT"),
     (["--certs", "c", "--dns", "10.0.0.3:0"], "1 to 65535"),
+    (["--certs", "c", "--dns", "10.0.0.3"], "--dns is for --session ticket and ticket-fs; with mtls"),
+    (["--certs", "c", "--session", "psk", "--dns", "10.0.0.3"], "--dns is for .* with psk"),
+    (["--certs", "c", "--session", "tls", "--state", "s"], "--state is for ticket and psk modes"),
+    (["--transport", "homa", "--session", "ticket"], "--session is for transport smt, not for homa"),
+    (["--transport", "tls", "--certs", "c", "--keylog", "k"], "--keylog is for transport smt, not for tls"),
     (["--certs", "c", "--padding", "random"], "unknown padding 'random'"),
     (["--certs", "c", "--index-bits", "99"], "index"),
     (["--certs", "c", "--key-update-records", "0"], "a number from 1"),
@@ -77,10 +83,25 @@ def test_what_makes_no_session_is_said(options, words):
         made(*options)
 
 
+def test_a_client_has_nothing_to_remember():
+    with pytest.raises(ConfigError, match="--state is for servers"):
+        open_caller(made("--certs", "c", "--session", "psk", "--state", "s"), [("10.0.0.2", 2000)])
+
+
 def test_others_need_none_of_it():
     for transport in ("homa", "tcp", "tls"):
         assert made("--transport", transport).session_mode is None
     assert made("--transport", "linux", "--keys", "demo").keys == "demo"
+
+
+def test_of_several_transports_one_may_have_sessions():
+    parser = argparse.ArgumentParser()
+    add_transport_options(parser)
+    args = parser.parse_args(["--transport", "tcp", "--addr", "127.0.0.1:4000", "--certs", "c", "--cipher",
+                              "AES-256-GCM"])
+    assert settings(args, ["smt", "tcp"]).session == SessionSettings()
+    with pytest.raises(ConfigError, match="--cipher is for transport smt, not for tcp, homa"):
+        settings(args, ["tcp", "homa"])
 
 
 def experiment(*options: str) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 import smtstack.socket
 from smtstack.aio import AioSocket
 from smtstack.errors import ConfigError, LocalError, PeerError, Unsupported
+from smtstack.io import loop
 from smtstack.io.packet_socket import Fanout
 from smtstack.io.psk_file import PskFile
 from smtstack.session.established import Established
@@ -211,6 +213,26 @@ def test_on_an_event_loop(monkeypatch, certs, others):
     asyncio.run(main())
 
 
+def test_an_event_loop_where_nothing_happens_leaves_time_for_tickets(monkeypatch, certs):
+    """Else those of a server that nobody calls would run out, and then nobody could call it."""
+    async def main() -> None:
+        connect(monkeypatch)
+        monkeypatch.setattr(loop, "IDLE_NS", 1_000_000)
+        async with AioSocket(CLIENT, context(certs / "a")), AioSocket(SERVER, context(certs / "b")) as server:
+            assert server.socket.sessions is not None
+            turns, enough = [], asyncio.Event()
+
+            def idle() -> None:
+                turns.append(1)
+                if len(turns) == 3:
+                    enough.set()
+
+            monkeypatch.setattr(server.socket.sessions, "idle", idle)
+            await asyncio.wait_for(enough.wait(), 10)
+
+    asyncio.run(main())
+
+
 # -- settings --------------------------------------------------------------------------------------------
 
 
@@ -334,3 +356,19 @@ def test_a_file_that_holds_no_psks(tmp_path):
     path.chmod(0o600)
     with pytest.raises(ConfigError, match="PSK file"):
         PskFile(path)
+
+
+def test_a_full_disk_ends_no_program_and_leaves_nothing_unreadable(tmp_path):
+    path = tmp_path / "psks"
+    store = PskFile(path)
+    store.put(1, 2, PSK)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=f"PSK file {path}: No space left"):
+            store.put(1, 3, PSK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert store.get(1, 2, 0) is None
+    store.put(1, 2, PSK)
+    assert PskFile(path).get(1, 2, 0) == PSK

@@ -130,6 +130,24 @@ def test_a_file_outlives_its_process(tmp_path: Path):
         other = SqliteState(path)
 
 
+def test_a_ticket_that_another_process_forgets_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "state"
+    secret = issue()
+    SqliteState(path).add_ticket(secret)
+    state = SqliteState(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+
+        class Slow:
+            def execute(self, sql: str, parameters: tuple[bytes]) -> sqlite3.Cursor:
+                """Somebody purges before the private half is read."""
+                if sql.startswith("SELECT ticket"):
+                    db.execute("DELETE FROM tickets")
+                return db.execute(sql, parameters)
+
+        monkeypatch.setattr(state, "_connection", Slow)
+        assert state.ticket(secret.ticket.ticket_id) is None
+
+
 def test_only_its_owner_can_read_it(tmp_path: Path):
     path = tmp_path / "state"
     old = os.umask(0)

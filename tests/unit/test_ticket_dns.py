@@ -321,6 +321,22 @@ def test_a_server_that_runs_never_waits_for_dns(monkeypatch: pytest.MonkeyPatch)
     assert publisher.current == sent[3] != sent[2]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_update_that_breaks_off_published_nothing(monkeypatch: pytest.MonkeyPatch):
+    publisher = make_publisher(("127.0.0.1", 53), make_tsig(), MemoryState())
+
+    def publish(*_args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(dns_exchange, "publish", publish)
+    tended(publisher, UTC)
+    assert publisher.current is None
+    assert publisher.failure == "the ticket could not be published: the update broke off"
+    monkeypatch.setattr(dns_exchange, "publish", lambda *_args: None)
+    tended(publisher, UTC + 5)
+    assert (publisher.current is not None, publisher.failure) == (True, "")
+
+
 def test_state_that_cannot_be_written_publishes_nothing(monkeypatch: pytest.MonkeyPatch):
     state = MemoryState()
     publisher = make_publisher(("127.0.0.1", 53), make_tsig(), state)

@@ -82,7 +82,7 @@ def test_mistakes_are_one_line(path: Path, tmp_path: Path, capsys: pytest.Captur
         (["list", "--state", str(absent)], f"state file {absent}: No such file or directory"),
         (["revoke", "--state", str(path), "zz"],
          f"{path} has no ticket zz; 'smtnet tickets list' shows what it has"),
-        (["revoke", "--state", str(path), ""], "3 tickets begin with ; give more of it"),
+        (["revoke", "--state", str(path), ""], "3 tickets begin with ''; give more of it"),
         (["publish", "--state", str(path), "--certs", "x", "--addr", "10.0.0.9:2000", "--dns", "127.0.0.1"],
          f"{path} has no ticket of a server at 10.0.0.9:2000 to go by"),
     ):

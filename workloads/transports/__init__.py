@@ -77,6 +77,8 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
+    if settings.session.state is not None:
+        raise ConfigError("--state is for servers: it is they who must not forget anything")
     if settings.transport in PACKET_TRANSPORTS:
         return MessageCaller(SmtSocket(*_end(settings)), peers)
     local_ip = settings.local[0] if settings.local is not None else None

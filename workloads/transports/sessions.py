@@ -18,8 +18,6 @@ FROM_TICKETS = ("ticket", "ticket-fs")
 FROM_SESSIONS = ("psk", "psk-fs")
 #: What results tell of a transport's counters: how sessions began, or did not.
 COUNTERS = ("handshakes", "early_accepted", "handshakes_failed", "early_refused", "sessions_lost")
-#: Where DNS servers listen.
-DNS_PORT = 53
 
 
 def summary(mode: str | None, counters: Sequence[Mapping[str, int]]) -> dict[str, Any]:
