@@ -18,9 +18,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.errors import ConfigError, SmtError
 from workloads import options, transports
 from workloads.call import add_caller_options
+from workloads.cli import error_code
 from workloads.fidelity import shorten_pauses
 from workloads.measure import LINGER_S, Series
 from workloads.options import parse_address
@@ -37,7 +38,7 @@ def main() -> int:
         _serve(args)
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ConfigError) else 3 if isinstance(e, Unsupported) else 1
+        return error_code(e)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
     return 0

@@ -79,7 +79,7 @@ class Authority:
         name = _subject("smtnet throw-away authority")
         builder = (_certificate(name, name, key.public_key(), _now() + datetime.timedelta(days=days))
                    .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-                   .add_extension(_usage(signs_certificates=True), critical=True)
+                   .add_extension(key_usage(signs_certificates=True), critical=True)
                    .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False))
         return cls(builder.sign(key, _digest(key)), key)
 
@@ -91,7 +91,7 @@ class Authority:
         issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         return (_certificate(_subject(name), self.certificate.subject, public, until)
                 .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-                .add_extension(_usage(signs_certificates=False), critical=True)
+                .add_extension(key_usage(signs_certificates=False), critical=True)
                 .add_extension(uses, critical=False)
                 .add_extension(own, critical=False)
                 .add_extension(issuer_id, critical=False)
@@ -212,7 +212,8 @@ def _certificate(subject: x509.Name, issuer: x509.Name, public: PublicKey,
             .not_valid_before(_now() - _EARLIER).not_valid_after(until))
 
 
-def _usage(signs_certificates: bool) -> x509.KeyUsage:
+def key_usage(signs_certificates: bool) -> x509.KeyUsage:
+    """An authority's certificate signs others, a host's its handshakes, and neither does anything else."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates, key_cert_sign=signs_certificates, crl_sign=False,
         content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,

@@ -31,12 +31,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.errors import SmtError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.packet_socket import PACKET_IGNORE_OUTGOING, PACKET_STATISTICS, SO_SNDBUFFORCE
 from smtstack.io.ring import SOL_PACKET
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, Ethernet, parse_mac
 from smtstack.wire.ipv4 import IPv4, address
+from workloads.cli import error_code
 
 #: For experiments, RFC 3692: no host has anything that answers.
 PROTOCOL = 253
@@ -69,7 +70,7 @@ def main() -> int:
         _serve(args)
     except (SmtError, OSError) as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ConfigError) else 3 if isinstance(e, Unsupported) else 1
+        return error_code(e)
     except KeyboardInterrupt:
         return 1
     return 0

@@ -64,6 +64,13 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def error_code(error: Exception) -> int:
+    """What a program exits with that an error ends."""
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    return EXIT_ENVIRONMENT if isinstance(error, Unsupported) else EXIT_FAILED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Every expected error is one line on stderr, without a traceback."""
     argv = sys.argv[1:] if argv is None else argv
@@ -72,15 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except ConfigError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return EXIT_USAGE
-    except Unsupported as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return EXIT_ENVIRONMENT
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        return EXIT_FAILED
+        return error_code(e)
     except BrokenPipeError:
         # The reader (head, less) went away; nothing is left to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

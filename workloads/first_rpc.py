@@ -20,12 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from smtstack.errors import PeerError, SmtError
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.session.established import MODES
 from smtstack.socket import Address, SmtContext, SmtSocket
 from smtstack.transport.params import SOFTWARE
 from smtstack.wire.ipv4 import address
+from workloads.cli import error_code
 from workloads.experiment import TIMEOUT_RESENDS
 from workloads.fig12_report import BASE, INIT, INIT_DNS, INIT_FS, INIT_FS_DNS, ONE_RTT, RSMP, RSMP_FS
 from workloads.options import parse_address
@@ -60,7 +61,7 @@ def main() -> int:
         _serve(args) if args.role == "serve" else _call(args)
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ConfigError) else 3 if isinstance(e, Unsupported) else 1
+        return error_code(e)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
     return 0

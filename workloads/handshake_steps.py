@@ -23,6 +23,7 @@ from smtstack.crypto.keys import SECRET_LEN, expand_label
 from smtstack.errors import SmtError
 from smtstack.session.identity import Identity
 from smtstack.wire.ipv4 import address
+from workloads.ca import key_usage
 
 Operation = Callable[[], object]
 _SERVER = "10.0.0.2"
@@ -184,16 +185,9 @@ def _certificate(name: str, issuer: str, public: ec.EllipticCurvePublicKey, sign
                .add_extension(x509.BasicConstraints(depth is not None, depth), critical=True)
                .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
                .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
-               .add_extension(_usage(depth is not None), critical=True))
+               .add_extension(key_usage(depth is not None), critical=True))
     if depth is None:
         own = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(name))])
         builder = builder.add_extension(own, critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     return builder.sign(signer, hashes.SHA256())
-
-
-def _usage(signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates, key_cert_sign=signs_certificates, crl_sign=False,
-        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        encipher_only=False, decipher_only=False)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.errors import SmtError
 from smtstack.io.identity_files import load_identity
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.io.ticket_dns import DnsTickets
@@ -27,6 +27,7 @@ from smtstack.session.pool import KeyPool
 from smtstack.session.resumption import PskStore
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE
+from workloads.cli import error_code
 from workloads.experiment import TIMEOUT_RESENDS
 from workloads.options import parse_address, positive
 from workloads.swarm import Swarm, Tally
@@ -54,7 +55,7 @@ def main() -> int:
         _serve(args)
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        return 2 if isinstance(e, ConfigError) else 3 if isinstance(e, Unsupported) else 1
+        return error_code(e)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
     return 0

@@ -23,7 +23,7 @@ _DISSECTOR, _IPV4_SRC, _IPV4_DST, _PORT_TYPE, _SRC_PORT, _DST_PORT, _COL_PROTOCO
 _PORT_TYPE_UDP = 3
 
 _TCP = struct.Struct("!HHIIBBHHH")
-_FIN, _SYN, _PSH, _ACK = 0x01, 0x02, 0x08, 0x10
+_SYN, _PSH, _ACK = 0x02, 0x08, 0x10
 _WINDOW = 0xFFFF
 #: Payload bytes of a packet of a TCP twin.
 _MSS = 1400
@@ -83,7 +83,7 @@ class TcpTwin:
         if not from_client:
             way = Flow(way.dst, way.dport, way.src, way.sport)
         seq, ack = self._seq[from_client], self._seq[not from_client] if flags & _ACK else 0
-        self._seq[from_client] += len(data) + bool(flags & (_SYN | _FIN))
+        self._seq[from_client] += len(data) + bool(flags & _SYN)
         segment = _TCP.pack(way.sport, way.dport, seq, ack, 5 << 4, flags, _WINDOW, 0, 0) + data
         pseudo = struct.pack("!IIBBH", way.src, way.dst, 0, _PROTO_TCP, len(segment))
         segment = segment[:16] + _checksum(pseudo + segment).to_bytes(2, "big") + segment[18:]

@@ -29,7 +29,8 @@ from smtstack.session.tls import TlsClient, TlsServer
 from smtstack.wire.ipv4 import address
 from tests.certificates import Authority, Leaf
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None,
+                                reason="openssl is not installed (Debian: openssl)")
 
 OFFER, CHOICE = Offer(), Agreement()
 CONFIRM = binding(OFFER, CHOICE)
