@@ -299,6 +299,7 @@ class Endpoint:
                 return
         elif not rpc.is_client and rpc.state is not INCOMING:
             counters.data_redundant += 1
+            peer.host.heard_tick = tick
             return
         elif rpc.is_client and whole and rpc.inm is None:
             try:
@@ -377,7 +378,7 @@ class Endpoint:
         was_truncated = inm.truncated
         data = inm.finish()
         if inm.progressed():
-            rpc.heard_tick = tick
+            rpc.peer.host.heard_tick = rpc.heard_tick = tick
             rpc.resends = 0
         if inm.auth_failures != failures:
             counters.records_failed += inm.auth_failures - failures
@@ -385,8 +386,8 @@ class Endpoint:
         if inm.truncated and not was_truncated:
             counters.truncated += 1
         for client_id, client_port, server_port in inm.acks:
-            if client_port == rpc.peer.port and server_port == self.port and client_id ^ 1 != rpc.id:
-                self._recovery.acked(rpc.peer, client_id, 0)
+            if server_port == self.port and (client_id ^ 1 != rpc.id or client_port != rpc.peer.port):
+                self._recovery.acked_elsewhere(rpc.peer.host, client_port, client_id)
         if data is None:
             inm.acks = []
             self._grants.touch(rpc)
@@ -411,7 +412,7 @@ class Endpoint:
             self._watch_keys(peer.session)
         if not peer.proven:
             self._table.prove(peer)
-        peer.heard_tick = tick
+        peer.heard_tick = peer.host.heard_tick = tick
         if len(data) > peer.max_message:
             self.counters.too_long += 1
             self._table.free(rpc)
@@ -425,7 +426,7 @@ class Endpoint:
         self._recovery.finished(rpc)
         self._table.free(rpc)
         peer = rpc.peer
-        peer.heard_tick = tick
+        peer.heard_tick = peer.host.heard_tick = tick
         if not rpc.keys.proven:
             peer.session.proved(rpc.keys, tick)
             self._watch_keys(peer.session)

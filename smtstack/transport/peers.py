@@ -16,8 +16,8 @@ FIRST_CUTOFFS = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
 class Host:
     """One IP address: how it wants unscheduled data, and what of our memory it uses."""
 
-    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "ip", "peers", "rx_bytes",
-                 "server_rpcs")
+    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "heard_tick", "ip", "kept", "kept_bytes",
+                 "peers", "rx_bytes", "server_rpcs")
 
     def __init__(self, ip: int) -> None:
         self.ip = ip
@@ -26,11 +26,17 @@ class Host:
         self.cutoff_version = 0
         #: Tick of the last CUTOFFS sent to it.
         self.cutoff_tick = -1
+        #: Tick of its last valid packet about an RPC we know. Who rations RESENDs by host, as the kernel module
+        #: does, shows by those for one RPC that the others need not be given up.
+        self.heard_tick = -1
         #: Its ports we know.
         self.peers = 0
         self.server_rpcs = 0
         #: Bytes of its unfinished messages.
         self.rx_bytes = 0
+        #: RPCs whose responses were sent whole and are not acknowledged, oldest first, and the bytes of these.
+        self.kept: dict[Rpc, None] = {}
+        self.kept_bytes = 0
         #: RPCs with it whose incoming message has not authenticated, oldest first.
         self.doubted: dict[Rpc, None] = {}
 

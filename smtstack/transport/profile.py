@@ -22,6 +22,8 @@ class Profile:
 
     #: What its key store must make; checked when an endpoint is made, so nothing here needs to.
     session_type: type[Session] = Session
+    #: An ACK is its peer's own, and speaks for nobody else.
+    acks_are_proven = False
 
     def __init__(self, fmt: homa.WireFormat, params: TransportParams) -> None:
         self.fmt = fmt
@@ -78,6 +80,7 @@ class SmtProfile(Profile):
 
     __slots__ = ("_geo", "_incast", "_max_wire", "_packet_plain")
     session_type = SmtSession
+    acks_are_proven = True
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.SMT, params)

@@ -157,7 +157,7 @@ def test_a_peer_that_stops_answering_is_reported_once():
 
 
 def test_a_peer_that_answers_others_is_not_lost():
-    ends = Ends()
+    ends = Ends(params=TransportParams(stalled_ticks=80))
     ends.install(False)
     ends.install(True)
     rpc = ends.ask(b"nobody hears this")
