@@ -44,8 +44,6 @@ _LOOK_S = 0.5
 #: Ports: fleets are this far apart, clients of a fleet begin in the middle.
 PORT_STEP = 200
 FIRST_PORT = 2000
-#: On machines that stall, a peer must not be given up after the module's 65 ms.
-TIMEOUT_RESENDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class Fleet:
         options = ["--transport", setup.transport, "--iface", str(host.defaultIntf()),
                    "--addr", f"{host.IP()}:{port}"]
         if setup.uses_nic:
-            options += ["--nic", setup.nic, "--timeout-resends", str(TIMEOUT_RESENDS)]
+            options += ["--nic", setup.nic]
             rate = self.net.rate_mbps(host)
             if rate is not None:
                 # The pacer keeps to the link; else its queue would overflow in the host itself.

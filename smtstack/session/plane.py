@@ -72,7 +72,7 @@ class Plane:
 
     def __init__(self, ip: int, port: int, params: TransportParams, patience_ns: int) -> None:
         """``patience_ns``: how long a silent peer is asked again, and half of how long it is remembered."""
-        resends = max(params.timeout_resends, 1 + patience_ns // (_RESEND_INTERVAL * params.tick_ns))
+        resends = 1 + patience_ns // (_RESEND_INTERVAL * params.tick_ns)
         unsched = max(params.unsched_bytes, _UNSCHED_BYTES)
         own = replace(params, max_message_length=MAX_FLIGHT, unsched_bytes=unsched,
                       resend_interval=_RESEND_INTERVAL, timeout_resends=resends,

@@ -70,6 +70,7 @@ class Openings:
                 self._fail([rpc], Reason.SESSION_ENDED, "another took its place")
             peer.session.end()
             peer.acks.clear()
+        session.outlive(self._profile.params.silence_ticks)
         peer.session = session
         peer.early = early
         peer.limit(longest)

@@ -83,6 +83,7 @@ class RpcTable:
         session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
         if session is None:
             return None
+        session.outlive(self._params.silence_ticks)
         peer = self.peers[ip << 16 | port] = self._make_peer(ip, port, session)
         return peer
 
