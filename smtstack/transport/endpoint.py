@@ -249,7 +249,10 @@ class Endpoint:
         self._failed.clear()
         self._events.extend(failed)
         if self._negotiator is not None:
-            for peer in {e.rpc.peer: None for e in failed if e.rpc.heard_tick >= e.rpc.peer.heard_tick}:
+            # Answered nothing since the RPC began, or for as long as it takes to be gone.
+            gone = now // self._tick_ns - self.params.silence_ticks
+            for peer in {e.rpc.peer: None for e in failed
+                         if e.rpc.peer.heard_tick <= max(e.rpc.heard_tick, gone)}:
                 if self._openings.is_current(peer):
                     self._negotiator.lost(peer.host.ip, peer.port, now)
 
