@@ -125,7 +125,7 @@ class SmtContext:
         offer = self.offer or Offer(max_message=params.max_message_length)
         options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
                                  self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
-        return SessionHost(options, *local, self.fanout)
+        return SessionHost(options, *local, params.mtu, self.fanout)
 
 
 class RpcFuture:

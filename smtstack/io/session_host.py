@@ -43,11 +43,11 @@ class SessionOptions:
 class SessionHost:
     """Makes the manager and serves it. An :class:`~smtstack.io.loop.Attendant`."""
 
-    def __init__(self, options: SessionOptions, ip: int, port: int, fanout: Fanout | None) -> None:
+    def __init__(self, options: SessionOptions, ip: int, port: int, mtu: int, fanout: Fanout | None) -> None:
         """Raises :class:`ConfigError`, and for a server whose tickets DNS does not take, :class:`PeerError`."""
         identity = load_identity(options.certs)
         config = SessionConfig(identity, options.mode, options.offer, options.client_auth,
-                               options.key_update_records, idle_ns=int(options.idle_s * 1e9))
+                               options.key_update_records, idle_ns=int(options.idle_s * 1e9)).within(mtu)
         role = Role.ALONE
         if fanout is not None and fanout.workers > 1:
             if not fanout.inbox and not fanout.outboxes:
