@@ -395,6 +395,8 @@ class Client:
             if attempt.begun + limit > now:
                 break
             whom = "the peer's handshake, which ours gave way to," if attempt.gave_way else "the handshake"
+            if attempt.peer in self._looking:
+                whom = "looking up the server's ticket"
             self._fail_unanswered(attempt, f"{whom} took longer than {limit / 1e9:g} s", now)
 
         for peer, attempt in list(self._pausing.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtstack.crypto.session import EpochKeys, Session
 from smtstack.errors import LocalError
-from smtstack.transport.params import INT_MAX, wire_length
+from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import format_address
 
@@ -64,7 +64,7 @@ class Peer:
                  "mtu", "port", "proven", "rpcs", "session")
 
     def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
-                 mtu: int) -> None:
+                 mtu: int = MAX_MTU) -> None:
         self.host = host
         self.port = port
         self.local_port = local_port

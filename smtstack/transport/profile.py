@@ -80,7 +80,7 @@ class _Cuts:
         return self._last
 
     def _make(self, mtu: int) -> tuple[Geometry, Geometry]:
-        params = replace(self._params, mtu=mtu)
+        params = replace(self._params, mtu=min(mtu, self._params.mtu))
         return Geometry(params, self._sealed), Geometry(_marked(params), self._sealed)
 
 
