@@ -59,9 +59,10 @@ def unsigned(update: bytes, code: int = 0, additional: int = 0) -> bytes:
 def signed(update: bytes, *, key: TsigKey = KEY, algorithm: str = "hmac-sha256", code: int = 0, error: int = 0,
            of: bytes = b"", ago: int = 0, mac_len: int | None = None, changed: int = 0) -> bytes:
     """An answer with a TSIG record as RFC 8945 §4.2 and §4.3 have it, but for what is said."""
-    asked = dns.message.from_wire(update, keyring={dns.name.from_text(KEY.name): KEY.secret}).mac or b""
+    asked = dns.message.from_wire(update, keyring={dns.name.from_text(KEY.name): KEY.secret}).mac
+    assert asked is not None
     request = of or struct.pack("!H", len(asked)) + asked
-    name, names = (dns.name.from_text(n).to_wire() for n in (key.name, algorithm))
+    name, names = (dns.name.from_text(n).to_wire() or b"" for n in (key.name, algorithm))
     when = int(time.time()) - ago
     times = struct.pack("!HIH", when >> 32, when & 0xFFFFFFFF, 300)
     content = (request + unsigned(update, code) + name + struct.pack("!HI", 255, 0) + names + times
