@@ -169,7 +169,6 @@ class PacketLoop:
         others = self._attendant.counters() if self._attendant is not None else {}
         return {**others, **self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(),
                 **self._control.counters(), "socket_received": received, "socket_dropped": dropped,
-                "socket_too_long": self.socket.too_long()[0],
                 "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
 
     def _work(self, now: int) -> bool:
