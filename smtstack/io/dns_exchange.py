@@ -138,6 +138,9 @@ def _ask(query: dns.message.Message, server: DnsAddress, timeout: float) -> dns.
         last = attempt == _ATTEMPTS
         patience = max(0.01, end - time.monotonic()) if last else timeout / _ATTEMPTS
         try:
+            if last:
+                # A path may take no datagram of the answer's size; segments are cut to fit.
+                return dns.query.tcp(query, server[0], patience, server[1])
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 # Connected, it is told at once where nobody listens.
