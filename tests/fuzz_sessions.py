@@ -145,7 +145,7 @@ def targets(frames: list[bytes]) -> list[Target]:
     name = bytes(range(flights.ID_LEN))
     spoken = [Flight(Kind.CLIENT_HELLO, (name, Offer().pack(), bytes(200))),
               Flight(Kind.SERVER_HELLO, (Agreement().pack(), bytes(100))),
-              Flight(Kind.CLIENT_FINISH, (name, b"tls")), Flight(Kind.SERVER_DONE, (b"tls",)),
+              Flight(Kind.CLIENT_FINISH, (name, b"tls")), Flight(Kind.SERVER_DONE, (b"tls", bytes(32))),
               Flight(Kind.EARLY_HELLO, (bytes(300),)), Flight(Kind.EARLY_ANSWER, (bytes(70),)),
               Flight(Kind.CLOSE, (bytes(flights.PROOF_LEN),)), Flight(Kind.CLOSED),
               flights.refused(Refusal.TLS, "no: \xe9", b"alert")]

@@ -22,7 +22,7 @@ from smtstack.transport.events import Event, Failed, Reason, Request, Response
 from smtstack.transport.negotiation import Negotiator
 from smtstack.transport.openings import Openings
 from smtstack.transport.outbox import Outbox
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile, make_profile
 from smtstack.transport.recovery import Recovery
@@ -177,14 +177,14 @@ class Endpoint:
     # -- the negotiator's side ---------------------------------------------------------------------------
 
     def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
-                early: bool = False) -> None:
+                mtu: int = MAX_MTU, early: bool = False) -> None:
         """There is a session with this peer: RPCs that wait begin, and what came too early is taken.
 
         ``early``: we can seal under it, but not open yet: what arrives is held until this is called again with the
         same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
-        longest message either side may send under it, in bytes.
+        longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less).
         """
-        self._openings.install(ip, port, session, max_message, early, now // self._tick_ns)
+        self._openings.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
             for frame in self._held.take(ip << 16 | port):
                 self.counters.packets_received -= 1
@@ -197,6 +197,10 @@ class Endpoint:
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
         self._openings.end(ip << 16 | port, detail)
+
+    def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
+        """From now on messages to this peer go in IP packets of at most ``mtu`` bytes. ConfigError: no key."""
+        self._table.call(ip, port).mtu = min(mtu, self.params.mtu)
 
     # -- the network's side ------------------------------------------------------------------------------
 

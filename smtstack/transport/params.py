@@ -15,6 +15,8 @@ from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 PACKET_HEADERS = ipv4.HEADER_LEN + homa.DATA_LEN
 #: packet_index of a retransmission is one byte, so a segment has at most this many packets.
 MAX_SEGMENT_PACKETS = 256
+#: Bytes of an IP packet that every end takes, and that none exceeds.
+MIN_MTU, MAX_MTU = 296, 65535
 INT_MAX = 0x7FFFFFFF
 #: RESENDs that a host may leave unanswered before anything is concluded from it, and before they come less often
 #: (``timeout_resends`` of the module).
@@ -26,7 +28,8 @@ class TransportParams:
     """Settings of one endpoint. Immutable; checked when made, :class:`ConfigError` names the culprit."""
 
     mtu: int = 1500
-    """Bytes of an IP packet. Both ends of profile ``linux`` must agree."""
+    """Bytes of the longest IP packet that we send or take. Sessions by handshake agree on the smaller one; without
+    these, both ends must have the same."""
     max_gso_size: int = 10_000
     """Bytes of the largest TSO segment, IP header included; at most 65535."""
     max_message_length: int = 1_000_000
@@ -109,8 +112,8 @@ class TransportParams:
     """Ticks after which such a frame is forgotten."""
 
     def __post_init__(self) -> None:
-        if not 296 <= self.mtu <= 65535:
-            raise ConfigError(f"mtu is {self.mtu}; 296 to 65535 bytes are possible")
+        if not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"mtu is {self.mtu}; {MIN_MTU} to {MAX_MTU} bytes are possible")
         if not 0 < self.max_gso_size <= 65535:
             raise ConfigError(f"max_gso_size is {self.max_gso_size}; at most 65535 bytes")
         if len(self.unsched_cutoffs) != homa.NUM_PRIORITIES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtstack.crypto.session import EpochKeys, Session
 from smtstack.errors import LocalError
-from smtstack.transport.params import INT_MAX, wire_length
+from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import format_address
 
@@ -67,9 +67,10 @@ class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
     __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "local_port", "max_message", "max_wire",
-                 "port", "proven", "rpcs", "session")
+                 "mtu", "port", "proven", "rpcs", "session")
 
-    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int) -> None:
+    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
+                 mtu: int = MAX_MTU) -> None:
         self.host = host
         self.port = port
         self.local_port = local_port
@@ -85,11 +86,12 @@ class Peer:
         self.heard_tick = -1
         #: We send 0-RTT data under this session, and cannot open what comes back yet.
         self.early = False
-        self.limit(max_message)
+        self.limit(max_message, mtu)
 
-    def limit(self, max_message: int) -> None:
-        """Messages of the session have at most so many bytes, in both directions."""
+    def limit(self, max_message: int, mtu: int) -> None:
+        """Messages, and IP packets of messages, have at most so many bytes, in both directions."""
         self.max_message = max_message
+        self.mtu = mtu
         #: The longest message_length it may claim on the wire.
         self.max_wire = wire_length(max_message)
 

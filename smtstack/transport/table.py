@@ -92,7 +92,7 @@ class RpcTable:
         if host is None:
             host = self.hosts[ip] = Host(ip)
         host.peers += 1
-        return Peer(host, port, self._port, session, self._params.max_message_length)
+        return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu)
 
     def open(self, ip: int, port: int) -> Opening:
         """A peer with which there is to be a session."""
