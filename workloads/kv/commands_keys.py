@@ -9,8 +9,7 @@ from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
 from workloads.kv.commands_strings import deadline
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk
 from workloads.kv.resp import integer as integer_reply
-from workloads.kv.store import CommandError, Keyspace
-from workloads.kv.zset import SortedSet
+from workloads.kv.store import KINDS, CommandError, Keyspace
 
 #: Keys that one SCAN looks at, at most.
 _MAX_COUNT = 100_000
@@ -38,11 +37,7 @@ def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
 
 def _type_name(keys: Keyspace, key: bytes) -> bytes:
     value = keys.get(key)
-    if value is None:
-        return b"none"
-    if isinstance(value, bytes):
-        return b"string"
-    return b"zset" if isinstance(value, SortedSet) else b"hash"
+    return b"none" if value is None else KINDS[type(value)].name
 
 
 def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: str) -> bytes:

@@ -5,8 +5,10 @@ No I/O, no clock: ``now`` is an argument everywhere, milliseconds since the epoc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
@@ -18,6 +20,8 @@ T = TypeVar("T", bytes, Hash, SortedSet)
 #: Keys looked at for each step of active expiry; another step follows while a quarter of them was over.
 _SAMPLE = 20
 _MAX_STEPS = 16
+#: Arguments of a command that rebuilds part of a value: an even number, for those that come in pairs.
+_PART = 128
 
 _WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
@@ -61,6 +65,32 @@ class Slots:
         end = min(end, len(self.keys)) if end else len(self.keys)
         start = max(0, end - count)
         return self.keys[start:end], start
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of values: all that others need to know of it."""
+
+    name: bytes
+    """As TYPE tells it."""
+    rebuild: Callable[[bytes, Any], Iterable[Command]]
+    """Commands that make a value of this type at a key where there is nothing."""
+
+
+def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[Command]:
+    """A command with many arguments, as several that add to each other."""
+    rest = iter(arguments)
+    while part := list(islice(rest, _PART)):
+        yield [name, key, *part]
+
+
+#: By the class of the value; a type that is not here cannot be kept in a file, and TYPE does not know it.
+KINDS: dict[type, Kind] = {
+    bytes: Kind(b"string", lambda key, value: [[b"SET", key, value]]),
+    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items()))),
+    SortedSet: Kind(b"zset", lambda key, value: _in_parts(
+        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items()))),
+}
 
 
 class Keyspace:
@@ -198,15 +228,6 @@ class Keyspace:
     def snapshot(self) -> Iterable[Command]:
         """Commands that make this keyspace anew."""
         for key, value in self._values.items():
-            if isinstance(value, bytes):
-                yield [b"SET", key, value]
-            elif isinstance(value, SortedSet):
-                pairs = [x for m, s in value.scores.items() for x in (repr(s).encode(), m)]
-                for at in range(0, len(pairs), 128):
-                    yield [b"ZADD", key, *pairs[at:at + 128]]
-            else:
-                fields = [x for pair in value.items() for x in pair]
-                for at in range(0, len(fields), 128):
-                    yield [b"HSET", key, *fields[at:at + 128]]
+            yield from KINDS[type(value)].rebuild(key, value)
             if (at_ms := self._expires.get(key)) is not None:
                 yield [b"PEXPIREAT", key, b"%d" % at_ms]
