@@ -57,6 +57,7 @@ class EmbeddedStore(Backend):
         self._waiting: list[tuple[Done, bytes]] = []
         if aof is not None:
             keys.journal = []
+            keys.persistence = aof
 
     def submit(self, session: Session, commands: deque[Command], done: Done, limit: int) -> bytes | None:
         keys, now = self.keys, time.time_ns() // 1_000_000
@@ -92,7 +93,8 @@ class EmbeddedStore(Backend):
             for done, reply in waiting:
                 done(reply)
             if not self._waiting:
-                return
+                break
+        aof.turn(now)
 
     def counters(self) -> dict[str, int]:
         keys = self.keys

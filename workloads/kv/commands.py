@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from workloads.kv import commands_hashes as hashes
 from workloads.kv import commands_keys as keys_
+from workloads.kv import commands_persistence as persistence
 from workloads.kv import commands_server as server
 from workloads.kv import commands_sorted as sorted_
 from workloads.kv import commands_strings as strings
@@ -76,6 +77,7 @@ _TABLE = (
     Entry("zscore", 3, False, sorted_.zscore, _ONE),
     Entry("zrange", -4, False, sorted_.zrange, _ONE),
     Entry("zrangebyscore", -4, False, sorted_.zrangebyscore, _ONE),
+    Entry("bgrewriteaof", 1, False, persistence.bgrewriteaof),
     Entry("info", -1, False, server.info),
     Entry("config", -2, False, server.config, local=True),
     Entry("ping", -1, False, server.ping, local=True),

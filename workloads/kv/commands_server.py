@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from smtstack import __version__
+from workloads.kv import commands_persistence
 from workloads.kv.arguments import Session, arity_error, integer
 from workloads.kv.commands_keys import glob
 from workloads.kv.resp import EMPTY_ARRAY, OK, Command, array, bulk, bulk_or_null, mapping, null, printable
@@ -116,6 +117,7 @@ def info(keys: Keyspace, args: Command, _session: Session) -> bytes:
     sections: dict[str, dict[str, object]] = {
         "Server": {"redis_version": REDIS_VERSION, "redis_mode": "standalone", "smtnet_version": __version__,
                    "process_id": os.getpid()},
+        "Persistence": commands_persistence.section(keys),
         "Stats": {"expired_keys": keys.expired, "keyspace_hits": keys.hits, "keyspace_misses": keys.misses},
         "Replication": {"role": "master", "connected_slaves": 0},
         "Keyspace": {"db0": f"keys={len(keys)},expires={keys.expiring},avg_ttl=0"} if len(keys) else {},

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
@@ -93,6 +93,16 @@ KINDS: dict[type, Kind] = {
 }
 
 
+class Persistence(Protocol):
+    """What keeps the journal."""
+
+    def info(self) -> dict[str, object]:
+        """As INFO tells it."""
+
+    def ask_rewrite(self) -> bool:
+        """Have what is kept written anew, soon; whether that is not being done already."""
+
+
 class Keyspace:
     """All keys. Every change that is to survive is in :attr:`journal`, if there is one, in order.
 
@@ -108,6 +118,7 @@ class Keyspace:
         self._cursor = 0
         self.now = 0
         self.journal: list[Command] | None = None
+        self.persistence: Persistence | None = None
         self.expired = 0
         self.hits = 0
         self.misses = 0
