@@ -182,7 +182,7 @@ def test_redis_cli_and_redis_py_over_tls(tmp_path):
 
 def test_protocol_errors_are_told_and_end_the_connection_only(server: Server):
     with server.client() as other:
-        for hostile in (b"*1000000000\r\n", b"*1\r\n$536870912\r\n", b"*1\r\n*1\r\n*1\r\n",
+        for hostile in (b"*1000000000\r\n", b"*1\r\n$536870913\r\n", b"*1\r\n*1\r\n*1\r\n",
                         b"*1\r\n$4\r\nPINGPONG\r\n", b"x" * 100_000, b"*1\r\n$4\r\nPING\r\n*x\r\n"):
             with server.client() as client:
                 client.sock.sendall(hostile)
@@ -337,7 +337,8 @@ def test_replies_that_are_no_message_any_more_are_an_error_and_say_what_was_done
         ask(messages, store, resp.command(["SET", "a", "x" * 9_000]))
         assert ask(messages, store, resp.command(["GET", "a"])) == resp.bulk(b"x" * 9_000)
         reply = ask(messages, store, resp.command(["GET", "a"]) * 300)
-        assert reply.startswith(b"-ERR the replies are longer than a message, which has 10000 bytes; ")
+        assert reply.startswith(b"-ERR the replies are longer than a message, which has 10000 bytes "
+                                b"(max_message_length); ")
         assert reply.endswith(b"of 300 commands were done\r\n")
 
 
