@@ -15,10 +15,11 @@ from collections import deque
 
 from smtstack.errors import ConfigError
 from workloads.kv.arguments import Session
-from workloads.kv.backend import Backend, Done
+from workloads.kv.backend import Backend
 from workloads.kv.commands import execute, look_up
 from workloads.kv.resp import Command, ReplyCutter, RespError, array, bulk, command, error
 from workloads.kv.store import CommandError, Keyspace
+from workloads.kv.waiting import Done
 from workloads.options import parse_address
 
 _CHUNK = 262_144
