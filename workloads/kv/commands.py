@@ -218,6 +218,15 @@ def look_up(args: Command) -> Entry:
     return entry
 
 
+def rejected(args: Command, session: Session, why: CommandError) -> CommandError:
+    """The error for what cannot be kept for EXEC, or is no command at all; no EXEC will do what is before it."""
+    if args[0].lower() == b"exec":
+        session.forget_transaction()
+        return CommandError(f"EXECABORT Transaction discarded because of: {str(why).removeprefix('ERR ')}")
+    session.aborted = session.queue is not None
+    return why
+
+
 def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
     """Do a command; its reply, encoded, or nothing if the session waits now. Never raises.
 
@@ -230,11 +239,7 @@ def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
             if session.queue is not None and not entry.immediate:
                 return transactions.enqueue(session, args)
         except CommandError as e:
-            if args[0].lower() == b"exec":
-                session.forget_transaction()
-                raise CommandError(f"EXECABORT Transaction discarded because of: {str(e)[4:]}") from None
-            session.aborted = session.queue is not None
-            raise
+            raise rejected(args, session, e) from None
         return entry.handler(keys, args, session)
     except CommandError as e:
         return error(str(e))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from functools import lru_cache
 
 from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
 from workloads.kv.commands_strings import deadline
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null
 from workloads.kv.resp import integer as integer_reply
-from workloads.kv.store import CommandError, Keyspace, Slots
-from workloads.kv.zset import SortedSet
+from workloads.kv.store import KINDS, CommandError, Keyspace
 
 #: Keys that one SCAN looks at, at most.
 _MAX_COUNT = 100_000
 #: Bytes of a pattern: to read a long one takes long.
 _MAX_PATTERN = 1024
-_TYPES: dict[type, bytes] = {bytes: b"string", dict: b"hash", SortedSet: b"zset", deque: b"list", Slots: b"set"}
 
 
 def delete(keys: Keyspace, args: Command, _session: Session) -> bytes:
@@ -42,9 +39,7 @@ def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
 
 def _type_name(keys: Keyspace, key: bytes) -> bytes:
     value = keys.get(key)
-    if value is None:
-        return b"none"
-    return _TYPES[type(value)]
+    return b"none" if value is None else KINDS[type(value)].name
 
 
 def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: str) -> bytes:

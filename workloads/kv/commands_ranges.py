@@ -97,10 +97,10 @@ def _range(keys: Keyspace, args: Command, session: Session, words: set[bytes], b
             scores = True
         elif option == b"REV":
             reverse = True
-        elif by not in {b"", option}:
-            raise CommandError(SYNTAX)
+            words = words - {b"REV"}
         else:
             by = option
+            words = words - {b"BYSCORE", b"BYLEX"}
         at += 1
     if limit is not None and limit[1] != -1 and not by:
         raise CommandError("ERR syntax error, LIMIT is only supported in combination with either BYSCORE or BYLEX")

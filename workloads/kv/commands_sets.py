@@ -36,8 +36,7 @@ def _remove(keys: Keyspace, key: bytes, members: Slots, gone: list[bytes]) -> No
         members.remove(member)
     if not members:
         keys.delete(key)
-    if gone:
-        keys.log(b"SREM", key, *gone)
+    keys.log_parts(b"SREM", key, gone)
 
 
 def srem(keys: Keyspace, args: Command, _session: Session) -> bytes:

@@ -108,8 +108,7 @@ def take(keys: Keyspace, key: bytes, members: SortedSet, found: list[Pair]) -> N
         members.remove(member)
     if not members.scores:
         keys.delete(key)
-    if found:
-        keys.log(b"ZREM", key, *[member for _score, member in found])
+    keys.log_parts(b"ZREM", key, [member for _score, member in found])
 
 
 def _ends(members: SortedSet, count: int, highest: bool) -> list[Pair]:

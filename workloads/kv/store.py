@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 import secrets
 from collections import deque
-from collections.abc import Container, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TypeVar
 
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
@@ -23,6 +25,8 @@ _MAX_STEPS = 16
 #: Keys of which it is known when they changed last. Of those asked about longest ago it is forgotten, and a
 #: transaction that depends on one of them is refused.
 MAX_WATCHED = 100_000
+#: Arguments of a command that rebuilds part of a value: an even number, for those that come in pairs.
+_PART = 128
 
 _WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
@@ -78,6 +82,34 @@ class Slots:
 #: A set is members in any order, of which one can be taken at random.
 Value = bytes | Hash | SortedSet | List | Slots
 T = TypeVar("T", bytes, Hash, SortedSet, List, Slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of values: all that others need to know of it."""
+
+    name: bytes
+    """As TYPE tells it."""
+    rebuild: Callable[[bytes, Any], Iterable[Command]]
+    """Commands that make a value of this type at a key where there is nothing."""
+
+
+def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[Command]:
+    """A command with many arguments, as several that add to each other."""
+    rest = iter(arguments)
+    while part := list(islice(rest, _PART)):
+        yield [name, key, *part]
+
+
+#: By the class of the value; a type that is not here cannot be kept in a file, and TYPE does not know it.
+KINDS: dict[type, Kind] = {
+    bytes: Kind(b"string", lambda key, value: [[b"SET", key, value]]),
+    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items()))),
+    SortedSet: Kind(b"zset", lambda key, value: _in_parts(
+        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items()))),
+    deque: Kind(b"list", lambda key, value: _in_parts(b"RPUSH", key, value)),
+    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys)),
+}
 
 
 class Keyspace:
@@ -228,6 +260,11 @@ class Keyspace:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
+    def log_parts(self, name: bytes, key: bytes, arguments: list[bytes]) -> None:
+        """As :meth:`log`, for a change that no client may have written as one command."""
+        for entry in _in_parts(name, key, arguments):
+            self.log(*entry)
+
     def log(self, name: bytes, key: bytes, *rest: bytes) -> None:
         """Note a change of one key, as the command that makes it."""
         if self._versions:
@@ -261,19 +298,6 @@ class Keyspace:
     def snapshot(self) -> Iterable[Command]:
         """Commands that make this keyspace anew."""
         for key, value in self._values.items():
-            if isinstance(value, bytes):
-                yield [b"SET", key, value]
-            elif isinstance(value, SortedSet):
-                pairs = [x for m, s in value.scores.items() for x in (repr(s).encode(), m)]
-                for at in range(0, len(pairs), 128):
-                    yield [b"ZADD", key, *pairs[at:at + 128]]
-            elif isinstance(value, deque | Slots):
-                name, items = (b"RPUSH", list(value)) if isinstance(value, deque) else (b"SADD", value.keys)
-                for at in range(0, len(items), 128):
-                    yield [name, key, *items[at:at + 128]]
-            else:
-                fields = [x for pair in value.items() for x in pair]
-                for at in range(0, len(fields), 128):
-                    yield [b"HSET", key, *fields[at:at + 128]]
+            yield from KINDS[type(value)].rebuild(key, value)
             if (at_ms := self._expires.get(key)) is not None:
                 yield [b"PEXPIREAT", key, b"%d" % at_ms]
