@@ -45,11 +45,10 @@ def test_any_commands_have_the_replies_that_redis_gives(redis, version, commands
 @example([(0, [b"WATCH", b"a"]), (1, [b"FLUSHALL"]), (0, [b"MULTI"]), (0, [b"GET", b"a"]), (0, [b"EXEC"]),
           (0, [b"SET", b"a", b"1"]), (0, [b"WATCH", b"a"]), (1, [b"FLUSHALL"]), (0, [b"MULTI"]), (0, [b"EXEC"])])
 def test_transactions_of_several_clients_by_turns_have_the_replies_that_redis_gives(redises, turns):
-    redises[0].send([b"FLUSHALL"])
     keys = Keyspace()
     clients = []
     for version, theirs in zip((2, 3, 2), redises, strict=True):
-        theirs.send([b"RESET"], [b"HELLO", b"%d" % version])
+        theirs.send([b"RESET"], [b"HELLO", b"%d" % version], [b"FLUSHALL"])
         clients.append((theirs, Session(version=version)))
     for who, args in turns:
         theirs, session = clients[who]

@@ -15,6 +15,7 @@ from workloads.kv.zset import Pair, SortedSet
 
 _FLOAT_BOUND = "ERR min or max is not a float"
 _LEX_BOUND = "ERR min or max not valid string range item"
+_OPTIONS = frozenset((b"WITHSCORES", b"LIMIT"))
 Within = Callable[[Pair], bool]
 #: What is at or above the lower bound, and at or below the upper one; and the scores that there can be.
 Bounds = tuple[Within, Within, float, float]
@@ -78,9 +79,10 @@ def _by_rank(members: SortedSet, low: int, high: int, reverse: bool) -> list[Pai
     return members.range(low, high - low + 1)
 
 
-def _range(keys: Keyspace, args: Command, session: Session, words: set[bytes], by: bytes = b"",
-           reverse: bool = False) -> bytes:
-    """``key low high`` and options, of which only ``words`` are known."""
+def _range(keys: Keyspace, args: Command, session: Session, by: bytes = b"", reverse: bool = False,
+           more: frozenset[bytes] = frozenset()) -> bytes:
+    """``key low high`` and options, some of which only some commands know."""
+    words = _OPTIONS | more
     scores = False
     limit: tuple[int, int] | None = None
     at = 4
@@ -127,32 +129,32 @@ def _range(keys: Keyspace, args: Command, session: Session, words: set[bytes], b
 
 def zrange(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZRANGE key start stop [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]"""
-    return _range(keys, args, session, {b"BYSCORE", b"BYLEX", b"REV", b"LIMIT", b"WITHSCORES"})
+    return _range(keys, args, session, more=frozenset((b"BYSCORE", b"BYLEX", b"REV")))
 
 
 def zrevrange(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZREVRANGE key start stop [WITHSCORES]"""
-    return _range(keys, args, session, {b"WITHSCORES"}, reverse=True)
+    return _range(keys, args, session, reverse=True)
 
 
 def zrangebyscore(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]"""
-    return _range(keys, args, session, {b"WITHSCORES", b"LIMIT"}, b"BYSCORE")
+    return _range(keys, args, session, b"BYSCORE")
 
 
 def zrevrangebyscore(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZREVRANGEBYSCORE key max min [WITHSCORES] [LIMIT offset count]"""
-    return _range(keys, args, session, {b"WITHSCORES", b"LIMIT"}, b"BYSCORE", reverse=True)
+    return _range(keys, args, session, b"BYSCORE", reverse=True)
 
 
 def zrangebylex(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZRANGEBYLEX key min max [LIMIT offset count]"""
-    return _range(keys, args, session, {b"LIMIT"}, b"BYLEX")
+    return _range(keys, args, session, b"BYLEX")
 
 
 def zrevrangebylex(keys: Keyspace, args: Command, session: Session) -> bytes:
     """ZREVRANGEBYLEX key max min [LIMIT offset count]"""
-    return _range(keys, args, session, {b"LIMIT"}, b"BYLEX", reverse=True)
+    return _range(keys, args, session, b"BYLEX", reverse=True)
 
 
 def _count(keys: Keyspace, args: Command, bounds: Bounds) -> bytes:

@@ -119,6 +119,8 @@ def describe(table: Sequence[tuple[str, int, bool, tuple[int, int, int]]], args:
     """COMMAND [COUNT|DOCS|INFO name ...] of a table of (name, arity, write, keys)"""
     what = args[1].upper() if len(args) > 1 else b"INFO"
     if what == b"COUNT":
+        if len(args) > 2:
+            raise arity_error(b"command|count")
         return integer_reply(len(table))
     if what == b"DOCS":
         return mapping([], session.version)
