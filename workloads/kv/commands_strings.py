@@ -227,23 +227,30 @@ def getdel(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 def getex(keys: Keyspace, args: Command, session: Session) -> bytes:
     """GETEX key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]"""
-    option = args[2].upper() if len(args) > 2 else b""
-    at = None
-    if len(args) > 2 and len(args) != (3 if option == b"PERSIST" else 4 if option in _UNITS else 0):
-        raise CommandError(SYNTAX)
-    keys.typed(args[1], bytes)
+    timer: tuple[bytes, bytes] | None = None
+    forever = False
+    i = 2
+    while i < len(args):
+        option = args[i].upper()
+        if option == b"PERSIST" and timer is None:
+            forever = True
+        elif option in _UNITS and not forever and (timer or (option,))[0] == option and i + 1 < len(args):
+            i += 1
+            timer = option, args[i]
+        else:
+            raise CommandError(SYNTAX)
+        i += 1
     value = get(keys, args, session)
     if keys.get(args[1]) is None:
         return value
-    if option in _UNITS:
-        at = deadline(keys, args[3], *_UNITS[option], command="getex", positive=True)
+    at = deadline(keys, timer[1], *_UNITS[timer[0]], command="getex", positive=True) if timer else None
     if at is not None and at <= keys.now:
         keys.delete(args[1])
         keys.log(b"DEL", args[1])
     elif at is not None:
         keys.expire_at(args[1], at)
         keys.log(b"PEXPIREAT", args[1], b"%d" % at)
-    elif option and keys.persist(args[1]):
+    elif forever and keys.persist(args[1]):
         keys.log(b"PERSIST", args[1])
     return value
 

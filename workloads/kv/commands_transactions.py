@@ -78,7 +78,7 @@ def run_queue(keys: Keyspace, session: Session, do: Handler) -> bytes:
 
 def changed_since(keys: Keyspace, session: Session) -> bool:
     """Whether a key that the client watches was changed or has ended."""
-    return any(keys.version(key) != version for key, version in session.watching.items())
+    return not all(keys.is_unchanged(key, version) for key, version in session.watching.items())
 
 
 def watch(keys: Keyspace, args: Command, session: Session) -> bytes:

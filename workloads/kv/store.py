@@ -284,6 +284,11 @@ class Keyspace:
         versions[key] = found
         return found
 
+    def is_unchanged(self, key: bytes, version: int) -> bool:
+        """Whether it was not changed since :meth:`version` gave this."""
+        self.get(key)
+        return self._versions.get(key) == version
+
     def _next_version(self) -> int:
         self._version += 1
         return self._version
