@@ -12,7 +12,7 @@ from workloads.kv.commands import COMMANDS
 
 Command = list[bytes]
 #: Say what a server is, so they differ.
-DESCRIPTIVE = {"command", "info", "quit", "hello", "time", *(name for name, e in COMMANDS.items() if e.ours)}
+DESCRIPTIVE = {"command", "info", "quit", "hello", "time", "randomkey", "bgrewriteaof", *(name for name, e in COMMANDS.items() if e.ours)}
 #: Give members in an order that is nobody's business.
 UNORDERED = {b"HGETALL", b"KEYS", b"SCAN", b"HKEYS", b"HVALS", b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF",
              b"SPOP", b"SRANDMEMBER"}
@@ -161,6 +161,6 @@ def comparable(args: Command, reply: bytes) -> Any:
         if name == b"HGETALL":
             return reply[:1], value if isinstance(value, dict) else dict(zip(value[::2], value[1::2], strict=True))
         return reply[:1], sorted(value[1] if name == b"SCAN" else value)
-    if name in {b"TTL", b"PTTL"}:
+    if name in {b"TTL", b"PTTL", b"EXPIRETIME", b"PEXPIRETIME"} and reply[:1] == b":":
         return min(int(reply[1:-2]), 1)
     return reply

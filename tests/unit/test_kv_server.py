@@ -420,6 +420,36 @@ def test_kill_9_in_mid_load_loses_nothing_that_was_acknowledged(tmp_path, fsync)
     assert result["kv"]["aof_loaded"] == present
 
 
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_kill_9_while_the_file_is_written_anew_loses_nothing(tmp_path, fsync):
+    path = tmp_path / "store.aof"
+    options = ["--aof", str(path), "--fsync", fsync, "--aof-rewrite-min-size", "20kb", "--aof-rewrite-percentage",
+               "20"]
+    acknowledged = 0
+    # Killed after more and more replies: before, within and after a rewrite, of which there are many.
+    for more in range(200, 1000, 130):
+        with serving(*options) as server, server.client() as client:
+            if acknowledged:
+                assert client.one("GET last") == resp.bulk(b"%d" % acknowledged)
+            for i in range(acknowledged + 1, acknowledged + more + 1):
+                client.send([b"SET", b"last", b"%d" % i], [b"SET", b"k%d" % (i % 50), b"x" * 50])
+            acknowledged += more
+            client.one("BGREWRITEAOF")
+            server.kill()
+    with serving(*options) as server, server.client() as client:
+        assert client.one("GET last") == resp.bulk(b"%d" % acknowledged)
+        assert client.one("DBSIZE") == b":51\r\n"
+        info = client.one("INFO persistence")
+        assert b"aof_base_size:" in info
+        client.one("BGREWRITEAOF")
+        until = time.monotonic() + PATIENCE
+        while b"aof_rewrite_in_progress:0\r\naof_rewrite_scheduled:0" not in client.one("INFO persistence"):
+            assert time.monotonic() < until
+        assert server.stop()["kv"]["aof_rewrites"] >= 1
+    assert path.stat().st_size < 20_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_torn_end_is_a_warning_and_damage_a_refusal(tmp_path):
     file = tmp_path / "store.aof"
     with serving("--aof", str(file)) as server, server.client() as client:
@@ -439,6 +469,8 @@ def test_a_torn_end_is_a_warning_and_damage_a_refusal(tmp_path):
     (["--fsync", "no"], "--fsync needs --aof"), (["--store", "x"], "embedded, redis:unix"),
     (["--store", "redis:here"], "no IP:PORT"),
     (["--store", "redis:1.2.3.4:5", "--aof", "f"], "for --store embedded"),
+    (["--aof-rewrite-percentage", "10"], "--aof-rewrite-percentage needs --aof"),
+    (["--store", "redis:1.2.3.4:5", "--aof-rewrite-min-size", "1mb"], "for --store embedded"),
     (["--listen", "udp:1.2.3.4:5"], "'udp' is no transport"), (["--listen", "tcp:1.2.3.4"], "no IP:PORT"),
 ])
 def test_options_that_make_no_sense_are_one_line(options, said):

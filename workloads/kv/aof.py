@@ -7,15 +7,16 @@ dropped, with a warning. Anything else that is wrong is damage, and nothing is s
 
 from __future__ import annotations
 
-import fcntl
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from smtstack.errors import ConfigError, SmtError
 from workloads.kv import aof_file
 from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter
+from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
 from workloads.kv.resp import Command, CommandParser
@@ -23,6 +24,10 @@ from workloads.kv.store import Keyspace
 
 FSYNC = ("always", "everysec", "no")
 _SECOND_NS = 1_000_000_000
+#: Per cent and bytes of Redis: a file is written anew when it has grown so much, and is so long.
+GROWTH, LEAST = 100, 64 << 20
+#: After a failure, none by itself for so long.
+_RETRY_NS = 60 * _SECOND_NS
 #: A file is written anew at the start when it is so long, and so much longer than it need be.
 _LONG = 1 << 20
 _WORTH = 2
@@ -36,29 +41,49 @@ class Aof:
     """An open file, locked against a second server. ``fsync``: ``always`` (before a change is acknowledged),
     ``everysec`` (each second, by a thread) or ``no`` (when the kernel likes).
 
+    It is written anew while it is in use when that is asked for (:meth:`ask_rewrite`), and by itself once it is
+    ``least`` bytes long and ``growth`` per cent longer than after the last time (0: never by itself). ``say`` is
+    told what people should know of that.
+
     Raises :class:`ConfigError` naming the file, and the offset where it is damaged.
     """
 
-    def __init__(self, path: Path, fsync: str, keys: Keyspace) -> None:
+    def __init__(self, path: Path, fsync: str, keys: Keyspace, growth: int = GROWTH, least: int = LEAST,
+                 say: Callable[[str], object] = lambda _text: None) -> None:
         self._path = path
         self._fsync = fsync
+        self._keys = keys
+        self._growth = growth
+        self._least = least
+        self._say = say
         self._dirty = False
         self._synced_at = 0
         self._thread: ThreadPoolExecutor | None = None
         self._syncing: Future[None] | None = None
         #: What happened at the start, for people.
         self.warnings: list[str] = []
-        self.loaded = self.entries = self.bytes = self.syncs = 0
+        self.loaded = self.entries = self.bytes = self.syncs = self.rewrites = 0
+        self._rewrite: Rewrite | None = None
+        self._asked = False
+        self._rewrite_failed = False
+        self._rewrite_began = 0
+        #: Seconds that the last one took; -1: there was none.
+        self._rewrite_took = -1
+        #: None by itself before this.
+        self._rewrite_from = 0
         try:
-            self._file = _open(path)
+            self._file = open_locked(path)
         except OSError as e:
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
         try:
             self._writer = EntryWriter(self._file.fileno())
-            if self._load(keys) or self._is_long(keys):
+            if self._load(keys) or (growth and self._is_long(keys)):
                 self._write_anew(keys)
             os.fsync(self._file.fileno())
-            _sync_folder(path)
+            sync_folder(path)
+            # Of a server that ended while it wrote that.
+            new_path(path).unlink(missing_ok=True)
+            self._base = self._writer.size
         except OSError as e:
             self._file.close()
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
@@ -97,21 +122,83 @@ class Aof:
             if not self._syncing.done():
                 return
             self._syncing.result()
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "aof")
-        self._syncing = self._thread.submit(os.fdatasync, self._file.fileno())
+        self._syncing = self._aside().submit(os.fdatasync, self._file.fileno())
         self._synced_at = now_ns
         self.syncs += 1
         self._dirty = False
 
+    def _aside(self) -> ThreadPoolExecutor:
+        """One thing after the other, not in the loop."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "aof")
+        return self._thread
+
+    def ask_rewrite(self) -> bool:
+        """Have it written anew, soon; whether that is not being done already."""
+        if self._rewrite is not None:
+            return False
+        self._asked = True
+        return True
+
+    def turn(self, now_ns: int) -> None:
+        """Begin to write the file anew, or go on with it. All changes must have been written.
+
+        Raises :class:`AofError`.
+        """
+        try:
+            if self._rewrite is not None:
+                if self._rewrite.is_written():
+                    self._take_new(self._rewrite, now_ns)
+            elif self._asked or self._has_grown(now_ns):
+                self._asked = False
+                self._rewrite_began = now_ns
+                self._rewrite = Rewrite(self._path, self._keys, self._writer)
+        except RewriteFailed as e:
+            self._rewrite = None
+            self._rewrite_failed = True
+            self._rewrite_from = now_ns + _RETRY_NS
+            self._say(f"--aof {self._path}: it could not be written anew: {e}; it goes on as it is")
+        except OSError as e:
+            raise AofError(f"--aof {self._path}: {e.strerror}; changes since were not acknowledged") from None
+
+    def _has_grown(self, now_ns: int) -> bool:
+        size = self._writer.size
+        return (self._growth > 0 and size >= self._least and size * 100 >= self._base * (100 + self._growth)
+                and now_ns >= self._rewrite_from)
+
+    def _take_new(self, rewrite: Rewrite, now_ns: int) -> None:
+        old = self._file
+        self._rewrite = None
+        self._file, self._writer = rewrite.finish(self._writer)
+        self._rewrite_failed = self._dirty = False
+        self._rewrite_took = (now_ns - self._rewrite_began) // _SECOND_NS
+        self._base = self._writer.size
+        self.rewrites += 1
+        # To close a long file that has no name is to delete it, which takes long; and it may just be synced.
+        self._aside().submit(old.close)
+
+    def info(self) -> dict[str, object]:
+        """As INFO tells it."""
+        running = self._rewrite is not None
+        return {"loading": 0, "aof_enabled": 1, "aof_rewrite_in_progress": int(running),
+                "aof_rewrite_scheduled": int(self._asked), "aof_last_rewrite_time_sec": self._rewrite_took,
+                "aof_current_rewrite_time_sec":
+                    (time.monotonic_ns() - self._rewrite_began) // _SECOND_NS if running else -1,
+                "aof_last_bgrewrite_status": "err" if self._rewrite_failed else "ok",
+                "aof_rewrites": self.rewrites, "aof_last_write_status": "ok",
+                "aof_current_size": self._writer.size, "aof_base_size": self._base,
+                "aof_fsync": self._fsync, "aof_entries": self.entries, "aof_syncs": self.syncs}
+
     def counters(self) -> dict[str, int]:
         """What was loaded, and written since."""
         return {"aof_loaded": self.loaded, "aof_entries": self.entries, "aof_bytes": self.bytes,
-                "aof_syncs": self.syncs}
+                "aof_syncs": self.syncs, "aof_rewrites": self.rewrites}
 
     def close(self) -> None:
         """Everything is on the disk after this, unless the policy is ``no``. Raises :class:`AofError`."""
         try:
+            if self._rewrite is not None:
+                self._rewrite.abort()
             if self._thread is not None:
                 self._thread.shutdown()
             if self._dirty and self._fsync != "no":
@@ -159,9 +246,9 @@ class Aof:
         return self._writer.size >= _WORTH * needed
 
     def _write_anew(self, keys: Keyspace) -> None:
-        temporary = self._path.with_name(f"{self._path.name}.new")
+        temporary = new_path(self._path)
         temporary.unlink(missing_ok=True)
-        file = _open(temporary)
+        file = open_locked(temporary)
         writer = EntryWriter(file.fileno())
         for _entry in aof_file.write_snapshot(writer, keys.snapshot()):
             pass
@@ -169,26 +256,3 @@ class Aof:
         os.rename(temporary, self._path)
         self._file.close()
         self._file, self._writer = file, writer
-
-
-def _sync_folder(path: Path) -> None:
-    """So that the file is found by its name after a crash."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _open(path: Path) -> BinaryIO:
-    """For appending, unbuffered, locked; raises OSError, or ConfigError if somebody else has it."""
-    file = open(path, "ab", buffering=0)  # noqa: SIM115 - it stays open as long as the server runs
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had it may have put another file in its place meanwhile.
-        if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-            raise BlockingIOError
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"--aof {path}: another server is using it; name another file") from None
-    return file

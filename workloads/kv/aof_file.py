@@ -125,6 +125,10 @@ def write_snapshot(writer: EntryWriter, commands: Iterable[Command]) -> Iterator
         yield
 
 
+def _alike(head: bytes, other: bytes) -> int:
+    return sum(a == b for a, b in zip(head, other, strict=False))
+
+
 class EntryReader:
     """Reads entries of ``source``, of ``size`` bytes; after them, :attr:`whole` is where the last whole one ends.
 
@@ -150,13 +154,13 @@ class EntryReader:
                 return
         if len(head) < _HEAD_SIZE and any(form.head.startswith(head) for form in _FORMATS):
             return
-        right = max(([a == b for a, b in zip(head, form.head, strict=False)] for form in _FORMATS), key=sum)
-        if sum(right) < _ALIKE:
+        form = max(_FORMATS, key=lambda form: _alike(head, form.head))
+        if _alike(head, form.head) < _ALIKE:
             raise ConfigError(f"--aof {self._path}: this is no append-only file of smtnet; name another")
-        form = next(f for f in _FORMATS if [a == b for a, b in zip(head, f.head, strict=False)] == right)
+        at = next(i for i, byte in enumerate(form.head) if head[i] != byte)
         line = form.head.decode().strip()
-        raise ConfigError(f"--aof {self._path}: damaged at offset {right.index(False)}, in the first line, or of "
-                          f"another version; if that line should be {line!r}, keep a copy and run: "
+        raise ConfigError(f"--aof {self._path}: damaged at offset {at}, in the first line, or of another version; "
+                          f"if that line should be {line!r}, keep a copy and run: "
                           f"echo {line} | dd of={self._path} conv=notrunc")
 
     def go_on(self, whole: int, crc: int, size: int) -> None:

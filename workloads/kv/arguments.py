@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workloads.kv.resp import Command, printable
+from workloads.kv.resp import Command
 from workloads.kv.store import CommandError, Keyspace
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
@@ -34,8 +34,6 @@ class Facts:
     commands: int = 0
     blocked: Callable[[], int] = int
     """How many clients wait."""
-    persistence: Callable[[], dict[str, int]] = dict
-    """Counters of the append-only file; nothing if there is none."""
 
     def connect(self, peer: str, local: str) -> Session:
         """The session of a new connection."""
@@ -140,8 +138,3 @@ def number(text: bytes, complaint: str = "ERR value is not a valid float", overf
 def arity_error(name: bytes) -> CommandError:
     """Too few or too many arguments."""
     return CommandError(f"ERR wrong number of arguments for '{name.decode('latin-1').lower()}' command")
-
-
-def no_subcommand(command: str, what: bytes) -> CommandError:
-    """A command that has others under it, but not this one."""
-    return CommandError(f"ERR unknown subcommand '{printable(what[:128])}'. Try {command.upper()} HELP.")

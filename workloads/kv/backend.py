@@ -69,7 +69,7 @@ class EmbeddedStore(Backend):
         self.facts.blocked = self._waiting.__len__
         if aof is not None:
             keys.journal = []
-            self.facts.persistence = aof.counters
+            keys.persistence = aof
 
     def submit(self, session: Session, commands: deque[Command], done: Done, limit: int) -> bytes | None:
         keys, now = self.keys, time.time_ns() // 1_000_000
@@ -123,7 +123,9 @@ class EmbeddedStore(Backend):
             for done, reply in answers:
                 done(reply)
             if not self._answers:
-                return
+                break
+        if aof is not None:
+            aof.turn(now)
 
     def counters(self) -> dict[str, int]:
         keys = self.keys

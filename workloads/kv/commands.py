@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from workloads.kv import commands_clients as clients
 from workloads.kv import commands_hashes as hashes
 from workloads.kv import commands_keys as keys_
 from workloads.kv import commands_lists as lists
+from workloads.kv import commands_persistence as persistence
 from workloads.kv import commands_ranges as ranges
 from workloads.kv import commands_server as server
 from workloads.kv import commands_sets as sets
@@ -36,6 +38,8 @@ class Entry:
     """Redis remembers it for a connection, or has the connection wait: one that clients share is not for it."""
     immediate: bool = False
     """Done at once, also between MULTI and EXEC."""
+    subcommands: Mapping[str, int] = field(default_factory=dict)
+    """Second words that there are, and the arity with each: those of its handler."""
     ours: bool = False
     """Redis does not have it."""
 
@@ -176,18 +180,20 @@ _TABLE = (
     Entry("unwatch", 1, False, transactions.unwatch, stateful=True),
     Entry("smt.versions", -2, False, transactions.versions, _ALL, ours=True),
     Entry("smt.watch", -3, False, transactions.watch_versions, _PAIRS, immediate=True, ours=True),
+    Entry("bgrewriteaof", 1, False, persistence.bgrewriteaof),
     Entry("info", -1, False, server.info),
     Entry("time", 1, False, server.time_),
-    Entry("config", -2, False, server.config, local=True),
+    Entry("config", -2, False, server.config, local=True, subcommands={"get": -3}),
     Entry("ping", -1, False, server.ping, local=True),
     Entry("echo", 2, False, server.echo, local=True),
     Entry("select", 2, False, server.select, local=True),
     Entry("auth", -2, False, clients.auth, local=True),
     Entry("hello", -1, False, clients.hello, local=True),
-    Entry("client", -2, False, clients.client, local=True),
+    Entry("client", -2, False, clients.client, local=True, subcommands={
+        "id": 2, "getname": 2, "setname": 3, "setinfo": 4, "info": 2, "list": -2, "no-evict": 3}),
     Entry("quit", -1, False, clients.quit_, local=True, immediate=True),
     Entry("reset", 1, False, clients.reset, local=True, immediate=True),
-    Entry("command", -1, False, _describe, local=True),
+    Entry("command", -1, False, _describe, local=True, subcommands={"count": 2, "docs": -2, "info": -2}),
 )
 COMMANDS = {entry.name: entry for entry in _TABLE}
 #: As they come: nearly always in small or in capital letters.
@@ -213,8 +219,14 @@ def look_up(args: Command) -> Entry:
                 break
             shown += f"'{printable(arg[:128 - len(shown)])}' "
         raise CommandError(f"ERR unknown command '{name}', with args beginning with: {shown}")
-    if len(args) != entry.arity and (entry.arity > 0 or len(args) < -entry.arity):
-        raise arity_error(entry.name.encode())
+    name, arity = entry.name, entry.arity
+    if entry.subcommands and len(args) > 1:
+        word = args[1].decode("latin-1").lower()
+        if word not in entry.subcommands:
+            raise CommandError(f"ERR unknown subcommand '{printable(args[1][:128])}'. Try {name.upper()} HELP.")
+        name, arity = f"{name}|{word}", entry.subcommands[word]
+    if len(args) != arity and (arity > 0 or len(args) < -arity):
+        raise arity_error(name.encode())
     return entry
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
@@ -112,6 +112,16 @@ KINDS: dict[type, Kind] = {
 }
 
 
+class Persistence(Protocol):
+    """What keeps the journal."""
+
+    def info(self) -> dict[str, object]:
+        """As INFO tells it."""
+
+    def ask_rewrite(self) -> bool:
+        """Have what is kept written anew, soon; whether that is not being done already."""
+
+
 class Keyspace:
     """All keys. Every change is told to :meth:`log`: from there it is in :attr:`journal`, if there is one, in
     order, and whoever watches the key learns of it.
@@ -128,6 +138,7 @@ class Keyspace:
         self._cursor = 0
         self.now = 0
         self.journal: list[Command] | None = None
+        self.persistence: Persistence | None = None
         self.expired = 0
         self.hits = 0
         self.misses = 0
