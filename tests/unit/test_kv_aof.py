@@ -23,7 +23,7 @@ from workloads.kv.aof_file import FORMAT
 from workloads.kv.arguments import Session
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.commands import execute
-from workloads.kv.store import KINDS, Keyspace
+from workloads.kv.store import KINDS, Keyspace, Slots
 from workloads.kv.zset import SortedSet
 
 HEAD = FORMAT.head
@@ -185,7 +185,8 @@ def test_a_turn_is_replayed_as_a_whole_or_not_at_all(tmp_path):
         assert len(load(path)[0]) == (51 if cut == len(whole) else 1)
 
 
-VALUES = {bytes: [b"SET k v"], dict: [b"HSET k f v g w"], SortedSet: [b"ZADD k 0.1 m -inf n 3 o"]}
+VALUES = {bytes: [b"SET k v"], dict: [b"HSET k f v g w"], SortedSet: [b"ZADD k 0.1 m -inf n 3 o"],
+          deque: [b"RPUSH k b a c b"], Slots: [b"SADD k b a c"]}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: KINDS[kind].name.decode())

@@ -225,7 +225,11 @@ def test_some_things_are_never_commands_whatever_came_before(data):
 
 def test_every_command_can_be_typed():
     for entry in COMMANDS.values():
-        line = b" ".join([entry.name.encode(), *[b"1"] * (abs(entry.arity) - 1)])
+        words, arity = [entry.name.encode()], entry.arity
+        if entry.subcommands:
+            word, arity = next(iter(entry.subcommands.items()))
+            words.append(word.encode())
+        line = b" ".join([*words, *[b"1"] * (abs(arity) - len(words))])
         for text in (line, line.upper()):
             assert parse([bytes([byte]) for byte in text + b"\r\n"]) == ([text.split()], None)
 

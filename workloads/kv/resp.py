@@ -400,6 +400,11 @@ def null(version: int) -> bytes:
     return b"_\r\n" if version == 3 else b"$-1\r\n"
 
 
+def null_array(version: int) -> bytes:
+    """No list: nothing came in time, or a transaction was not done."""
+    return b"_\r\n" if version == 3 else b"*-1\r\n"
+
+
 def bulk_or_null(data: bytes | None, version: int) -> bytes:
     """A string, or none."""
     return null(version) if data is None else b"$%d\r\n%b\r\n" % (len(data), data)
@@ -408,6 +413,11 @@ def bulk_or_null(data: bytes | None, version: int) -> bytes:
 def mapping(items: Sequence[bytes], version: int) -> bytes:
     """Encoded keys and values by turns; version 2 has no maps and sends a list."""
     return b"%%%d\r\n%b" % (len(items) // 2, b"".join(items)) if version == 3 else array(items)
+
+
+def unordered(items: Sequence[bytes], version: int) -> bytes:
+    """Encoded members of a set; version 2 sends a list."""
+    return b"~%d\r\n%b" % (len(items), b"".join(items)) if version == 3 else array(items)
 
 
 def double(number: float, version: int) -> bytes:

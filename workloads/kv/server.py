@@ -2,7 +2,9 @@
 
 Over tcp, tls and ktls a connection carries RESP as any Redis client speaks it. Over smt, homa and linux an RPC
 carries whole commands and its response their replies. A connection has a session (its RESP version, its name);
-an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC.
+an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC, and a transaction, from
+MULTI to EXEC, is within one. A connection can wait (BLPOP); an RPC is answered at once, as nobody could tell
+whether its client still wants what would be taken off a list for it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from workloads.transports.stream_server import MAX_BACKLOG, StreamServer
 
 #: Replies gathered before they are sent.
 _BATCH = 65_536
+#: What begins and ends transactions.
+_TRANSACTION = frozenset((b"MULTI", b"EXEC", b"DISCARD", b"RESET", b"QUIT"))
 #: Bytes that a client may send after it was told that it is over.
 _DRAIN = 1 << 20
 #: And how long it may stay after that.
@@ -55,11 +59,11 @@ class _Connection:
 
     __slots__ = ("busy", "commands", "done", "drained", "parser", "session", "stream", "wrong")
 
-    def __init__(self, stream: Stream, limits: Limits, number: int,
+    def __init__(self, stream: Stream, limits: Limits, session: Session,
                  answer: Callable[[_Connection, bytes], None]) -> None:
         self.stream = stream
         self.parser = CommandParser(limits, _GUARD.check)
-        self.session = Session(number)
+        self.session = session
         #: What is to be done, in order.
         self.commands: deque[Command] = deque()
         #: The store is at it.
@@ -83,13 +87,12 @@ class RespStreamServer(StreamServer):
         #: Clients that were told that it is over, and when they are cut off.
         self._parting: dict[Stream, int] = {}
         self._clients: dict[int, _Connection] = {}
-        self._numbers = 0
 
     def received(self, stream: Stream, data: bytes) -> None:
         client = self._clients.get(stream.fd)
         if client is None:
-            self._numbers += 1
-            client = self._clients[stream.fd] = _Connection(stream, self._limits, self._numbers, self._answer)
+            client = self._clients[stream.fd] = _Connection(stream, self._limits, self._session(stream),
+                                                            self._answer)
         if client.session.closing:
             client.drained += len(data)
             if client.drained > _DRAIN:
@@ -100,6 +103,11 @@ class RespStreamServer(StreamServer):
         commands, client.wrong = client.parser.take(data)
         client.commands += commands
         self._advance(client)
+
+    def _session(self, stream: Stream) -> Session:
+        session = self._store.facts.connect(*[f"{ip}:{port}" for ip, port in (stream.peer, self.address)])
+        session.patient = True
+        return session
 
     def interest(self, stream: Stream) -> None:
         """Wait for what it waits for now; a client that has read its replies gets more."""
@@ -131,6 +139,7 @@ class RespStreamServer(StreamServer):
             # An answer of the store may still come.
             client.commands.clear()
             client.session.closing = True
+            self._store.forget(client.session)
         super().forget(stream)
 
     def _advance(self, client: _Connection) -> None:
@@ -203,7 +212,11 @@ class RespMessages:
             self.protocol_errors += 1
             request.reply(wrong.reply())
             return
-        session = Session()
+        if _unfinished(commands):
+            request.reply(_UNFINISHED * len(commands))
+            return
+        self._store.facts.messages += 1
+        session = Session(facts=self._store.facts)
         self._go_on(request, session, deque(commands), len(commands), b"")
 
     def _go_on(self, request: Incoming, session: Session, commands: deque[Command], count: int,
@@ -222,7 +235,18 @@ class RespMessages:
             replies = error(f"ERR the replies are longer than a message, which has {self._limit} bytes "
                             f"(max_message_length); "
                             f"{count - len(commands)} of {count} commands were done")
+        self._store.forget(session)
         request.reply(replies)
+
+
+_UNFINISHED = error("ERR MULTI without EXEC: a transaction is one message, from MULTI to EXEC; nothing of this "
+                    "message was done")
+
+
+def _unfinished(commands: Sequence[Command]) -> bool:
+    """Whether a transaction begins that does not end."""
+    last = next((name for args in reversed(commands) if (name := args[0].upper()) in _TRANSACTION), b"")
+    return last == b"MULTI"
 
 
 def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Server, RespMessages | None]:
@@ -255,6 +279,9 @@ class Service:
 
     def drive(self, timeout_s: float) -> None:
         """One turn: wait, at most this long, until there is something to do, and do it."""
+        wake = self._store.next_wake()
+        if wake is not None:
+            timeout_s = min(timeout_s, max(0, wake - time.monotonic_ns()) / 1e9)
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:
