@@ -251,8 +251,8 @@ class KvClient:
         """Commands that are done together, nothing between them; it is one message, and sent at most once.
 
         Their replies, errors among them; None: nothing was done, as a key that was watched may have changed (or
-        the connection was lost, which has the server forget who watches what). Raises :class:`KvError` if one of them
-        is no command, so that none was done, and what :meth:`pipeline` raises.
+        the connection was lost, which has the server forget who watches what). Raises :class:`KvError` if one of
+        them is no command, so that none was done, and what :meth:`pipeline` raises.
         """
         versions, self._versions = self._versions, {}
         watching, self._watching = self._watching, None

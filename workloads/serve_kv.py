@@ -19,7 +19,7 @@ from workloads.failures import FailureNotes
 from workloads.fidelity import FidelityMonitor, shorten_pauses
 from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
 from workloads.kv.backend import Backend, EmbeddedStore
-from workloads.kv.limits import byte_count
+from workloads.kv.limits import OPTIONS, Limits, byte_count
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages, Service, open_front
 from workloads.kv.store import Keyspace
@@ -64,6 +64,13 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                              f"last time; 0: only for BGREWRITEAOF (default: {GROWTH})")
     parser.add_argument("--aof-rewrite-min-size", type=byte_count, metavar="B",
                         help="and is so long, as 64mb (default: 64mb)")
+    streams = parser.add_argument_group(
+        "tcp, tls, ktls", "what one client may send, as 512mb; over smt, homa and linux a message is the limit "
+                          "(--param max_message_length)")
+    for name, (option, what) in OPTIONS.items():
+        default = getattr(Limits(), name)
+        streams.add_argument(f"--{option}", type=byte_count, default=default, metavar="N",
+                             help=f"{what} (default: {default:,})")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.set_defaults(run=run_kv)
 
@@ -113,6 +120,8 @@ def _say(text: str) -> None:
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand."""
     wanted = listeners(args)
+    limits = Limits(**{name: getattr(args, option.replace("-", "_"))
+                       for name, (option, _what) in OPTIONS.items()})
     stopping = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -122,12 +131,15 @@ def run_kv(args: argparse.Namespace) -> int:
     with ExitStack() as undo:
         store, warnings = open_store(args)
         undo.callback(store.close)
+        if isinstance(store, EmbeddedStore):
+            # Not before: what is in the file may come from times with another limit.
+            store.keys.longest = limits.bulk
         for warning in warnings:
             _say(warning)
         servers: list[Server] = []
         messages: list[RespMessages] = []
         for settings in wanted:
-            server, handler = open_front(settings, store)
+            server, handler = open_front(settings, store, limits)
             undo.callback(server.close)
             servers.append(server)
             messages += [handler] if handler is not None else []

@@ -19,6 +19,7 @@ from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter
 from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
+from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser
 from workloads.kv.store import Keyspace
 
@@ -219,7 +220,7 @@ class Aof:
             reader.head()
             for at, body in reader.entries():
                 # The parser's limits are for clients; what we wrote may be as long as a client's APPENDs made it.
-                commands, wrong = CommandParser(len(body)).take(body)
+                commands, wrong = CommandParser(Limits(len(body), len(body), len(body))).take(body)
                 # Nothing expires while time stands still: what did is in the file as DEL.
                 replies = [execute(keys, args, session, now=0) for args in commands]
                 failed = wrong is not None or any(reply.startswith(b"-") for reply in replies)

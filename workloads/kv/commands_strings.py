@@ -10,8 +10,7 @@ from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null,
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
-#: Bytes of the longest string (Redis's own bound), and of all strings in one reply.
-MAX_STRING = 512 << 20
+#: Bytes of all strings in one reply.
 MAX_REPLY = 64 << 20
 
 _UNITS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True), b"PXAT": (1, True)}
@@ -114,7 +113,7 @@ def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """APPEND key value"""
     old = keys.typed(args[1], bytes)
     value = args[2] if old is None else old + args[2]
-    if len(value) > MAX_STRING:
+    if len(value) > keys.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     keys.put(args[1], value, keep_ttl=True)
     keys.log(*args)
@@ -275,7 +274,7 @@ def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     old = keys.typed(args[1], bytes)
     if not args[3]:
         return integer_reply(len(old or b""))
-    if offset + len(args[3]) > MAX_STRING:
+    if offset + len(args[3]) > keys.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     value = bytearray(old or b"")
     value.extend(bytes(max(0, offset - len(value))))

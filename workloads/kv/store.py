@@ -137,6 +137,8 @@ class Keyspace:
         #: Where active expiry goes on.
         self._cursor = 0
         self.now = 0
+        #: Bytes of the longest string that a command may make out of others.
+        self.longest = 512 << 20
         self.journal: list[Command] | None = None
         self.persistence: Persistence | None = None
         self.expired = 0
