@@ -287,7 +287,8 @@ class KvClient:
                 break
             caller.drive(left)
         caller.finished.clear()
-        self._connection = call.handle
+        # None if it never left.
+        self._connection = getattr(call, "handle", None)
         if call.error is not None:
             raise call.error
         return call.replies()
