@@ -251,8 +251,8 @@ class KvClient:
         """Commands that are done together, nothing between them; it is one message, and sent at most once.
 
         Their replies, errors among them; None: nothing was done, as a key that was watched may have changed (or
-        the connection was lost, which has the server forget who watches what). Raises :class:`KvError` if one of them
-        is no command, so that none was done, and what :meth:`pipeline` raises.
+        the connection was lost, which has the server forget who watches what). Raises :class:`KvError` if one of
+        them is no command, so that none was done, and what :meth:`pipeline` raises.
         """
         versions, self._versions = self._versions, {}
         watching, self._watching = self._watching, None
@@ -287,7 +287,8 @@ class KvClient:
                 break
             caller.drive(left)
         caller.finished.clear()
-        self._connection = call.handle
+        # None if it never left.
+        self._connection = getattr(call, "handle", None)
         if call.error is not None:
             raise call.error
         return call.replies()

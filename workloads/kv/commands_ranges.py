@@ -28,7 +28,8 @@ def _ranks(low: bytes, high: bytes) -> tuple[int, int]:
 def _score(text: bytes) -> tuple[float, bool]:
     """A score, and whether it is excluded: ``(5``. Nothing is 0 here, and what is too large is infinite."""
     excluded = text[:1] == b"("
-    return number(text[excluded:] or b"0", _FLOAT_BOUND, overflow=True), excluded
+    return number(text[excluded:].lstrip(b" \t\n\v\f\r") if text[excluded:] else b"0", _FLOAT_BOUND,
+                  overflow=True), excluded
 
 
 def _by_score(low: bytes, high: bytes) -> Bounds:

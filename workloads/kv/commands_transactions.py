@@ -14,7 +14,7 @@ from workloads.kv.store import MAX_WATCHED, CommandError, Keyspace
 
 QUEUED = b"+QUEUED\r\n"
 #: Bytes of commands that wait for their EXEC, with what each argument takes besides.
-MAX_QUEUE = 256 << 20
+MAX_QUEUE = 1 << 30
 _PER_ARGUMENT = 64
 #: Bytes of the replies to a transaction, as of those of any command that could give many.
 MAX_REPLY = 64 << 20
