@@ -12,7 +12,8 @@ from workloads.kv.commands import COMMANDS
 
 Command = list[bytes]
 #: Say what a server is, so they differ.
-DESCRIPTIVE = {"command", "info", "quit", "hello", "time", "randomkey", "bgrewriteaof", *(name for name, e in COMMANDS.items() if e.ours)}
+DESCRIPTIVE = {"command", "info", "quit", "hello", "time", "randomkey", "bgrewriteaof",
+               *(name for name, e in COMMANDS.items() if e.ours)}
 #: Give members in an order that is nobody's business.
 UNORDERED = {b"HGETALL", b"KEYS", b"SCAN", b"HKEYS", b"HVALS", b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF",
              b"SPOP", b"SRANDMEMBER"}

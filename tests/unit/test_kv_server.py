@@ -363,8 +363,9 @@ def test_memory_stays_flat_under_overwrites(server: Server):
 class Message:
     """A request as a message transport gives it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, longest: int = LIMIT) -> None:
         self.data = data
+        self.longest = longest
         self.replies: list[bytes] = []
 
     def reply(self, data: bytes) -> bool:
@@ -372,9 +373,9 @@ class Message:
         return True
 
 
-def ask(messages: RespMessages, store: Backend, data: bytes) -> bytes:
+def ask(messages: RespMessages, store: Backend, data: bytes, longest: int = LIMIT) -> bytes:
     """The reply to a message."""
-    message = Message(data)
+    message = Message(data, longest)
     messages.handle(message)
     end = time.monotonic() + PATIENCE
     while not message.replies:
@@ -429,6 +430,10 @@ def test_replies_that_are_no_message_any_more_are_an_error_and_say_what_was_done
         assert reply.startswith(b"-ERR the replies are longer than a message, which has 10000 bytes "
                                 b"(max_message_length); ")
         assert reply.endswith(b"of 300 commands were done\r\n")
+        # A client whose session has shorter messages.
+        reply = ask(messages, store, resp.command(["GET", "a"]), 500)
+        assert reply == (b"-ERR the replies are longer than a message, which has 500 bytes (max_message_length); "
+                         b"1 of 1 commands were done\r\n")
 
 
 # -- a real Redis behind it --------------------------------------------------------------------------------------

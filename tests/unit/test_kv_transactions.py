@@ -186,6 +186,8 @@ class Messages:
 class Request:
     """As a message transport gives it."""
 
+    longest = LIMIT
+
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.replies: list[bytes] = []

@@ -124,7 +124,8 @@ class EmbeddedStore(Backend):
                 done(reply)
             if not self._answers:
                 break
-        if aof is not None:
+        # The contents of the file written anew are what is written down up to now, no more.
+        if aof is not None and not keys.journal:
             aof.turn(now)
 
     def counters(self) -> dict[str, int]:

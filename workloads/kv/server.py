@@ -221,18 +221,20 @@ class RespMessages:
 
     def _go_on(self, request: Incoming, session: Session, commands: deque[Command], count: int,
                replies: bytes) -> None:
-        while commands and len(replies) <= self._limit and not session.closing:
+        # What this session has agreed on may be less than what we take.
+        limit = min(self._limit, request.longest)
+        while commands and len(replies) <= limit and not session.closing:
             before = replies
 
             def done(more: bytes, before: bytes = before) -> None:
                 self._go_on(request, session, commands, count, before + more)
 
-            more = self._store.submit(session, commands, done, self._limit - len(replies))
+            more = self._store.submit(session, commands, done, limit - len(replies))
             if more is None:
                 return
             replies = replies + more if replies else more
-        if len(replies) > self._limit:
-            replies = error(f"ERR the replies are longer than a message, which has {self._limit} bytes "
+        if len(replies) > limit:
+            replies = error(f"ERR the replies are longer than a message, which has {limit} bytes "
                             f"(max_message_length); "
                             f"{count - len(commands)} of {count} commands were done")
         self._store.forget(session)
