@@ -43,6 +43,8 @@ class Server:
 class Incoming:
     """A request, as the front end wants it."""
 
+    longest = LIMIT
+
     def __init__(self, here: SimEndpoint, event: Request, log: list[tuple[int, bytes, bytes]]) -> None:
         self._here = here
         self._event = event

@@ -73,6 +73,8 @@ class InProcess(Caller):
 
 
 class _Incoming:
+    longest = LIMIT
+
     def __init__(self, caller: InProcess, call: Call) -> None:
         self._caller = caller
         self._call = call

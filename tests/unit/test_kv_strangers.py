@@ -225,13 +225,14 @@ def test_some_things_are_never_commands_whatever_came_before(data):
 
 def test_every_command_can_be_typed():
     for entry in COMMANDS.values():
-        words, arity = [entry.name.encode()], entry.arity
-        if entry.subcommands:
-            word, arity = next(iter(entry.subcommands.items()))
-            words.append(word.encode())
-        line = b" ".join([*words, *[b"1"] * (abs(arity) - len(words))])
-        for text in (line, line.upper()):
-            assert parse([bytes([byte]) for byte in text + b"\r\n"]) == ([text.split()], None)
+        for word, arity in entry.subcommands.items() or [("1", entry.arity)]:
+            words = [entry.name, word, *["1"] * (abs(arity) - 2)]
+            assert_typed(" ".join(words[:max(abs(arity), 1)]).encode())
+
+
+def assert_typed(line: bytes) -> None:
+    for text in (line, line.upper()):
+        assert parse([bytes([byte]) for byte in text + b"\r\n"]) == ([text.split()], None)
 
 
 def test_who_does_not_close_is_cut_off(monkeypatch):

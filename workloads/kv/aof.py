@@ -190,6 +190,11 @@ class Aof:
                 "aof_current_size": self._writer.size, "aof_base_size": self._base,
                 "aof_fsync": self._fsync, "aof_entries": self.entries, "aof_syncs": self.syncs}
 
+    def settings(self) -> dict[str, object]:
+        """As CONFIG GET tells them."""
+        return {"appendonly": "yes", "appendfsync": self._fsync, "auto-aof-rewrite-percentage": self._growth,
+                "auto-aof-rewrite-min-size": self._least}
+
     def counters(self) -> dict[str, int]:
         """What was loaded, and written since."""
         return {"aof_loaded": self.loaded, "aof_entries": self.entries, "aof_bytes": self.bytes,

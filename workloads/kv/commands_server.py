@@ -44,8 +44,9 @@ def select(_keys: Keyspace, args: Command, _session: Session) -> bytes:
 def config(keys: Keyspace, args: Command, session: Session) -> bytes:
     """CONFIG GET pattern [pattern ...]: what Redis's own tools look at"""
     patterns = [glob(pattern.lower()) for pattern in args[2:]]
-    known = {**_CONFIG, b"appendonly": b"no" if keys.persistence is None else b"yes",
-             b"proto-max-bulk-len": b"%d" % keys.longest}
+    kept: dict[str, object] = {"appendonly": "no"} if keys.persistence is None else keys.persistence.settings()
+    known = {**_CONFIG, b"proto-max-bulk-len": b"%d" % keys.longest,
+             **{name.encode(): str(value).encode() for name, value in kept.items()}}
     found = [pair for pair in known.items() if any(p.fullmatch(pair[0]) for p in patterns)]
     return mapping([bulk(x) for pair in found for x in pair], session.version)
 

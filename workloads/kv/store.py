@@ -118,6 +118,9 @@ class Persistence(Protocol):
     def info(self) -> dict[str, object]:
         """As INFO tells it."""
 
+    def settings(self) -> dict[str, object]:
+        """As CONFIG GET tells them."""
+
     def ask_rewrite(self) -> bool:
         """Have what is kept written anew, soon; whether that is not being done already."""
 
