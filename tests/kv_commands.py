@@ -9,10 +9,12 @@ import hiredis
 from hypothesis import strategies as st
 
 from workloads.kv.commands import COMMANDS
+from workloads.kv.resp import ReplyCutter
 
 Command = list[bytes]
 #: Say what a server is, so they differ.
-DESCRIPTIVE = {"command", "info", "quit", "hello", "time", "randomkey", "bgrewriteaof", *(name for name, e in COMMANDS.items() if e.ours)}
+DESCRIPTIVE = {"command", "info", "quit", "hello", "time", "randomkey", "bgrewriteaof",
+               *(name for name, e in COMMANDS.items() if e.ours)}
 #: Give members in an order that is nobody's business.
 UNORDERED = {b"HGETALL", b"KEYS", b"SCAN", b"HKEYS", b"HVALS", b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF",
              b"SPOP", b"SRANDMEMBER"}
@@ -164,3 +166,27 @@ def comparable(args: Command, reply: bytes) -> Any:
     if name in {b"TTL", b"PTTL", b"EXPIRETIME", b"PEXPIRETIME"} and reply[:1] == b":":
         return min(int(reply[1:-2]), 1)
     return reply
+
+
+def all_comparable(queued: list[Command], reply: bytes) -> list[Any]:
+    """The replies to the commands of a transaction, out of that to EXEC."""
+    head, _, rest = reply.partition(b"\r\n")
+    assert head == b"*%d" % len(queued), reply
+    return [comparable(args, one) for args, one in zip(queued, ReplyCutter().take(rest), strict=True)]
+
+
+def in_order(commands: list[Command], replies: list[bytes]) -> list[Any]:
+    """What can be compared of the replies to commands of one client, transactions among them."""
+    found: list[Any] = []
+    queued: list[Command] = []
+    for args, reply in zip(commands, replies, strict=True):
+        name = args[0].upper()
+        if reply == b"+QUEUED\r\n":
+            queued.append(args)
+        if name == b"EXEC" and reply[:1] == b"*" and reply != b"*-1\r\n":
+            found.append(all_comparable(queued, reply))
+        else:
+            found.append(comparable(args, reply))
+        if name in {b"EXEC", b"DISCARD", b"RESET"}:
+            queued = []
+    return found

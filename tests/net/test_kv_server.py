@@ -51,6 +51,7 @@ def test_any_commands_of_several_clients_over_a_lossy_wire_have_the_replies_of_r
             serve(net, "--transport", "smt", "--addr", f"{B}:6002", "--store", f"redis:unix:{path}"):
         said = drive(net, "model", net.keys, "6001", "6002", "25")
     assert said["compared"] > 100
+    assert said["transactions"] > 5
     assert said["lost"] > 0
 
 

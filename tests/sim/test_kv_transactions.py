@@ -50,6 +50,7 @@ class Incoming:
         self._event = event
         self._log = log
         self.data = event.data
+        self.longest = LIMIT
 
     def reply(self, data: bytes) -> bool:
         self._log.append((self._event.rpc.peer.host.ip, self.data, data))

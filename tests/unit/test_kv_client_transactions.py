@@ -79,6 +79,7 @@ class _Incoming:
         self._caller = caller
         self._call = call
         self.data = call.data
+        self.longest = LIMIT
 
     def reply(self, data: bytes) -> bool:
         self._call.response = data

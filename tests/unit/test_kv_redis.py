@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import hiredis
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.kv_commands import COMMAND, TRANSACTION, Command, comparable, waits
+from tests.kv_commands import COMMAND, TRANSACTION, all_comparable, comparable, waits
 from tests.redis_server import RawClient, redis_server
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
-from workloads.kv.resp import ReplyCutter
 from workloads.kv.store import Keyspace
 
 
@@ -63,13 +61,6 @@ def test_transactions_of_several_clients_by_turns_have_the_replies_that_redis_gi
             assert all_comparable(queued, ours) == all_comparable(queued, reply), queued
         else:
             assert comparable(args, ours) == comparable(args, reply), args
-
-
-def all_comparable(queued: list[Command], reply: bytes) -> list[Any]:
-    """The replies to the commands of a transaction."""
-    head, _, rest = reply.partition(b"\r\n")
-    assert head == b"*%d" % len(queued), reply
-    return [comparable(args, one) for args, one in zip(queued, ReplyCutter().take(rest), strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,14 @@ def test_a_client_cannot_watch_or_queue_without_end(monkeypatch):
     assert keys.get(b"k") is None
 
 
+def test_no_reply_is_a_member_again_and_again_without_end():
+    keys = Keyspace()
+    do(keys, "SADD s a " + "x" * 1000)
+    assert do(keys, "SRANDMEMBER s -100").startswith(b"*100\r\n")
+    assert do(keys, "SRANDMEMBER s -100000").startswith(b"-ERR the reply would be more than")
+    assert do(keys, "SRANDMEMBER s -9223372036854775807").startswith(b"-ERR value is out of range")
+
+
 def test_replies_of_a_transaction_are_bounded_and_its_writes_done(monkeypatch):
     monkeypatch.setattr(commands_transactions, "MAX_REPLY", 10_000)
     keys, session = Keyspace(), Session()

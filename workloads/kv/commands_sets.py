@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 from workloads.kv.arguments import SYNTAX, Session, integer
+from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace, Slots
@@ -98,6 +99,8 @@ def srandmember(keys: Keyspace, args: Command, session: Session) -> bytes:
         return EMPTY_ARRAY
     if count < -_MAX_RANDOM:
         raise CommandError("ERR value is out of range")
+    if count < 0 and -count * max(map(len, members.keys)) > MAX_REPLY:
+        raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer members")
     found = (random.choices(members.keys, k=-count) if count < 0 else
              random.sample(members.keys, min(count, len(members))))
     return array([bulk(member) for member in found])

@@ -8,6 +8,7 @@ that they are still the same. The server keeps nothing of a client between messa
 from __future__ import annotations
 
 from workloads.kv.arguments import Handler, Session, arity_error, integer
+from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import OK, Command, array, error, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import MAX_WATCHED, CommandError, Keyspace
@@ -16,8 +17,6 @@ QUEUED = b"+QUEUED\r\n"
 #: Bytes of commands that wait for their EXEC, with what each argument takes besides.
 MAX_QUEUE = 1 << 30
 _PER_ARGUMENT = 64
-#: Bytes of the replies to a transaction, as of those of any command that could give many.
-MAX_REPLY = 64 << 20
 _SHORT = 64
 
 

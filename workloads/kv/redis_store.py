@@ -41,12 +41,14 @@ _LOST = -1
 class _Batch:
     """Commands of one client and what has come of them."""
 
-    __slots__ = ("done", "left", "replies")
+    __slots__ = ("alone", "done", "left", "replies")
 
     def __init__(self, done: Done) -> None:
         self.done = done
         self.replies: list[bytes] = []
         self.left = 0
+        #: Replies that come as the only one of a transaction.
+        self.alone: set[int] = set()
 
 
 _NOBODY = _Batch(lambda _reply: None)
@@ -168,8 +170,9 @@ class RedisStore(Backend):
             session.last = args[0]
             try:
                 entry = look_up(args)
-                own = session in self._connections or (entry.stateful and entry.name not in _TRANSACTION
-                                                       and session.queue is None)
+                waits = entry.stateful and entry.name not in _TRANSACTION and session.queue is None
+                alone = waits and not session.patient and entry.name != "watch"
+                own = session in self._connections or (waits and not alone)
                 if own and session not in self._connections and batch.left:
                     # What is under way on the connection it shares comes first.
                     commands.appendleft(args)
@@ -181,6 +184,13 @@ class RedisStore(Backend):
                     continue
                 where: int | Session = session if own else version
                 connection = self._connections.get(where) or self._reconnect(where, version)
+                if alone and session.watching:
+                    raise CommandError(f"ERR {entry.name.upper()} is not possible between WATCH and EXEC with "
+                                       f"--store redis in a message")
+                if alone:
+                    # Redis lets nothing wait in a transaction.
+                    session.queue, args = [args], [b"EXEC"]
+                    batch.alone.add(len(replies))
                 self._forward(connection, session, args, batch)
             except CommandError as e:
                 replies.append(error(str(rejected(args, session, e))))
@@ -219,8 +229,6 @@ class RedisStore(Backend):
             session.watching.setdefault(b"", 0)
         elif name == "unwatch":
             session.watching = {}
-        elif entry.stateful and not session.patient:
-            raise CommandError(f"ERR {name.upper()} is not possible in a message with --store redis")
         return None
 
     def _tell(self, session: Session, args: Command) -> None:
@@ -293,7 +301,7 @@ class RedisStore(Backend):
 
     def _settle(self, batch: _Batch, index: int, reply: bytes) -> None:
         if batch.replies:
-            batch.replies[index] = reply
+            batch.replies[index] = reply.removeprefix(b"*1\r\n") if index in batch.alone else reply
         batch.left -= 1
         if not batch.left:
             batch.done(b"".join(batch.replies))
