@@ -215,6 +215,11 @@ class _Request:
         self._rpc = rpc
         self.data = data
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest answer in this session."""
+        return self._rpc.peer.max_message
+
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client gave up meanwhile."""
         return self._server.answer(self._rpc, data)
