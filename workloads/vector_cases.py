@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from smtstack.capture.decode import Decoder
-from smtstack.capture.pcapfile import LINK_RAW
+from smtstack.capture.decode import Decoder, Message
+from smtstack.capture.links import LINK_RAW
 from smtstack.crypto import tls12
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
 from smtstack.crypto.keys import LinuxKeys, linux_keys
@@ -151,11 +151,11 @@ class DataCase:
 
     def decoded(self, packets: list[bytes]) -> tuple[bytes | None, int, int]:
         """(message, authentic records, bad records) by the capture decoder."""
-        decoder = Decoder("linux", self._make_keys())
+        seen: list[Message] = []
+        decoder = Decoder("linux", self._make_keys(), on_message=seen.append)
         for packet in packets:
             decoder.add(LINK_RAW, packet)
         result = decoder.result()
-        seen = decoder.messages()
         return seen[0].data if seen else None, result.records_ok, result.records_bad
 
 
