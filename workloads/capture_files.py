@@ -54,17 +54,20 @@ class CaptureFile:
             if self.path != STANDARD:
                 with naming(self.path):
                     stream: BinaryIO = stack.enter_context(self.path.open("rb"))
-            elif self._passes == 1:
+            elif self._passes == 1 and self._kept is None:
                 stream = standard_input()
             else:
-                if self._kept is None:
-                    self._kept = _copied(standard_input())
-                stream = self._kept
+                stream = stack.enter_context(self._kept or _copied(standard_input()))
                 stream.seek(0)
             with naming(self.path):
                 source = _Source(self.path, _unpacked(stream))
             yield cast("BinaryIO", source)
             self.cut_off = source.cut_off
+            self._passes -= 1
+            if self.path == STANDARD and self._passes:
+                # Open until the last pass, or one that fails.
+                self._kept = stream
+                stack.pop_all()
 
 
 @contextmanager
@@ -166,13 +169,19 @@ class _Source:
     def __init__(self, path: Path, stream: _Readable) -> None:
         self._path = path
         self._stream = stream
+        self._empty = True
         self.cut_off = False
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to ``size`` bytes; fewer at the end only."""
         try:
-            return self._stream.read(size)
+            data = self._stream.read(size)
+            self._empty = False
+            return data
         except EOFError:
+            if self._empty:
+                raise ConfigError(f"{name_of(self._path)}: its compressed data end before the first "
+                                  "byte of what is in them") from None
             self.cut_off = True
             return b""
         except OSError as e:
