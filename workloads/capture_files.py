@@ -21,7 +21,7 @@ from smtstack.errors import ConfigError
 STANDARD = Path("-")
 
 _MAGIC_LEN = 6
-#: What compressed files begin with, and how: those that this Python reads itself, and others by the packages that do.
+#: What compressed files begin with: those that this Python reads itself, and others that packages do.
 _GZIP, _BZIP2, _XZ, _ZSTD, _LZ4 = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"
 _KINDS = {_GZIP: "gzip", _BZIP2: "bzip2", _XZ: "xz", _ZSTD: "zstd", _LZ4: "lz4"}
 _OPTIONAL = {_ZSTD: (("compression.zstd", "ZstdFile"), ("backports.zstd", "ZstdFile"), ("zstandard", "open")),
@@ -34,7 +34,7 @@ class _Readable(Protocol):
 
 
 class CaptureFile:
-    """A capture to be read, more than once perhaps. ``passes`` says how often: stdin is kept in a file for that."""
+    """A capture to be read ``passes`` times. Where that is more than once, stdin is kept in a file meanwhile."""
 
     def __init__(self, path: Path, passes: int = 1) -> None:
         self.path = path
@@ -164,7 +164,7 @@ class _Rejoined(io.RawIOBase):
 
 
 class _Source:
-    """Reads with the name of the file in errors. Compressed data may be cut off, as those of captures under way are."""
+    """Reads with the name of the file in errors. Compressed data may be cut off, as those under way are."""
 
     def __init__(self, path: Path, stream: _Readable) -> None:
         self._path = path

@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
   smtnet pcap decode plain.pcap --profile homa
   ssh h1 tcpdump -i e0 -w - | smtnet pcap decode - --keylog h1.keylog
 
-exit code: 0 if every record is authentic and no nonce was used twice, else 1; so it is if nothing could be verified
+exit code: 0 if every record is authentic and no nonce was used twice, else 1; also 1 if nothing could be verified
 """
 
 

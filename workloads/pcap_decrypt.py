@@ -44,8 +44,8 @@ EXAMPLES = """examples:
 
 OUT holds plaintext and, unless --no-secrets, secrets of TLS: only its owner may read it.
 
-exit code: 0 if all that is whole was decrypted, 1 if a record was not authentic or a session not known, or if there
-was nothing to decrypt
+exit code: 0 if all that is whole was decrypted, 1 if a record was not authentic or a session not known, or if
+there was nothing to decrypt
 """
 
 #: Largest keylog read.
@@ -63,8 +63,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                     "record right behind the packet that completed it, and handshakes as TCP streams, in which "
                     "Wireshark knows TLS.")
     decrypt.add_argument("file", type=Path, metavar="IN", help="the capture, compressed perhaps; - is stdin")
-    decrypt.add_argument("out", type=Path, metavar="OUT", help="the pcapng file to write, which must not exist; - is "
-                                                               "stdout (counts go to stderr then)")
+    decrypt.add_argument("out", type=Path, metavar="OUT",
+                         help="the pcapng file to write, which must not exist; - is stdout (counts go to stderr)")
     source = add_key_options(decrypt)
     source.add_argument("--ticket-key", type=Path, metavar="STATE",
                         help="a server's state file: opens what its long-term keys can, which of forward-secret "
@@ -82,7 +82,8 @@ def add_key_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclus
                              "reads our own and the module's plain Homa, by IP protocol (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--keylog", type=Path, action="append", default=[], metavar="FILE",
-                        help="secrets of the sessions, as --keylog of the endpoints wrote them (repeatable); - is stdin")
+                        help="secrets of the sessions, as --keylog of the endpoints wrote them (repeatable); - is "
+                             "stdin")
     source.add_argument("--keys", metavar="FILE|demo", help="a key file, or the public demo keys")
     parser.add_argument("--protocol", type=_protocol, metavar="N",
                         help="IP protocol number, if not the profile's own")
@@ -272,8 +273,8 @@ def file_notes(reader: Reader, file: CaptureFile) -> list[str]:
 def snapped(truncated: Mapping[str, int]) -> list[str]:
     """A remark on packets that a snap length cut."""
     kinds = ", ".join(f"{count} {name}" for name, count in truncated.items())
-    return [f"{sum(truncated.values())} packets were captured in part only and are left out ({kinds}): capture whole "
-            "packets, without a snap length"] if truncated else []
+    return [f"{sum(truncated.values())} packets were captured in part only and are left out ({kinds}): capture "
+            "whole packets, without a snap length"] if truncated else []
 
 
 def hints(counts: Counts) -> list[str]:

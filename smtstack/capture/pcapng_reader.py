@@ -29,7 +29,7 @@ _SILENT = {_NRB, _ISB, 0x00000BAD, 0x40000BAD}
 _NAMES = {_JOURNAL: "journal entries of systemd", 0x80000001: "Darwin's process information"}
 #: "TLSK": the secrets of a block are TLS's, as in a keylog.
 _TLS_SECRETS = 0x544C534B
-#: Bytes of the longest block read, by its type, with the name that messages give it. Packets may have long comments.
+#: Names of the blocks read, and bytes of the longest one read, by type. Packets may have long comments.
 BOUNDS: dict[int, tuple[str, int]] = {
     MAGIC: ("section header", 1 << 20), _IDB: ("interface description", 1 << 20),
     _PB: ("packet block", 2 * MAX_PACKET), _SPB: ("simple packet block", 2 * MAX_PACKET),

@@ -112,8 +112,8 @@ class Sorter:
             return (f"{count} packets look like profile {look} (IP protocol {homa.FORMATS[look].protocol}), not "
                     f"{self.own.name}: try --profile {look}")
         if self.truncated:
-            return (f"{self.truncated.total()} packets were captured in part only ({_listed(self.truncated)}): capture "
-                    "whole packets, without a snap length")
+            return (f"{self.truncated.total()} packets were captured in part only ({_listed(self.truncated)}): "
+                    "capture whole packets, without a snap length")
         if self.ignored == self.frames:
             return f"{absent} among {self.frames} frames: {_listed(self.others)}"
         return ""
@@ -160,4 +160,5 @@ def _type_name(transport: bytes) -> str:
 
 def _listed(counts: Counter[str]) -> str:
     """The most frequent of them."""
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common(4)) + (", ..." if len(counts) > 4 else "")
+    shown = ", ".join(f"{count} {name}" for name, count in counts.most_common(4))
+    return shown + (", ..." if len(counts) > 4 else "")

@@ -1,9 +1,9 @@
 """The messages of a capture that are not judged yet, within a bound of memory, and traces of those that are.
 
-Whatever belongs to one message is looked at together if it stands within so many bytes of others' traffic; so every
-capture smaller than :data:`MAX_KEPT` is judged after its last packet. Beyond, what was heard of least lately goes
-first: messages that seem whole, then others. A trace says that a message was judged, and whether it was complete;
-repetitions of it make no message more.
+Whatever belongs to one message is looked at together if it stands within so many bytes of others' traffic; so
+every capture smaller than :data:`MAX_KEPT` is judged after its last packet. Beyond, what was heard of least lately
+goes first: messages that seem whole, then others. A trace says that a message was judged, and whether it was
+complete; repetitions of it make no message more.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from workloads import pcap
 from workloads.capture_files import CaptureFile, naming
 
 SAID = {profile: talk(profile, (64, 5000), seed=1) for profile in PROFILES}
-PACKERS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 
 
 def command(*argv: str | Path) -> int:
@@ -204,7 +205,8 @@ def test_a_capture_is_read_as_often_as_was_said(standard, capture):
 def cut(path: Path, frames: list[bytes], snap: int) -> Path:
     """A capture with this snap length."""
     path.write_bytes(pcapng.section("test") + pcapng.interface("e0") + b"".join(
-        pcapng.packet(0, n, frame[:snap], None, missing=max(0, len(frame) - snap)) for n, frame in enumerate(frames)))
+        pcapng.packet(0, n, frame[:snap], None, missing=max(0, len(frame) - snap))
+        for n, frame in enumerate(frames)))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -50,6 +51,10 @@ def gre(flags: int, kind: int, inside: bytes) -> bytes:
     return struct.pack("!HH", flags, kind) + extra + inside
 
 
+def in_gre(flags: int) -> Callable[[bytes], bytes]:
+    return lambda packet: ether(0x0800, ip4(47, gre(flags, 0x0800, packet)))
+
+
 def vxlan(inside: bytes) -> bytes:
     return struct.pack("!II", 0x08000000, 42 << 8) + inside
 
@@ -62,8 +67,9 @@ def snap(kind: int, inside: bytes) -> bytes:
     return b"\xaa\xaa\x03\0\0\0" + kind.to_bytes(2, "big") + inside
 
 
-#: (link type, frame of an IP packet)
-WAYS = {
+#: Link type, and the frame of an IP packet.
+Way = tuple[int, Callable[[bytes], bytes]]
+WAYS: dict[str, Way] = {
     "ethernet": (1, lambda p: ether(0x0800, p)),
     "padded": (1, lambda p: ether(0x0800, p) + bytes(7)),
     "802.1Q": (1, lambda p: ether(0x8100, b"\0\5\x08\0" + p)),
@@ -93,8 +99,7 @@ WAYS = {
     "IP in IPv6": (1, lambda p: ether(0x86DD, ip6(4, p))),
     "IP in IPv6 with extensions": (1, lambda p: ether(0x86DD, ip6(4, p, b"\4\0" + bytes(6)))),
     "IP in IPv6 in IP": (1, lambda p: ether(0x0800, ip4(41, ip6(4, p)))),
-    **{f"GRE {flags:#06x}": (1, lambda p, flags=flags: ether(0x0800, ip4(47, gre(flags, 0x0800, p))))
-       for flags in (0, 0x8000, 0x2000, 0x1000, 0xB000)},
+    **{f"GRE {flags:#06x}": (1, in_gre(flags)) for flags in (0, 0x8000, 0x2000, 0x1000, 0xB000)},
     "GRE with Ethernet": (1, lambda p: ether(0x0800, ip4(47, gre(0x2000, 0x6558, ether(0x0800, p))))),
     "GRE over IPv6": (1, lambda p: ether(0x86DD, ip6(47, gre(0, 0x0800, p)))),
     "ERSPAN I": (1, lambda p: ether(0x0800, ip4(47, gre(0, 0x88BE, ether(0x0800, p))))),
@@ -109,7 +114,7 @@ WAYS = {
 }
 
 #: What is not looked into has a name.
-NAMES = {
+NAMES: dict[str, Way] = {
     "ARP": (1, lambda _p: ether(0x0806, bytes(46))),
     "LLDP": (1, lambda _p: ether(0x88CC, bytes(46))),
     "MACsec, encrypted": (1, lambda p: ether(0x88E5, bytes(14) + p)),

@@ -132,7 +132,8 @@ def test_the_packet_block_of_old(order):
 def test_modified_pcap(order):
     out = struct.pack(order + "IHHiIII", 0xA1B2CD34, 2, 4, 0, 0, 65535, LINK_ETHERNET)
     for frame in FRAMES:
-        out += struct.pack(order + "IIIIIHBB", TIME // 10**9, 123_456, len(frame), len(frame), 3, 0x800, 0, 0) + frame
+        head = TIME // 10**9, 123_456, len(frame), len(frame)
+        out += struct.pack(order + "IIIIIHBB", *head, 3, 0x800, 0, 0) + frame
     reader, got = read(out)
     assert got == [Captured(TIME // 10**9 * 10**9 + 123_456_000, LINK_ETHERNET, f) for f in FRAMES]
     assert reader.truncated == 0
@@ -157,7 +158,8 @@ RESOLUTIONS = {0: 1000 * 10**9, 3: 10**9, 6: 10**6, 9: 1000, 12: 1, 0x8A: 1000 *
 def test_every_resolution_of_time(order):
     for value, nanoseconds in RESOLUTIONS.items():
         with_it = interface(order, options=option(order, 9, bytes([value])))
-        assert read(section(order, with_it) + enhanced(order, 0, 1000, FRAMES[0]))[1][0].timestamp_ns == nanoseconds
+        captured, = read(section(order, with_it) + enhanced(order, 0, 1000, FRAMES[0]))[1]
+        assert captured.timestamp_ns == nanoseconds
 
 
 @pytest.mark.parametrize("time", [0, (1 << 64) - 1])
@@ -181,7 +183,7 @@ def test_secrets_are_read_wherever_and_however_long(order):
     assert len(got) == 2
     assert reader.tls_secrets == [b"first", long, b""]
     assert reader.passed_over == {"pcapng blocks of secrets of kind 0x57474b4c": 1}
-    with pytest.raises(BadPacket, match="damaged.*6 bytes of secrets"):
+    with pytest.raises(BadPacket, match=r"damaged.*6 bytes of secrets"):
         read(section(order) + secrets(order, b"abcd", size=6))
 
 
@@ -220,7 +222,7 @@ def test_blocks_that_nobody_knows_are_passed_over_however_long_and_named():
     assert [c.frame for c in got] == FRAMES[:1]
     assert reader.passed_over == {"Darwin's process information": 1, "pcapng blocks of type 0x00000007": 1,
                                   "journal entries of systemd": 1}
-    with pytest.raises(BadPacket, match="damaged.*the file ends before"):
+    with pytest.raises(BadPacket, match=r"damaged.*the file ends before"):
         read(section("<") + big[:1 << 20])
 
 
