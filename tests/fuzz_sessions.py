@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smtstack.capture.captured import Captured
 from smtstack.capture.decrypt import Decrypter
 from smtstack.capture.flows import Flow
 from smtstack.capture.handshakes import Handshakes
 from smtstack.capture.keylog import Keylog
+from smtstack.capture.links import LINK_ETHERNET
 from smtstack.capture.long_term import LongTermKeys
-from smtstack.capture.pcapfile import LINK_ETHERNET, Captured
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.io import dns_exchange

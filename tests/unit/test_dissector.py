@@ -27,6 +27,7 @@ from tests.captures import captured, tshark, tshark_text
 from tests.unit.test_decode import MODULE, module_frames, save, talk
 from tests.unit.test_decrypt import conversation
 from workloads import pcap
+from workloads.capture_files import CaptureFile
 from workloads.pair import CLIENT_IP, SERVER_IP
 from workloads.pcap_decrypt import write_decrypted
 
@@ -281,8 +282,8 @@ def opened(tmp_path_factory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("opened")
     source = save(folder / "in.pcap", [f for _c, f in rig.sent_frames])
     keylog = hosts.keylog()
-    write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), source, folder / "open.pcapng")
-    write_decrypted(Decrypter("smt", keylog), source, folder / "shut.pcapng")
+    write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), CaptureFile(source), folder / "open.pcapng")
+    write_decrypted(Decrypter("smt", keylog), CaptureFile(source), folder / "shut.pcapng")
     return folder / "open.pcapng", folder / "shut.pcapng", "".join(hosts.lines)
 
 
