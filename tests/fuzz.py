@@ -20,7 +20,8 @@ from functools import partial
 from random import Random
 
 import smtstack
-from smtstack.capture import links, pcapfile
+from smtstack.capture import links, pcapfile, pcapng_reader
+from smtstack.capture.captured import Remarks, skip_untrusted
 from smtstack.capture.decode import Decoder
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
@@ -165,6 +166,11 @@ def _capture(buf: bytes) -> None:
         links.find_untrusted(packet.link_type, packet.frame, range(256))
 
 
+def _blocks(buf: bytes) -> None:
+    for _packet in pcapng_reader.Blocks(io.BytesIO(buf), Remarks()).packets_untrusted():
+        pass
+
+
 _LINKS = (0, 1, 9, 51, 101, 104, 113, 228, 276, 7)
 
 
@@ -252,6 +258,9 @@ def targets() -> list[Target]:
                sealed12, forged),
         Target(f"{capture}.pcapfile.Reader.frames_untrusted", _capture, captures(every),
                reaches=(f"{capture}.pcapng_reader.",)),
+        Target(f"{capture}.pcapng_reader.Blocks.packets_untrusted", _blocks, [c[4:] for c in captures(every)[1:]]),
+        Target(f"{capture}.captured.skip_untrusted",
+               lambda b: skip_untrusted(io.BytesIO(b), int.from_bytes(b[:2], "big")), captures(every)),
         Target(f"{capture}.links.find_untrusted", _link, [*every[::4], *tunnels(every[::8])], ()),
         *fuzz_sessions.targets(genuine_frames("smt")),
     ]

@@ -90,7 +90,8 @@ class Reader(Remarks):
             if size > MAX_PACKET:
                 if snap_length != _NO_SNAP_LENGTH and size > snap_length:
                     raise BadPacket(f"damaged capture: a packet of {size} bytes, where the header allows "
-                                    f"{snap_length}")
+                                    f"{snap_length} (or one of the old variants that begin as pcap does: editcap "
+                                    "makes pcapng of those)")
                 skip_untrusted(self._stream, size)
                 self.oversized += 1
                 continue
