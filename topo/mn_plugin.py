@@ -29,7 +29,7 @@ from topo.host import SmtHost
 from topo.interpreter import host_python
 from topo.links import LinkOptions, SmtLink
 from topo.programs import check_session
-from topo.switches import AutoSwitch, choose
+from topo.switches import AutoSwitch, choose, port_names
 from topo.topologies import TOPOS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
@@ -106,7 +106,7 @@ def _mend_networks(kind: Any) -> None:
         if any(getattr(switch, "datapath", "") == "user" and isinstance(switch, AutoSwitch)
                for switch in self.switches):
             try:
-                ovs.widen_buffers()
+                ovs.widen_buffers(port_names(self.switches))
             except SmtError as e:
                 error(f"*** {e}\n")
         for controller in ours:
