@@ -159,8 +159,8 @@ def silence(interface: str) -> None:
 
 def answer_for_itself(interface: str) -> None:
     """A host that is in our namespace, as ``--nat``'s, is to answer ARP for the address of this interface, and not
-    for the machine's others."""
-    for setting, value in (("arp_ignore", 1), ("arp_announce", 2)):
+    for the machine's others; also to an emulated host that has the same address as the machine."""
+    for setting, value in (("arp_ignore", 1), ("arp_announce", 2), ("accept_local", 1)):
         _set("ipv4", interface, setting, value)
 
 

@@ -206,7 +206,8 @@ class SmtLink(Link):
         if self.options.tso == "on" and userspace:
             raise ConfigError(f"link option tso=on: {userspace[0]} is a switch in user space, which cannot cut "
                               "frames of 64 KB; use tso=off or --switch bridge")
-        params.update(cls1=SmartNicIntf, cls2=SmartNicIntf)
+        # Not fast: Mininet would make them elsewhere, and remove what has their names there.
+        params.update(cls1=SmartNicIntf, cls2=SmartNicIntf, fast=True)
         try:
             super().__init__(node1, node2, **params)
             self._configure()
@@ -237,8 +238,7 @@ class SmtLink(Link):
         ends = (self.intf1, self.intf2)
         plain = options.has_wire or not all(isinstance(i.node, Host) for i in ends)
         for intf in ends:
-            if intf.pid is None:
-                (silence if isinstance(intf.node, Switch) else answer_for_itself)(intf.name)
+            keep_apart(intf)
             if options.rate_mbps is not None:
                 queues = intf.name
                 if getattr(intf.node, "datapath", "") == "user":
@@ -282,6 +282,17 @@ class SmtLink(Link):
             if intf is not None and intf.link is not None:
                 intf.node.delIntf(intf)
                 intf.link = None
+
+
+def keep_apart(intf: Any) -> None:
+    """Where an end of a link is in our namespace, have the machine's own addresses stay out of it: at a switch the
+    kernel is deaf and mute, and for a host (as ``--nat``'s) it answers for the address of this interface alone."""
+    if intf.node.inNamespace:
+        return
+    if isinstance(intf.node, Switch):
+        silence(intf.name)
+    else:
+        answer_for_itself(intf.name)
 
 
 def namespace_pid(node: Any) -> int | None:

@@ -134,6 +134,13 @@ def vsctl(*arguments: str, switch: str) -> str:
         raise SmtError(f"{e}{log_tail()}") from None
 
 
+def check_free(bridge: str, where: str) -> None:
+    """Raises :class:`SmtError` if there is a bridge or a port of that name, where Open vSwitch runs."""
+    if is_running() and bridge in vsctl("--bare", "--columns=name", "list", "port", switch=where).split():
+        raise SmtError(f"{where}: Open vSwitch has {bridge} already, which this network did not make: {whose()}; "
+                       "end that first, or choose other names")
+
+
 def remove(mark: str, switch: str) -> None:
     """Remove the bridge and the QoS rows that have this mark. What has none is somebody else's."""
     having = f"external-ids:{MARK}={mark}"

@@ -21,6 +21,7 @@ from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import ovs
 from topo.commands import batch, run
 from topo.devices import Device, check_free, check_name, make_bridge, silence
+from topo.links import keep_apart
 
 #: Names of --switch, and what Mininet's classes call the datapath.
 DATAPATHS = {"ovs": "kernel", "ovs-user": "user", "bridge": "bridge"}
@@ -94,7 +95,7 @@ class AutoSwitch(Switch):
         for intf in ends:
             # One that is nobody's end is the machine's, which somebody lent to the switch.
             if intf.link is not None:
-                silence(intf.name)
+                keep_apart(intf)
         ports = [i for i in ends if i not in unplugged]
         if self.kind == "bridge":
             self._start_bridge(ports)
