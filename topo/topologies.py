@@ -36,7 +36,7 @@ class SmtTopo(Topo):
     def _check(self, args: tuple[Any, ...], params: dict[str, Any]) -> None:
         *names, _opts = inspect.signature(self.build).parameters
         if len(args) > len(names):
-            raise ConfigError(f"topology {self.syntax}: {len(args)} arguments, and it takes "
+            raise ConfigError(f"{len(args)} arguments are too many: topology {self.syntax} takes "
                               f"{f'at most {len(names)}' if names else 'none'}, e.g. {self.example}")
         for name in params.keys() - _MININETS:
             if name not in names:
