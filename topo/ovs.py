@@ -208,10 +208,11 @@ def _packet_sockets(ports: Collection[str]) -> Iterator[socket.socket]:
 def _pid(name: str) -> int | None:
     try:
         pid = int((_FOLDER / f"{name}.pid").read_text())
-        os.kill(pid, 0)
+        # It may be gone, and another process have its number.
+        running = Path(f"/proc/{pid}/comm").read_text().strip()
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if running == name else None
 
 
 def _end(pid: int) -> None:

@@ -99,7 +99,7 @@ def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: st
 
     Raises :class:`SmtError` where a server does not start.
     """
-    for host in dict.fromkeys(host for pair in pairs for host in pair):
+    for host in (host for pair in pairs for host in pair):
         if why := unreachable(host):
             raise ConfigError(why)
     with ExitStack() as stack:
