@@ -185,8 +185,9 @@ def _build_topo(known: dict[str, Any], text: str) -> Any:
 def _arguments_of(known: dict[str, Any], text: str) -> str:
     """What a topology takes, in words: ``single takes k=2``."""
     name = text.partition(",")[0]
-    found = [f"{p.name}={p.default}" for p in inspect.signature(known[name].build).parameters.values()
-             if p.default is not p.empty]
+    _self, *parameters = inspect.signature(known[name].build).parameters.values()
+    found = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters
+             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return f"{name} takes {', '.join(found) or 'none'}"
 
 
