@@ -321,3 +321,21 @@ def test_a_signal_leaves_nothing(signal: str, code: int):
         # Ends of cables that were in no host: mn -c is for these.
         left = [name for name in left if not name.startswith("w-")]
     assert left == []
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", sys.executable])
+def test_the_script_of_the_docs_runs_under_both_pythons(python: str, tmp_path: Path):
+    if subprocess.run([python, "-c", "import mininet"], check=False, capture_output=True).returncode:
+        pytest.skip(f"{python} has no Mininet (apt-get install mininet)")
+    text = (ROOT / "docs" / "mininet.md").read_text().partition("```python\nimport sys\n")[2].partition("```")[0]
+    assert text.count("/opt/smtnet") == 1
+    script = tmp_path / "net.py"
+    script.write_text("import sys\n" + text.replace("/opt/smtnet", str(ROOT)))
+    # Not where the checkout is, nor with its path in the environment.
+    starter = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from topo.sandbox import run_command; "
+               f"sys.exit(run_command(['env', '-u', 'PYTHONPATH', {python!r}, {str(script)!r}]))")
+    done = subprocess.run([sys.executable, "-c", starter],
+                          capture_output=True, text=True, check=False, timeout=4 * PATIENCE, cwd=tmp_path,
+                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    assert "transport='smt', session='mtls', size=64, rpcs=10, ok=True" in done.stdout

@@ -209,6 +209,23 @@ def test_the_table_tells_failed_from_not_faithful():
         "result", "ok", "ok, times not faithful: steal", "FAILED: nobody there"]
 
 
+def test_a_python_that_nothing_can_be_borrowed_for_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    monkeypatch.setattr(interpreter, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    interpreter.borrow_packages()
+    monkeypatch.setattr(interpreter, "_NEEDED", ("psutil", "smtnet_needs_this"))
+    with pytest.raises(ImportError) as e:
+        interpreter.borrow_packages()
+    assert f"(Python {version}) has no smtnet_needs_this, nor has {tmp_path}/.venv for that" in str(e.value)
+    assert f"run this with {tmp_path}/.venv/bin/python, or in {tmp_path} 'make venv PYTHON=" in str(e.value)
+    packages = tmp_path / f".venv/lib/python{version}/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "smtnet_needs_this.py").touch()
+    interpreter.borrow_packages()
+    assert sys.path[-1] == str(packages), "after our own"
+
+
 def test_hosts_run_the_python_of_the_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """... where mn itself is run by the system's."""
     interpreter.host_python.cache_clear()
