@@ -1,6 +1,6 @@
 """A running network: ``with open_network("star,4", LinkOptions(rate_mbps=100)) as net: ...``, in a sandbox.
 
-Everything is made here and removed here, by process and by name; Mininet's own clean-up, which removes what looks
+Everything is made here and removed here, and nothing else; Mininet's own clean-up, which removes what looks
 like Mininet's, is never used. What Mininet would print and ignore is raised.
 """
 
