@@ -148,6 +148,7 @@ def remove(mark: str, switch: str) -> None:
              for table in ("bridge", "qos")}
     for bridge in found["bridge"]:
         vsctl("remove", "open_vswitch", ".", "bridges", bridge, switch=switch)
+    # Not in the same go: ports refer to them until the bridge is gone.
     if found["qos"]:
         vsctl("destroy", "qos", *found["qos"], switch=switch)
 
