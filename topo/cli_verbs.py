@@ -20,7 +20,7 @@ from topo.echo import EchoResult, run_pairs, table
 from topo.wire import SIDES, Wire
 
 OFFLOAD = "tls-hw-tx-offload"
-#: Attribute of a network: the NICs somebody changed here.
+#: Attribute of a network: the NICs somebody changed here, each with its settings before.
 _CHANGED = "smt_changed_nics"
 
 
@@ -50,7 +50,7 @@ def offload(net: Any, host: str, on: bool | None) -> None:
 
 def spread(net: Any, paths: int) -> None:
     """Have all smart NICs spread the messages to one peer over so many paths; 1: as they do by themselves."""
-    for node in net.hosts if paths > 1 else []:
+    for node in with_links(net.hosts) if paths > 1 else []:
         _state_to_change(net, node.name).set_paths(paths)
 
 
@@ -59,7 +59,7 @@ def stats(net: Any, host: str | None = None) -> dict[str, dict[str, Any]]:
 
     Under the link's own name: ``late_us_max`` and ``late_us_mean``, see :meth:`topo.wire.Wire.statistics`.
     """
-    hosts = net.hosts if host is None else [find_host(net, host)]
+    hosts = with_links(net.hosts) if host is None else [find_host(net, host)]
     numbers: dict[str, dict[str, Any]] = {}
     for node in hosts:
         counters = state_of(net, node.name).counters()
@@ -149,6 +149,11 @@ def _controller_of(net: Any) -> Any:
 # -- finding things --------------------------------------------------------------------------------------------
 
 
+def with_links(hosts: list[Any]) -> list[Any]:
+    """Those of these hosts that have an interface."""
+    return [host for host in hosts if host.intfs]
+
+
 def find_host(net: Any, name: str) -> Any:
     """A host by name; raises :class:`ConfigError` with the names there are."""
     for node in net.hosts:
@@ -193,22 +198,23 @@ def wire_of(link: Any) -> Wire | None:
 def state_of(net: Any, host: str, intf: Any = None) -> NicState:
     """The NIC of a host's first interface, or of ``intf``."""
     node = find_host(net, host)
-    intf = intf or node.defaultIntf()
     if intf is None:
-        raise ConfigError(f"{host} has no interface")
+        if not node.intfs:
+            raise ConfigError(f"{host} has no interface: it is at no link")
+        intf = node.defaultIntf()
     return NicState.open(intf.name, pid=node.pid)
 
 
 def release(net: Any) -> None:
-    """Forget what was set on NICs: the network is about to end."""
-    for state in vars(net).pop(_CHANGED, []):
+    """NICs get back what was set on them before: the network is about to end, and one may be the machine's."""
+    for state, before in reversed(vars(net).pop(_CHANGED, [])):
         with contextlib.suppress(SmtError):
-            state.remove()
+            state.restore(before)
 
 
 def _state_to_change(net: Any, host: str, intf: Any = None) -> NicState:
     state = state_of(net, host, intf)
-    vars(net).setdefault(_CHANGED, []).append(state)
+    vars(net).setdefault(_CHANGED, []).append((state, state.settings()))
     return state
 
 

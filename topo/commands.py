@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from smtstack.errors import SmtError, Unsupported
 
@@ -67,12 +65,6 @@ def batch(tool: str, lines: Iterable[str], *, where: str, pid: int | None = None
         failed = commands[int(number) - 1] if number.isdigit() and int(number) <= len(commands) else commands[0]
         said = str(e).partition("-batch -: ")[2].rpartition(" Command failed")[0] or str(e)
         raise SmtError(f"{where}: {tool} {failed}: {said}") from None
-
-
-def silence(interface: str) -> None:
-    """The kernel is to say nothing by itself on an interface of a switch or a wire: no router solicitations."""
-    with contextlib.suppress(OSError):
-        Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").write_text("1")
 
 
 def die_with_parent() -> None:

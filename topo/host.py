@@ -28,6 +28,8 @@ class SmtHost(Host):
         self.session = session
         self._programs: list[subprocess.Popen[Any]] = []
         super().__init__(name, **params)
+        if not self.inNamespace:
+            return  # these would be the machine's settings
         # Before there is any interface, so that no router is ever asked for.
         self.cmd("for f in all default; do echo 1 > /proc/sys/net/ipv6/conf/$f/disable_ipv6; done 2>/dev/null; "
                  "ip link set dev lo up")

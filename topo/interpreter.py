@@ -16,18 +16,26 @@ ROOT = Path(__file__).resolve().parents[1]
 _NEEDED = ("cryptography", "psutil")
 
 
-def _complete() -> bool:
-    return all(importlib.util.find_spec(name) for name in _NEEDED)
+def _missing() -> list[str]:
+    return [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
 
 def borrow_packages() -> None:
-    """Let this interpreter, if it lacks something, import what ``.venv`` has; its own packages go first."""
-    if _complete():
+    """Let this interpreter, if it lacks something, import what ``.venv`` has; its own packages go first.
+
+    Importing :mod:`topo` does it. Raises :class:`ImportError` that says what would help.
+    """
+    if not _missing():
         return
     # Compiled packages fit one minor version.
-    packages = ROOT / f".venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    packages = ROOT / f".venv/lib/python{version}/site-packages"
     if packages.is_dir() and str(packages) not in sys.path:
         sys.path.append(str(packages))
+    if missing := _missing():
+        raise ImportError(f"{sys.executable} (Python {version}) has no {', '.join(missing)}, nor has {ROOT}/.venv "
+                          f"for that version: run this with {ROOT}/.venv/bin/python, or in {ROOT} "
+                          f"'make venv PYTHON={sys.executable}' before")
 
 
 @cache

@@ -15,7 +15,6 @@ import ctypes
 import fcntl
 import socket
 import struct
-import subprocess
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from smtstack.io.namespaces import within
 from smtstack.io.nic_settings import Settings, parse_share
 from smtstack.io.nic_state import NicState
 from smtstack.nic.impairments import ImpairmentRates
-from topo.commands import batch, in_namespace, silence
+from topo.commands import batch
+from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
 from topo.shaping import check_rate, set_aside, shape
 from topo.wire import Wire
 
@@ -39,6 +39,8 @@ _CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off")}
 _SHARES = ("loss", "duplicate", "reorder", "corrupt")
 #: Bytes. The least IPv4 may be given, and the largest frame Linux lets a veth have.
 _LEAST_MTU, _MOST_MTU = 576, 9000
+#: Before the name of an interface: the end of its cable that the wire has.
+_INNER = "w-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,8 @@ class SmartNicIntf(Intf):
 
     def delete(self) -> None:
         """Removes it, and its peer; nothing happens if that is done already."""
-        _remove(self.name, self.pid)
+        if self.link is not None:
+            self.link.remove_end(self)
         self.node.delIntf(self)
         self.link = None
 
@@ -196,12 +199,15 @@ class SmtLink(Link):
             self.options = replace(self.options, rate_mbps=self.options.fabric_mbps)
         self.wire: Wire | None = None
         self._states: list[NicState] = []
-        self._made: list[tuple[str, int | None]] = []
+        self._made: list[Device] = []
+        #: The ends that the wire has, on a link that has one.
+        self._inner: tuple[str, ...] = ()
         userspace = [n.name for n in (node1, node2) if getattr(n, "datapath", "") == "user"]
         if self.options.tso == "on" and userspace:
             raise ConfigError(f"link option tso=on: {userspace[0]} is a switch in user space, which cannot cut "
                               "frames of 64 KB; use tso=off or --switch bridge")
-        params.update(cls1=SmartNicIntf, cls2=SmartNicIntf)
+        # Not fast: Mininet would make them elsewhere, and remove what has their names there.
+        params.update(cls1=SmartNicIntf, cls2=SmartNicIntf, fast=True)
         try:
             super().__init__(node1, node2, **params)
             self._configure()
@@ -217,36 +223,28 @@ class SmtLink(Link):
         """The veth pair, or the two pairs of a link with a wire, each end in its node's namespace."""
         where = f"link {node1.name}-{node2.name}"
         mtu = self.options.mtu
-
-        def end(name: str, address: str | None, node: Any) -> str:
-            pid = namespace_pid(node)
-            return (f"name {name} mtu {mtu}" + (f" address {address}" if address else "")
-                    + (f" netns {pid}" if pid else ""))
-
-        one, two = end(name1, addr1, node1), end(name2, addr2, node2)
-        self._made = [(name1, namespace_pid(node1)), (name2, namespace_pid(node2))]
+        ends = (End(name1, namespace_pid(node1), addr1), End(name2, namespace_pid(node2), addr2))
         if not self.options.has_wire:
-            batch("ip", [f"link add {one} type veth peer {two}"], where=where)
+            self._made += make_cable(*ends, mtu, where)
             return
-        inner = [f"w-{name1}", f"w-{name2}"]
-        batch("ip", [f"link add name {i} mtu {mtu} type veth peer {outer}" for i, outer in zip(inner, (one, two),
-                                                                                              strict=True)],
-              where=where)
-        for name in inner:
-            silence(name)
+        for end in ends:
+            inner = unused_name(_INNER, end.name)
+            self._made += make_cable(End(inner), end, mtu, where)
+            self._inner += (inner,)
+            silence(inner)
 
     def _configure(self) -> None:
         options = self.options
         ends = (self.intf1, self.intf2)
         plain = options.has_wire or not all(isinstance(i.node, Host) for i in ends)
         for intf in ends:
-            if intf.pid is None:
-                silence(intf.name)
+            keep_apart(intf)
             if options.rate_mbps is not None:
                 queues = intf.name
                 if getattr(intf.node, "datapath", "") == "user":
-                    queues = set_aside(intf.name, options.mtu)
-                    self._made.append((queues, None))
+                    aside = set_aside(intf.name, options.mtu)
+                    self._made.append(aside)
+                    queues = aside.name
                 shape(queues, options.rate_mbps, options.buffer_bytes, options.mtu, intf.pid)
             if isinstance(intf.node, Host):
                 if options.tso == "off" or (options.tso == "auto" and plain):
@@ -256,14 +254,19 @@ class SmtLink(Link):
                 self._states.append(state)
                 state.assign(*options.nic)
         if options.has_wire:
-            self.wire = Wire.start(f"w-{self.intf1.name}", f"w-{self.intf2.name}", options.rates(),
-                                   seed=options.seed)
+            self.wire = Wire.start(self._inner[0], self._inner[1], options.rates(), seed=options.seed)
 
     def record(self, path: Path) -> None:
         """Record what passes, on a link that has a wire."""
         if self.wire is None:
             raise ConfigError(f"link {self}: only a link with a wire records; use wire=yes")
         self.wire.record(path)
+
+    def remove_end(self, intf: SmartNicIntf) -> None:
+        """Remove one interface of the link, with its peer."""
+        for device in self._made:
+            if (device.name, device.pid) == (intf.name, intf.pid):
+                device.remove()
 
     def delete(self) -> None:
         """Remove the wire, the cables and the NICs' settings, as far as they are there."""
@@ -272,13 +275,24 @@ class SmtLink(Link):
         for state in self._states:
             state.remove()
         self._states = []
-        for name, pid in self._made:
-            _remove(name, pid)
+        for device in self._made:
+            device.remove()
         self._made = []
         for intf in (getattr(self, "intf1", None), getattr(self, "intf2", None)):
             if intf is not None and intf.link is not None:
                 intf.node.delIntf(intf)
                 intf.link = None
+
+
+def keep_apart(intf: Any) -> None:
+    """Where an end of a link is in our namespace, have the machine's own addresses stay out of it: at a switch the
+    kernel is deaf and mute, and for a host (as ``--nat``'s) it answers for the address of this interface alone."""
+    if intf.node.inNamespace:
+        return
+    if isinstance(intf.node, Switch):
+        silence(intf.name)
+    else:
+        answer_for_itself(intf.name)
 
 
 def namespace_pid(node: Any) -> int | None:
@@ -301,7 +315,3 @@ def set_kernel_offload(interface: str, on: bool, pid: int | None = None) -> None
 
     within(pid, change)
 
-
-def _remove(interface: str, pid: int | None) -> None:
-    # Its peer goes with it, so half the time there is nothing left to remove.
-    subprocess.run(in_namespace(pid, ["ip", "link", "del", "dev", interface]), check=False, capture_output=True)

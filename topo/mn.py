@@ -15,9 +15,6 @@ _ROOT = _Path(_inspect.getfile(lambda: None)).resolve().parents[1]
 if str(_ROOT) not in _sys.path:
     _sys.path.insert(0, str(_ROOT))
 
-from topo.interpreter import borrow_packages as _borrow_packages  # noqa: E402
-
-_borrow_packages()
 try:
     from topo.mn_plugin import (  # noqa: F401
         controllers,
@@ -30,6 +27,6 @@ try:
     )
 except ImportError as _e:
     # mn would catch it, and then end the Mininet runs of everybody on this machine.
-    _sys.exit(f"smtnet: {_e}; run 'make venv' in {_ROOT}, or mn with the Python of {_ROOT}/.venv")
+    _sys.exit(f"smtnet: {_e} (or take {_ROOT}/.venv/bin/mn)")
 
 install()

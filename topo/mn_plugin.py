@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import signal
 import sys
@@ -16,20 +17,22 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import mininet.clean
 import mininet.cli
 import mininet.net
 from mininet.log import debug, error, output
-from mininet.util import splitArgs
+from mininet.util import buildTopo, splitArgs
 
 from controllers.controller import RyuController, checked
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import cli_verbs, ovs
+from topo.devices import check_free, silence, whose
 from topo.echo import pairs_of, run_pairs, table
 from topo.host import SmtHost
 from topo.interpreter import host_python
-from topo.links import LinkOptions, SmtLink
-from topo.programs import check_session
-from topo.switches import AutoSwitch, choose
+from topo.links import LinkOptions, SmtLink, keep_apart
+from topo.programs import check_session, unreachable
+from topo.switches import AutoSwitch, choose, port_names
 from topo.topologies import TOPOS
 
 EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
@@ -51,9 +54,15 @@ def smtecho(net: Any, *args: Any, **named: Any) -> None:
     except TypeError:
         raise ConfigError("--test smtecho takes size=1024, count=100, transport=smt, nic=sw, session=mtls, in "
                           "this order or by name, e.g. smtecho,64,1000,homa") from None
+    hosts = []
+    for host in net.hosts:
+        if why := unreachable(host):
+            output(f"*** smtecho: {why}: left out\n")
+        else:
+            hosts.append(host)
     output(f"*** smtecho: {count} RPCs of {size} bytes over {transport}\n")
     results = []
-    for result in run_pairs(pairs_of(net.hosts), size=size, count=count, transport=transport, nic=nic,
+    for result in run_pairs(pairs_of(hosts), size=size, count=count, transport=transport, nic=nic,
                             session=session):
         results.append(result)
         head, line = table([result]).split("\n")
@@ -87,26 +96,64 @@ def install() -> None:
         return
     # Mininet 2.3 does not take "links" from custom files, though it takes everything else.
     vars(main)["LINKS"].update(links)
+    # Plain mn's way out of any error: it would end the networks of everybody on this machine.
+    vars(main)["cleanup"] = _end_without_cleaning
+    vars(main)["buildTopo"] = _build_topo
     _mend_networks(mininet.net.Mininet)
     runner.begin = _begin_with_exit_code(runner.begin)
 
 
 def _mend_networks(kind: Any) -> None:
     first, start, last = kind.__init__, kind.start, kind.stop
+    add_switch, add_link, add_nat = kind.addSwitch, kind.addLink, kind.addNAT
 
     def init(self: Any, *args: Any, **params: Any) -> None:
         _networks.append(self)
         first(self, *args, **params)
 
+    # Mininet's own switches, links and NAT remove what has their names, whosever it is.
+    def add_switch_that_is_new(self: Any, name: str, cls: Any = None, **params: Any) -> Any:
+        if not params.get("inNamespace", self.inNamespace):
+            check_free(name, f"switch {name}")
+            ovs.check_free(name, f"switch {name}")
+        return add_switch(self, name, cls=cls, **params)
+
+    def add_link_that_is_new(self: Any, node1: Any, node2: Any, *args: Any, **params: Any) -> Any:
+        if "fast" in params:
+            params["fast"] = True
+        try:
+            return add_link(self, node1, node2, *args, **params)
+        except SmtError:
+            raise
+        except Exception as e:
+            if "File exists" not in str(e):
+                raise
+            said = " ".join(str(e).split())
+            raise SmtError(f"link {node1}-{node2}: {said}: {whose()}; end that first, or choose "
+                           "other names") from None
+
+    def add_nat_that_is_new(self: Any, name: str = "nat0", connect: Any = True, **params: Any) -> Any:
+        if connect is True and not self.switches:
+            raise ConfigError("--nat: this topology has no switch to link it to; take another, e.g. --topo star,2")
+        if not params.get("inNamespace", False):
+            check_free(f"{name}-eth0", f"host {name}")
+        return add_nat(self, name=name, connect=connect, **params)
+
     def start_and_widen(self: Any) -> None:
+        for link in self.links:
+            for intf in (link.intf1, link.intf2):
+                keep_apart(intf)
         ours = [c for c in self.controllers if isinstance(c, RyuController)]
         for controller in ours:
             controller.take(self)
         start(self)
+        for switch in self.switches:
+            if not switch.inNamespace:
+                silence(switch.name)
         if any(getattr(switch, "datapath", "") == "user" and isinstance(switch, AutoSwitch)
                for switch in self.switches):
             try:
-                ovs.widen_buffers()
+                ovs.widen_buffers(port_names(self.switches))
             except SmtError as e:
                 error(f"*** {e}\n")
         for controller in ours:
@@ -118,11 +165,41 @@ def _mend_networks(kind: Any) -> None:
         last(self)
 
     kind.__init__, kind.start, kind.stop = init, start_and_widen, stop
+    kind.addSwitch, kind.addLink, kind.addNAT = add_switch_that_is_new, add_link_that_is_new, add_nat_that_is_new
+
+
+def _build_topo(known: dict[str, Any], text: str) -> Any:
+    """As Mininet's, but what its topologies raise for wrong arguments is a mistake of whoever gave them."""
+    try:
+        return buildTopo(known, text)
+    except SmtError:
+        raise
+    except (TypeError, ValueError) as e:
+        debug(traceback.format_exc())
+        raise ConfigError(f"--topo {text}: wrong arguments ({e}); {_arguments_of(known, text)}") from None
+    except Exception as e:
+        debug(traceback.format_exc())
+        raise ConfigError(f"--topo {text}: it cannot be built: {type(e).__name__}: {e}") from None
+
+
+def _arguments_of(known: dict[str, Any], text: str) -> str:
+    """What a topology takes, in words: ``single takes k=2``."""
+    name = text.partition(",")[0]
+    _self, *parameters = inspect.signature(known[name].build).parameters.values()
+    found = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters
+             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return f"{name} takes {', '.join(found) or 'none'}"
+
+
+def _end_without_cleaning() -> None:
+    sys.exit(EXIT_INTERRUPTED if sys.exc_info()[0] is KeyboardInterrupt else EXIT_FAILED)
 
 
 def _begin_with_exit_code(begin: Callable[[Any], None]) -> Callable[[Any], None]:
     def begin_and_exit(self: Any) -> None:
         signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(EXIT_TERMINATED))
+        if self.options.clean:
+            vars(sys.modules["__main__"])["cleanup"] = mininet.clean.cleanup
         try:
             _check(self.options)
             begin(self)
@@ -162,6 +239,9 @@ def _check(options: Any) -> None:
         check_session(params.get("session", ""))
     switch, kinds, named = splitArgs(options.switch)
     automatic = switch == "auto"
+    if automatic and options.innamespace:
+        raise ConfigError("--innamespace: --switch auto switches in the machine's namespace: leave --innamespace "
+                          "out, or take --switch user")
     for text in options.controller or []:
         name, args, params = splitArgs(text)
         _known("controller", name, names["CONTROLLERS"])

@@ -1,6 +1,6 @@
 """A running network: ``with open_network("star,4", LinkOptions(rate_mbps=100)) as net: ...``, in a sandbox.
 
-Everything is made here and removed here, by process and by name; Mininet's own clean-up, which removes what looks
+Everything is made here and removed here, and nothing else; Mininet's own clean-up, which removes what looks
 like Mininet's, is never used. What Mininet would print and ignore is raised.
 """
 
@@ -105,7 +105,7 @@ class SmtNet(Mininet):
             for host in self.hosts:
                 host.set_neighbours({h.IP(): h.MAC() for h in self.hosts if h is not host})
         if self.switch_kind.startswith("ovs"):
-            ovs.widen_buffers()
+            ovs.widen_buffers(switches.port_names(self.switches))
         if controller is not None:
             controller.ready()
             self.paths = controller.message_paths
@@ -155,7 +155,8 @@ class SmtNet(Mininet):
         queues = sum(counters.dropped for link in self.links if link.options.rate_mbps is not None
                      for intf in (link.intf1, link.intf2)
                      for counters in priority_counters(intf.name, intf.pid).values())
-        return {"ovs": ovs.port_drops() if self.switch_kind.startswith("ovs") else 0,
+        ports = switches.port_names(self.switches)
+        return {"ovs": ovs.port_drops(ports) if self.switch_kind.startswith("ovs") else 0,
                 "wire": sum(w.drops() for w in wires), "cables": self._cables() - self._cable_drops,
                 "queues": queues, "impairments": asked}
 

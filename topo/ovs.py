@@ -15,12 +15,13 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import sandbox
 from topo.commands import program, run
+from topo.devices import whose
 
 #: Where OVS's tools look; in a sandbox it is private.
 _FOLDER = Path("/run/openvswitch")
@@ -30,6 +31,8 @@ _DAEMONS = ("ovs-vswitchd", "ovsdb-server")
 _BUFFER = 8 << 20
 _PATIENCE_S = 5.0
 _LOG_TAIL = 3
+#: Among the external ids of rows that we make in a database which others use as well: whose they are.
+MARK = "smtnet"
 # Linux <asm/unistd.h> (the same on all architectures), <asm-generic/socket.h>, <linux/sock_diag.h>; Python has
 # no names for these.
 _SYS_PIDFD_GETFD = 438
@@ -41,15 +44,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class PrivateOvs:
     """ovsdb-server and ovs-vswitchd of this sandbox; ``ovs-vsctl`` and the like find them by themselves."""
 
+    def __init__(self) -> None:
+        self._started = False
+
     def start(self) -> None:
-        """Start both, with an empty database. Raises :class:`Unsupported` where OVS is not installed."""
+        """Start both, with an empty database. Raises :class:`Unsupported` where OVS is not installed,
+        :class:`SmtError` where one runs here already."""
         if not sandbox.inside():
             raise ConfigError("Open vSwitch is only started in a sandbox; outside of one the machine's is used")
         server, switchd = program("ovsdb-server"), program("ovs-vswitchd")
+        running = [f"{name} as process {number}" for name in _DAEMONS if (number := _pid(name)) is not None]
+        if running:
+            raise SmtError(f"Open vSwitch runs in this sandbox already ({', '.join(running)}), for another "
+                           "network or by somebody's hand: end that first")
         _FOLDER.mkdir(exist_ok=True)
         database, sock = _FOLDER / "conf.db", _FOLDER / "db.sock"
+        # What is there is of one that has ended in this sandbox: the folder is empty when it begins.
         with contextlib.suppress(FileNotFoundError):
             database.unlink()
+        self._started = True
         run(["ovsdb-tool", "create", str(database), str(_SCHEMA)])
         options = ["--pidfile", "--detach", "--no-chdir", "-vconsole:off", "-vsyslog:off"]
         try:
@@ -63,8 +76,9 @@ class PrivateOvs:
             raise SmtError(f"Open vSwitch does not start: {e}{log_tail()}") from None
 
     def stop(self) -> None:
-        """End both, as far as they run."""
-        for name in _DAEMONS:
+        """End both, as far as we have started them and they run."""
+        started, self._started = self._started, False
+        for name in _DAEMONS if started else ():
             pid = _pid(name)
             if pid is not None:
                 _end(pid)
@@ -113,7 +127,30 @@ def vsctl(*arguments: str, switch: str) -> str:
         # Without an answer it would wait for ever.
         return run(["ovs-vsctl", "--timeout=20", *arguments], where=switch)
     except SmtError as e:
+        _command, exists, what = str(e).partition("ovs-vsctl: cannot create ")
+        if exists and "already exists" in what:
+            raise SmtError(f"{switch}: Open vSwitch cannot create {what}. This network did not make that: "
+                           f"{whose()}; end that first, or choose other names") from None
         raise SmtError(f"{e}{log_tail()}") from None
+
+
+def check_free(bridge: str, where: str) -> None:
+    """Raises :class:`SmtError` if there is a bridge or a port of that name, where Open vSwitch runs."""
+    if is_running() and bridge in vsctl("--bare", "--columns=name", "list", "port", switch=where).split():
+        raise SmtError(f"{where}: Open vSwitch has {bridge} already, which this network did not make: {whose()}; "
+                       "end that first, or choose other names")
+
+
+def remove(mark: str, switch: str) -> None:
+    """Remove the bridge and the QoS rows that have this mark. What has none is somebody else's."""
+    having = f"external-ids:{MARK}={mark}"
+    found = {table: vsctl("--bare", "--columns=_uuid", "find", table, having, switch=switch).split()
+             for table in ("bridge", "qos")}
+    for bridge in found["bridge"]:
+        vsctl("remove", "open_vswitch", ".", "bridges", bridge, switch=switch)
+    # Not in the same go: ports refer to them until the bridge is gone.
+    if found["qos"]:
+        vsctl("destroy", "qos", *found["qos"], switch=switch)
 
 
 def log_tail() -> str:
@@ -126,25 +163,25 @@ def log_tail() -> str:
     return f" (ovs-vswitchd: {'; '.join(bad[-_LOG_TAIL:])})" if bad else ""
 
 
-def widen_buffers() -> int:
-    """Give the ports that exist now 8 MB each; the number of them."""
+def widen_buffers(ports: Collection[str]) -> int:
+    """Give these ports, which exist now, 8 MB each; the number of them. Others are somebody else's."""
     number = 0
-    for sock in _packet_sockets():
+    for sock in _packet_sockets(ports):
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         number += 1
     return number
 
 
-def port_drops() -> int:
-    """Frames that found no room in a port's buffer, since the ports were added."""
+def port_drops(ports: Collection[str]) -> int:
+    """Frames that found no room in the buffer of one of these ports, since they were added."""
     drops = 0
-    for sock in _packet_sockets():
+    for sock in _packet_sockets(ports):
         words = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * _MEMINFO_WORDS)
         drops += struct.unpack(f"{len(words) // 4}I", words)[_MEMINFO_DROPS]
     return drops
 
 
-def _packet_sockets() -> Iterator[socket.socket]:
+def _packet_sockets(ports: Collection[str]) -> Iterator[socket.socket]:
     pid = _pid("ovs-vswitchd")
     if pid is None:
         raise SmtError(f"ovs-vswitchd does not run{log_tail()}")
@@ -163,7 +200,7 @@ def _packet_sockets() -> Iterator[socket.socket]:
                 raise Unsupported("the buffers of Open vSwitch's ports cannot be changed (pidfd_getfd: "
                                   f"{os.strerror(ctypes.get_errno())}), so it drops bursts: use --switch bridge")
             with socket.socket(fileno=descriptor) as sock:
-                if sock.family == socket.AF_PACKET:
+                if sock.family == socket.AF_PACKET and sock.getsockname()[0] in ports:
                     yield sock
     finally:
         os.close(process)
@@ -172,10 +209,11 @@ def _packet_sockets() -> Iterator[socket.socket]:
 def _pid(name: str) -> int | None:
     try:
         pid = int((_FOLDER / f"{name}.pid").read_text())
-        os.kill(pid, 0)
+        # It may be gone, and another process have its number.
+        running = Path(f"/proc/{pid}/comm").read_text().strip()
     except (OSError, ValueError):
         return None
-    return pid
+    return pid if running == name else None
 
 
 def _end(pid: int) -> None:

@@ -80,6 +80,13 @@ def check_session(session: str) -> None:
         raise ConfigError(f"session {session!r}; there are {', '.join(MODES)}")
 
 
+def unreachable(host: Any) -> str:
+    """Why nobody can talk to this host of Mininet, in words; empty if one can."""
+    if not host.intfs:
+        return f"{host.name} is at no link"
+    return "" if host.IP() else f"{host.name} has no IPv4 address"
+
+
 @contextmanager
 def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: str,
             session: str = "") -> Iterator[Secrets]:
@@ -90,6 +97,9 @@ def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: st
 
     Raises :class:`SmtError` where a server does not start.
     """
+    for host in (host for pair in pairs for host in pair):
+        if why := unreachable(host):
+            raise ConfigError(why)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smtnet-mn-")))
         servers = dict.fromkeys(server for _client, server in pairs)

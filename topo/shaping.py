@@ -24,7 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from topo.commands import batch, run, silence
+from topo.commands import batch, run
+from topo.devices import Device, End, make_cable, short_name, silence
 
 PRIORITIES = 8
 #: Ethernet's FCS, preamble and gap; the shortest frame with them.
@@ -64,12 +65,12 @@ def check_rate(mbps: float) -> None:
         raise ConfigError(f"rate_mbps is {mbps:g}; from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g}, or none for no limit")
 
 
-def set_aside(interface: str, mtu: int) -> str:
+def set_aside(interface: str, mtu: int) -> Device:
     """Have all that ``interface``, of our namespace, sends make a detour; the interface to :func:`shape` for it.
 
     It has to be removed with ``interface``. Raises :class:`Unsupported` where the kernel cannot do it."""
-    queues, back = _ASIDE + interface, _BACK + interface
-    batch("ip", [f"link add name {queues} mtu {mtu} type veth peer name {back} mtu {mtu}"], where=interface)
+    queues, back = _aside(interface), short_name(_BACK, interface)
+    made, _back = make_cable(End(queues), End(back), mtu, interface)
     for name in (queues, back):
         silence(name)
     batch("ip", [f"link set dev {name} up" for name in (queues, back)], where=interface)
@@ -82,18 +83,22 @@ def set_aside(interface: str, mtu: int) -> str:
                      f"filter add dev {back} ingress protocol all prio 1 u32 match u32 0 0 "
                      f"action mirred egress redirect dev {interface}"], where=interface)
     except SmtError as e:
-        batch("ip", [f"link del dev {queues}"], where=interface)
+        made.remove()
         raise Unsupported(f"links of a switch in user space have no rate with this kernel, which needs cls_bpf, "
                           f"act_mirred and clsact: use --switch bridge, or leave rate_mbps out ({e})") from None
-    return queues
+    return made
+
+
+def _aside(interface: str) -> str:
+    return short_name(_ASIDE, interface)
 
 
 def queues_of(interface: str, pid: int | None = None) -> str:
     """The interface that has its queues: itself, or one aside."""
     if pid is None:
         with suppress(OSError):
-            socket.if_nametoindex(_ASIDE + interface)
-            return _ASIDE + interface
+            socket.if_nametoindex(_aside(interface))
+            return _aside(interface)
     return interface
 
 

@@ -8,6 +8,7 @@ its controller, learns nothing: it does what its rules say.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -19,6 +20,8 @@ from mininet.util import natural
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import ovs
 from topo.commands import batch, run
+from topo.devices import Device, check_free, check_name, make_bridge, silence
+from topo.links import keep_apart
 
 #: Names of --switch, and what Mininet's classes call the datapath.
 DATAPATHS = {"ovs": "kernel", "ovs-user": "user", "bridge": "bridge"}
@@ -72,6 +75,13 @@ class AutoSwitch(Switch):
         self.kind = _choice() if kind == "auto" else choose(kind)[0]
         self.datapath = DATAPATHS[self.kind]
         self.controlled = False
+        #: What we have made: a bridge; or in Open vSwitch's database whatever has this mark.
+        self._bridge: Device | None = None
+        self._mark = ""
+        if params.setdefault("inNamespace", False):
+            raise ConfigError(f"switch {name}: --switch auto switches in the machine's namespace: leave "
+                              "--innamespace (inNamespace=True) out")
+        check_name(name, f"switch {name}")
         super().__init__(name, **params)
 
     def start(self, controllers: Iterable[Any] = ()) -> None:
@@ -81,7 +91,12 @@ class AutoSwitch(Switch):
         if self.controlled and self.kind == "bridge":
             raise ConfigError(f"{self.name}: {_NO_OPENFLOW}")
         unplugged = set() if self.controlled else redundant(self)
-        ports = [i for i in self.intfList() if i.name != "lo" and i not in unplugged]
+        ends = [i for i in self.intfList() if i.name != "lo"]
+        for intf in ends:
+            # One that is nobody's end is the machine's, which somebody lent to the switch.
+            if intf.link is not None:
+                keep_apart(intf)
+        ports = [i for i in ends if i not in unplugged]
         if self.kind == "bridge":
             self._start_bridge(ports)
         else:
@@ -89,23 +104,30 @@ class AutoSwitch(Switch):
 
     def _start_bridge(self, ports: list[Any]) -> None:
         # No forward delay: nothing could loop. No multicast snooping: nobody sends joins.
-        batch("ip", [f"link add name {self.name} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-                     *(f"link set dev {p.name} master {self.name}" for p in ports),
+        self._bridge = make_bridge(self.name, "stp_state 0 forward_delay 0 mcast_snooping 0",
+                                   f"switch {self.name}")
+        silence(self.name)
+        batch("ip", [*(f"link set dev {p.name} master {self.name}" for p in ports),
                      f"link set dev {self.name} addrgenmode none up"], where=self.name)
 
     def _start_ovs(self, ports: list[Any], targets: list[str]) -> None:
-        command = ["add-br", self.name, "--", "set", "bridge", self.name, f"other-config:datapath-id={self.dpid}"]
+        # Open vSwitch takes such a one for its own, or fails without a word.
+        check_free(self.name, f"switch {self.name}")
+        self._mark = secrets.token_hex(8)
+        mark = f"external-ids:{ovs.MARK}={self._mark}"
+        command = ["add-br", self.name, "--", "set", "bridge", self.name, mark,
+                   f"other-config:datapath-id={self.dpid}"]
         # secure: what the controller has set stays when it is gone, and nothing is learned.
         command += ([f"protocols={OPENFLOW}", "fail_mode=secure", "other-config:disable-in-band=true"] if targets
                     else ["fail_mode=standalone"])
         if self.kind == "ovs-user":
             command.append("datapath_type=netdev")
-        for port in ports:
+        for number, port in enumerate(ports):
             # linux-noop: or OVS removes the rates and priorities of the link (topo.shaping).
             command += ["--", "add-port", self.name, port.name,
                         "--", "set", "interface", port.name, f"ofport_request={self.ports[port]}",
-                        "--", "set", "port", port.name, f"qos=@{port.name}",
-                        "--", f"--id=@{port.name}", "create", "qos", "type=linux-noop"]
+                        "--", "set", "port", port.name, f"qos=@qos{number}",
+                        "--", f"--id=@qos{number}", "create", "qos", "type=linux-noop", mark]
         ids = [f"@controller{n}" for n in range(len(targets))]
         for name, target in zip(ids, targets, strict=True):
             # A controller on this machine that is gone has closed its connection: no need to ask whether it lives.
@@ -113,7 +135,9 @@ class AutoSwitch(Switch):
                         f"max_backoff={_RETRY_MS}", "inactivity_probe=0", "connection_mode=out-of-band"]
         if targets:
             command += ["--", "set", "bridge", self.name, f"controller=[{','.join(ids)}]"]
-        ovs.vsctl(*command, switch=self.name)
+        ovs.vsctl(*command, switch=f"switch {self.name}")
+        # Its own port on the machine.
+        silence(self.name)
 
     def connected(self) -> bool:
         """Whether one of its controllers has it, if it has controllers; for Mininet's ``waitConnected``."""
@@ -123,12 +147,16 @@ class AutoSwitch(Switch):
         return any("true" in ovs.vsctl("get", "controller", i, "is_connected", switch=self.name) for i in ids)
 
     def stop(self, deleteIntfs: bool = True) -> None:
-        """Remove the switch."""
-        if self.kind == "bridge":
-            run(["ip", "link", "del", "dev", self.name], where=self.name)
-        else:
-            ovs.vsctl("--if-exists", "del-br", self.name, switch=self.name)
-        super().stop(deleteIntfs)
+        """Remove the switch, if it was made, and (``deleteIntfs``) the ends that its links still have."""
+        if self._bridge is not None:
+            self._bridge.remove()
+            self._bridge = None
+        if self._mark:
+            mark, self._mark = self._mark, ""
+            ovs.remove(mark, self.name)
+        for intf in self.intfList() if deleteIntfs else []:
+            if intf.link is not None:
+                intf.delete()
 
     def dpctl(self, *arguments: str) -> str:
         """``ovs-ofctl``, for Mininet's ``dpctl`` command."""
@@ -139,6 +167,11 @@ class AutoSwitch(Switch):
             return run(["ovs-ofctl", *version, arguments[0], self.name, *arguments[1:]], where=self.name)
         except SmtError as e:
             return f"{e}\n"
+
+
+def port_names(nodes: Iterable[Any]) -> set[str]:
+    """The interfaces of these switches."""
+    return {intf.name for switch in nodes for intf in switch.intfList()} - {"lo"}
 
 
 def redundant(switch: Switch) -> set[Any]:

@@ -16,6 +16,8 @@ from smtstack.errors import ConfigError
 
 #: One process and one namespace each; beyond, one machine no longer emulates, it queues.
 MAX_HOSTS = 250
+#: What every topology of Mininet takes by name: options for all hosts, switches, links.
+_MININETS = {"hopts", "sopts", "lopts"}
 
 
 class SmtTopo(Topo):
@@ -25,8 +27,23 @@ class SmtTopo(Topo):
     example = ""
 
     def __init__(self, *args: Any, **params: Any) -> None:
+        """Arguments as :meth:`build` takes them. Raises :class:`ConfigError` for others."""
         self.flows: list[tuple[str, str]] = []
+        if self.syntax:
+            self._check(args, params)
         super().__init__(*args, **params)
+
+    def _check(self, args: tuple[Any, ...], params: dict[str, Any]) -> None:
+        *names, _opts = inspect.signature(self.build).parameters
+        if len(args) > len(names):
+            raise ConfigError(f"{len(args)} arguments are too many: topology {self.syntax} takes "
+                              f"{f'at most {len(names)}' if names else 'none'}, e.g. {self.example}")
+        for name in params.keys() - _MININETS:
+            if name not in names:
+                raise ConfigError(f"topology {self.syntax}: there is no argument {name!r}, but "
+                                  f"{', '.join(names) or 'none at all'}, e.g. {self.example}")
+            if name in names[:len(args)]:
+                raise ConfigError(f"topology {self.syntax}: {name} is given twice, e.g. {self.example}")
 
     def new_host(self, number: int) -> str:
         """Host ``h<number>`` with the MAC address of that number."""
@@ -245,8 +262,4 @@ def make_topo(text: str) -> SmtTopo:
         hint = f"did you mean {TOPOS[close[0]].example}? " if close else ""
         known = ", ".join(t.syntax for t in TOPOS.values())
         raise ConfigError(f"unknown topology {name!r}; {hint}there are {known}")
-    most = len(inspect.signature(kind.build).parameters) - 2  # self and **_opts
-    if len(arguments) > most:
-        raise ConfigError(f"topology {text!r} has {len(arguments)} arguments; {kind.syntax} takes "
-                          f"{'none' if not most else f'at most {most}'}, e.g. {kind.example}")
     return kind(*arguments)

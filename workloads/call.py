@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address
+from smtstack.wire.ipv4 import address
 from workloads import options, transports
 from workloads.load import WARM_UP, Load
 from workloads.measure import LINGER_S, Point, Series, merge, result, write_raw
@@ -105,14 +107,15 @@ def run_echo(args: argparse.Namespace) -> int:
         points, counters = _measure(args, settings, peers, loads)
     sessions = summary(settings.session_mode, counters)
     results = [{**result(settings, load, point), **sessions} for load, point in zip(loads, points, strict=False)]
-    unresolved = sum(each.get("unresolved", 0) for each in counters)
+    silent = any(each.get("unresolved") for each in counters) or not any(each.get("socket_received")
+                                                                         for each in counters)
     if args.raw is not None:
         write_raw(args.raw, loads[0], points[0].tally)
     if args.json:
         print(json.dumps(results[0] if len(loads) == 1 else {"results": results}))
     elif any(r["rpcs"] for r in results):
         _print_table(args, results)
-    return _conclude(args, results, unresolved)
+    return _conclude(args, results, silent)
 
 
 def _loads(args: argparse.Namespace) -> list[Load]:
@@ -185,11 +188,11 @@ def _on_port(settings: Settings, number: int) -> Settings:
     return dataclasses.replace(settings, local=(ip, port + number))
 
 
-def _conclude(args: argparse.Namespace, results: list[dict[str, Any]], unresolved: int) -> int:
+def _conclude(args: argparse.Namespace, results: list[dict[str, Any]], silent: bool) -> int:
     """What people should know, on stderr; the exit code."""
     errors = [r["error"] for r in results if "error" in r]
     if errors:
-        print(f"smtnet: {errors[0]}{_hint(args, results, unresolved)}", file=sys.stderr)
+        print(f"smtnet: {errors[0]}{_hint(args, results, silent)}", file=sys.stderr)
     faithful = True
     for r in results:
         # Of a size that failed altogether there is nothing to be faithful.
@@ -205,14 +208,16 @@ def _conclude(args: argparse.Namespace, results: list[dict[str, Any]], unresolve
     return 0 if faithful else EXIT_UNFAITHFUL
 
 
-def _hint(args: argparse.Namespace, results: list[dict[str, Any]], unresolved: int) -> str:
+def _hint(args: argparse.Namespace, results: list[dict[str, Any]], silent: bool) -> str:
     if any(r["rpcs"] for r in results):
         if args.transport in PACKET_TRANSPORTS and not results[-1]["rpcs"]:
             return ("; shorter messages passed: do all links on the way take packets as long as those of "
                     f"{args.iface or 'ours'}? 'ip link' shows MTUs, --mtu takes less")
         return ""
-    if unresolved:
-        return f"; nobody answers ARP for it on {args.iface}"
+    if silent and args.transport in PACKET_TRANSPORTS:
+        seen = obstacle([address(parse_address(peer)[0]) for peer in args.peer], args.iface)
+        if seen:
+            return f"; {seen}"
     if args.transport in PACKET_TRANSPORTS and args.keys is not None:
         return "; is the server running, with the same keys and MTU?"
     return "; is the server running?"

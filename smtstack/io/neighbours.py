@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
+
+from smtstack.wire.ipv4 import format_address
 
 #: How long to wait for the kernel to resolve an address, in seconds, and after a failure to try again.
 PATIENCE = 1.0
@@ -64,13 +67,42 @@ def _look_up(interface: str, ip: int) -> bytes | None:
 
 
 def next_hop(interface: str, ip: int) -> int:
-    """Gateway towards ``ip`` by the longest prefix in /proc/net/route, or ``ip`` itself if it is on the link."""
-    best, hop = -1, ip
+    """Gateway towards ``ip``, or ``ip`` itself if it is on the link, or the interface has no route to it."""
+    _device, hop = route(ip, interface)
+    return hop or ip
+
+
+def route(ip: int, interface: str | None = None) -> tuple[str, int]:
+    """(interface, next hop) towards ``ip`` by the longest prefix in /proc/net/route, of all interfaces or one;
+    ("", 0): there is none."""
+    best, found = -1, ("", 0)
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         device, dst, gateway, flags, _ref, _use, _metric, mask, *_rest = line.split()
         # The file shows addresses as host-order words.
         net, via, bits = (struct.unpack("!I", struct.pack("=I", int(x, 16)))[0] for x in (dst, gateway, mask))
-        if device == interface and int(flags, 16) & _RTF_UP and ip & bits == net and bits > best:
+        if interface in (None, device) and int(flags, 16) & _RTF_UP and ip & bits == net and bits > best:
             best = bits
-            hop = via if int(flags, 16) & _RTF_GATEWAY else ip
-    return hop
+            found = device, via if int(flags, 16) & _RTF_GATEWAY else ip
+    return found
+
+
+def obstacle(ips: Iterable[int], interface: str | None = None) -> str:
+    """Why nothing may come back from one of these peers, as far as this host sees: for an error text. Names the
+    next hop that does not answer ARP, or the gateway that does, behind which the peer would be; empty: all of
+    them are on our own links, and answer ARP."""
+    behind = ""
+    for ip in ips:
+        peer = format_address(ip)
+        device, hop = route(ip, interface)
+        if not device:
+            other = route(ip)[0] if interface else ""
+            return (f"{interface or 'this host'} has no route to {peer}"
+                    + (f", but {other} has: --iface {other}" if other else ""))
+        if _look_up(device, hop) is None:
+            if hop == ip:
+                return f"nobody answers ARP for {peer} on {device}"
+            return f"nobody answers ARP for {format_address(hop)}, the next hop to {peer}, on {device}"
+        if hop != ip and not behind:
+            behind = (f"nothing comes back from {format_address(hop)}, the next hop to {peer}, which answers ARP "
+                      f"on {device}: does it forward, and is the server at the interface where that comes in?")
+    return behind

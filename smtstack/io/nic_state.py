@@ -168,6 +168,11 @@ class NicState:
         with self._changing() as file:
             file.write_settings(Settings())
 
+    def restore(self, settings: Settings) -> None:
+        """All settings as they were before, by :meth:`settings`."""
+        with self._changing() as file:
+            file.write_settings(settings)
+
     def remove(self) -> None:
         """The link goes away: settings too, and counters with the last endpoint."""
         with self._file() as file:

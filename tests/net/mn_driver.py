@@ -31,6 +31,7 @@ def leftovers() -> list[str]:
     left = [name for name in links if name != "lo" and not name.startswith("ovs-")]
     if ovs.is_running():
         left += run(["ovs-vsctl", "list-br"]).split()
+        left += [f"qos {row}" for row in run(["ovs-vsctl", "--bare", "--columns=_uuid", "list", "qos"]).split()]
     sweep()  # as whoever uses a NIC next does: those of a network that was killed are removed then
     left += [str(path) for path in Path("/run/smtnet").iterdir()]
     for pid in os.listdir("/proc"):

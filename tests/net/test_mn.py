@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mininet.util import splitArgs
 
 from smtstack.capture.pcapfile import Reader
+from smtstack.errors import ConfigError
 from tests.net.netns import PATIENCE, ROOT
 from topo import ovs
+from topo.topologies import TOPOS
 
 pytestmark = pytest.mark.root
 
 #: Debian's, which runs under the system's Python, and the one beside our own Python.
 SYSTEM_MN, OWN_MN = "/usr/bin/mn", str(Path(sys.executable).with_name("mn"))
-PLUGIN = ["--custom", str(ROOT / "topo" / "mn.py")]
+PLUGIN = ["--custom", f"{ROOT / 'topo' / 'mn.py'},{ROOT / 'tests' / 'net' / 'odd_topos.py'}"]
 SMT = ["--host", "smt", "--link", "smartnic", "--switch", "auto"]
 
 
@@ -108,12 +111,78 @@ def test_plain_hosts_and_links_do_too():
     (["--topo", "star,2", *SMT, "--controller", "fanout,sed=2"], 2, "controller fanout has no option 'sed'"),
     (["--topo", "star,2", *SMT, "--controller", "fanout"], 3, ", which a controller needs: "),
     (["--topo", "star,2", "--switch", "auto,bridge", "--controller", "fanout"], 2, "a bridge has no OpenFlow"),
+    (["--topo", "star,2", *SMT, "--innamespace"], 2, "--innamespace: --switch auto switches in the machine's"),
+    (["--topo", "back2back", *SMT, "--nat"], 2, "smtnet: --nat: this topology has no switch to link it to"),
+    (["--topo", "single,x"], 2, "smtnet: --topo single,x: wrong arguments ("),
+    (["--topo", "linear,x"], 2, "; linear takes k=2, n=1"),
+    (["--topo", "tree,depth=x"], 2, "; tree takes depth=1, fanout=2"),
+    (["--topo", "torus,2"], 2, "; torus takes x, y, n=1"),
+    (["--topo", "broken", *SMT], 2, "--topo broken: it cannot be built: IndexError: list index out of"),
+    (["--topo", "named,one=seventeen-letters", *SMT], 2, "has 22 characters, and a name of an interface at most "),
+    (["--topo", "named,switch=sixteen-letters1", *SMT], 2, "smtnet: switch sixteen-letters1: "),
+    (["--topo", "named,one=a:b", *SMT], 2, "no interface can be called 'a:b-eth0'"),
+    (["--topo", "mixed", *SMT, "--controller", "fanout"], 3, ", which a controller needs: "),
 ])
 def test_mistakes_are_one_line(options: list[str], code: int, text: str):
     done = mn(*options)
     assert done["code"] == code, done["said"]
     assert text in done["said"].splitlines()[-1]
     assert done["left"] == []
+
+
+_WRONG = ["x", "0", "-1", "1.5", "", "999", "2,2,2,2,2", "foo=3", "2,hosts=2,leaves=2"]
+
+
+@pytest.mark.parametrize("topo", [f"{name},{wrong}" for name in TOPOS for wrong in _WRONG])
+def test_wrong_values_of_every_topology_of_ours(topo: str):
+    """As mn gives them: numbers that it can read are numbers, and what is named comes by name."""
+    kind, args, params = splitArgs(topo)
+    with pytest.raises(ConfigError, match=f"topology {kind}|are too many: topology {kind}"):
+        TOPOS[kind](*args, **params)
+
+
+@pytest.mark.parametrize("link", ["smartnic", "smartnic,wire=yes,rate_mbps=100"])
+@pytest.mark.parametrize("topo", ["named", "named,one=H-1,two=b_2,switch=switch0001",
+                                  "named,one=a,two=7,switch=x1", "alike"])
+@pytest.mark.parametrize("switches", [False, True])
+def test_names_of_any_length(topo: str, link: str, switches: bool):
+    if switches and not ovs.is_installed():
+        pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
+    done = mn("--topo", topo, "--host", "smt", "--link", link, "--switch", "auto", "--test", "smtecho,64,10",
+              switches=switches)
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
+    assert done["left"] == []
+
+
+def test_hosts_that_nobody_can_reach_are_left_out():
+    done = mn("--topo", "mixed", *SMT, "--test", "smtecho,64,10", program=SYSTEM_MN)
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: h3 is at no link: left out\n*** smtecho: h4 has no IPv4 address: left out" in done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
+    done = mn("--topo", "mixed", *SMT, script="smt echo h1 h3 64\nsmt echo h4 h1 64\nsmt nic h3\nsmt stats\n")
+    echo, back, nic, stats, _eof = answers(done)
+    assert echo == "*** smt: h3 is at no link"
+    assert back == "*** smt: h4 has no IPv4 address"
+    assert nic == "*** smt: h3 has no interface: it is at no link"
+    assert "h3" not in stats
+    assert done["left"] == []
+
+
+def test_the_next_hop_that_does_not_answer_is_named():
+    """A second interface of a router as the peer; a gateway that is missing."""
+    done = mn("--topo", "routed", *SMT, script="smt echo a1 b1 64 10\nsmt echo b1 r0 64 10 homa\n"
+                                               "smt echo r0 b1 64 10\n")
+    through, second, other, _eof = answers(done)
+    assert "  ok" in through
+    assert "FAILED: " in second
+    assert "; nothing comes back from 10.0.2.4, the next hop to 10.0.1.4, which answers ARP on b1-eth0: " in second
+    assert "; r0-eth1 has no route to 10.0.2.1, but r0-eth2 has: --iface r0-eth2" in other
+    done = mn("--topo", "routed,gateway=10.0.1.9", *SMT, script="smt echo a1 b1 64 10\nsmt echo a1 b1 64 10 homa\n"
+                                                                "smt echo a1 b1 64 10 tcp\n")
+    for answer in answers(done)[:-1]:
+        assert "FAILED: " in answer
+        assert "; nobody answers ARP for 10.0.1.9, the next hop to 10.0.2.1, on a1-eth0" in answer
 
 
 def test_verbs_at_the_prompt(tmp_path: Path):
@@ -252,3 +321,21 @@ def test_a_signal_leaves_nothing(signal: str, code: int):
         # Ends of cables that were in no host: mn -c is for these.
         left = [name for name in left if not name.startswith("w-")]
     assert left == []
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", sys.executable])
+def test_the_script_of_the_docs_runs_under_both_pythons(python: str, tmp_path: Path):
+    if subprocess.run([python, "-c", "import mininet"], check=False, capture_output=True).returncode:
+        pytest.skip(f"{python} has no Mininet (apt-get install mininet)")
+    text = (ROOT / "docs" / "mininet.md").read_text().partition("```python\nimport sys\n")[2].partition("```")[0]
+    assert text.count("/opt/smtnet") == 1
+    script = tmp_path / "net.py"
+    script.write_text("import sys\n" + text.replace("/opt/smtnet", str(ROOT)))
+    # Not where the checkout is, nor with its path in the environment.
+    starter = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from topo.sandbox import run_command; "
+               f"sys.exit(run_command(['env', '-u', 'PYTHONPATH', {python!r}, {str(script)!r}]))")
+    done = subprocess.run([sys.executable, "-c", starter],
+                          capture_output=True, text=True, check=False, timeout=4 * PATIENCE, cwd=tmp_path,
+                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    assert "transport='smt', session='mtls', size=64, rpcs=10, ok=True" in done.stdout

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from topo.host import SmtHost
 from topo.links import LinkOptions
 from topo.network import SmtNet, open_network
 from topo.shaping import priority_counters
+from topo.switches import port_names
 from topo.topologies import SmtTopo
 
 _ETH_P_IP = 0x0800
@@ -155,7 +156,10 @@ def priorities(switch: str) -> None:
 def burst(fixed: str) -> None:
     """2000 frames back to back through a switch in user space, with and without its wide buffers."""
     if fixed == "no":
-        ovs.widen_buffers = lambda: 0
+        def as_they_are(ports: Collection[str]) -> int:
+            return 0
+
+        ovs.widen_buffers = as_they_are
     with open_network("star,2", switch="ovs-user") as net:
         src, dst = net.flows[0]
         frames = [frame(src, dst, 1400, number=n) for n in range(2000)]
@@ -163,7 +167,7 @@ def burst(fixed: str) -> None:
             for data in frames:
                 out.send(data)
             came = arrivals(into, len(frames))
-        say(arrived=len({data for _at, data in came}), drops=ovs.port_drops())
+        say(arrived=len({data for _at, data in came}), drops=ovs.port_drops(port_names(net.switches)))
 
 
 def queues() -> None:

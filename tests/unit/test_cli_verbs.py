@@ -57,6 +57,55 @@ def test_loss_goes_to_the_wire_if_there_is_one(net: Any):
         cli_verbs.run_verb(net, "loss s1-eth1 1%")
 
 
+class FakeNic:
+    """``settings``: those that somebody has set; every other test sees the real ones."""
+
+    def __init__(self, settings: str) -> None:
+        self._set = settings
+
+    def settings(self) -> str:
+        return self._set
+
+    def set_paths(self, paths: int) -> None:
+        self._set = f"{self._set} paths={paths}"
+
+    def assign(self, *texts: str) -> None:
+        self._set = " ".join((self._set, *texts))
+
+    def restore(self, settings: str) -> None:
+        self._set = settings
+
+
+def test_nics_get_back_what_was_set_before(net: Any, monkeypatch: pytest.MonkeyPatch):
+    """A host may have a NIC of the machine, which others have set up, too."""
+    nics = {"h1": FakeNic("tso=off"), "h2": FakeNic("")}
+    monkeypatch.setattr(cli_verbs, "state_of", lambda _net, host, _intf=None: nics[host])
+    for host in net.hosts:
+        host.intfs = {0: object()}
+    cli_verbs.spread(net, 2)
+    cli_verbs.loss(net, "h1-s1", 0.5)
+    assert nics["h1"].settings() == "tso=off paths=2 tx.loss=0.5 rx.loss=0.5"
+    assert nics["h2"].settings() == " paths=2"
+    cli_verbs.release(net)
+    assert [nic.settings() for nic in nics.values()] == ["tso=off", ""]
+    cli_verbs.release(net)
+
+
+def test_hosts_without_a_link(net: Any):
+    net.hosts.append(SimpleNamespace(name="spare", pid=1, intfs={}))
+    for host in net.hosts[:2]:
+        host.intfs, host.IP = {0: object()}, lambda: "10.0.0.1"
+    with pytest.raises(ConfigError, match="spare has no interface: it is at no link"):
+        cli_verbs.run_verb(net, "nic spare")
+    for line in ("echo h1 spare 64", "kv spare h2 a"):
+        with pytest.raises(ConfigError, match=r"^spare is at no link$"):
+            cli_verbs.run_verb(net, line)
+    net.hosts[1].IP = lambda: None
+    with pytest.raises(ConfigError, match=r"^h2 has no IPv4 address$"):
+        cli_verbs.run_verb(net, "echo h1 h2 64")
+    assert cli_verbs.with_links(net.hosts) == net.hosts[:2]
+
+
 class FakeController:
     """Of h1 - s1 = s2 - h2, whose two cables are s1:1-s2:1 and s1:2-s2:2; the second is cut."""
 
@@ -158,6 +207,23 @@ def test_the_table_tells_failed_from_not_faithful():
     bad = EchoResult("h2", "h3", "smt", "-", 64, 0, False, None, None, False, "nobody there")
     assert [line.split("  ")[-1] for line in table([good, slow, bad]).splitlines()] == [
         "result", "ok", "ok, times not faithful: steal", "FAILED: nobody there"]
+
+
+def test_a_python_that_nothing_can_be_borrowed_for_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    monkeypatch.setattr(interpreter, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    interpreter.borrow_packages()
+    monkeypatch.setattr(interpreter, "_NEEDED", ("psutil", "smtnet_needs_this"))
+    with pytest.raises(ImportError) as e:
+        interpreter.borrow_packages()
+    assert f"(Python {version}) has no smtnet_needs_this, nor has {tmp_path}/.venv for that" in str(e.value)
+    assert f"run this with {tmp_path}/.venv/bin/python, or in {tmp_path} 'make venv PYTHON=" in str(e.value)
+    packages = tmp_path / f".venv/lib/python{version}/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "smtnet_needs_this.py").touch()
+    interpreter.borrow_packages()
+    assert sys.path[-1] == str(packages), "after our own"
 
 
 def test_hosts_run_the_python_of_the_venv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -181,6 +181,48 @@ IP address       HW type     Flags       HW address            Mask     Device
     assert neighbours._look_up("e0", address("10.0.0.3")) is None
 
 
+ARP = """\
+IP address       HW type     Flags       HW address            Mask     Device
+10.0.0.1         0x1         0x2         02:00:00:00:00:01     *        e0
+10.0.0.5         0x1         0x0         00:00:00:00:00:00     *        e0
+10.0.1.1         0x1         0x2         02:00:00:00:00:02     *        e1
+"""
+HEADER = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT"
+
+
+def table(*rows: tuple[str, str, str, int]) -> str:
+    """/proc/net/route, of (interface, network, gateway, prefix length)."""
+    def word(ip: int) -> str:
+        return f"{int.from_bytes(ip.to_bytes(4, 'big'), sys.byteorder):08X}"
+
+    lines = [f"{device} {word(address(net))} {word(address(via))} {3 if address(via) else 1:04X} 0 0 0 "
+             f"{word((1 << 32) - (1 << 32 - length))} 0 0 0" for device, net, via, length in rows]
+    return "\n".join([HEADER, *lines]) + "\n"
+
+
+@pytest.mark.parametrize(("peer", "interface", "said"), [
+    ("10.0.0.1", "e0", ""),
+    ("10.0.0.5", "e0", "nobody answers ARP for 10.0.0.5 on e0"),
+    ("10.0.0.9", "e0", "nobody answers ARP for 10.0.0.9 on e0"),
+    ("10.0.7.1", "e0", "nothing comes back from 10.0.0.1, the next hop to 10.0.7.1, which answers ARP on e0: "),
+    ("10.0.8.1", "e0", "nobody answers ARP for 10.0.0.5, the next hop to 10.0.8.1, on e0"),
+    ("10.0.1.1", "e0", "e0 has no route to 10.0.1.1, but e1 has: --iface e1"),
+    ("10.0.1.1", None, ""),
+    ("10.0.1.2", None, "nobody answers ARP for 10.0.1.2 on e1"),
+    ("10.9.9.9", "e0", "e0 has no route to 10.9.9.9"),
+    ("10.9.9.9", None, "this host has no route to 10.9.9.9"),
+])
+def test_the_obstacle_is_named(monkeypatch, tmp_path, peer, interface, said):
+    routes = table(("e0", "10.0.0.0", "0.0.0.0", 24), ("e0", "10.0.7.0", "10.0.0.1", 24),
+                   ("e0", "10.0.8.0", "10.0.0.5", 24), ("e1", "10.0.1.0", "0.0.0.0", 24))
+    for name, text in (("route", routes), ("arp", ARP)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(neighbours, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    found = neighbours.obstacle([address(peer)], interface)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
 # -- sockets without a kernel ----------------------------------------------------------------------------
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smtstack.errors import PeerError
+from workloads.transports import messages
 from workloads.transports.messages import SESSIONS_AT_ONCE, MessageCaller
 
 PEERS = [(f"10.0.0.{n}", 2000) for n in range(2, 22)]
@@ -99,11 +100,15 @@ def test_keys_from_a_file_need_no_handshake():
 
 @pytest.mark.parametrize(("counters", "hint"), [
     ({}, ""),
+    ({"socket_received": 0, "seen": "a wall"}, "; a wall"),
     ({"socket_received": 0}, "; is the server running?"),
     ({"socket_received": 0, "tx_packets": 0}, ""),
-    ({"unresolved": 3}, "; nobody answers ARP for it on e0"),
+    ({"unresolved": 3, "seen": "a wall"}, "; a wall"),
+    ({"unresolved": 3, "tx_packets": 0, "socket_received": 0, "seen": "a wall"}, "; a wall"),
 ])
-def test_why_there_is_no_session(counters, hint):
+def test_why_there_is_no_session(counters, hint, monkeypatch):
+    """``seen``: what is in the way, as far as the kernel's tables tell."""
+    monkeypatch.setattr(messages, "obstacle", lambda _ips, _interface: counters.get("seen", ""))
     socket = FakeSocket("mtls", refuse="too long", counters=counters)
     with pytest.raises(PeerError) as e:
         caller(socket, 1).prepare(1)

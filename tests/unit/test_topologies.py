@@ -111,7 +111,7 @@ def test_a_fat_tree_is_of_switches_with_k_ports(ports):
     ("star,4.5", "N is '4.5'"),
     ("star,", "N is ''"),
     ("star,251", "a number from 2 to 250"),
-    ("star,4,2", "topology 'star,4,2' has 2 arguments; star,N takes at most 1"),
+    ("star,4,2", "2 arguments are too many: topology star,N takes at most 1, e.g. star,4"),
     ("back2back,2", "back2back takes none"),
     ("fanout,4,0", "DEPTH is '0'"),
     ("fanout,100,2", "that is 10001 hosts or switches; at most 250"),

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from smtstack.errors import LocalError, PeerError
+from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
@@ -106,9 +107,11 @@ class MessageCaller(_OnSocket, Caller):
     def _hint(self) -> str:
         """What may be wrong, where nothing came back at all."""
         counters = self.counters()
-        if counters["unresolved"]:
-            return f"; nobody answers ARP for it on {self.socket.context.interface}"
-        return "; is the server running?" if counters["tx_packets"] and not counters["socket_received"] else ""
+        silence = counters["tx_packets"] and not counters["socket_received"]
+        if not silence and not counters["unresolved"]:
+            return ""
+        seen = obstacle([ip for ip, _port in self._addresses], self.socket.context.interface)
+        return f"; {seen or 'is the server running?'}"
 
     def _check_resumed(self) -> None:
         mode = self.socket.context.session

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from smtstack.errors import ConfigError, PeerError, Unsupported
+from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address, RpcError, RpcTimeout
+from smtstack.wire.ipv4 import address
 from workloads.transports.contract import Call, Caller
 from workloads.transports.epoll import EpollTransport, StreamMaker, address_error
 from workloads.transports.framing import ID_MASK, FramingError, frame
@@ -163,6 +165,8 @@ def _connect(make: StreamMaker, peer: Address, local_ip: str | None) -> Stream:
         reason = e.strerror or str(e)
         if e.errno == errno.ECONNREFUSED:
             reason += "; is the server running?"
+        if e.errno == errno.EHOSTUNREACH and (seen := obstacle([address(peer[0])])):
+            reason += f"; {seen}"
     else:
         return stream
     if stream is not None:
