@@ -37,7 +37,7 @@ from smtstack.errors import ConfigError
 #: there at the start come within a second or so, as often as they try.
 _SETTLE_S, _GRACE_S, _ARRIVE_S = 0.02, 0.1, 2.5
 #: Ports are probed at so many moments of a period, or more; a new one then has its first probe soon.
-_SLICES, _LONGEST_SLICE_S = 10, 0.2
+_SLICES, _LONGEST_SLICE_S = 20, 0.1
 #: Seconds that the first answers to probes may take before the plan counts as in force without them.
 _FIRST_PROBES_S = 1.5
 _SHORTEST_PERIOD_S = 0.1
@@ -49,7 +49,8 @@ cfg.CONF.register_cli_opts([
     cfg.StrOpt("smtnet-multipath", default="flow", help=f"how several paths are used: {', '.join(POLICIES)} "
                "(default flow)"),
     cfg.IntOpt("smtnet-seed", default=1, help="of the choice among equal ways (default 1)"),
-    cfg.FloatOpt("smtnet-lldp", default=2.0, help="seconds between two probes of a link, 0: none (default 2)"),
+    cfg.FloatOpt("smtnet-lldp", default=0.4, help="seconds between two probes of a link, 0: none (default 0.4); a "
+                 "silent loss is noticed within two of them"),
 ])
 
 
@@ -160,7 +161,8 @@ class Fanout(app_manager.RyuApp):
         message = event.msg
         channel = self._channel_of(message.datapath)
         probe = (self.discovery is not None and channel is not None
-                 and self.discovery.received_untrusted((channel.name, message.match["in_port"]), message.data))
+                 and self.discovery.received_untrusted((channel.name, message.match["in_port"]), message.data,
+                                                        time.monotonic()))
         if not probe and not is_lldp(message.data):
             self.packet_ins += 1
 
