@@ -114,7 +114,8 @@ def paths(net: Any, src: str, dst: str) -> list[str]:
     for number, way in enumerate(answer["paths"]):
         own = "  <- what names no path" if number == answer["flow_path"] else ""
         lines.append(f"path {number}: {src} -> {' -> '.join(way)} -> {dst}{own}")
-    return lines or [f"{dst} cannot be reached from {src} now"]
+    lines = lines or [f"{dst} cannot be reached from {src} now"]
+    return lines + [f"not in force: {why}" for why in answer.get("refusing", {}).values()]
 
 
 def links(net: Any) -> list[str]:
