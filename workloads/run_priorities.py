@@ -57,7 +57,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     what.add_argument("--offered", type=options.share, default=OFFERED, metavar="P",
                       help=f"share of the port's rate that each of all eight classes is offered (default: "
                            f"{OFFERED:.0%}); pairs of classes follow: "
-                           f"{' '.join(map(named, PAIRS))}")
+                           f"{' '.join(map(named, PAIRS))}".replace("%", "%%"))
     what.add_argument("--classes", type=classes, action="append", metavar="C:P[,C:P...]",
                       help="these instead, as 7:75%%,0:0.75 (repeatable)")
     parser.add_argument("--seconds", type=options.seconds, default=5.0, metavar="S",
