@@ -181,8 +181,9 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
     disturbed: otherwise it could as well be a figure of the waits. What makes a whole run unfaithful holds for every
     figure; a timer that was late, for the tail: it is one moment, and no median. ``ok`` is of :data:`QUOTED`.
     """
-    late = [reason for reason in fidelity["reasons"] if reason.startswith(_LATE)]
-    whole = [reason for reason in fidelity["reasons"] if reason not in late]
+    reasons = list(fidelity.get("reasons", ()))
+    late = [reason for reason in reasons if reason.startswith(_LATE)]
+    whole = [reason for reason in reasons if reason not in late]
     figures: dict[str, bool] = {}
     why: dict[str, str] = {}
     for name in ("rpc_per_s", *rtt_us):
@@ -197,7 +198,6 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
         figures[name] = not found
         if found:
             why[name] = "; ".join(found)
-    reasons = list(fidelity["reasons"])
     reasons += [text for name in QUOTED if name in why and not whole for text in why[name].split("; ")
                 if text not in reasons]
     return {**fidelity, "ok": not reasons, "reasons": reasons, "figures": figures, "figure_reasons": why}
