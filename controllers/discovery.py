@@ -19,10 +19,10 @@ End = tuple[str, int]
 ETHERTYPE = 0x88CC
 #: IEEE 802.1AB: the nearest bridge, which hands it to nobody else.
 DESTINATION = bytes.fromhex("0180c200000e")
-#: Probes, each overtaken by the answer to a later one, after which a direction counts as lost. A saturated link may
-#: lose one or two.
+#: Probes, each overtaken by the answer to a later one, after which a direction counts as lost. A saturated link
+#: may lose one or two.
 PATIENCE = 4
-#: Shares of a period: an answer that has taken longer is doubted, and probes follow each other so fast until it is
+#: Share of a period: an answer that has taken longer is doubted, and probes follow each other so fast until it is
 #: known. A direction that always takes longer gets twice what it took last.
 _DOUBT = 0.2
 #: Probes without an answer where nothing overtook them: the switches or the machine may stand still.
@@ -156,7 +156,7 @@ class Discovery:
         return DESTINATION + _SOURCE + struct.pack("!H", ETHERTYPE) + body + _tlv(0, b"")
 
     def received_untrusted(self, at: End, frame: bytes, now: float | None = None) -> bool:
-        """A frame came in at a port; whether it is a probe of ours. ``now``: None means when the last were sent."""
+        """A frame came in at a port; whether it is a probe of ours. ``now``: None: when the last were sent."""
         origin = self._origin_untrusted(frame)
         if origin is None:
             return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-#: Seconds until a switch is tried again, by how often it was before. After the last it is left alone until something
-#: else happens: a link, a connection.
+#: Seconds until a switch is tried again, by how often it was before. After the last it is left alone until
+#: something else happens: a link, a connection.
 DELAYS_S = (0.1, 0.3, 1.0, 3.0)
 
 

@@ -1,7 +1,7 @@
 """Runs smtnet command lines with standard streams that are closed, full or read by nobody: JSON on stdin, and out.
 
-Each in a fork that ends as a program does, its streams made again as an interpreter makes them: so a hundred command
-lines take seconds. ``run_each`` is for tests.
+Each in a fork that ends as a program does, its streams made again as an interpreter makes them: so a hundred
+command lines take seconds. ``run_each`` is for tests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _stream(kind: str, descriptor: int, path: Path) -> Any:
         target = os.open("/dev/full" if kind == FULL else path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(target, descriptor)
         os.close(target)
-    return open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
+    return open(descriptor, "w", encoding="utf-8", closefd=False)
 
 
 def main(folder: Path) -> None:

@@ -39,8 +39,8 @@ TAILS = {"p50": 0.5, "p90": 0.1, "p99": 0.01, "p999": 0.001, "max": 0.0}
 QUOTED = ("p50", "p90", "p99", "mean", "rpc_per_s")
 #: A wait for a processor disturbs a figure if it is such a part of it.
 DISTURBS = 0.25
-#: How many of the samples beyond a figure may be disturbed. A quarter by what the client sees, as the server, of which
-#: it sees nothing, waits as it does: half of them, and p99 is p98 at worst.
+#: How many of the samples beyond a figure may be disturbed. A quarter by what the client sees, as the server, of
+#: which it sees nothing, waits as it does: half of them, and p99 is p98 at worst.
 MAX_DISTURBED = 0.25
 #: Time that the hypervisor took, by the share beyond a figure.
 MAX_STEAL_OF_TAIL = 1.0
@@ -175,11 +175,11 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
     """A verdict that says of each figure whether it can stand: ``figures`` (true or false, by name: those of
     ``rtt_us``, and ``rpc_per_s``) and ``figure_reasons`` (why not).
 
-    ``waits`` in ``fidelity`` are the RPCs by the us that the client waited for a processor while they were under way,
-    None where the kernel does not tell. A wait disturbs a figure if it is as long as :data:`DISTURBS` of it. The
-    q-quantile stands if it is of those that are beyond it, ``1 - q`` of all, at most :data:`MAX_DISTURBED` that were
-    disturbed: otherwise it could as well be a figure of the waits. What makes a whole run unfaithful holds for every
-    figure; a timer that was late, for the tail: it is one moment, and no median. ``ok`` is of :data:`QUOTED`.
+    ``waits`` in ``fidelity`` are the RPCs by the us that the client waited for a processor while they were under
+    way, None where the kernel does not tell. A wait disturbs a figure if it is as long as :data:`DISTURBS` of it.
+    The q-quantile stands if of those beyond it, ``1 - q`` of all, at most :data:`MAX_DISTURBED` were disturbed:
+    otherwise it could as well be a figure of the waits. What makes a whole run unfaithful holds for every figure;
+    a timer that was late, for the tail: it is one moment, and no median. ``ok`` is of :data:`QUOTED`.
     """
     reasons = list(fidelity.get("reasons", ()))
     late = [reason for reason in reasons if reason.startswith(_LATE)]

@@ -1,7 +1,7 @@
 """How long our process was ready to run and had no processor, wait by wait, and how many RPCs were under way then.
 
-The kernel has a sum only (``/proc/PID/schedstat``). Read each time the loop comes back, at 2 us a time, its growth is
-one wait, or a few short ones: so what a busy machine does to a tail can be told from what it does to a median.
+The kernel has a sum only (``/proc/PID/schedstat``). Read each time the loop comes back, at 2 us a time, its growth
+is one wait, or a few short ones: so what a busy machine does to a tail can be told from what it does to a median.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """stdin, stdout and stderr of a program of ours where they are closed, full, or read by nobody any more.
 
 As grep and git do: a result that cannot be written is a failure, whatever else went well, and one line on stderr
-says so (exit code 1). A reader that has gone away (``head``, a pager) has all it wanted: the program ends without a
-word, with what the shell reports of SIGPIPE (141). Words for people that cannot be written are lost, and nothing
+says so (exit code 1). A reader that has gone away (``head``, a pager) has all it wanted: the program ends without
+a word, with what the shell reports of SIGPIPE (141). Words for people that cannot be written are lost, and nothing
 else is: a server goes on without its terminal.
 """
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.net.netns import A, IFACE, Net, run
+from tests.net.netns import IFACE, A, Net, run
 
 pytestmark = pytest.mark.root
 
@@ -18,9 +17,9 @@ LO = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def host(net: Net) -> Iterator[Net]:
+def host(net: Net) -> Net:
     subprocess.run(["ip", "-n", net.a, "link", "set", "lo", "up"], check=True)
-    yield net
+    return net
 
 
 def options(net: Net, transport: str, folder: Path) -> list[str]:

@@ -1,7 +1,8 @@
-"""The controller with switches that refuse: tried again, bounded, told. No process; switches that are descriptions."""
+"""The controller with switches that refuse: tried again, bounded, told. No process; the switches are made up."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,19 +10,21 @@ import pytest
 
 pytest.importorskip("ryu", reason="Ryu is not installed: make venv")
 
-from controllers.launch import prepare
-
-prepare()
 from ryu.lib import hub
 
-from controllers import fanout, openflow, rest
+from controllers import openflow
 from controllers.channel import Channel
 from controllers.fabric import fabric_of_topo
+from controllers.launch import prepare
 from controllers.openflow import Found
 from controllers.retries import DELAYS_S, Retries
 from controllers.update import Change, held_by
 from tests.fake_switch import FakeSwitch, Refused
 from topo.topologies import make_topo
+
+# What eventlet lacks has to be there before these are imported.
+prepare()
+fanout, rest = (import_module(f"controllers.{name}") for name in ("fanout", "rest"))
 
 TOPO = "leafspine,2,2,1"
 
@@ -34,7 +37,8 @@ class Connection:
         self.id = app.fabric.switch(switch.name).dpid
         self.ports = {number: SimpleNamespace(config=0, state=0) for number in switch.up}
         self.ofproto = SimpleNamespace(
-            OFPP_MAX=0xFFFFFF00, OFPPC_PORT_DOWN=1, OFPPS_LINK_DOWN=1, OFPMPF_REPLY_MORE=1, OFPET_EXPERIMENTER=0xFFFF,
+            OFPP_MAX=0xFFFFFF00, OFPPC_PORT_DOWN=1, OFPPS_LINK_DOWN=1, OFPMPF_REPLY_MORE=1,
+            OFPET_EXPERIMENTER=0xFFFF,
             ofp_error_type_to_str=lambda _t: "OFPET_FLOW_MOD_FAILED", ofp_error_code_to_str=lambda _t, _c: "FULL")
         self.ofproto_parser = SimpleNamespace(
             OFPBarrierRequest=lambda _d: "barrier", OFPFlowStatsRequest=lambda _d: "read",

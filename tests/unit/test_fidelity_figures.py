@@ -153,7 +153,8 @@ def test_p99_beside_busy_loops_is_not_the_transports():
         if "serving" in server.stderr.readline():
             break
         server.communicate()
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))]
+    busy = [sys.executable, "-c", "while True: pass"]
+    loops = [subprocess.Popen(busy) for _ in range(3 * (os.cpu_count() or 1))]
     try:
         done = subprocess.run([*command, "call", "echo", "--transport", "tcp", "--peer", f"127.0.0.1:{port}",
                                "--seconds", "3", "--json"], cwd=ROOT, capture_output=True, text=True, check=False)

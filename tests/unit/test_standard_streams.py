@@ -1,4 +1,4 @@
-"""Every command with a stdout or stderr that is closed, full or read by nobody: what it says, and its exit code."""
+"""Every command with a stdout or stderr that is closed, full or read by nobody: its words and exit code."""
 
 from __future__ import annotations
 

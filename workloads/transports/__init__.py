@@ -100,8 +100,8 @@ def check_ways(interface: str, peers: Sequence[Address]) -> None:
     for ip, port in peers:
         if interface != LOOPBACK and own.get(ip) is not None:
             raise ConfigError(f"{ip} is an address of this host ({own[ip]}): nothing comes back from {interface}; "
-                              f"for both ends on one host take --iface lo --addr 127.0.0.1:PORT at both and --peer "
-                              f"127.0.0.1:{port}, or two namespaces with a cable (docs/echo.md)")
+                              "for both ends on one host take --iface lo --addr 127.0.0.1:PORT at both and "
+                              f"--peer 127.0.0.1:{port}, or two namespaces with a cable (docs/echo.md)")
         if interface == LOOPBACK and own.get(ip) != LOOPBACK and not ip.startswith("127."):
             raise ConfigError(f"{ip} cannot be reached over lo, which leads to this host only: --iface takes the "
                               "interface towards it")
