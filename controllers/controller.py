@@ -43,7 +43,7 @@ _IN_USE = os.strerror(errno.EADDRINUSE)
 _KINDS: dict[int, type[SmtError]] = {EXIT_USAGE: ConfigError, EXIT_ENVIRONMENT: Unsupported}
 _TAIL_LINES = 4
 #: What can be set, as in ``mn --controller fanout,multipath=message,seed=2``.
-DEFAULTS: dict[str, Any] = {"multipath": "flow", "seed": 1, "lldp_s": 2.0}
+DEFAULTS: dict[str, Any] = {"multipath": "flow", "seed": 1, "lldp_s": 0.4}
 
 
 class RyuController(Controller):

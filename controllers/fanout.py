@@ -30,6 +30,7 @@ from controllers.fabric import Link
 from controllers.launch import load_fabric
 from controllers.plan import POLICIES, Down, Flow, Plan
 from controllers.planner import make_plan
+from controllers.retries import Retries
 from controllers.update import Change, Held, phases
 from smtstack.errors import ConfigError
 
@@ -37,7 +38,7 @@ from smtstack.errors import ConfigError
 #: there at the start come within a second or so, as often as they try.
 _SETTLE_S, _GRACE_S, _ARRIVE_S = 0.02, 0.1, 2.5
 #: Ports are probed at so many moments of a period, or more; a new one then has its first probe soon.
-_SLICES, _LONGEST_SLICE_S = 10, 0.2
+_SLICES, _LONGEST_SLICE_S = 20, 0.1
 #: Seconds that the first answers to probes may take before the plan counts as in force without them.
 _FIRST_PROBES_S = 1.5
 _SHORTEST_PERIOD_S = 0.1
@@ -49,7 +50,8 @@ cfg.CONF.register_cli_opts([
     cfg.StrOpt("smtnet-multipath", default="flow", help=f"how several paths are used: {', '.join(POLICIES)} "
                "(default flow)"),
     cfg.IntOpt("smtnet-seed", default=1, help="of the choice among equal ways (default 1)"),
-    cfg.FloatOpt("smtnet-lldp", default=2.0, help="seconds between two probes of a link, 0: none (default 2)"),
+    cfg.FloatOpt("smtnet-lldp", default=0.4, help="seconds between two probes of a link, 0: none (default 0.4); a "
+                 "silent loss is noticed within two of them"),
 ])
 
 
@@ -75,8 +77,8 @@ class Fanout(app_manager.RyuApp):
         self.plan: Plan | None = None
         """The one that was installed last."""
         self.state = "waiting"
-        """``waiting`` for switches, ``installing``, ``ready``, or ``failed``: a switch refused something, or the
-        controller has a fault; :attr:`last_errors` says what."""
+        """``waiting`` for switches, ``installing``, ``ready``, ``retrying`` a switch that refused something, or
+        ``failed``: it did so each time, or the controller has a fault; :attr:`last_errors` says what."""
         self.generation = 0
         self.errors = 0
         self.last_errors: deque[str] = deque(maxlen=_KEPT)
@@ -88,6 +90,9 @@ class Fanout(app_manager.RyuApp):
         self.channels: dict[str, Channel] = {}
         self._in_step: set[Channel] = set()
         """Those whose switch has what the plan says."""
+        self.retries = Retries()
+        self._due_again: set[str] = set()
+        """Switches for which another attempt is on its way."""
         self._gone_at: dict[str, float] = {}
         self._arrived_at = time.monotonic()
         self._wake = hub.Event()
@@ -129,6 +134,7 @@ class Fanout(app_manager.RyuApp):
         channel.gone()
         del self.channels[channel.name]
         self._in_step.discard(channel)
+        self.retries.forget(channel.name)
 
     @set_ev_cls(ofp_event.EventOFPPortStatus, MAIN_DISPATCHER)
     def _port_changed(self, event: Any) -> None:
@@ -150,17 +156,20 @@ class Fanout(app_manager.RyuApp):
                    f"{ofp.ofp_error_code_to_str(message.type, message.code)}")
         channel = self._channel_of(message.datapath)
         if channel is None:
-            self._error(f"dpid {message.datapath.id}: {why}")
+            self._note(f"dpid {message.datapath.id}: {why}")
             return
-        self._in_step.discard(channel)
-        self._error(channel.refused(message.xid, why))
+        self._note_refusal(channel, channel.refused(message.xid, why))
+        if channel in self._in_step:
+            self._in_step.discard(channel)
+            self._try_again([channel])
 
     @set_ev_cls(ofp_event.EventOFPPacketIn, MAIN_DISPATCHER)
     def _frame_came(self, event: Any) -> None:
         message = event.msg
         channel = self._channel_of(message.datapath)
         probe = (self.discovery is not None and channel is not None
-                 and self.discovery.received_untrusted((channel.name, message.match["in_port"]), message.data))
+                 and self.discovery.received_untrusted((channel.name, message.match["in_port"]), message.data,
+                                                        time.monotonic()))
         if not probe and not is_lldp(message.data):
             self.packet_ins += 1
 
@@ -183,14 +192,39 @@ class Fanout(app_manager.RyuApp):
         return next((c for c in self.channels.values() if c.datapath is datapath), None)
 
     def _changed(self, cause: str) -> None:
+        self.retries.start_over()
+        self._wake_for(cause)
+
+    def _wake_for(self, cause: str) -> None:
         self._causes.append(cause)
         self._wake.set()
 
-    def _error(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self.errors += 1
         self.last_errors.append(text)
-        self.state = "failed"
         self.logger.error("%s", text)
+
+    def _note_refusal(self, channel: Channel, text: str) -> None:
+        self._note(text)
+        self.retries.refused(channel.name, text)
+
+    def _try_again(self, channels: list[Channel]) -> None:
+        """Soon, those that do not have what they should; says what state that is."""
+        for channel in channels:
+            name = channel.name
+            if name in self._due_again:
+                continue
+            delay_s = self.retries.failed(name)
+            if delay_s is None:
+                self._note(f"{name}: given up until something changes: {self.retries.refusing.get(name, '')}")
+                continue
+            self._due_again.add(name)
+            hub.spawn_after(delay_s, self._again, name)
+        self.state = "failed" if self.retries.given_up else "retrying" if self._due_again else "ready"
+
+    def _again(self, name: str) -> None:
+        self._due_again.discard(name)
+        self._wake_for(f"{name} is tried again")
 
     def _guarded(self, work: Callable[..., None], *args: Any) -> None:
         """Ryu would go on without a part of itself that has ended."""
@@ -198,7 +232,8 @@ class Fanout(app_manager.RyuApp):
             work(*args)
         except Exception as e:
             self.logger.exception("the controller has a fault")
-            self._error(f"the controller has a fault: {type(e).__name__}: {e}")
+            self._note(f"the controller has a fault: {type(e).__name__}: {e}")
+            self.state = "failed"
 
     # -- planning ----------------------------------------------------------------------------------------------
 
@@ -238,13 +273,13 @@ class Fanout(app_manager.RyuApp):
 
     def _replan(self, down: Down, fresh: list[Channel], causes: list[str]) -> None:
         begin = time.monotonic()
-        errors = self.errors
         self.state = "installing"
         plan = make_plan(self.fabric, self.policy, self.seed, down)
         planned = time.monotonic()
         old = self.plan
         found = self._read(fresh, [p for p in (old, plan) if p is not None])
         changes = phases(old, plan, found)
+        tried = [*self._in_step, *fresh]
         reach = [c for c in self.channels.values() if c in self._in_step or c.name in found]
         self._in_step.clear()
         # From here on this is what they were told, whatever comes of it.
@@ -253,6 +288,7 @@ class Fanout(app_manager.RyuApp):
         for phase in changes or [()]:  # what was foreign is to be gone, too
             reach = self._carry_out(phase, reach)
         self._in_step.update(c for c in reach if c.alive)
+        self.retries.succeeded([c.name for c in self._in_step])
         seconds = time.monotonic() - begin
         self.replans.append({
             "generation": self.generation, "causes": causes, "ms": round(seconds * 1e3, 1),
@@ -263,8 +299,7 @@ class Fanout(app_manager.RyuApp):
                          sum(len(p) for p in changes), "; ".join(causes))
         if self.generation == 1:
             self._await_probes()
-        if self.errors == errors:
-            self.state = "ready"
+        self._try_again([c for c in self.channels.values() if c not in self._in_step and c in tried])
 
     def _read(self, fresh: list[Channel], plans: list[Plan]) -> dict[str, Held]:
         """What these switches have; what no plan of ours could have put there is removed."""
@@ -310,7 +345,7 @@ class Fanout(app_manager.RyuApp):
     def _give_up(self, channel: Channel, why: str) -> None:
         """For now; one that is gone is no error: it is planned without."""
         if channel.alive:
-            self._error(why)
+            self._note_refusal(channel, why)
 
     # -- links -------------------------------------------------------------------------------------------------
 

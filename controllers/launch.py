@@ -16,6 +16,7 @@ from typing import Any
 
 from controllers.fabric import Fabric
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.io.standard_streams import run_program
 
 #: Short names of applications.
 APPS = {"fanout": "controllers.fanout"}
@@ -109,4 +110,4 @@ def load_fabric(path: str | None) -> Fabric:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

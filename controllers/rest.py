@@ -38,7 +38,8 @@ def status(app: Fanout) -> dict[str, Any]:
                       "flows": len(counts[s.name].flows) if counts else 0,
                       "groups": len(counts[s.name].groups) if counts else 0} for s in app.fabric.switches],
         "missing_switches": app.missing(), "unexpected_switches": sorted(app.strangers),
-        "errors": app.errors, "last_errors": list(app.last_errors), "packet_ins": app.packet_ins,
+        "refusing": app.retries.refusing, "errors": app.errors, "last_errors": list(app.last_errors),
+        "packet_ins": app.packet_ins,
         "unreachable": [] if plan is None else sorted(map(list, plan.unreachable)),
         "replans": list(app.replans), "links": links,
     }
@@ -46,14 +47,17 @@ def status(app: Fanout) -> dict[str, Any]:
 
 def paths(app: Fanout, src: str, dst: str) -> dict[str, Any]:
     """The switches between two hosts by path number, and which path frames that name none take (null: several, or
-    there is one only). Raises :class:`ConfigError` for an unknown host."""
+    there is one only), and which of the switches refuse what they should do. Raises
+    :class:`ConfigError` for an unknown host."""
     app.fabric.host(src), app.fabric.host(dst)
     if app.plan is None:
         raise ConfigError("there is no plan yet: no switch has come")
     ways = app.plan.paths(src, dst)
     return {"from": src, "to": dst, "multipath": app.policy, "path_count": app.plan.path_count,
             "flow_path": app.plan.flow_path(src, dst), "paths": [list(way) for way in ways],
-            "distinct": len(set(ways))}
+            "distinct": len(set(ways)),
+            "refusing": {name: why for name, why in app.retries.refusing.items()
+                         if any(name in way for way in ways)}}
 
 
 def counters(app: Fanout) -> dict[str, Any]:

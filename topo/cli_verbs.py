@@ -20,6 +20,8 @@ from topo.echo import EchoResult, run_pairs, table
 from topo.wire import SIDES, Wire
 
 OFFLOAD = "tls-hw-tx-offload"
+#: What failed in scripts, which nobody reads as it is said: mn's exit code tells.
+failures: list[str] = []
 #: Attribute of a network: the NICs somebody changed here, each with its settings before.
 _CHANGED = "smt_changed_nics"
 
@@ -114,7 +116,8 @@ def paths(net: Any, src: str, dst: str) -> list[str]:
     for number, way in enumerate(answer["paths"]):
         own = "  <- what names no path" if number == answer["flow_path"] else ""
         lines.append(f"path {number}: {src} -> {' -> '.join(way)} -> {dst}{own}")
-    return lines or [f"{dst} cannot be reached from {src} now"]
+    lines = lines or [f"{dst} cannot be reached from {src} now"]
+    return lines + [f"not in force: {why}" for why in answer.get("refusing", {}).values()]
 
 
 def links(net: Any) -> list[str]:
@@ -221,9 +224,16 @@ def _state_to_change(net: Any, host: str, intf: Any = None) -> NicState:
 # -- at the prompt ---------------------------------------------------------------------------------------------
 
 
+class _Failed(SmtError):
+    """What a verb has to say, which is that something did not work."""
+
+
 def _echo(net: Any, args: list[str]) -> str:
     client, server, size, *rest = args
-    return table([echo(net, client, server, _number("SIZE", size), **_how(rest, 100))])
+    result = echo(net, client, server, _number("SIZE", size), **_how(rest, 100))
+    if not result.ok:
+        raise _Failed(table([result]))
+    return table([result])
 
 
 def _kv(net: Any, args: list[str]) -> str:
@@ -345,8 +355,18 @@ def do_smt(self: Any, line: str) -> None:
     """
     try:
         output(run_verb(self.mn, line) + "\n")
+    except _Failed as e:
+        output(f"{e}\n")
+        note_failure(self, f"smt {line}")
     except SmtError as e:
         error(f"*** smt: {e}\n")
+        note_failure(self, f"smt {line}")
+
+
+def note_failure(cli: Any, line: str) -> None:
+    """A line of a script failed. At a terminal, whoever typed it has seen that."""
+    if cli.inputFile is not None or not cli.isatty():
+        failures.append(line)
 
 
 def complete_smt(self: Any, text: str, line: str, _begin: int, _end: int) -> list[str]:

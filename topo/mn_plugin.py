@@ -89,6 +89,7 @@ def install() -> None:
     """Add the CLI verbs, and mend the ``mn`` that is running, if one is."""
     mininet.cli.CLI.do_smt = cli_verbs.do_smt
     mininet.cli.CLI.complete_smt = cli_verbs.complete_smt
+    mininet.cli.CLI.default = _note_unknown(mininet.cli.CLI.default)
     SmtHost.interpreter = host_python()
     main = sys.modules["__main__"]
     runner = getattr(main, "MininetRunner", None)
@@ -101,6 +102,16 @@ def install() -> None:
     vars(main)["buildTopo"] = _build_topo
     _mend_networks(mininet.net.Mininet)
     runner.begin = _begin_with_exit_code(runner.begin)
+
+
+def _note_unknown(default: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+    def default_and_note(self: Any, line: str) -> None:
+        default(self, line)
+        first, _arguments, words = self.parseline(line)
+        if words and first not in self.mn and words != "EOF":
+            cli_verbs.note_failure(self, line)
+
+    return default_and_note
 
 
 def _mend_networks(kind: Any) -> None:
@@ -211,7 +222,9 @@ def _begin_with_exit_code(begin: Callable[[Any], None]) -> Callable[[Any], None]
         except Exception as e:  # whatever it was, mn must not "clean up" after it
             debug(traceback.format_exc())
             _end(_exit_code(e), f"{e}" if isinstance(e, SmtError) else f"{type(e).__name__}: {e}")
-        if _failures:
+        if _failures or cli_verbs.failures:
+            for line in cli_verbs.failures:
+                error(f"smtnet: failed: {line.strip()}\n")
             sys.exit(EXIT_FAILED)
 
     return begin_and_exit
@@ -223,6 +236,10 @@ def _check(options: Any) -> None:
         return
     if os.geteuid() != 0:
         raise Unsupported("Mininet needs root: run it with sudo")
+    for option in ("pre", "post"):
+        script = getattr(options, option)
+        if script and not os.access(script, os.R_OK):
+            raise ConfigError(f"--{option} {script}: no such script, or it cannot be read")
     names = vars(sys.modules["__main__"])
     for option, known in (("topo", names["TOPOS"]), ("host", names["HOSTS"]), ("link", names["LINKS"]),
                           ("switch", names["SWITCHES"])):

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from smtstack.errors import ConfigError, SmtError
+from smtstack.io.standard_streams import run_program
 from workloads import options, transports
 from workloads.call import add_caller_options
 from workloads.cli import error_code
@@ -39,7 +40,7 @@ def main() -> int:
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return error_code(e)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 1
     return 0
 
@@ -85,4 +86,4 @@ def _meet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

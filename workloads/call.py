@@ -232,5 +232,7 @@ def _print_table(args: argparse.Namespace, results: list[dict[str, Any]]) -> Non
     names = ("min", *(name for name, _share in PERCENTILES), "max", "mean")
     print(f"{'bytes':>9}{'rpcs':>9}{'errors':>8}{'rpc/s':>10}" + "".join(f"{name:>10}" for name in names))
     for r in results:
-        rtt = "".join(f"{'-' if r['rtt_us'][n] is None else format(r['rtt_us'][n], '.1f'):>10}" for n in names)
+        weak = {n for n, stands in r["fidelity"].get("figures", {}).items() if not stands}
+        rtt = "".join(f"{'-' if r['rtt_us'][n] is None else format(r['rtt_us'][n], '.1f') + '~' * (n in weak):>10}"
+                      for n in names)
         print(f"{r['size']:>9}{r['rpcs']:>9}{r['errors']:>8}{r['rpc_per_s']:>10,.0f}{rtt}")

@@ -35,6 +35,7 @@ from smtstack.errors import SmtError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.packet_socket import PACKET_IGNORE_OUTGOING, PACKET_STATISTICS, SO_SNDBUFFORCE
 from smtstack.io.ring import SOL_PACKET
+from smtstack.io.standard_streams import run_program
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, Ethernet, parse_mac
 from smtstack.wire.ipv4 import IPv4, address
 from workloads.cli import error_code
@@ -180,4 +181,4 @@ def receive(sock: socket.socket, begin: int, until: int) -> Answer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

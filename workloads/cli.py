@@ -1,19 +1,20 @@
 """The ``smtnet`` command: one module a subcommand, each with ``add_parser``.
 
 Results go to stdout (``--json``: one object), everything for people to stderr. Exit codes: 0 ok,
-1 failed, 2 usage or configuration, 3 the environment lacks something, 4 the run was not faithful.
+1 failed, 2 usage or configuration, 3 the environment lacks something, 4 the run was not faithful; 141 nobody read
+the result to its end (:mod:`smtstack.io.standard_streams`).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from smtstack import __version__
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.io.standard_streams import run_program
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_UNFAITHFUL = range(5)
 
@@ -72,20 +73,19 @@ def error_code(error: Exception) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. Every expected error is one line on stderr, without a traceback."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one command, by default this process's own; the exit code. Every expected error is one line on stderr,
+    without a traceback."""
+    return run_program(lambda: _run(sys.argv[1:])) if argv is None else _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return error_code(e)
-    except BrokenPipeError:
-        # The reader (head, less) went away; nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except KeyboardInterrupt:
         print("smtnet: interrupted", file=sys.stderr)
         return 130

@@ -30,7 +30,7 @@ from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet
 from workloads import credentials, fleet_dns
-from workloads.fidelity import FidelityMonitor, verdict
+from workloads.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
 from workloads.fleet_programs import Client, await_text, cpu_s, died, finish, take_raw
 from workloads.fleet_setup import Setup, asked
 from workloads.load import Load, parse_also, size_name
@@ -280,6 +280,7 @@ class Fleet:
         if trial.fabric:
             row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
         row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost, self._tick_us())
+        row["fidelity"] = judge_figures(row["fidelity"], row["rtt_us"], row["rpcs"])
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
@@ -383,6 +384,7 @@ def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dic
     numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
     for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
         numbers[name] = add(c[name] for c in clients)
+    numbers["waits"] = add_waits(clients)
     # What full queues and impairments lose is what was asked for.
     return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"], "tick_us": tick_us})
 

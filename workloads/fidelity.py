@@ -11,7 +11,8 @@ import gc
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,24 @@ MAX_DROPS = 0
 #: Ticks of the transport that its timers may be late, and microseconds of a tick where nobody says: a peer waits
 #: 10 ticks between RESENDs, and later than that, our silence looks like loss to it. Slow links have longer ticks.
 MAX_LATE_TICKS, TICK_US = 10, 1_000.0
+
+#: Share of all samples beyond a figure; the smallest and the mean have none.
+TAILS = {"p50": 0.5, "p90": 0.1, "p99": 0.01, "p999": 0.001, "max": 0.0}
+#: The figures that a run is judged by. The extremes stand beside them, marked, and decide nothing: of a thousand
+#: round trips p999 is one.
+QUOTED = ("p50", "p90", "p99", "mean", "rpc_per_s")
+#: A wait for a processor disturbs a figure if it is such a part of it.
+DISTURBS = 0.25
+#: How many of the samples beyond a figure may be disturbed. A quarter by what the client sees, as the server, of
+#: which it sees nothing, waits as it does: half of them, and p99 is p98 at worst.
+MAX_DISTURBED = 0.25
+#: Time that the hypervisor took, by the share beyond a figure.
+MAX_STEAL_OF_TAIL = 1.0
+#: How much of a mean may be waiting.
+MAX_OF_MEAN = 0.1
+#: A tail as short as this is moved by one moment.
+_SHORT_TAIL = 0.01
+_LATE = "a timer was"
 
 _PSI_TOTAL = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
 PSI_CPU = Path("/proc/pressure/cpu")
@@ -147,16 +166,95 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
             reasons.append(f"{numbers[name]} {what}")
     most_us = MAX_LATE_TICKS * numbers.get("tick_us", TICK_US)
     if numbers["timer_late_us"] > most_us:
-        reasons.append(f"a timer was {numbers['timer_late_us'] / 1000:.1f} ms late "
+        reasons.append(f"{_LATE} {numbers['timer_late_us'] / 1000:.1f} ms late "
                        f"(at most {most_us / 1000:.0f} ms)")
     return {"ok": not reasons, "reasons": reasons, **numbers}
+
+
+def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], rpcs: int) -> dict[str, Any]:
+    """A verdict that says of each figure whether it can stand: ``figures`` (true or false, by name: those of
+    ``rtt_us``, and ``rpc_per_s``) and ``figure_reasons`` (why not).
+
+    ``waits`` in ``fidelity`` are the RPCs by the us that the client waited for a processor while they were under
+    way, None where the kernel does not tell. A wait disturbs a figure if it is as long as :data:`DISTURBS` of it.
+    The q-quantile stands if of those beyond it, ``1 - q`` of all, at most :data:`MAX_DISTURBED` were disturbed:
+    otherwise it could as well be a figure of the waits. What makes a whole run unfaithful holds for every figure;
+    a timer that was late, for the tail: it is one moment, and no median. ``ok`` is of :data:`QUOTED`.
+    """
+    reasons = list(fidelity.get("reasons", ()))
+    late = [reason for reason in reasons if reason.startswith(_LATE)]
+    whole = [reason for reason in reasons if reason not in late]
+    figures: dict[str, bool] = {}
+    why: dict[str, str] = {}
+    for name in ("rpc_per_s", *rtt_us):
+        found = list(whole)
+        value, share = rtt_us.get(name), TAILS.get(name)
+        if value is not None and share is not None and not whole:
+            found += _disturbed(fidelity, name, value, max(share, 1 / max(rpcs, 1)), rpcs)
+            if share <= _SHORT_TAIL:
+                found += late
+        elif value is not None and name == "mean" and not whole:
+            found += _moved(fidelity, value, rpcs)
+        figures[name] = not found
+        if found:
+            why[name] = "; ".join(found)
+    reasons += [text for name in QUOTED if name in why and not whole for text in why[name].split("; ")
+                if text not in reasons]
+    return {**fidelity, "ok": not reasons, "reasons": reasons, "figures": figures, "figure_reasons": why}
+
+
+def _disturbed(fidelity: dict[str, Any], name: str, value: float, tail: float, rpcs: int) -> list[str]:
+    """Why a quantile with a share of ``tail`` beyond it cannot stand."""
+    found = []
+    steal = fidelity.get("steal")
+    if steal is not None and MAX_STEAL >= steal > tail * MAX_STEAL_OF_TAIL:
+        found.append(f"{name} cannot stand: the hypervisor took {steal:.2%} of the processor time away (at most "
+                     f"{tail * MAX_STEAL_OF_TAIL:.2%})")
+    waits = fidelity.get("waits")
+    if waits is None:
+        some = fidelity.get("psi_cpu_some")
+        if some is not None and MAX_PSI_CPU_SOME >= some > tail:
+            found.append(f"{name} cannot stand: tasks waited for a processor {some:.1%} of the time (at most "
+                         f"{tail:.1%})")
+        return found
+    least = DISTURBS * value
+    # One RPC may wait several times.
+    hit = min(rpcs, sum(count for wait, count in waits.items() if int(wait) >= least))
+    if hit > tail * MAX_DISTURBED * rpcs:
+        found.append(f"{name} cannot stand: {hit} of {rpcs} RPCs waited {least:.0f} us or more for a processor, "
+                     f"a quarter of it (at most {int(tail * MAX_DISTURBED * rpcs)})")
+    return found
+
+
+def _moved(fidelity: dict[str, Any], mean: float, rpcs: int) -> list[str]:
+    """Why a mean cannot stand."""
+    total = sum(int(wait) * count for wait, count in (fidelity.get("waits") or {}).items())
+    if total > MAX_OF_MEAN * mean * rpcs:
+        return [f"mean cannot stand: {total / (mean * rpcs):.0%} of it is waiting for a processor (at most "
+                f"{MAX_OF_MEAN:.0%})"]
+    return []
+
+
+def add_waits(parts: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
+    """The waits of several clients' verdicts together; None if one does not know."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        if part.get("waits") is None:
+            return None
+        total.update({str(wait): count for wait, count in part["waits"].items()})
+    return dict(sorted(total.items(), key=lambda item: int(item[0])))
 
 
 def doubted(fidelity: dict[str, Any], *reasons: str) -> dict[str, Any]:
     """A verdict with further reasons, if any, why it was not faithful."""
     if not reasons:
         return fidelity
-    return {**fidelity, "ok": False, "reasons": [*fidelity["reasons"], *reasons]}
+    found = {**fidelity, "ok": False, "reasons": [*fidelity["reasons"], *reasons]}
+    if "figures" in found:
+        found["figures"] = dict.fromkeys(found["figures"], False)
+        found["figure_reasons"] = {name: "; ".join(filter(None, (fidelity["figure_reasons"].get(name), *reasons)))
+                                   for name in found["figures"]}
+    return found
 
 
 def _share(part: float, total: float) -> float | None:

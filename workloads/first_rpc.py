@@ -22,6 +22,7 @@ from types import FrameType
 
 from smtstack.errors import PeerError, SmtError
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.io.standard_streams import run_program
 from smtstack.session.established import MODES
 from smtstack.socket import Address, SmtContext, SmtSocket
 from smtstack.transport.params import SOFTWARE
@@ -61,7 +62,7 @@ def main() -> int:
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return error_code(e)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 1
     return 0
 
@@ -176,4 +177,4 @@ def measure(callers: dict[str, Caller], sizes: Sequence[int], samples: int, seed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

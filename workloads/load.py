@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,7 @@ from smtstack.errors import ConfigError
 from workloads import distributions
 from workloads.distributions import Distribution
 from workloads.transports.contract import Call, Caller
+from workloads.waits import Waits
 
 #: Noise the payloads are cut from; as many different cuts as the second.
 _NOISE_CUTS = 4093
@@ -168,6 +170,8 @@ class Tally:
     span_ns: int = 0
     """Open loop: from the start to the last arrival."""
     most_under_way: int = 0
+    waits: Counter[int] | None = None
+    """RPCs by the us that the process waited for a processor meanwhile; None: the kernel does not tell."""
 
     @property
     def kept_up(self) -> bool:
@@ -185,6 +189,7 @@ class Tally:
         self.drain_ns = max(self.drain_ns, other.drain_ns)
         self.span_ns = max(self.span_ns, other.span_ns)
         self.most_under_way += other.most_under_way
+        self.waits = None if self.waits is None or other.waits is None else self.waits + other.waits
 
 
 class Source(Protocol):
@@ -210,11 +215,20 @@ class Loop:
         self._open: dict[Call, int] = {}
         self._last_good = 0
         self._hopeless = False
+        self._waits: Waits | None = None
 
     def _begin_series(self) -> int:
         self._hopeless = False
+        self._waits = Waits()
         self._last_good = now = self._clock()
         return now
+
+    def _end_series(self, tally: Tally) -> Tally:
+        if self._waits is not None:
+            tally.waits = self._waits.counts if self._waits.known else None
+            self._waits.close()
+            self._waits = None
+        return tally
 
     def _wait(self, at_most_ns: int | None = None) -> None:
         """Until an RPC ends or that time has passed; the oldest is given up when its own has."""
@@ -227,6 +241,8 @@ class Loop:
                 return
             left = age_left if left is None else min(left, age_left)
         self.caller.drive(max(left or 0, 0) / 1e9)
+        if self._waits is not None:
+            self._waits.note(len(self._open))
 
     def _settle(self, tally: Tally) -> None:
         """Judge all that has finished."""
@@ -280,7 +296,7 @@ class ClosedLoop(Loop):
                 begin(call)
                 left -= 1
             if not under_way:
-                return tally
+                return self._end_series(tally)
             tally.most_under_way = max(tally.most_under_way, len(under_way))
             self._wait()
             self._settle(tally)
@@ -332,4 +348,4 @@ class OpenLoop(Loop):
             self._settle(tally)
         tally.span_ns = last - start
         tally.drain_ns = max(0, clock() - last)
-        return tally
+        return self._end_series(tally)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
-from workloads.fidelity import FidelityMonitor, verdict
+from workloads.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
 from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.rtt import percentile, rtt_summary
 from workloads.transports import PACKET_TRANSPORTS, Settings
@@ -84,7 +84,8 @@ class Series:
         seconds = time.perf_counter() - start
         cpu = _cpu(before, resource.getrusage(resource.RUSAGE_SELF), seconds)
         self._number += len(tally.rtt_ns) + tally.errors + tally.wrong
-        return Point(tally, seconds, cpu, monitor.stop())
+        waits = None if tally.waits is None else {str(us): n for us, n in sorted(tally.waits.items())}
+        return Point(tally, seconds, cpu, monitor.stop() | {"waits": waits})
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """The JSON object of one point."""
@@ -134,18 +135,22 @@ def merge_fidelity(parts: list[dict[str, Any]]) -> dict[str, Any]:
         numbers[name] = add(part[name] for part in parts)
     waited = [part["run_delay"] for part in parts if part["run_delay"] is not None]
     numbers["run_delay"] = max(waited, default=None)
+    if "waits" in numbers:
+        numbers["waits"] = add_waits(parts)
     return verdict(numbers)
 
 
 def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
     """The JSON object of one point."""
     tally = point.tally
+    rtt_us = rtt_summary(tally.rtt_ns)
     answer = {
         "transport": settings.transport, "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
         "size": size_name(load.size), "rpcs": len(tally.rtt_ns),
         "errors": tally.errors, "content_ok": not tally.wrong,
         "rpc_per_s": round(len(tally.rtt_ns) / point.seconds, 1) if point.seconds else 0.0,
-        "rtt_us": rtt_summary(tally.rtt_ns), "cpu": point.cpu, "fidelity": point.fidelity,
+        "rtt_us": rtt_us, "cpu": point.cpu,
+        "fidelity": judge_figures(point.fidelity, rtt_us, len(tally.rtt_ns)) if tally.rtt_ns else point.fidelity,
         "concurrency": tally.most_under_way, "bytes": sum(tally.sizes),
     }
     if load.rate and tally.late_ns:

@@ -17,7 +17,19 @@ from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
 from workloads import curves, fig12_report, mix_report, padding_report, plots, priority_report, table
-from workloads.results import BASELINE, LATEST, Load, Point, ResultFolder, Row, Run, overall, points, ratio
+from workloads.results import (
+    BASELINE,
+    LATEST,
+    Load,
+    Point,
+    ResultFolder,
+    Row,
+    Run,
+    figure_reasons,
+    overall,
+    points,
+    ratio,
+)
 from workloads.table import column, heading, number, panels, print_table
 
 #: The page, and the table as text.
@@ -193,7 +205,8 @@ def _cell(point: Point | None, found: Sequence[Point]) -> str:
     if point.trials > 1:
         details.append(f"{number(point.low)} to {number(point.high)}")
     if row["rtt_us"].get("p99"):
-        details.append(f"p99 {number(row['rtt_us']['p99'])} µs")
+        weak_tail = "~" * bool(figure_reasons(row, "p99"))
+        details.append(f"p99 {number(row['rtt_us']['p99'])}{weak_tail} µs")
     if row["cpu"].get("us_per_rpc"):
         details.append(f"cpu {number(row['cpu']['us_per_rpc'])} µs")
     weak = ' class="weak" title="' + escape("; ".join(point.reasons) or "RPCs failed") + '"' if mark else ""

@@ -82,7 +82,7 @@ class Point:
     content_ok: bool
     """In every trial."""
     reasons: tuple[str, ...] = ()
-    """Why not faithful, from all trials; empty: all were faithful."""
+    """Why :attr:`value` is not faithful, from all trials; empty: it was in all."""
 
     @property
     def label(self) -> str:
@@ -125,11 +125,27 @@ def middle(rows: Sequence[Row]) -> Point:
     values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not timed)
     value, index = values[len(values) // 2]
     known = [v for v, _i in values if v != worst]
-    reasons = _by_kind((reason, row) for row in rows for reason in _reasons(row))
+    # A median can stand where a tail cannot.
+    reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, figure_of(row)))
     return Point(
         rows[index], None if value == worst else value, min(known, default=None), max(known, default=None),
         len(rows), sum(row["errors"] for row in rows), all(row["content_ok"] for row in rows),
         tuple(max(found, key=_amount)[0] for found in reasons))
+
+
+def figure_of(row: Row) -> str:
+    """The name of what a trial is judged by."""
+    return TIMED.get(row["mode"], "rpc_per_s")
+
+
+def figure_reasons(row: Row, figure: str) -> list[str]:
+    """Why a figure of a trial cannot stand; rows of older runs know of the whole trial only."""
+    fidelity = row.get("fidelity") or {}
+    if "figures" not in fidelity:
+        return _reasons(row)
+    if fidelity["figures"].get(figure, True):
+        return []
+    return str(fidelity["figure_reasons"].get(figure) or "not faithful").split("; ")
 
 
 def _reasons(row: Row) -> list[str]:

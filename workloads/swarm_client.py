@@ -18,6 +18,7 @@ from typing import Any
 from smtstack.errors import SmtError
 from smtstack.io.identity_files import load_identity
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.io.standard_streams import run_program
 from smtstack.io.ticket_dns import DnsTickets
 from smtstack.session.config import SessionConfig
 from smtstack.session.established import MODES
@@ -55,7 +56,7 @@ def main() -> int:
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return error_code(e)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 1
     return 0
 
@@ -97,4 +98,4 @@ def _said(tally: Tally) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

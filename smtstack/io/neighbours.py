@@ -14,6 +14,8 @@ from smtstack.wire.ipv4 import format_address
 PATIENCE = 1.0
 #: A neighbour is looked up again after this long, in seconds: it may have moved.
 LIFETIME = 30.0
+LOOPBACK = "lo"
+_NO_MAC = bytes(6)
 _COMPLETE = 0x2
 _RTF_UP, _RTF_GATEWAY = 1, 2
 _DISCARD_PORT = 9
@@ -37,6 +39,9 @@ class Neighbours:
         return mac
 
     def _resolve(self, hop: int) -> bytes | None:
+        if self._interface == LOOPBACK:
+            # It has no ARP, and whatever is sent there is for this host.
+            return _NO_MAC
         mac = _look_up(self._interface, hop)
         if mac is not None:
             return mac

@@ -77,6 +77,30 @@ def test_smtecho_fails_with_an_exit_code():
     assert done["left"] == []
 
 
+@pytest.mark.parametrize(("how", "line", "code"), [
+    ("--post", "smt echo h1 h2 64 5 tcp", 0), ("--post", "smt echo h1 h2 64 5 homa", 1),
+    ("--pre", "smt echo h1 h9 64", 1), ("--post", "smt kv h1 h2 a 20 homa", 1), ("--post", "nonsense", 1),
+    ("--post", "h1 true", 0), ("pipe", "smt echo h1 h2 64 5 homa", 1), ("pipe", "h1 true", 0),
+    ("source", "smt nonsense", 1),
+])
+def test_a_line_of_a_script_that_fails_is_in_the_exit_code(tmp_path: Path, how: str, line: str, code: int):
+    """The NICs lose all; tcp does not pass through them."""
+    script = tmp_path / "script"
+    lines = f"smt loss h1-s1 100%\n{line}\n"
+    script.write_text(lines)
+    typed = {"pipe": lines, "source": f"source {script}\n"}.get(how, "")
+    done = mn("--topo", "star,2", *SMT, *([how, str(script)] if how.startswith("--") else []), script=typed)
+    assert done["code"] == code, done["said"]
+    assert ("smtnet: failed: " in done["said"]) is bool(code)
+    assert done["left"] == []
+
+
+def test_a_script_that_is_not_there_is_said_before_anything_is_made():
+    done = mn("--topo", "star,2", *SMT, "--post", "/nowhere/script")
+    assert done["code"] == 2
+    assert "--post /nowhere/script: no such script" in done["said"]
+
+
 def test_open_vswitch_is_taken_if_it_runs():
     if not ovs.is_installed():
         pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")

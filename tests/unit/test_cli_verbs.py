@@ -111,7 +111,8 @@ class FakeController:
 
     def paths(self, src: str, dst: str) -> dict[str, Any]:
         way = [] if src == dst else ["s1", "s2"] if src == "h1" else ["s2", "s1"]
-        return {"paths": [way, way] if way else [], "flow_path": 1}
+        return {"paths": [way, way] if way else [], "flow_path": 1,
+                "refusing": {"s2": "s2: add flow: FULL (tried 5 times)"} if src == "h2" else {}}
 
     def status(self) -> dict[str, Any]:
         return {"links": {"down": ["s1:2-s2:2"]}}
@@ -132,6 +133,8 @@ def test_paths_and_links_are_asked_of_the_controller(net: Any):
     net.controllers = [object(), FakeController()]
     assert cli_verbs.run_verb(net, "paths h1 h2").splitlines() == [
         "path 0: h1 -> s1 -> s2 -> h2", "path 1: h1 -> s1 -> s2 -> h2  <- what names no path"]
+    assert cli_verbs.run_verb(net, "paths h2 h1").splitlines()[2:] == [
+        "not in force: s2: add flow: FULL (tried 5 times)"]
     assert cli_verbs.run_verb(net, "paths h1 h1") == "h1 cannot be reached from h1 now"
     with pytest.raises(ConfigError, match="no host 'h3'"):
         cli_verbs.run_verb(net, "paths h1 h3")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controllers.discovery import PATIENCE, Discovery, End, is_lldp
+from controllers.controller import DEFAULTS
+from controllers.discovery import LONG_PATIENCE, NOTICED_PERIODS, PATIENCE, Discovery, End, is_lldp
 from controllers.fabric import Fabric, fabric_of_topo
 from topo.topologies import make_topo
 
@@ -81,13 +82,110 @@ def test_one_direction_is_enough_to_be_lost_and_both_are_needed_to_be_back():
     def one_way(end: End) -> End | None:
         return None if end == (broken.b, broken.b_port) else good(end)
 
-    run(discovery, one_way, live, 100, (PATIENCE - 1) * PERIOD)
-    assert discovery.lost() == set()
-    run(discovery, one_way, live, 200, 4 * PERIOD)
+    run(discovery, one_way, live, 100, 4 * PERIOD)
     assert discovery.lost() == {broken}
     assert len(discovery.findings().missing) == 1
     run(discovery, good, live, 300, 2 * PERIOD)
     assert discovery.lost() == set()
+
+
+class Clockwork:
+    """A controller's looks at a network in virtual time, 20 in a period, by default that of the controller. Probes
+    come back after ``answer_s``; those of ``silent`` ends do not, nor any while ``still``."""
+
+    def __init__(self, topo: str, period_s: float = DEFAULTS["lldp_s"], answer_s: float = 0.001) -> None:
+        self.net = fabric_of_topo(make_topo(topo))
+        self.discovery = Discovery(self.net, period_s, bytes(8))
+        self.period_s, self.answer_s = period_s, answer_s
+        self.silent: set[End] = set()
+        self.still = False
+        self.now = 0.0
+        self._good, self._live = right(self.net), ends_of(self.net)
+        self._under_way: list[tuple[float, End, End]] = []
+
+    def look(self) -> None:
+        self.now += self.period_s / 20
+        self._under_way += [(self.now + self.answer_s, end, at) for end in self.discovery.due(self._live, self.now)
+                            if end not in self.silent and (at := self._good(end)) is not None]
+        if self.still:
+            return
+        for when, end, at in [each for each in self._under_way if each[0] <= self.now + self.period_s / 20]:
+            self._under_way.remove((when, end, at))
+            self.discovery.received_untrusted(at, self.discovery.probe(end), when)
+
+    def run(self, periods: float) -> None:
+        for _ in range(round(20 * periods)):
+            self.look()
+
+    def until_lost(self) -> float:
+        begin = self.now
+        while not self.discovery.lost():
+            self.look()
+            assert self.now < begin + 100
+        return self.now - begin
+
+
+@pytest.mark.parametrize("topo", ["dumbbell,1", "leafspine,2,2,1", "fattree,4"])
+def test_the_loss_of_any_one_direction_is_noticed_within_a_second(topo: str):
+    for link in Clockwork(topo).net.links:
+        for number, end in enumerate([(link.a, link.a_port), (link.b, link.b_port)]):
+            # Whenever it happens, with respect to the probes.
+            for moment in (3.0, 3.3, 3.65) if topo != "fattree,4" else (3.0 + number / 2,):
+                network = Clockwork(topo)
+                network.run(moment)
+                network.silent = {end}
+                seconds = network.until_lost()
+                assert network.discovery.lost() == {link}
+                assert seconds < 1.0
+                assert seconds <= (NOTICED_PERIODS + (PATIENCE + 3) / 20) * network.period_s
+                network.run(5)
+                assert network.discovery.lost() == {link}, "and no other, later"
+                network.silent = set()
+                network.run(2.1)
+                assert network.discovery.lost() == set()
+
+
+def test_both_directions_are_missed_where_there_are_others():
+    network = Clockwork("leafspine,2,2,1")
+    network.run(3)
+    link = network.net.links[0]
+    network.silent = {(link.a, link.a_port), (link.b, link.b_port)}
+    assert network.until_lost() < 5 * network.period_s
+    assert network.discovery.lost() == {link}
+
+
+def test_a_machine_that_stands_still_has_lost_nothing_yet():
+    network = Clockwork("leafspine,2,2,1")
+    network.run(3)
+    network.still = True
+    network.run(LONG_PATIENCE - 2)
+    assert network.discovery.lost() == set()
+    network.still = False
+    network.run(3)
+    assert network.discovery.lost() == set()
+    network.still = True
+    network.run(LONG_PATIENCE + 3)
+    assert network.discovery.lost() == set(network.net.links), "for so long, nothing gets through at all"
+
+
+@pytest.mark.parametrize("answer_s", [0.1, 0.3, 0.9])
+def test_links_may_be_slow(answer_s: float):
+    network = Clockwork("leafspine,2,2,1", answer_s=answer_s)
+    for _ in range(100):
+        network.run(1)
+        assert network.discovery.lost() == set()
+
+
+def test_a_busy_link_may_lose_some():
+    network = Clockwork("leafspine,2,2,1")
+    network.run(3)
+    link = network.net.links[0]
+    seconds = network.period_s * (NOTICED_PERIODS - 2 * 0.2)
+    network.silent = {(link.a, link.a_port)}
+    network.run(seconds / network.period_s)
+    network.silent = set()
+    network.run(5)
+    assert network.discovery.lost() == set()
 
 
 def test_swapped_cables_are_seen_at_once_and_named():

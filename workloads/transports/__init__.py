@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
+
 from smtstack.errors import ConfigError
+from smtstack.io.neighbours import LOOPBACK
 from smtstack.io.packet_socket import Fanout
 from smtstack.nic.device import NicConfig
 from smtstack.socket import Address, SmtContext, SmtSocket
@@ -80,9 +83,28 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
     if settings.session.state is not None:
         raise ConfigError("--state is for servers: it is they who must not forget anything")
     if settings.transport in PACKET_TRANSPORTS:
-        return MessageCaller(SmtSocket(*_end(settings)), peers)
+        end = _end(settings)
+        check_ways(end[1].interface, peers)
+        return MessageCaller(SmtSocket(*end), peers)
     local_ip = settings.local[0] if settings.local is not None else None
     return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
+
+
+def check_ways(interface: str, peers: Sequence[Address]) -> None:
+    """That packets of ours can reach ``peers`` from there. Raises :class:`ConfigError`.
+
+    What a host sends to an address of its own never comes back from the cable: the kernel's own packets take the
+    loopback interface, and so can ours, if both ends are there.
+    """
+    own = {a.address: name for name, addresses in psutil.net_if_addrs().items() for a in addresses}
+    for ip, port in peers:
+        if interface != LOOPBACK and own.get(ip) is not None:
+            raise ConfigError(f"{ip} is an address of this host ({own[ip]}): nothing comes back from {interface}; "
+                              "for both ends on one host take --iface lo --addr 127.0.0.1:PORT at both and "
+                              f"--peer 127.0.0.1:{port}, or two namespaces with a cable (docs/echo.md)")
+        if interface == LOOPBACK and own.get(ip) != LOOPBACK and not ip.startswith("127."):
+            raise ConfigError(f"{ip} cannot be reached over lo, which leads to this host only: --iface takes the "
+                              "interface towards it")
 
 
 def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = None) -> Server:
