@@ -48,7 +48,7 @@ MAX_STEAL_OF_TAIL = 1.0
 MAX_OF_MEAN = 0.1
 #: A tail as short as this is moved by one moment.
 _SHORT_TAIL = 0.01
-_LATE = "a timer was"
+_LATE, _WAITED = "a timer was", "a process of the run waited"
 
 _PSI_TOTAL = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
 PSI_CPU = Path("/proc/pressure/cpu")
@@ -154,7 +154,7 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
                        f"(at most {MAX_STEAL:.0%})")
     delay = numbers.get("run_delay")
     if delay is not None and delay > MAX_RUN_DELAY:
-        reasons.append(f"a process of the run waited for a processor {delay:.0%} of the time "
+        reasons.append(f"{_WAITED} for a processor {delay:.0%} of the time "
                        f"(at most {MAX_RUN_DELAY:.0%})")
     if delay is None and numbers["psi_cpu_some"] is not None and numbers["psi_cpu_some"] > MAX_PSI_CPU_SOME:
         reasons.append(f"tasks waited for a processor {numbers['psi_cpu_some']:.0%} of the time "
@@ -183,7 +183,8 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
     """
     reasons = list(fidelity.get("reasons", ()))
     late = [reason for reason in reasons if reason.startswith(_LATE)]
-    whole = [reason for reason in reasons if reason not in late]
+    waited = [reason for reason in reasons if reason.startswith(_WAITED) and fidelity.get("waits") is not None]
+    whole = [reason for reason in reasons if reason not in late and reason not in waited]
     figures: dict[str, bool] = {}
     why: dict[str, str] = {}
     for name in ("rpc_per_s", *rtt_us):
@@ -193,8 +194,13 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
             found += _disturbed(fidelity, name, value, max(share, 1 / max(rpcs, 1)), rpcs)
             if share <= _SHORT_TAIL:
                 found += late
+            # Of the time, disturbed RPCs have more than their share.
+            if fidelity.get("run_delay") is not None and fidelity["run_delay"] > share:
+                found += waited
         elif value is not None and name == "mean" and not whole:
-            found += _moved(fidelity, value, rpcs)
+            found += waited or _moved(fidelity, value, rpcs)
+        elif name == "rpc_per_s":
+            found += waited
         figures[name] = not found
         if found:
             why[name] = "; ".join(found)

@@ -88,7 +88,8 @@ def test_a_median_stands_where_a_tail_does_not_and_the_reason_names_it():
 @pytest.mark.parametrize(("numbers", "stand"), [
     ({"steal": 0.0005}, {"p50", "p90", "p99", "p999", "mean"}), ({"steal": 0.005}, {"p50", "p90", "p99", "mean"}),
     ({"steal": 0.015}, {"p50", "p90", "mean"}), ({"steal": 0.03}, set()),
-    ({"timer_late_us": 12_000.0}, {"p50", "p90", "mean"}), ({"run_delay": 0.3}, set()),
+    ({"timer_late_us": 12_000.0}, {"p50", "p90", "mean"}), ({"run_delay": 0.3}, {"p50"}),
+    ({"run_delay": 0.6}, set()), ({"run_delay": 0.3, "waits": None}, set()),
     ({"receive_drops": 1}, set()), ({"path_drops": 1}, set()), ({"send_drops": 1}, set()),
     # A kernel that counts no waits: the machine's own number.
     ({"waits": None, "psi_cpu_some": 0.0005}, {"p50", "p90", "p99", "p999", "mean"}),
