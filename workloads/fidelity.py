@@ -37,15 +37,16 @@ TAILS = {"p50": 0.5, "p90": 0.1, "p99": 0.01, "p999": 0.001, "max": 0.0}
 #: The figures that a run is judged by. The extremes stand beside them, marked, and decide nothing: of a thousand
 #: round trips p999 is one.
 QUOTED = ("p50", "p90", "p99", "mean", "rpc_per_s")
-#: A wait for a processor disturbs a figure if it is such a part of it.
-DISTURBS = 0.25
+#: A wait for a processor disturbs a figure if it is such a part of it. A client that shares a processor with its
+#: server waits in every RPC until that has done its part, a quarter of a short round trip: that is no disturbance.
+DISTURBS = 0.5
 #: How many of the samples beyond a figure may be disturbed. A quarter by what the client sees, as the server, of
 #: which it sees nothing, waits as it does: half of them, and p99 is p98 at worst.
 MAX_DISTURBED = 0.25
 #: Time that the hypervisor took, by the share beyond a figure.
 MAX_STEAL_OF_TAIL = 1.0
 #: How much of a mean may be waiting.
-MAX_OF_MEAN = 0.1
+MAX_OF_MEAN = 0.2
 #: A tail as short as this is moved by one moment.
 _SHORT_TAIL = 0.01
 _LATE, _WAITED = "a timer was", "a process of the run waited"
@@ -228,7 +229,7 @@ def _disturbed(fidelity: dict[str, Any], name: str, value: float, tail: float, r
     hit = min(rpcs, sum(count for wait, count in waits.items() if int(wait) >= least))
     if hit > tail * MAX_DISTURBED * rpcs:
         found.append(f"{name} cannot stand: {hit} of {rpcs} RPCs waited {least:.0f} us or more for a processor, "
-                     f"a quarter of it (at most {int(tail * MAX_DISTURBED * rpcs)})")
+                     f"half of it (at most {int(tail * MAX_DISTURBED * rpcs)})")
     return found
 
 

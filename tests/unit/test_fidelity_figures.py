@@ -57,7 +57,7 @@ def test_what_was_moved_cannot_stand_and_what_was_not_can(share: float, wait_us:
         before, after = true[name], measured[name]
         assert before is not None
         assert after is not None
-        if after > 1.6 * before:
+        if after > 2.2 * before:
             assert not judged["figures"][name], (name, before, after)
         # Far less than what is beyond it was touched, or not by much.
         if share < tail / 5 or wait_us * 8 < before:
@@ -139,9 +139,9 @@ def test_waits_are_read_each_time_and_short_ones_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("us", [0, 1, 7, 8, 9, 15, 100, 999, 123_456, 10**7])
-def test_rounding_is_down_and_by_a_quarter_at_most(us: int):
-    assert 0.75 * us <= waits.rounded_us(us * 1000) <= us
-    assert len({waits.rounded_us(n * 1000) for n in range(100_000)}) < 80
+def test_rounding_is_down_and_by_little(us: int):
+    assert 15 / 16 * us <= waits.rounded_us(us * 1000) <= us
+    assert len({waits.rounded_us(n * 1000) for n in range(100_000)}) < 300
 
 
 def test_p99_beside_busy_loops_is_not_the_transports():
