@@ -235,4 +235,5 @@ def _print_table(args: argparse.Namespace, results: list[dict[str, Any]]) -> Non
         weak = {n for n, stands in r["fidelity"].get("figures", {}).items() if not stands}
         rtt = "".join(f"{'-' if r['rtt_us'][n] is None else format(r['rtt_us'][n], '.1f') + '~' * (n in weak):>10}"
                       for n in names)
-        print(f"{r['size']:>9}{r['rpcs']:>9}{r['errors']:>8}{r['rpc_per_s']:>10,.0f}{rtt}")
+        rate = f"{r['rpc_per_s']:,.0f}" + "~" * ("rpc_per_s" in weak)
+        print(f"{r['size']:>9}{r['rpcs']:>9}{r['errors']:>8}{rate:>10}{rtt}")

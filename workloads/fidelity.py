@@ -37,18 +37,19 @@ TAILS = {"p50": 0.5, "p90": 0.1, "p99": 0.01, "p999": 0.001, "max": 0.0}
 #: The figures that a run is judged by. The extremes stand beside them, marked, and decide nothing: of a thousand
 #: round trips p999 is one.
 QUOTED = ("p50", "p90", "p99", "mean", "rpc_per_s")
-#: A wait for a processor disturbs a figure if it is such a part of it.
-DISTURBS = 0.25
+#: A wait for a processor disturbs a figure if it is such a part of it. A client that shares a processor with its
+#: server waits in every RPC until that has done its part, a quarter of a short round trip: that is no disturbance.
+DISTURBS = 0.5
 #: How many of the samples beyond a figure may be disturbed. A quarter by what the client sees, as the server, of
 #: which it sees nothing, waits as it does: half of them, and p99 is p98 at worst.
 MAX_DISTURBED = 0.25
 #: Time that the hypervisor took, by the share beyond a figure.
 MAX_STEAL_OF_TAIL = 1.0
 #: How much of a mean may be waiting.
-MAX_OF_MEAN = 0.1
+MAX_OF_MEAN = 0.2
 #: A tail as short as this is moved by one moment.
 _SHORT_TAIL = 0.01
-_LATE = "a timer was"
+_LATE, _WAITED = "a timer was", "a process of the run waited"
 
 _PSI_TOTAL = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
 PSI_CPU = Path("/proc/pressure/cpu")
@@ -154,7 +155,7 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
                        f"(at most {MAX_STEAL:.0%})")
     delay = numbers.get("run_delay")
     if delay is not None and delay > MAX_RUN_DELAY:
-        reasons.append(f"a process of the run waited for a processor {delay:.0%} of the time "
+        reasons.append(f"{_WAITED} for a processor {delay:.0%} of the time "
                        f"(at most {MAX_RUN_DELAY:.0%})")
     if delay is None and numbers["psi_cpu_some"] is not None and numbers["psi_cpu_some"] > MAX_PSI_CPU_SOME:
         reasons.append(f"tasks waited for a processor {numbers['psi_cpu_some']:.0%} of the time "
@@ -183,7 +184,8 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
     """
     reasons = list(fidelity.get("reasons", ()))
     late = [reason for reason in reasons if reason.startswith(_LATE)]
-    whole = [reason for reason in reasons if reason not in late]
+    waited = [reason for reason in reasons if reason.startswith(_WAITED) and fidelity.get("waits") is not None]
+    whole = [reason for reason in reasons if reason not in late and reason not in waited]
     figures: dict[str, bool] = {}
     why: dict[str, str] = {}
     for name in ("rpc_per_s", *rtt_us):
@@ -193,8 +195,13 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
             found += _disturbed(fidelity, name, value, max(share, 1 / max(rpcs, 1)), rpcs)
             if share <= _SHORT_TAIL:
                 found += late
+            # Of the time, disturbed RPCs have more than their share.
+            if fidelity.get("run_delay") is not None and fidelity["run_delay"] > share:
+                found += waited
         elif value is not None and name == "mean" and not whole:
-            found += _moved(fidelity, value, rpcs)
+            found += waited or _moved(fidelity, value, rpcs)
+        elif name == "rpc_per_s":
+            found += waited
         figures[name] = not found
         if found:
             why[name] = "; ".join(found)
@@ -222,7 +229,7 @@ def _disturbed(fidelity: dict[str, Any], name: str, value: float, tail: float, r
     hit = min(rpcs, sum(count for wait, count in waits.items() if int(wait) >= least))
     if hit > tail * MAX_DISTURBED * rpcs:
         found.append(f"{name} cannot stand: {hit} of {rpcs} RPCs waited {least:.0f} us or more for a processor, "
-                     f"a quarter of it (at most {int(tail * MAX_DISTURBED * rpcs)})")
+                     f"half of it (at most {int(tail * MAX_DISTURBED * rpcs)})")
     return found
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 SCHEDSTAT = Path("/proc/thread-self/schedstat")
 #: Shorter ones are everybody's way of waking up, and no more than what measuring costs.
 _SHORTEST_NS = 16_000
-#: Significant bits of a wait: what is kept is at most a quarter below the truth.
-_BITS = 3
+#: Significant bits of a wait: what is kept is at most a sixteenth below the truth.
+_BITS = 5
 
 
 class Waits:

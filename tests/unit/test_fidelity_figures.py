@@ -57,7 +57,7 @@ def test_what_was_moved_cannot_stand_and_what_was_not_can(share: float, wait_us:
         before, after = true[name], measured[name]
         assert before is not None
         assert after is not None
-        if after > 1.6 * before:
+        if after > 2.2 * before:
             assert not judged["figures"][name], (name, before, after)
         # Far less than what is beyond it was touched, or not by much.
         if share < tail / 5 or wait_us * 8 < before:
@@ -88,7 +88,8 @@ def test_a_median_stands_where_a_tail_does_not_and_the_reason_names_it():
 @pytest.mark.parametrize(("numbers", "stand"), [
     ({"steal": 0.0005}, {"p50", "p90", "p99", "p999", "mean"}), ({"steal": 0.005}, {"p50", "p90", "p99", "mean"}),
     ({"steal": 0.015}, {"p50", "p90", "mean"}), ({"steal": 0.03}, set()),
-    ({"timer_late_us": 12_000.0}, {"p50", "p90", "mean"}), ({"run_delay": 0.3}, set()),
+    ({"timer_late_us": 12_000.0}, {"p50", "p90", "mean"}), ({"run_delay": 0.3}, {"p50"}),
+    ({"run_delay": 0.6}, set()), ({"run_delay": 0.3, "waits": None}, set()),
     ({"receive_drops": 1}, set()), ({"path_drops": 1}, set()), ({"send_drops": 1}, set()),
     # A kernel that counts no waits: the machine's own number.
     ({"waits": None, "psi_cpu_some": 0.0005}, {"p50", "p90", "p99", "p999", "mean"}),
@@ -138,9 +139,9 @@ def test_waits_are_read_each_time_and_short_ones_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("us", [0, 1, 7, 8, 9, 15, 100, 999, 123_456, 10**7])
-def test_rounding_is_down_and_by_a_quarter_at_most(us: int):
-    assert 0.75 * us <= waits.rounded_us(us * 1000) <= us
-    assert len({waits.rounded_us(n * 1000) for n in range(100_000)}) < 80
+def test_rounding_is_down_and_by_little(us: int):
+    assert 15 / 16 * us <= waits.rounded_us(us * 1000) <= us
+    assert len({waits.rounded_us(n * 1000) for n in range(100_000)}) < 300
 
 
 def test_p99_beside_busy_loops_is_not_the_transports():
