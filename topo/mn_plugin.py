@@ -27,7 +27,8 @@ from topo import cli_verbs, ovs
 from topo.echo import pairs_of, run_pairs, table
 from topo.host import SmtHost
 from topo.interpreter import host_python
-from topo.links import LinkOptions, SmtLink
+from topo.link_options import LinkOptions
+from topo.links import SmtLink
 from topo.programs import check_session
 from topo.switches import AutoSwitch, choose
 from topo.topologies import TOPOS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from smtstack.io import quantities
 from workloads import options
 from workloads.ycsb import DISTRIBUTIONS, FIELDS, WORKLOADS
 from workloads.ycsb_load import LOAD_PHASE, YcsbLoad
@@ -17,7 +18,7 @@ def add_ycsb_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload", default="a", metavar="X",
                         help="; ".join(f"{letter}: {found.meaning}" for letter, found in WORKLOADS.items())
                         .replace("%", "%%") + " (default: %(default)s)")
-    parser.add_argument("--value", default="1024", metavar="B",
+    parser.add_argument("--value", type=quantities.sizes, default="1024", metavar="B",
                         help="bytes of a record's fields together; the paper has 64, 1024, 4096 (default: 1024)")
     parser.add_argument("--fields", type=options.positive, default=FIELDS, metavar="N",
                         help="fields of a record; an update changes one of them (default: %(default)s)")
@@ -27,12 +28,12 @@ def add_ycsb_options(parser: argparse.ArgumentParser) -> None:
                         help="of the records that are asked for (default: the workload's own)")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--ops", type=options.positive, metavar="N", help="operations in all (default: 1000)")
-    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="time for each trial")
+    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="time for each trial")
     parser.add_argument("--clients", type=options.positive, default=1, metavar="N",
                         help="operations under way in all: YCSB's threads (default: 1)")
-    parser.add_argument("--rate", type=options.seconds, default=0.0, metavar="R",
+    parser.add_argument("--rate", type=quantities.PER_SECOND, default=0.0, metavar="R",
                         help="open loop: R operations a second in all, at random times (default: closed loop)")
-    parser.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+    parser.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                         help="give up an operation's step after this long (default: 10)")
     parser.add_argument("--seed", type=options.positive, default=1,
                         help="of operations, records, arrivals, faults (default: 1)")

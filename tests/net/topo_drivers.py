@@ -21,7 +21,7 @@ from topo import host as host_module
 from topo import network, ovs
 from topo.commands import run
 from topo.host import SmtHost
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from topo.shaping import priority_counters
 from topo.topologies import SmtTopo
@@ -183,7 +183,7 @@ def queues() -> None:
 
 def wire_counts() -> None:
     """A link with a wire that loses frames on purpose: they are no fault of the emulator."""
-    with open_network("back2back", LinkOptions(loss=0.2, seed=3, nic=("tso=off", "max-contexts=4"))) as net:
+    with open_network("back2back", LinkOptions(loss=20, seed=3, nic=("tso=off", "max-contexts=4"))) as net:
         src, dst = net.flows[0]
         with ends(src, dst) as (out, into):
             for n in range(300):

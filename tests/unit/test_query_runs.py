@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.rows import row
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.topologies import make_topo
 from workloads import cli, curves, query_options, report, run_fanout, run_incast
 from workloads.fidelity import doubted
