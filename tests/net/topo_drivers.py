@@ -44,6 +44,16 @@ class OneSlow(SmtTopo):
         self.flows = [(one, two)]
 
 
+class AsInMininet(SmtTopo):
+    """h1 - s1 - h2, with options as topologies for Mininet have them."""
+
+    def build(self, options: dict[str, Any] | None = None, **_opts: Any) -> None:
+        one, two, switch = self.new_host(1), self.new_host(2), self.addSwitch("s1")
+        for host in (one, two):
+            self.addLink(host, switch, **(options or {}))
+        self.flows = [(one, two)]
+
+
 def frame(src: SmtHost, dst: SmtHost, length: int, priority: int = 0, number: int = 0) -> bytes:
     """An Ethernet frame of ``length`` bytes with its number behind the IP header."""
     ip = IPv4(address(src.IP()), address(dst.IP()), _PROTOCOL, length - 14, number & 0xFFFF, priority << 5)
@@ -269,6 +279,35 @@ def processes() -> list[str]:
     return [n for n in names if n]
 
 
+def mininets(switch: str) -> None:
+    """What Mininet's options do: delay, loss, bw and max_queue_size, given by addLink."""
+    rtts = []
+    for delay in ("10ms", "50ms"):
+        with open_network(AsInMininet({"delay": delay}), switch=switch) as net:
+            text = run(["ping", "-c", "5", "-i", "0.2", net.hosts[1].IP()], pid=net.hosts[0].pid)
+            rtts.append(float(text.rpartition("= ")[2].partition("/")[0]))
+    with open_network(AsInMininet({"loss": 1}), switch=switch) as net:
+        src, dst = net.flows[0]
+        with ends(src, dst) as (out, into):
+            for number in range(4000):
+                out.send(frame(src, dst, 100, number=number))
+                time.sleep(0.0001)
+            arrived = len(arrivals(into, 4000))
+        lost = net.drops()["impairments"]
+    times = {}
+    for mbps in (1, 4):
+        with open_network(AsInMininet({"bw": mbps, "use_htb": True}), switch=switch) as net:
+            times[mbps] = min(duration(net, 30, 1514) for _try in range(3))
+    with open_network(AsInMininet({"bw": 1, "max_queue_size": 10}), switch=switch) as net:
+        src, dst = net.flows[0]
+        with ends(src, dst) as (out, into):
+            for number in range(100):
+                out.send(frame(src, dst, 1514, number=number))
+            held = len(arrivals(into, 100))
+        full = net.drops()["queues"]
+    say(rtts=rtts, arrived=arrived, lost=lost, one=times[1], four=times[4], held=held, full=full)
+
+
 def fail() -> None:
     """Ends with a one-line error, as the smtnet command does."""
     sys.exit(complaint(lambda: network.open_network("star,2", switch="ovs").__enter__()))
@@ -280,7 +319,7 @@ def say(**numbers: Any) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    p.__name__: p for p in (pings, rates, priorities, burst, queues, wire_counts, failures, programs, stubborn,
+    p.__name__: p for p in (pings, rates, priorities, burst, queues, wire_counts, failures, programs, stubborn, mininets,
                             hold, fail)}
 
 if __name__ == "__main__":
