@@ -135,7 +135,8 @@ def parse_param(text: str) -> tuple[str, Any]:
         raise ConfigError(f"the transport has no parameter {name!r}; {hint}there are {', '.join(names)}")
     kind = _quantity(name)
     if isinstance(getattr(DEFAULTS, name), tuple):
-        return name, tuple(kind.read(name, part) for part in value.split(","))
+        where = f"{name} (whole numbers with commas between them)"
+        return name, tuple(kind.read(where, part) for part in value.split(","))
     return name, kind.read(name, value)
 
 

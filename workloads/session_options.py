@@ -59,12 +59,12 @@ def _add_mode(group: argparse._ArgumentGroup) -> None:
 
 def _add_parameters(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cipher", choices=tuple(aead.CIPHERS), help="accept this one only (default: any)")
-    group.add_argument("--index-bits", type=quantities.POSITIVE, metavar="N",
+    group.add_argument("--index-bits", type=quantities.NOT_NEGATIVE, metavar="N",
                        help="bits of a record's number that count within a message (default: 16)")
     group.add_argument("--padding", type=_padding, metavar="POLICY",
                        help="what hides lengths: none, power-of-two or buckets:B,B,... (default: what the peer "
                             "wants)")
-    group.add_argument("--key-update-records", type=quantities.POSITIVE, metavar="N",
+    group.add_argument("--key-update-records", type=quantities.NOT_NEGATIVE, metavar="N",
                        help="new keys after so many records (default: half of what the cipher allows)")
 
 

@@ -105,11 +105,15 @@ class Quantity:
     def possible(self) -> str:
         """What may be written, in words."""
         unit = f" {self.own}" if self.own else ""
-        text = f"a {'whole ' if self.whole else ''}{self.kind.name} such as {self.kind.examples}, "
+        text = f"a {'whole ' if self.whole else ''}{self.kind.name} such as {self.examples()}, "
         text += f"above {self.least:,.15g}" if self.above else f"from {self.least:,.15g}"
         if self.most < _ENDLESS:
             text += f"{', at most' if self.above else ' to'} {self.most:,.15g}"
         return f"{text}{unit}; units: {self.kind.shown}" + (f"; a plain number is {self.own}" if self.own else "")
+
+    def examples(self) -> str:
+        """Two values, in the order of size that is meant."""
+        return {"d": "7 or 48h", "s": "2 or 500ms", "ns": "500 or 2us"}.get(self.own, self.kind.examples)
 
 
 #: Bounds that nobody has to know.
