@@ -143,6 +143,8 @@ _FIXED = {
 NAMES = (*_DEFAULTS, *ALIASES, *_FIXED, "use_htb", "txo", "latency_ms")
 #: Those that have no sense at one end only.
 OF_THE_LINK = ("fabric_mbps", "mtu", "seed", "wire", "tso", "txo", "nic")
+#: What people call them.
+_SYNONYMS = {"bandwidth": "bw", "rate": "bw", "latency": "delay", "packet_loss": "loss", "queue_size": "max_queue_size"}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -177,8 +179,8 @@ def read(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown(name: str, others: Collection[str] = ()) -> ConfigError:
     """The error for an option that nobody knows. ``others`` are those that are possible there as well."""
-    near = difflib.get_close_matches(name, (*NAMES, *others), 1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = difflib.get_close_matches(name, (*NAMES, *_SYNONYMS, *others), 1)
+    hint = f"did you mean {_SYNONYMS.get(near[0], near[0])}? " if near else ""
     return ConfigError(f"a link has no option {name!r}; {hint}there are {', '.join(NAMES)}")
 
 

@@ -118,8 +118,8 @@ def test_what_cannot_be_done_is_refused_by_name(name, way, capsys):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("wrong", "right"), [
-    ("dleay", "delay"), ("max_queue", "max_queue_size"), ("lost", "loss"), ("bandwith", None),
-    ("use_hbt", "use_htb")])
+    ("dleay", "delay"), ("max_queue", "max_queue_size"), ("lost", "loss"), ("bandwith", "bw"),
+    ("latency", "delay"), ("use_hbt", "use_htb"), ("colour", None)])
 def test_an_unknown_name_is_refused_with_the_nearest(wrong, right, way, capsys):
     with pytest.raises((ConfigError, SystemExit)) as e:
         way(wrong, "1")
