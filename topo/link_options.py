@@ -144,7 +144,8 @@ NAMES = (*_DEFAULTS, *ALIASES, *_FIXED, "use_htb", "txo", "latency_ms")
 #: Those that have no sense at one end only.
 OF_THE_LINK = ("fabric_mbps", "mtu", "seed", "wire", "tso", "txo", "nic")
 #: What people call them.
-_SYNONYMS = {"bandwidth": "bw", "rate": "bw", "latency": "delay", "packet_loss": "loss", "queue_size": "max_queue_size"}
+_SYNONYMS = {"bandwidth": "bw", "rate": "bw", "latency": "delay", "packet_loss": "loss",
+             "queue_size": "max_queue_size"}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
