@@ -43,23 +43,26 @@ setup(
     # (Ubuntu 22.04) cannot be told on its command line.
     options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["smtnet = workloads.cli:main"]},
+    # Every bound is one that the tests pass with (uv pip install --resolution lowest-direct), on every Python from
+    # 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
     install_requires=[
         # PyPI has nothing but this pre-release, Debian has 2.3.0: naming the pre-release lets both in.
         "mininet>=2.3.0.dev6",
         # The last release ever. Builds only with an old setuptools: see constraints/build.txt.
         "ryu==4.34",
         "cryptography>=41",
-        "psutil>=5.9",
+        "psutil>=5.9.8",
     ],
     extras_require={
-        "plot": ["matplotlib"],
-        "ui": ["rich"],
+        "plot": ["matplotlib>=3.10.8"],
+        "ui": ["rich>=13"],
         # The key-value store: reads what Redis servers, ours among them, reply.
-        "kv": ["hiredis>=2"],
+        "kv": ["hiredis>=3.1"],
         # Handshakes of transport smt (the ssl module has no exporter, and keeps from ktls the keys that the
         # kernel wants), and its tickets.
-        "session": ["pyOpenSSL>=25.2", "dnspython>=2.3"],
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2", "redis"],
+        "session": ["pyOpenSSL>=25.2", "dnspython>=2.7"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scapy>=2.6",
+                 "hiredis>=3.1", "redis>=5"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
         "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],

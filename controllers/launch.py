@@ -32,6 +32,8 @@ def prepare() -> Any:
     """
     # Eventlet says that it is deprecated. It is all Ryu runs on.
     warnings.filterwarnings("ignore", message=r"\s*Eventlet is deprecated")
+    # Of ryu's own lines, where no installer compiled them before.
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
     try:
         import eventlet.wsgi
 

@@ -77,7 +77,8 @@ class AioSocket:
         try:
             return await asyncio.wait_for(future.waiter, timeout)
         except asyncio.TimeoutError:
-            raise RpcTimeout(f"RPC to {rpc.peer}: no response within {timeout} s") from None
+            raise RpcTimeout(f"RPC to {rpc.peer}: no response within {timeout} s"
+                             f"{self.socket.mtu_hint()}") from None
         finally:
             self._asked.discard(future)
             if not future.done():

@@ -125,7 +125,7 @@ class SmtContext:
         offer = self.offer or Offer(max_message=params.max_message_length)
         options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
                                  self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
-        return SessionHost(options, *local, self.fanout)
+        return SessionHost(options, *local, params.mtu, self.fanout)
 
 
 class RpcFuture:
@@ -149,7 +149,7 @@ class RpcFuture:
             self._response = event.data
         else:
             peer = event.rpc.peer
-            text = f"RPC to {peer}: {failure_text(event)}"
+            text = f"RPC to {peer}: {self._socket.failure_text(event)}"
             self.error = RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)
 
     def result(self, timeout: float | None = None) -> bytes:
@@ -157,7 +157,8 @@ class RpcFuture:
         self._socket.drive(self.done, timeout)
         if not self.done():
             self._socket.abort(self)
-            self.error = RpcTimeout(f"RPC to {self.rpc.peer}: no response within {timeout} s")
+            self.error = RpcTimeout(f"RPC to {self.rpc.peer}: no response within {timeout} s"
+                                    f"{self._socket.mtu_hint()}")
         if self.error is not None:
             raise self.error
         assert self._response is not None
@@ -184,11 +185,6 @@ class IncomingRequest:
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client gave up meanwhile."""
         return self._socket.answer(self._rpc, data)
-
-
-def failure_text(event: events.Failed) -> str:
-    """Why an RPC failed, for people."""
-    return f"{event.reason.value}: {event.detail}" if event.detail else event.reason.value
 
 
 class SmtSocket:
@@ -237,6 +233,22 @@ class SmtSocket:
     def request(self, peer: Address, data: bytes, timeout: float | None = None) -> bytes:
         """Send and wait for the response: :meth:`send_request` and :meth:`RpcFuture.result`."""
         return self.send_request(peer, data).result(timeout)
+
+    def failure_text(self, event: events.Failed) -> str:
+        """Why an RPC failed, for people."""
+        text = f"{event.reason.value}: {event.detail}" if event.detail else event.reason.value
+        return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
+
+    def mtu_hint(self) -> str:
+        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it."""
+        if self.sessions is not None:
+            return ""
+        # Interfaces drop packets that are too long without a word to anybody; few let a little more pass.
+        mtu = self.endpoint.params.mtu
+        count, longest = self.loop.socket.too_long()
+        if count:
+            return f": packets of up to {longest} bytes came, and the MTU here is {mtu}: both ends need the same"
+        return f" (do both ends have the same MTU? here: {mtu})"
 
     def abort(self, future: RpcFuture) -> None:
         """Give up a request; it never executes twice, and may have executed once."""

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from smtstack.capture.captured import Captured
 from smtstack.capture.decrypt import Counts, Decrypter
 from smtstack.capture.flows import Flow
-from smtstack.capture.pcapfile import LINK_ETHERNET, Captured, Reader
+from smtstack.capture.links import LINK_ETHERNET
+from smtstack.capture.pcapfile import Reader
 from smtstack.capture.twins import LINK_UPPER_PDU
 from smtstack.crypto.keys import KeyStore
 from workloads.pcap_dissector import script

@@ -8,7 +8,6 @@ unless the time runs out first.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import io
 import pkgutil
@@ -21,7 +20,7 @@ from functools import partial
 from random import Random
 
 import smtstack
-from smtstack.capture import pcapfile
+from smtstack.capture import links, pcapfile
 from smtstack.capture.decode import Decoder
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
@@ -163,12 +162,14 @@ def _tls13_authentic(buf: bytes) -> None:
 
 def _capture(buf: bytes) -> None:
     for packet in pcapfile.Reader(io.BytesIO(buf)).frames_untrusted():
-        with contextlib.suppress(BadPacket):
-            pcapfile.ipv4_untrusted(packet.link_type, packet.frame)
+        links.find_untrusted(packet.link_type, packet.frame, range(256))
+
+
+_LINKS = (0, 1, 9, 51, 101, 104, 113, 228, 276, 7)
 
 
 def _link(buf: bytes) -> None:
-    pcapfile.ipv4_untrusted((1, 101, 113, 276, 228, 7)[buf[-1] % 6 if buf else 0], buf)
+    links.find_untrusted(_LINKS[buf[-1] % len(_LINKS) if buf else 0], buf, (homa.PROTO_HOMA,))
 
 
 class _Decode:
@@ -205,6 +206,20 @@ def captures(frames: list[bytes]) -> list[bytes]:
     return out
 
 
+def tunnels(frames: list[bytes]) -> list[bytes]:
+    """Frames in tags, in GRE, in VXLAN and in MPLS."""
+    def ip(protocol: int, inside: bytes) -> bytes:
+        return bytes(12) + b"\x08\x00" + ipv4.IPv4(1, 2, protocol, 20 + len(inside)).pack() + inside
+
+    out = []
+    for frame in frames:
+        out += [frame[:12] + b"\x91\x00\0\5\x81\x00\0\6" + frame[12:],
+                ip(47, b"\x30\0\x65\x58" + bytes(8) + frame),
+                ip(17, struct.pack("!HHHHQ", 9, 4789, 0, 0, 8 << 56) + frame),
+                bytes(12) + b"\x88\x47" + bytes(4) + b"\0\0\1\7" + frame[14:]]
+    return out
+
+
 def targets() -> list[Target]:
     """All of them."""
     out = []
@@ -235,8 +250,9 @@ def targets() -> list[Target]:
         # Precondition: as long as a record of no bytes (see test_crypto: shorter ones should be AuthErrors too).
         Target(f"{t12}.open_untrusted", lambda b: tls12.open_untrusted(KEYS, 5, b + bytes(max(0, 29 - len(b)))),
                sealed12, forged),
-        Target(f"{capture}.pcapfile.Reader.frames_untrusted", _capture, captures(every)),
-        Target(f"{capture}.pcapfile.ipv4_untrusted", _link, every[::4]),
+        Target(f"{capture}.pcapfile.Reader.frames_untrusted", _capture, captures(every),
+               reaches=(f"{capture}.pcapng_reader.",)),
+        Target(f"{capture}.links.find_untrusted", _link, [*every[::4], *tunnels(every[::8])], ()),
         *fuzz_sessions.targets(genuine_frames("smt")),
     ]
 

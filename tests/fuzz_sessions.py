@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smtstack.capture.captured import Captured
 from smtstack.capture.decrypt import Decrypter
 from smtstack.capture.flows import Flow
 from smtstack.capture.handshakes import Handshakes
 from smtstack.capture.keylog import Keylog
+from smtstack.capture.links import LINK_ETHERNET
 from smtstack.capture.long_term import LongTermKeys
-from smtstack.capture.pcapfile import LINK_ETHERNET, Captured
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.io import dns_exchange
@@ -145,7 +146,7 @@ def targets(frames: list[bytes]) -> list[Target]:
     name = bytes(range(flights.ID_LEN))
     spoken = [Flight(Kind.CLIENT_HELLO, (name, Offer().pack(), bytes(200))),
               Flight(Kind.SERVER_HELLO, (Agreement().pack(), bytes(100))),
-              Flight(Kind.CLIENT_FINISH, (name, b"tls")), Flight(Kind.SERVER_DONE, (b"tls",)),
+              Flight(Kind.CLIENT_FINISH, (name, b"tls")), Flight(Kind.SERVER_DONE, (b"tls", bytes(32))),
               Flight(Kind.EARLY_HELLO, (bytes(300),)), Flight(Kind.EARLY_ANSWER, (bytes(70),)),
               Flight(Kind.CLOSE, (bytes(flights.PROOF_LEN),)), Flight(Kind.CLOSED),
               flights.refused(Refusal.TLS, "no: \xe9", b"alert")]

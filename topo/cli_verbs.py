@@ -222,11 +222,11 @@ def _echo(net: Any, args: list[str]) -> str:
 
 def _kv(net: Any, args: list[str]) -> str:
     client, server, workload, *rest = args
-    result = kv.run_ycsb(find_host(net, client), find_host(net, server), workload, **_how(rest, 1000))
+    result = kv.run_ycsb(find_host(net, client), find_host(net, server), workload, **_how(rest, None))
     return kv.table(client, server, result)
 
 
-def _how(words: list[str], count: int) -> dict[str, Any]:
+def _how(words: list[str], count: int | None) -> dict[str, Any]:
     """What may follow: how many, over what, ``session=MODE``; in any order."""
     how: dict[str, Any] = {"count": count, "transport": "smt"}
     for word in words:
@@ -305,7 +305,7 @@ VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
     "echo": (_echo, "echo CLIENT SERVER SIZE [COUNT] [TRANSPORT] [session=MODE]",
              "RPCs of SIZE bytes, every answer compared"),
     "kv": (_kv, "kv CLIENT SERVER WORKLOAD [COUNT] [TRANSPORT] [session=MODE]",
-           "YCSB a to f, every value read verified"),
+           "YCSB a to f, or a property file; every value read verified"),
     "nic": (_nic, "nic HOST", "settings, users and counters of its smart NIC"),
     "offload": (_offload, "offload HOST on|off|default", "TLS offload to the NIC, while traffic runs"),
     "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),

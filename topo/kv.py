@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from smtstack.errors import SmtError
 from topo import programs
 
-#: Records loaded before.
-RECORDS = 1000
-#: Operations under way.
+#: Operations under way, unless a file says how many.
 CLIENTS = 8
 
 
-def run_ycsb(client: Any, server: Any, workload: str, *, value: int = 1024, count: int = 1000,
-             transport: str = "smt", nic: str = "sw", session: str = "") -> dict[str, Any]:
-    """Load records and run ``count`` operations of a workload; what ``smtnet call kv --json`` says.
+def run_ycsb(client: Any, server: Any, workload: str, *, value: int | None = None,
+             count: int | None = None, transport: str = "smt", nic: str = "sw",
+             session: str = "") -> dict[str, Any]:
+    """Load records and run ``count`` operations of a workload, or of a property file; what ``smtnet call kv
+    --json`` says. What is None is as there by default, or as the file has it.
 
     Every value read is verified. Raises :class:`ConfigError` for wrong arguments, :class:`SmtError` if an
     operation failed, a value was wrong or a server did not start.
     """
     programs.check(transport, nic, session)
-    arguments = ["--workload", workload, "--value", str(value), "--ops", str(count), "--records", str(RECORDS),
-                 "--clients", str(CLIENTS)]
+    arguments = ["--workload", workload]
+    clients = None if Path(workload).is_file() else CLIENTS
+    for option, number in (("--value", value), ("--ops", count), ("--clients", clients)):
+        arguments += [] if number is None else [option, str(number)]
     with programs.serving("kv", [(client, server)], transport, nic, session) as secrets:
         answer = programs.ask("kv", client, server, 0, arguments, transport, nic, secrets)
     if not answer.ok:

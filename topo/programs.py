@@ -34,8 +34,6 @@ _CERTS = "certs"
 _UNFAITHFUL = 4
 #: Seconds for a server to start or stop on a loaded machine.
 _PATIENCE_S = 20.0
-#: Unanswered RESENDs, one in 10 ms, before a peer is given up: many hosts share few processors here.
-_RESENDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,7 @@ def _options(host: Any, port: int, transport: str, nic: str) -> list[str]:
     """Of a server or a client on ``host``."""
     options = ["--addr", f"{host.IP()}:{port}", "--transport", transport, "--json"]
     if transport in _RAW:
-        options += ["--iface", host.defaultIntf().name, "--nic", nic, "--timeout-resends", str(_RESENDS)]
+        options += ["--iface", host.defaultIntf().name, "--nic", nic]
     return options
 
 

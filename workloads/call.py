@@ -55,8 +55,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                     "loop); every answer is compared byte for byte. smt, homa and linux need root (CAP_NET_RAW).")
     add_caller_options(echo)
     echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B[,B...]",
-                      help="request bytes, or a workload to draw them from: w1 to w5; several are measured one "
-                           "after the other (default: 64)")
+                      help="request bytes, or what to draw them from: a workload, w1 to w5, or a file of sizes; "
+                           "several are measured one after the other (default: 64)")
     echo.add_argument("--also", type=quantities.size_and_number, default="", metavar="BxN",
                       help="N more requests of B bytes, spread among the --count others")
     limit = echo.add_mutually_exclusive_group()

@@ -13,10 +13,11 @@ from workloads.call import EXIT_FAILED, EXIT_UNFAITHFUL, add_caller_options
 from workloads.measure import LINGER_S
 from workloads.options import parse_address
 from workloads.ycsb_load import YcsbSeries
-from workloads.ycsb_options import add_ycsb_options, ycsb_loads
+from workloads.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
 
 _EXAMPLES = """examples:
   smtnet call kv --iface va --addr 10.9.0.1:40000 --peer 10.9.0.2:2000 --certs certs/a --workload a --clients 16
+  smtnet call kv --transport tcp --peer 127.0.0.1:6379 --workload mine.properties -p recordcount=10000 --clients 8
   smtnet call kv --transport tcp --peer 127.0.0.1:6379 --workload d --value 64 --records 10000 --seconds 5 --json
 
 Empties the store and loads the records first (--loaded: does not).
@@ -46,6 +47,7 @@ def run_kv(args: argparse.Namespace) -> int:
     peers = [parse_address(text) for text in args.peer]
     loading, running = ycsb_loads(args)
     settings = options.settings(args)
+    say_unused(args)
     with kv_client.open_caller(settings, peers[:1], args.connections) as caller:
         series = YcsbSeries(caller)
         if not args.loaded:

@@ -17,6 +17,7 @@ from smtstack.crypto.keys import KeyStore
 from smtstack.errors import PeerError
 from topo.host import SmtHost
 from topo.network import SmtNet
+from workloads.capture_files import CaptureFile
 from workloads.experiment import Fleet
 from workloads.pcap import read_into
 from workloads.pcap_decrypt import load_keylog
@@ -84,7 +85,7 @@ class Captures:
         for host in self._hosts:
             if transport in PACKET_TRANSPORTS:
                 decoder = Decoder(transport, _keys_of(fleet, host))
-                read_into(decoder, self.path(host))
+                read_into(decoder, CaptureFile(self.path(host)))
                 result = dataclasses.asdict(decoder.result())
                 for field in ("records_ok", "records_bad", "nonce_reuse", "messages", "messages_complete",
                              "retransmitted", "bad_packets", "handshake_packets"):

@@ -3,14 +3,16 @@
 W1 is Facebook's memcached (ETC), W2 Google's search, W3 all of a Google datacenter, W4 Facebook's Hadoop,
 W5 DCTCP's web search. The tables here are our own digest of the published ones (PlatformLab/HomaModule,
 ``util/dist.cc``): 25 bins of probability, each with its mean size, so that a workload keeps its mean and
-its shape at 1/30 of the length. For the full tables give a file to :func:`load_table`.
+its shape at 1/30 of the length. For the full tables, or sizes of one's own, give a file to :func:`load_table`.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -44,6 +46,8 @@ _UNCUT_TAILS = {
            28_175_343, 29_093_200, 29_400_000),
 }
 WORKLOADS = tuple(_MEANS)
+#: How far from 1 a table may end: published ones are rounded.
+_ENDS_AT_ONE = 1e-6
 
 
 class Distribution:
@@ -106,16 +110,94 @@ def workload(name: str, cap: int = DEFAULT_CAP) -> Distribution:
     return Distribution(name, zip(means, _EDGES, strict=True), cap)
 
 
-def load_table(path: Path, cap: int = DEFAULT_CAP) -> Distribution:
-    """A full table: CSV with the columns ``bytes`` and ``cum_frac``, as HomaModule's dist.cc tabulates them.
+def find(text: str, cap: int = DEFAULT_CAP) -> Distribution:
+    """A workload by its name, or a file of sizes (:func:`load_table`). Raises :class:`ConfigError`."""
+    if text.lower() in WORKLOADS:
+        return workload(text, cap)
+    path = Path(text)
+    if not path.exists():
+        raise ConfigError(f"sizes {text!r}: a workload ({', '.join(WORKLOADS)}), or a file; there is no such file")
+    return load_table(path, cap)
 
-    Raises :class:`ConfigError` for a file that is missing or no such table.
+
+def name(text: str) -> str:
+    """What results call the sizes that :func:`find` finds: a workload, or a file without folder and ending."""
+    return text.lower() if text.lower() in WORKLOADS else Path(text).stem.lower()
+
+
+def load_table(path: Path, cap: int = DEFAULT_CAP) -> Distribution:
+    """Sizes from a file, which is one of three:
+
+    - a CSV with the columns ``bytes`` and ``cum_frac`` (cumulative probability), as HomaModule's dist.cc tabulates
+      them;
+    - the same two numbers a line, without the names;
+    - a size a line, each as likely as any other.
+
+    Between the numbers are commas or blanks; empty lines and what follows a ``#`` do not count. Raises
+    :class:`ConfigError`, with file and line, for a file that is missing or none of these.
     """
     try:
-        with path.open(newline="") as f:
-            rows = [(int(row["bytes"]), float(row["cum_frac"])) for row in csv.DictReader(f)]
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as e:
         raise ConfigError(f"size table {path}: {e.strerror}") from None
-    except (KeyError, TypeError, ValueError) as e:
-        raise ConfigError(f"size table {path}: wants columns bytes,cum_frac ({type(e).__name__}: {e})") from None
-    return Distribution(path.stem.lower(), rows, cap)
+    except UnicodeDecodeError:
+        raise ConfigError(f"size table {path}: no text") from None
+    lines = [(number, re.split(r"[\s,;]+", said)) for number, line in enumerate(text.splitlines(), 1)
+             if (said := line.partition("#")[0].strip().strip(",;"))]
+    columns: tuple[int, ...] = ()
+    if lines and not _is_number(lines[0][1][0]):
+        columns = _columns(path, *lines.pop(0))
+    if not lines:
+        raise ConfigError(f"size table {path}: there are no sizes in it")
+    if not columns:
+        columns = tuple(range(min(len(lines[0][1]), 2)))
+    width = max(len(lines[0][1]), max(columns) + 1)
+    table: list[tuple[int, float]] = []
+    for number, words in lines:
+        where = f"size table {path}, line {number}"
+        if len(words) != width:
+            raise ConfigError(f"{where}: {len(words)} values, where there are to be {width}")
+        size = _size(where, words[columns[0]])
+        table.append((size, _share(where, words[columns[1]]) if len(columns) > 1 else 0.0))
+        if len(columns) > 1 and len(table) > 1 and (table[-1][0] < table[-2][0] or table[-1][1] < table[-2][1]):
+            raise ConfigError(f"{where}: sizes and cumulative probabilities rise from line to line, but "
+                              f"{' '.join(words)} follows {table[-2][0]} {table[-2][1]:g}")
+    if len(columns) == 1:
+        counts = sorted(Counter(size for size, _share in table).items())
+        table = [(size, total / len(table)) for (size, _n), total in
+                 zip(counts, accumulate(n for _size, n in counts), strict=True)]
+    elif abs(table[-1][1] - 1) > _ENDS_AT_ONE:
+        raise ConfigError(f"size table {path}, line {lines[-1][0]}: the last cumulative probability is "
+                          f"{table[-1][1]:g}, not 1")
+    return Distribution(path.stem.lower(), table, cap)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _columns(path: Path, number: int, names: list[str]) -> tuple[int, ...]:
+    """Which columns are meant, by the names in the first line."""
+    lowered = [name.lower().strip("\"'") for name in names]
+    if lowered == ["bytes"]:
+        return (0,)
+    if not {"bytes", "cum_frac"} <= set(lowered):
+        raise ConfigError(f"size table {path}, line {number}: wants columns bytes,cum_frac, not "
+                          f"{','.join(names)[:60]}")
+    return lowered.index("bytes"), lowered.index("cum_frac")
+
+
+def _size(where: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or not int(text):
+        raise ConfigError(f"{where}: {text[:40]!r} is no size: a whole number of bytes, from 1")
+    return int(text)
+
+
+def _share(where: str, text: str) -> float:
+    if not _is_number(text) or not 0 <= float(text) <= 1 + _ENDS_AT_ONE:
+        raise ConfigError(f"{where}: {text[:40]!r} is no cumulative probability: 0 to 1")
+    return float(text)

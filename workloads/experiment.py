@@ -33,7 +33,7 @@ from workloads import credentials, fleet_dns
 from workloads.fidelity import FidelityMonitor, verdict
 from workloads.fleet_programs import Client, await_text, cpu_s, died, finish, take_raw
 from workloads.fleet_setup import Setup, asked
-from workloads.load import Load, parse_also
+from workloads.load import Load, parse_also, size_name
 from workloads.measure import SIZES_SUFFIX
 from workloads.retransmissions import Retransmissions
 from workloads.rtt import rtt_summary
@@ -44,8 +44,6 @@ _LOOK_S = 0.5
 #: Ports: fleets are this far apart, clients of a fleet begin in the middle.
 PORT_STEP = 200
 FIRST_PORT = 2000
-#: On machines that stall, a peer must not be given up after the module's 65 ms.
-TIMEOUT_RESENDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class Fleet:
         options = ["--transport", setup.transport, "--iface", str(host.defaultIntf()),
                    "--addr", f"{host.IP()}:{port}"]
         if setup.uses_nic:
-            options += ["--nic", setup.nic, "--timeout-resends", str(TIMEOUT_RESENDS)]
+            options += ["--nic", setup.nic]
             rate = self.net.rate_mbps(host)
             if rate is not None:
                 # The pacer keeps to the link; else its queue would overflow in the host itself.
@@ -308,7 +306,7 @@ class Fleet:
             "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
             "poll": "polling" if setup.poll_us else "interrupt",
-            "size": int(load.size) if load.size.isdecimal() else load.size, "concurrency": load.concurrency,
+            "size": size_name(load.size), "concurrency": load.concurrency,
             "trial": trial, "rpcs": rpcs, "errors": sum(answer["errors"] for answer in done),
             "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,

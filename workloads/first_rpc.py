@@ -27,7 +27,6 @@ from smtstack.socket import Address, SmtContext, SmtSocket
 from smtstack.transport.params import SOFTWARE
 from smtstack.wire.ipv4 import address
 from workloads.cli import error_code
-from workloads.experiment import TIMEOUT_RESENDS
 from workloads.fig12_report import BASE, INIT, INIT_DNS, INIT_FS, INIT_FS_DNS, ONE_RTT, RSMP, RSMP_FS
 from workloads.options import parse_address
 
@@ -70,7 +69,7 @@ def main() -> int:
 def _context(args: argparse.Namespace, mode: str, publish: bool = False) -> SmtContext:
     if args.mutual and mode == "tls":
         mode = "mtls"
-    params = replace(SOFTWARE, mtu=min(interface_mtu(args.iface), 65535), timeout_resends=TIMEOUT_RESENDS)
+    params = replace(SOFTWARE, mtu=min(interface_mtu(args.iface), 65535))
     return SmtContext(args.iface, params=params, certs=args.certs, session=mode, client_auth=args.mutual,
                       dns=parse_address(args.dns) if mode.startswith("ticket") else None, publish=publish)
 

@@ -8,6 +8,8 @@ smt, homa and linux a call is one RPC. :class:`KvClient` is the blocking client 
         client.command("SET", "foo", "bar")
         client.pipeline([("GET", "foo"), ("INCR", "hits")])
 
+        client.transaction([("INCR", "a"), ("INCR", "b")])
+
 A command that may change something is sent at most once: if its reply does not come, nobody here knows whether it
 was carried out, and :class:`KvUnknown` says so. Commands that only read are tried again.
 """
@@ -23,6 +25,7 @@ from typing import Any
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.socket import Address
 from workloads import transports
+from workloads.kv.commands import COMMANDS
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Call, Caller
 from workloads.transports.framing import FramingError, Inbox
@@ -36,16 +39,16 @@ except ImportError:  # an extra
 
 Arg = bytes | str | int | float
 #: Commands that change nothing, whose reply does not depend on how often they were sent.
-READS = frozenset({
-    "PING", "ECHO", "GET", "MGET", "EXISTS", "STRLEN", "TTL", "PTTL", "TYPE", "HGET", "HMGET", "HGETALL", "HLEN",
-    "HEXISTS", "HKEYS", "HVALS", "ZRANGE", "ZRANGEBYSCORE", "ZCARD", "ZSCORE", "SCAN", "KEYS", "DBSIZE", "INFO",
-    "COMMAND", "CONFIG", "SELECT",
-})
+READS = frozenset(e.name.upper() for e in COMMANDS.values()
+                  if not (e.write or e.local or e.stateful or e.immediate)) | {"PING", "ECHO", "COMMAND", "CONFIG",
+                                                                               "SELECT"}
 #: ... and words that make one of these something else.
 _CHANGING = {"CONFIG": "GET"}
 #: Seconds to wait for a reply, and how often a read is sent again.
 TIMEOUT_S = 5.0
 RETRIES = 2
+#: In the place of a connection that is not there any more.
+_NOWHERE = object()
 
 
 class KvError(SmtError):
@@ -189,6 +192,11 @@ class KvClient:
         self._caller = open_caller(settings, [peer], 1)
         self._timeout_s = timeout_s
         self._retries = retries
+        self._in_messages = settings.transport in PACKET_TRANSPORTS
+        #: Of :meth:`watch`: versions by key, in messages; the connection that Redis's WATCH was said on.
+        self._versions: dict[bytes, int] = {}
+        self._watching: object = None
+        self._connection: object = None
 
     def command(self, *command: Arg) -> Any:
         """The reply; raises :class:`KvError` if it is an error, and what :meth:`pipeline` raises."""
@@ -220,6 +228,53 @@ class KvClient:
                     raise
         raise AssertionError
 
+    def watch(self, *keys: Arg) -> None:
+        """The next :meth:`transaction` is done only if none of these keys is changed from now on."""
+        if self._in_messages:
+            wanted = [_bytes(key) for key in keys]
+            for key, version in zip(wanted, self.command("SMT.VERSIONS", *wanted), strict=True):
+                self._versions.setdefault(key, version)
+            return
+        before = self._watching
+        self.command("WATCH", *keys)
+        # Watched on another connection than what was watched before: the server has forgotten that.
+        self._watching = self._connection if before in {None, self._connection} else _NOWHERE
+
+    def unwatch(self) -> None:
+        """As if nothing was watched."""
+        self._versions = {}
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            self.command("UNWATCH")
+
+    def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Any] | None:
+        """Commands that are done together, nothing between them; it is one message, and sent at most once.
+
+        Their replies, errors among them; None: nothing was done, as a key that was watched may have changed (or
+        the connection was lost, which has the server forget who watches what). Raises :class:`KvError` if one of
+        them is no command, so that none was done, and what :meth:`pipeline` raises.
+        """
+        versions, self._versions = self._versions, {}
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            self._caller.prepare(1)
+            if not isinstance(watching, Stream) or not watching.watched:
+                self.command("UNWATCH")
+                return None
+        if versions:
+            # In front of MULTI, and with it in one message.
+            demand = [("SMT.WATCH", *(word for pair in versions.items() for word in pair))]
+        else:
+            demand = []
+        replies = self.pipeline([*demand, ("MULTI",), *commands, ("EXEC",)])
+        done = replies[-1]
+        wrong = next(filter(is_error, replies), None)
+        if is_error(done):
+            raise KvError(str(done) if wrong is done else f"{done} ({wrong})")
+        if done is not None and not isinstance(done, list):
+            raise PeerError("the reply to EXEC is no list")
+        return done
+
     def _finish(self, call: KvCall) -> list[Any]:
         """Begin it, and wait for its end."""
         caller = self._caller
@@ -232,6 +287,8 @@ class KvClient:
                 break
             caller.drive(left)
         caller.finished.clear()
+        # None if it never left.
+        self._connection = getattr(call, "handle", None)
         if call.error is not None:
             raise call.error
         return call.replies()
@@ -245,6 +302,10 @@ class KvClient:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _bytes(part: Arg) -> bytes:
+    return part if isinstance(part, bytes) else str(part).encode()
 
 
 def _word(part: Arg) -> str:

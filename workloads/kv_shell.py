@@ -14,7 +14,7 @@ from smtstack.errors import PeerError
 from smtstack.io import quantities
 from workloads import options
 from workloads.kv.resp import RespError, split_arguments
-from workloads.kv_client import RETRIES, TIMEOUT_S, Arg, KvClient, is_error
+from workloads.kv_client import RETRIES, TIMEOUT_S, Arg, KvClient, KvError, is_error
 from workloads.kv_text import as_json, formatted, raw
 from workloads.options import parse_address
 from workloads.transports import PACKET_TRANSPORTS
@@ -25,6 +25,8 @@ HISTORY = Path("~/.smtnet_kv_history")
 _HISTORY_LINES = 1000
 #: Commands whose bytes are values; those of all others are a status, or both look alike.
 _VALUES = frozenset({"GET", "ECHO", "HGET", "GETSET", "GETDEL", "GETEX", "ZSCORE"})
+#: Arguments of what is about transactions, the name included; -n: at least n.
+_TRANSACTION = {"MULTI": 1, "EXEC": 1, "DISCARD": 1, "WATCH": -2, "UNWATCH": 1}
 #: Ports of clients: those of SMT and Homa begin here.
 _CLIENT_PORTS = range(0x8000, 0x10000)
 
@@ -37,6 +39,8 @@ _EXAMPLES = """examples:
 Without a command: a prompt, or (no terminal) commands line by line from stdin. Options go before the command.
 A command that changes something is sent once: if no reply comes, it may have been carried out or not, and the
 error says so. Commands that only read are tried again (--retries).
+MULTI begins a transaction: what follows is kept here and sent as one by EXEC, over every transport. WATCH in front
+of it has EXEC do nothing if one of its keys was changed meanwhile.
 exit code: 0 ok, 1 the server says it is an error or did not answer, 2 usage, 3 something is missing
 
 docs/kv.md is the how-to.
@@ -88,6 +92,8 @@ class Shell:
         self._client = client
         self._json = args.json
         self._raw = args.raw or not sys.stdout.isatty()
+        #: Commands since MULTI.
+        self._queue: list[Sequence[Arg]] | None = None
 
     def line(self, line: bytes) -> bool:
         """A line as people type it; whether it failed. Prints errors."""
@@ -102,11 +108,44 @@ class Shell:
 
     def carry_out(self, words: Sequence[Arg]) -> bool:
         """One command; whether the server says it failed. Raises SmtError."""
-        (reply,) = self._client.pipeline([words])
         first = words[0]
         name = (first.decode("latin-1") if isinstance(first, bytes) else str(first)).upper()
+        try:
+            reply = self._reply(name, words)
+        except KvError as e:
+            reply = e
         self._print(reply, name)
-        return is_error(reply)
+        return is_error(reply) or isinstance(reply, KvError)
+
+    def _reply(self, name: str, words: Sequence[Arg]) -> Any:
+        """What a command gives; a transaction is kept until it is whole. Raises SmtError."""
+        arity = _TRANSACTION.get(name)
+        if arity is not None and len(words) != arity and (arity > 0 or len(words) < -arity):
+            raise KvError(f"ERR wrong number of arguments for '{name.lower()}' command")
+        queue = self._queue
+        if name == "MULTI":
+            if queue is not None:
+                raise KvError("ERR MULTI calls can not be nested")
+            self._queue = []
+        elif name in {"EXEC", "DISCARD"}:
+            if queue is None:
+                raise KvError(f"ERR {name} without MULTI")
+            self._queue = None
+            if name == "EXEC":
+                return self._client.transaction(queue)
+            self._client.unwatch()
+        elif name == "WATCH" and queue is not None:
+            raise KvError("ERR WATCH inside MULTI is not allowed")
+        elif queue is not None:
+            queue.append(words)
+            return b"QUEUED"
+        elif name == "WATCH":
+            self._client.watch(*words[1:])
+        elif name == "UNWATCH":
+            self._client.unwatch()
+        else:
+            return self._client.pipeline([words])[0]
+        return b"OK"
 
     def _print(self, reply: Any, name: str) -> None:
         if self._json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from workloads.kv_client import is_error
+from workloads.kv_client import KvError, is_error
 
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\a": "\\a", "\b": "\\b", '"': '\\"', "\\": "\\\\"}
 
@@ -18,7 +18,7 @@ def quoted(data: bytes) -> str:
 
 def formatted(reply: Any, status: bool = False, indent: str = "") -> str:
     """For a terminal. ``status``: bytes are a status (``OK``), not a value: the parser does not tell."""
-    if is_error(reply):
+    if is_error(reply) or isinstance(reply, KvError):
         return f"(error) {reply}"
     if reply is None:
         return "(nil)"
@@ -38,7 +38,7 @@ def formatted(reply: Any, status: bool = False, indent: str = "") -> str:
 
 def raw(reply: Any) -> bytes:
     """For pipes: values as they are, a line each."""
-    if is_error(reply):
+    if is_error(reply) or isinstance(reply, KvError):
         return str(reply).encode()
     if isinstance(reply, list):
         return b"\n".join(map(raw, reply))
@@ -51,7 +51,7 @@ def as_json(reply: Any) -> str:
 
 
 def _plain(reply: Any) -> Any:
-    if is_error(reply):
+    if is_error(reply) or isinstance(reply, KvError):
         return {"error": str(reply)}
     if isinstance(reply, bytes):
         return reply.decode(errors="surrogateescape")

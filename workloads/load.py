@@ -42,7 +42,7 @@ class Load:
     """What to send, and how often. Checked when made; :class:`ConfigError` names the culprit."""
 
     size: str = "64"
-    """Request bytes, or a workload to draw them from: ``w3``."""
+    """Request bytes, or what to draw them from: a workload (``w3``) or a file of sizes."""
     also: str = ""
     """``1000000x200``: so many more requests of that size, spread evenly among the ``count`` others."""
     count: int | None = 1000
@@ -74,12 +74,15 @@ class Load:
 
 
 def parse_size(text: str) -> int | Distribution:
-    """``64``, or ``w3``. Raises :class:`ConfigError`."""
+    """``64``, ``w3`` or ``sizes.csv``. Raises :class:`ConfigError`."""
     if text.isascii() and text.isdecimal():
         return _checked(int(text))
-    if text.lower() in distributions.WORKLOADS:
-        return distributions.workload(text)
-    raise ConfigError(f"size {text!r}; bytes, or a workload: {', '.join(distributions.WORKLOADS)}")
+    return distributions.find(text)
+
+
+def size_name(text: str) -> int | str:
+    """What results say of a size."""
+    return int(text) if text.isdecimal() else distributions.name(text)
 
 
 def parse_also(text: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.fidelity import FidelityMonitor, verdict
-from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally
+from workloads.load import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.rtt import percentile, rtt_summary
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
@@ -142,7 +142,7 @@ def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
     tally = point.tally
     answer = {
         "transport": settings.transport, "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
-        "size": int(load.size) if load.size.isdecimal() else load.size.lower(), "rpcs": len(tally.rtt_ns),
+        "size": size_name(load.size), "rpcs": len(tally.rtt_ns),
         "errors": tally.errors, "content_ok": not tally.wrong,
         "rpc_per_s": round(len(tally.rtt_ns) / point.seconds, 1) if point.seconds else 0.0,
         "rtt_us": rtt_summary(tally.rtt_ns), "cpu": point.cpu, "fidelity": point.fidelity,

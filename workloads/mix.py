@@ -13,8 +13,9 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from smtstack.transport.params import TransportParams, software
+from workloads import distributions
 from workloads.cutoffs import unsched_cutoffs
-from workloads.distributions import Distribution, workload
+from workloads.distributions import Distribution
 from workloads.options import parse_param
 from workloads.slowdown_report import Message
 from workloads.slowdown_run import COOL_DOWN, WARM_UP, mean_cost, rpc_wire_bytes
@@ -36,6 +37,7 @@ class Mix:
     """Traffic between ``hosts`` hosts, all to all. Raises :class:`ConfigError`."""
 
     workload: str
+    """By name, or a file of sizes."""
     load: float
     """Share of every host's link, in each direction, that the DATA packets of requests and replies take, all
     headers included, as profile ``homa`` packs them. Other transports get the same messages."""
@@ -56,7 +58,7 @@ class Mix:
         if self.hosts < 2:
             raise ConfigError(f"{self.hosts} host is too few: every host sends to the others")
         given: dict[str, Any] = dict(map(parse_param, self.param))
-        sizes = workload(self.workload)
+        sizes = distributions.find(self.workload)
         params = replace(software(max(1, int(self.rate_mbps))), **{"mtu": self.mtu, **given})
         cutoffs = unsched_cutoffs(sizes, params.unsched_bytes, params.num_priorities)
         ours: dict[str, Any] = {"unsched_cutoffs": cutoffs.table, "max_sched_prio": cutoffs.max_sched_prio,
@@ -73,7 +75,7 @@ class Mix:
 
     def title(self, topo: str) -> str:
         """For people."""
-        return (f"{self.workload.upper()} (to {self.sizes.sizes[-1]:,} B), {self.load:.0%} load, {topo}, "
+        return (f"{self.sizes.name.upper()} (to {self.sizes.sizes[-1]:,} B), {self.load:.0%} load, {topo}, "
                 f"{self.rate_mbps:g} Mbit/s")
 
     @property

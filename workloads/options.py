@@ -84,8 +84,9 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                          help="bytes granted beyond what has arrived (default: by the link's rate, at most "
                               f"{DEFAULTS.window})")
     packets.add_argument("--timeout-resends", type=positive, metavar="N",
-                         help="unanswered RESENDs, one in 10 ms (longer below 100 Mbit/s), after which a peer is "
-                              f"given up: more on a machine that stalls (default: {DEFAULTS.timeout_resends})")
+                         help="a host is given up after so many times 10 ms (longer below 100 Mbit/s) of silence "
+                              f"(default: {DEFAULTS.timeout_resends}, about "
+                              f"{DEFAULTS.silence_ticks * DEFAULTS.tick_ns // 10**9} s above 2 Mbit/s)")
     packets.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
                          help="any parameter of the transport by its name in smtstack/transport/params.py, as "
                               "max_overcommit=4; comes after all other options (repeatable)")

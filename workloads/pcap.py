@@ -8,18 +8,29 @@ import json
 import sys
 from pathlib import Path
 
+from smtstack.capture.captured import HOST_SEGMENTS, HOST_SIDE
 from smtstack.capture.decode import Decoder, Result
-from smtstack.capture.pcapfile import HOST_SIDE, Reader
-from smtstack.errors import BadPacket, ConfigError
+from smtstack.capture.pcapfile import Reader
 from workloads import pcap_decrypt, pcap_dissector
-from workloads.pcap_decrypt import add_key_options, file_notes, key_store
+from workloads.capture_files import CaptureFile
+from workloads.pcap_decrypt import (
+    add_key_options,
+    capture_file,
+    file_notes,
+    key_store,
+    other_rows,
+    reading,
+    snapped,
+    truncated_rows,
+)
 
 _EXAMPLES = """examples:
   smtnet pcap decode capture.pcap --profile linux --keys demo
   smtnet pcap decode h1.pcapng --keylog h1.keylog --json
   smtnet pcap decode plain.pcap --profile homa
+  ssh h1 tcpdump -i e0 -w - | smtnet pcap decode - --keylog h1.keylog
 
-exit code: 0 if every record is authentic and no nonce was used twice, else 1
+exit code: 0 if every record is authentic and no nonce was used twice, else 1; also 1 if nothing could be verified
 """
 
 
@@ -32,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Decrypt and verify every record of a capture (pcap or pcapng), put messages together, "
                     "and look for nonces used twice.")
-    decode.add_argument("file", type=Path, help="the capture")
+    decode.add_argument("file", type=Path, help="the capture, compressed perhaps; - is stdin")
     add_key_options(decode)
     decode.add_argument("--json", action="store_true", help="one JSON object on stdout")
     decode.set_defaults(run=run_decode)
@@ -41,39 +52,35 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_decode(args: argparse.Namespace) -> int:
-    """Decode ``args.file``; 1 if a record is bad or a nonce was used twice."""
-    decoder = Decoder(args.profile, key_store(args), args.protocol)
-    notes = read_into(decoder, args.file)
+    """Decode ``args.file``; 1 if a record is bad or a nonce was used twice, or if nothing was verified."""
+    file = capture_file(args)
+    decoder = Decoder(args.profile, key_store(args, file), args.protocol)
+    notes = read_into(decoder, file)
     result = decoder.result()
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:
         print(table(result))
+    why = decoder.why_nothing()
+    if not why:
+        notes += snapped(result.truncated)
     for note in notes + decoder.hints():
         print(f"smtnet: {note}", file=sys.stderr)
-    return 1 if result.records_bad or result.nonce_reuse else 0
+    return 1 if result.records_bad or result.nonce_reuse or why else 0
 
 
-def read_into(decoder: Decoder, path: Path) -> list[str]:
-    """Feed a capture file to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
-    count = host_side = 0
-    try:
-        with path.open("rb") as stream:
-            reader = Reader(stream)
-            for captured in reader.frames_untrusted():
-                count += 1
-                if captured.interface.endswith(HOST_SIDE):
-                    host_side += 1
-                else:
-                    decoder.add(captured.link_type, captured.frame)
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from None
-    except BadPacket as e:
-        where = f" (after {count} packets)" if count else ""
-        raise ConfigError(f"{path}: {e}{where}") from None
-    notes = file_notes(reader, path)
-    if host_side:
-        notes.append(f"{host_side} segments of the host side, before the NIC, are left out")
+def read_into(decoder: Decoder, file: CaptureFile) -> list[str]:
+    """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
+    with file.open() as stream, reading(file):
+        reader = Reader(stream)
+        for captured in reader.frames_untrusted():
+            if captured.interface.endswith(HOST_SIDE):
+                decoder.sorter.other(HOST_SEGMENTS)
+            else:
+                decoder.add(captured.link_type, captured.frame, captured.missing)
+    notes = file_notes(reader, file)
+    if host_side := decoder.sorter.others[HOST_SEGMENTS]:
+        notes.append(f"{host_side} {HOST_SEGMENTS}, are left out")
     return notes
 
 
@@ -85,7 +92,8 @@ def table(result: Result) -> str:
             ("  of DATA, retransmitted", str(result.retransmitted)),
             ("control packets", str(control)),
             ("packets of handshakes", str(result.handshake_packets)),
-            ("other protocols' frames", str(result.ignored)),
+            ("other frames", str(result.ignored)), *other_rows(result.others),
+            *truncated_rows(result.truncated),
             ("bad packets", str(result.bad_packets)),
             ("records authentic", str(result.records_ok)),
             ("records bad", str(result.records_bad)),

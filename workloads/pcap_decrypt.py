@@ -8,9 +8,12 @@ import json
 import os
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from smtstack.capture.captured import MAX_PACKET
 from smtstack.capture.decrypt import Counts, Decrypter
 from smtstack.capture.keylog import Keylog, SeenKeys
 from smtstack.capture.long_term import KeptState, LongTermKeys
@@ -22,6 +25,14 @@ from smtstack.session import tickets
 from smtstack.session.state import SealingKey
 from smtstack.session.tickets import TicketSecret
 from smtstack.wire import homa
+from workloads.capture_files import (
+    STANDARD,
+    CaptureFile,
+    name_of,
+    naming,
+    only_once,
+    standard_output,
+)
 
 EXAMPLES = """examples:
   smtnet pcap decrypt h1.pcap open.pcapng --keylog h1.keylog
@@ -29,14 +40,18 @@ EXAMPLES = """examples:
   smtnet pcap decrypt plain.pcap open.pcapng --profile homa
   smtnet pcap decrypt h2.pcap open.pcapng --ticket-key h2.state
   wireshark -X lua_script:"$(smtnet pcap dissector)" open.pcapng
+  tcpdump -i e0 -w - | smtnet pcap decrypt - - --keylog h1.keylog | wireshark -k -i -
 
 OUT holds plaintext and, unless --no-secrets, secrets of TLS: only its owner may read it.
 
-exit code: 0 if all that is whole was decrypted, 1 if a record was not authentic or a session not known
+exit code: 0 if all that is whole was decrypted, 1 if a record was not authentic or a session not known, or if
+there was nothing to decrypt
 """
 
 #: Largest keylog read.
 _MAX_KEYLOG = 1 << 30
+#: Kinds of frames and blocks named for people.
+_MAX_NAMES = 12
 
 
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,8 +62,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Write a capture (pcap or pcapng) again as pcapng, with comments, the plaintext of each "
                     "record right behind the packet that completed it, and handshakes as TCP streams, in which "
                     "Wireshark knows TLS.")
-    decrypt.add_argument("file", type=Path, metavar="IN", help="the capture")
-    decrypt.add_argument("out", type=Path, metavar="OUT", help="the pcapng file to write; must not exist")
+    decrypt.add_argument("file", type=Path, metavar="IN", help="the capture, compressed perhaps; - is stdin")
+    decrypt.add_argument("out", type=Path, metavar="OUT",
+                         help="the pcapng file to write, which must not exist; - is stdout (counts go to stderr)")
     source = add_key_options(decrypt)
     source.add_argument("--ticket-key", type=Path, metavar="STATE",
                         help="a server's state file: opens what its long-term keys can, which of forward-secret "
@@ -66,7 +82,8 @@ def add_key_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclus
                              "reads our own and the module's plain Homa, by IP protocol (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--keylog", type=Path, action="append", default=[], metavar="FILE",
-                        help="secrets of the sessions, as --keylog of the endpoints wrote them (repeatable)")
+                        help="secrets of the sessions, as --keylog of the endpoints wrote them (repeatable); - is "
+                             "stdin")
     source.add_argument("--keys", metavar="FILE|demo", help="a key file, or the public demo keys")
     parser.add_argument("--protocol", type=_protocol, metavar="N",
                         help="IP protocol number, if not the profile's own")
@@ -80,7 +97,14 @@ def _protocol(text: str) -> int:
     return number
 
 
-def key_store(args: argparse.Namespace) -> KeyStore:
+def capture_file(args: argparse.Namespace) -> CaptureFile:
+    """The capture that the options name. Raises :class:`ConfigError`."""
+    only_once(args.file, *args.keylog)
+    inside = not args.keylog and args.keys is None and args.profile == "smt"
+    return CaptureFile(args.file, passes=2 if inside else 1)
+
+
+def key_store(args: argparse.Namespace, file: CaptureFile) -> KeyStore:
     """The keys of a capture, from the options or, without any, from secrets in the capture itself.
 
     Raises :class:`ConfigError`.
@@ -94,65 +118,77 @@ def key_store(args: argparse.Namespace) -> KeyStore:
     if args.profile == "linux":
         raise ConfigError("profile linux needs --keys: a key file, or demo for the public keys of the kernel "
                           "module's programs")
-    keylog = _inside(args.file)
+    keylog = _inside(file)
     if not keylog.secrets:
-        raise ConfigError(f"no keys: give --keylog FILE or --keys FILE|demo ({args.file} holds no secrets itself)")
+        raise ConfigError(f"no keys: give --keylog FILE or --keys FILE|demo ({file} holds no secrets itself)")
     return keylog
 
 
 def load_keylog(*paths: Path) -> Keylog:
-    """What these files say together; raises :class:`ConfigError`."""
+    """What these files say together, one of them stdin perhaps; raises :class:`ConfigError`."""
     keylog = Keylog()
     for path in paths:
-        try:
-            if path.stat().st_size > _MAX_KEYLOG:
-                raise ConfigError(f"{path}: more than {_MAX_KEYLOG} bytes are no keylog")
-            keylog.add_untrusted(path.read_text(encoding="ascii"))
-        except OSError as e:
-            raise ConfigError(f"{path}: {e.strerror}; give what --keylog of the endpoints wrote") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path} is no keylog: it holds more than ASCII") from None
-        except BadPacket as e:
-            raise ConfigError(f"{path}: {e}") from None
+        with CaptureFile(path).open() as stream:
+            data = stream.read(_MAX_KEYLOG + 1)
+        if len(data) > _MAX_KEYLOG:
+            raise ConfigError(f"{name_of(path)}: too large: of a keylog {_MAX_KEYLOG} bytes are read")
+        _read_untrusted(keylog, data, name_of(path))
     return keylog
 
 
-def _inside(path: Path) -> Keylog:
-    """The secrets that stand before the first packet of a capture."""
-    keylog = Keylog()
+def _read_untrusted(keylog: Keylog, data: bytes, name: str) -> None:
     try:
-        with path.open("rb") as stream:
-            reader = Reader(stream)
-            next(reader.frames_untrusted(), None)
-        for text in reader.tls_secrets:
-            keylog.add_untrusted(text.decode("ascii"))
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from None
-    except (BadPacket, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: {e}") from None
+        keylog.add_untrusted(data.decode("ascii"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name} is no keylog: it holds more than ASCII") from None
+    except BadPacket as e:
+        raise ConfigError(f"{name}: {e}") from None
+
+
+def _inside(file: CaptureFile) -> Keylog:
+    """The secrets that a capture holds, wherever in it they stand."""
+    keylog = Keylog()
+    with file.open() as stream, reading(file):
+        reader = Reader(stream)
+        for _captured in reader.frames_untrusted():
+            pass
+    for data in reader.tls_secrets:
+        _read_untrusted(keylog, data, f"the secrets in {file}")
     return keylog
+
+
+@contextmanager
+def reading(file: CaptureFile) -> Iterator[None]:
+    """What is wrong with a capture as :class:`ConfigError` with its name."""
+    try:
+        yield
+    except BadPacket as e:
+        raise ConfigError(f"{file}: {e}") from None
 
 
 def run_decrypt(args: argparse.Namespace) -> int:
-    """Decrypt ``args.file`` into ``args.out``; 1 if something did not authenticate or had no known session."""
+    """Decrypt ``args.file`` into ``args.out``; 1 if something did not authenticate or had no known session, or if
+    there was nothing to decrypt."""
     notes: list[str] = []
+    file = capture_file(args)
     if args.ticket_key is not None:
-        store, notes = _long_term(args)
+        store, notes = _long_term(args, file)
     else:
-        store = key_store(args)
+        store = key_store(args, file)
     tls = store.tls if isinstance(store, Keylog) and not args.no_secrets else None
     decrypter = Decrypter(args.profile, store, args.protocol, tls_lines=tls)
-    counts, more = write_decrypted(decrypter, args.file, args.out)
-    if args.json:
-        print(json.dumps(dataclasses.asdict(counts)))
-    else:
-        print(table(counts))
-    for note in notes + more + hints(counts, args.profile):
+    counts, more = write_decrypted(decrypter, file, args.out)
+    said = json.dumps(dataclasses.asdict(counts)) if args.json else table(counts)
+    # stdout may be the capture's.
+    print(said, file=sys.stderr if args.out == STANDARD else sys.stdout)
+    why = decrypter.why_nothing()
+    last = [f"nothing was decrypted: {why}"] if why else hints(counts)
+    for note in notes + more + last:
         print(f"smtnet: {note}", file=sys.stderr)
-    return 1 if counts.records_failed or counts.unknown or not counts.packets else 0
+    return 1 if counts.records_failed or counts.unknown or why else 0
 
 
-def _long_term(args: argparse.Namespace) -> tuple[KeyStore, list[str]]:
+def _long_term(args: argparse.Namespace, file: CaptureFile) -> tuple[KeyStore, list[str]]:
     """What a server's long-term keys make of the hellos in the capture; and a remark.
 
     A pass of its own, as data may overtake its hello.
@@ -161,14 +197,9 @@ def _long_term(args: argparse.Namespace) -> tuple[KeyStore, list[str]]:
         raise ConfigError(f"--ticket-key is for profile smt; profile {args.profile} has no tickets")
     keys_kept = LongTermKeys(read_state(args.ticket_key))
     scan = Decrypter(args.profile, SeenKeys(), args.protocol, on_flight=keys_kept.flight)
-    try:
-        with args.file.open("rb") as stream:
-            for captured in Reader(stream).frames_untrusted():
-                scan.add(captured)
-    except OSError as e:
-        raise ConfigError(f"{args.file}: {e.strerror}") from None
-    except BadPacket as e:
-        raise ConfigError(f"{args.file}: {e}") from None
+    with file.open() as stream, reading(file):
+        for captured in Reader(stream).frames_untrusted():
+            scan.add(captured)
     return keys_kept.found, [f"{keys_kept.opened} of {keys_kept.hellos} 0-RTT hellos are for the keys of "
                              f"{args.ticket_key}"]
 
@@ -190,49 +221,65 @@ def read_state(path: Path) -> KeptState:
     return state
 
 
-def write_decrypted(decrypter: Decrypter, source: Path, target: Path) -> tuple[Counts, list[str]]:
+def write_decrypted(decrypter: Decrypter, file: CaptureFile, target: Path) -> tuple[Counts, list[str]]:
     """Run a capture through ``decrypter``; its counts, and remarks on the file.
 
     Raises :class:`ConfigError`, and leaves no file behind then.
     """
-    done = False
+    with file.open() as stream, _output(target) as out, reading(file):
+        reader = Reader(stream)
+        out.write(decrypter.begin())
+        for captured in reader.frames_untrusted():
+            out.write(decrypter.add(captured))
+    return decrypter.finish(), file_notes(reader, file)
+
+
+@contextmanager
+def _output(target: Path) -> Iterator[BinaryIO]:
+    """A new file for its owner alone, which is gone if what follows fails; or stdout."""
+    if target == STANDARD:
+        out = standard_output()
+        with naming(Path("stdout")):
+            yield out
+            out.flush()
+        return
     try:
-        with source.open("rb") as stream:
-            out = os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
-            try:
-                with out:
-                    out.write(decrypter.begin())
-                    reader = Reader(stream)
-                    for captured in reader.frames_untrusted():
-                        out.write(decrypter.add(captured))
-                done = True
-            finally:
-                if not done:
-                    target.unlink()
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise ConfigError(f"{target} exists; captures are not overwritten: take another name") from None
     except OSError as e:
-        raise ConfigError(f"{e.filename or target}: {e.strerror}") from None
-    except BadPacket as e:
-        raise ConfigError(f"{source}: {e}") from None
-    return decrypter.finish(), file_notes(reader, source)
+        raise ConfigError(f"{target}: {e.strerror}") from None
+    try:
+        with naming(target), os.fdopen(fd, "wb") as opened:
+            yield opened
+    except BaseException:
+        target.unlink()
+        raise
 
 
-def file_notes(reader: Reader, path: Path) -> list[str]:
+def file_notes(reader: Reader, file: CaptureFile) -> list[str]:
     """What a person should know about the file itself."""
     notes = []
-    if reader.truncated:
-        notes.append(f"{path} ends in the middle of a packet, which is left out")
-    if reader.shortened:
-        notes.append(f"{reader.shortened} packets were captured in part only (snap length); capture whole packets")
+    if reader.truncated or file.cut_off:
+        notes.append(f"{file} ends in the middle of a packet, which is left out" if reader.truncated else
+                     f"{file} ends in the middle of its compressed data; what follows is missing")
+    if reader.oversized:
+        notes.append(f"{reader.oversized} packets are too large to be of a network and are left out (more than "
+                     f"{MAX_PACKET} bytes)")
+    notes += [f"{count} {name} are passed over" for name, count in reader.passed_over.most_common(_MAX_NAMES)]
     return notes
 
 
-def hints(counts: Counts, profile: str) -> list[str]:
+def snapped(truncated: Mapping[str, int]) -> list[str]:
+    """A remark on packets that a snap length cut."""
+    kinds = ", ".join(f"{count} {name}" for name, count in truncated.items())
+    return [f"{sum(truncated.values())} packets were captured in part only and are left out ({kinds}): capture "
+            "whole packets, without a snap length"] if truncated else []
+
+
+def hints(counts: Counts) -> list[str]:
     """Probable causes, one sentence each."""
-    out = []
-    if not counts.packets:
-        out.append(f"no packet of profile {profile} in this capture; smtnet pcap decode says more")
+    out = snapped(counts.truncated)
     if counts.unknown:
         out.append(f"{counts.unknown} packets are of sessions that the keys given do not name")
     if counts.records_failed:
@@ -253,6 +300,19 @@ def table(counts: Counts) -> str:
             ("messages", f"{counts.messages_complete} complete, {counts.messages_incomplete} not"),
             ("ACKs without valid proof", f"{counts.acks_unproven}"),
             ("bad packets", f"{counts.bad_packets}"),
-            ("other frames", f"{counts.ignored}")]
+            *truncated_rows(counts.truncated),
+            ("other frames", f"{counts.ignored}"), *other_rows(counts.others)]
     width = max(len(name) for name, _value in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+
+
+def truncated_rows(truncated: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Rows of a table about packets of which the capture kept the beginning only."""
+    return [("packets captured in part", f"{sum(truncated.values())}"),
+            *((f"  {name}", f"{count}") for name, count in truncated.items())]
+
+
+def other_rows(others: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Rows of a table about frames that are none of ours: the most frequent kinds."""
+    shown = list(others.items())[:_MAX_NAMES]
+    return [(f"  {name}", f"{count}") for name, count in shown]

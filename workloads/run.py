@@ -58,9 +58,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     echo.add_argument("--pattern", default="topo", metavar="P",
                       help="; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
                       + "; h1:h3,h2:h4: these (default: %(default)s)")
-    echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B|W",
-                      help="request bytes, or drawn from a workload: "
-                      f"{', '.join(distributions.WORKLOADS)} (default: %(default)s)")
+    echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B|W|FILE",
+                      help="request bytes, or drawn from a workload "
+                      f"({', '.join(distributions.WORKLOADS)}) or a file of sizes (default: %(default)s)")
     echo.add_argument("--response-size", type=quantities.BYTES, metavar="B",
                       help="bytes of an answer (default: the request comes back)")
     echo.add_argument("--also", type=quantities.size_and_number, default="", metavar="BxN",

@@ -77,10 +77,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                              "30%% (default: the next one when the last is over)")
     parser.add_argument("--seconds", type=quantities.SECONDS, metavar="S",
                         help=f"of each point (default: {SECONDS:g}; --quick: {QUICK_SECONDS:g})")
-    parser.add_argument("--background", choices=[w.upper() for w in distributions.WORKLOADS],
-                        type=str.upper, metavar="W",
+    parser.add_argument("--background", metavar="W|FILE",
                         help="messages of this workload between all hosts meanwhile: "
-                             + ", ".join(w.upper() for w in distributions.WORKLOADS))
+                             + ", ".join(w.upper() for w in distributions.WORKLOADS) + ", or a file of sizes")
     parser.add_argument("--background-load", type=quantities.FRACTION, default=0.3, metavar="P",
                         help="share of every host's link that they take in each direction (default: %(default)s)")
     add_query_options(parser)
@@ -191,7 +190,9 @@ def _known(args: argparse.Namespace, leaves: int, links_away: int) -> dict[str, 
 
 
 def _behind_text(args: argparse.Namespace) -> str:
-    return f"{args.background} at {args.background_load:.0%}" if args.background else ""
+    if not args.background:
+        return ""
+    return f"{distributions.name(args.background).upper()} at {args.background_load:.0%}"
 
 
 def independent_us(leaf_ns: array[int], leaves: int) -> float | None:

@@ -19,7 +19,7 @@ from workloads.progress import Progress
 from workloads.results import ResultFolder, Row
 from workloads.run import add_experiment_options, conclude, transport_words
 from workloads.ycsb_load import KINDS_SUFFIX, YcsbLoad
-from workloads.ycsb_options import add_ycsb_options, ycsb_loads
+from workloads.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
 
 #: A name that every record has: captures of encrypted transports must not show it.
 _CANARY = b"field0"
@@ -68,6 +68,7 @@ def run_kv(args: argparse.Namespace) -> int:
     kv_fleet.check(args.transport, args.store, args.direct)
     if not sandbox.inside():
         return sandbox.run(sys.argv[1:])
+    say_unused(args)
     folder = ResultFolder.create("kv", args.results)
     title = f"run kv, workload {args.workload}, {args.transport} on {args.topo}"
     with Progress(title, args.trials + 1) as progress:
@@ -85,7 +86,7 @@ def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, Ycsb
         captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
         with captures, KvFleet(net, args.topo, setup, folder.path / "hosts", store=args.store, direct=args.direct,
                                keep_keys=args.capture or args.keylog) as fleet:
-            progress.step(f"loading {args.records} records")
+            progress.step(f"loading {loading.count} records")
             loaded = fleet.load(loading)
             more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}
             for trial in range(1, args.trials + 1):
@@ -98,8 +99,8 @@ def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, Ycsb
                     break
             if args.direct:
                 progress.say("redis-benchmark")
-                count = max(args.ops or 0, _YARDSTICK_OPS)
-                more["redis_benchmark"] = fleet.yardstick(args.clients, int(args.value), count)
+                count = max(running.count or 0, _YARDSTICK_OPS)
+                more["redis_benchmark"] = fleet.yardstick(running.concurrency, int(running.size), count)
         folder.write("counters.json", json.dumps(fleet.counters, indent=1) + "\n")
     judged = None
     if isinstance(captures, Captures):

@@ -67,8 +67,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                     "whatever became of those before. A message is a request, answered with "
                     f"{REPLY_BYTES} bytes. Links have 20 Mbit/s unless --rate-mbps says otherwise.")
     add = parser.add_argument
-    add("--workload", type=str.lower, choices=WORKLOADS, default="w4",
-        help="message sizes, cut to 1 MB (default: %(default)s)")
+    add("--workload", default="w4", metavar="W|FILE",
+        help=f"message sizes, cut to 1 MB: {', '.join(WORKLOADS)}, or a file of sizes (default: %(default)s)")
     add("--load", type=quantities.FRACTION, default=0.8, metavar="P",
         help="share of every host's link, in each direction, for the DATA packets of requests and answers, "
              "headers included, as homa packs them (default: %(default)s)")
@@ -160,7 +160,8 @@ def run_mix(args: argparse.Namespace) -> int:
     args.topo = args.topo or f"star,{args.hosts}"
     check_network(args)
     todo = plan(args)
-    published = slowdown.load_published(args.reference, args.workload, args.load) if args.reference else {}
+    name = todo.mix.sizes.name
+    published = slowdown.load_published(args.reference, name, args.load) if args.reference else {}
     if not sandbox.inside():
         return sandbox.run(sys.argv[1:])
     folder = ResultFolder.create("mix", args.results)
@@ -234,9 +235,9 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
     verdict = outcome.save(args, folder, rows, setting=setting, flat=flat)
     if args.json:
         outcomes = [mix_report.outcome(rows, name) for name in todo.names]
-        print(json.dumps({"workload": args.workload, "load": args.load, "topo": args.topo, "hosts": todo.mix.hosts,
-                          "rate_mbps": todo.mix.rate_mbps, **setting, "transports": outcomes, "fidelity": verdict,
-                          "results": str(folder.path)}))
+        print(json.dumps({"workload": todo.mix.sizes.name, "load": args.load, "topo": args.topo,
+                          "hosts": todo.mix.hosts, "rate_mbps": todo.mix.rate_mbps, **setting,
+                          "transports": outcomes, "fidelity": verdict, "results": str(folder.path)}))
     else:
         print("\n".join([mix_report.text(rows), *outcome.session_lines(rows)]))
     print(f"results: {folder.path}", file=sys.stderr)

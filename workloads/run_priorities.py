@@ -56,9 +56,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                     "cable, 24 bytes a frame included.")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--offered", type=quantities.FRACTION, default=OFFERED, metavar="P",
-                      help=f"share of the port's rate that each of all eight classes is offered (default: "
-                           f"{OFFERED:.0%}); pairs of classes follow: "
-                           f"{' '.join(map(named, PAIRS))}")
+                      help=(f"share of the port's rate that each of all eight classes is offered (default: "
+                            f"{OFFERED:.0%}); pairs of classes follow: "
+                            f"{' '.join(map(named, PAIRS))}").replace("%", "%%"))
     what.add_argument("--classes", type=classes, action="append", metavar="C:P[,C:P...]",
                       help="these instead, as 7:75%%,0:0.75 (repeatable)")
     parser.add_argument("--seconds", type=quantities.SECONDS, default=5.0, metavar="S",

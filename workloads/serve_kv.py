@@ -17,8 +17,9 @@ from smtstack.errors import ConfigError
 from workloads import options, transports
 from workloads.failures import FailureNotes
 from workloads.fidelity import FidelityMonitor, shorten_pauses
-from workloads.kv.aof import FSYNC, Aof
+from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
 from workloads.kv.backend import Backend, EmbeddedStore
+from workloads.kv.limits import OPTIONS, Limits, byte_count
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages, Service, open_front
 from workloads.kv.store import Keyspace
@@ -58,6 +59,18 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--fsync", choices=FSYNC,
                         help="when changes must be on the disk: before they are acknowledged, each second, or "
                              "when the kernel likes (default: everysec)")
+    parser.add_argument("--aof-rewrite-percentage", type=options.not_negative, metavar="P",
+                        help="write the file anew, while serving, when it has grown by so many per cent since the "
+                             f"last time; 0: only for BGREWRITEAOF (default: {GROWTH})")
+    parser.add_argument("--aof-rewrite-min-size", type=byte_count, metavar="B",
+                        help="and is so long, as 64mb (default: 64mb)")
+    streams = parser.add_argument_group(
+        "tcp, tls, ktls", "what one client may send, as 512mb; over smt, homa and linux a message is the limit "
+                          "(--param max_message_length)")
+    for name, (option, what) in OPTIONS.items():
+        default = getattr(Limits(), name)
+        streams.add_argument(f"--{option}", type=byte_count, default=default, metavar="N",
+                             help=f"{what} (default: {default:,})")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.set_defaults(run=run_kv)
 
@@ -80,24 +93,35 @@ def listeners(args: argparse.Namespace) -> list[Settings]:
 
 def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
     """The store, and warnings. Raises :class:`ConfigError`."""
+    names = ("fsync", "aof_rewrite_percentage", "aof_rewrite_min_size")
+    about_aof = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
     if args.store != "embedded":
         if not args.store.startswith("redis:"):
             raise ConfigError(f"--store {args.store}: embedded, redis:unix:/path or redis:IP:PORT")
-        if args.aof is not None or args.fsync is not None:
-            raise ConfigError("--aof and --fsync are for --store embedded: Redis has a configuration of its own")
+        if args.aof is not None or about_aof:
+            raise ConfigError(f"{', '.join(['--aof', *about_aof])}: for --store embedded only; Redis has a "
+                              f"configuration of its own")
         return RedisStore(args.store), []
     if args.aof is None:
-        if args.fsync is not None:
-            raise ConfigError("--fsync needs --aof FILE: without it nothing is kept")
+        if about_aof:
+            raise ConfigError(f"{about_aof[0]} needs --aof FILE: without it nothing is kept")
         return EmbeddedStore(Keyspace()), []
     keys = Keyspace()
-    aof = Aof(args.aof, args.fsync or "everysec", keys)
+    growth, least = args.aof_rewrite_percentage, args.aof_rewrite_min_size
+    aof = Aof(args.aof, args.fsync or "everysec", keys, GROWTH if growth is None else growth,
+              LEAST if least is None else least, _say)
     return EmbeddedStore(keys, aof), aof.warnings
+
+
+def _say(text: str) -> None:
+    print(f"smtnet: {text}", file=sys.stderr, flush=True)
 
 
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand."""
     wanted = listeners(args)
+    limits = Limits(**{name: getattr(args, option.replace("-", "_"))
+                       for name, (option, _what) in OPTIONS.items()})
     stopping = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -107,12 +131,15 @@ def run_kv(args: argparse.Namespace) -> int:
     with ExitStack() as undo:
         store, warnings = open_store(args)
         undo.callback(store.close)
+        if isinstance(store, EmbeddedStore):
+            # Not before: what is in the file may come from times with another limit.
+            store.keys.longest = limits.bulk
         for warning in warnings:
-            print(f"smtnet: {warning}", file=sys.stderr)
+            _say(warning)
         servers: list[Server] = []
         messages: list[RespMessages] = []
         for settings in wanted:
-            server, handler = open_front(settings, store)
+            server, handler = open_front(settings, store, limits)
             undo.callback(server.close)
             servers.append(server)
             messages += [handler] if handler is not None else []

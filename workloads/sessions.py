@@ -32,7 +32,7 @@ from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
 from workloads import credentials, fleet_dns, options
 from workloads.environment import environment
-from workloads.experiment import TIMEOUT_RESENDS, split_cores
+from workloads.experiment import split_cores
 from workloads.fidelity import FidelityMonitor
 from workloads.figures import EXIT_UNFAITHFUL, new_figure
 from workloads.fleet_programs import Client, answer_of, await_text, finish
@@ -188,8 +188,7 @@ class _Places:
         """Ends with SIGTERM, if it has not before."""
         log = self._logs / "server.log"
         process = self._start(host, log, "workloads.cli", "serve", "echo", "--transport", "smt", "--iface",
-                              str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--timeout-resends",
-                              str(TIMEOUT_RESENDS), "--json")
+                              str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
         try:
             await_text(host, process, "echo server", log, "serving")
             yield process

@@ -14,7 +14,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from smtstack.io import quantities
 from workloads import slowdown_report as report
-from workloads.distributions import DEFAULT_CAP, WORKLOADS, Distribution, load_table, workload
+from workloads.distributions import DEFAULT_CAP, WORKLOADS, Distribution, find, load_table
 from workloads.plots import require_matplotlib
 from workloads.slowdown_run import LoadRun, Progress, Result, Setting, mean_cost, unloaded_ns
 
@@ -32,7 +32,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("slowdown", help="message slowdown under load, simulated",
                                  description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--workload", default="w4", choices=WORKLOADS, help="message sizes (default w4)")
+    add("--workload", default="w4", metavar="W|FILE",
+        help=f"message sizes: {', '.join(WORKLOADS)}, or a file of sizes (default w4)")
     add("--load", type=quantities.FRACTION, default=default.load,
         help="share of every link for the DATA packets of requests "
         "and replies, headers included, as profile homa packs them (default %(default)s)")
@@ -80,9 +81,11 @@ def run(args: argparse.Namespace) -> int:
         num_priorities=args.num_priorities, max_gso_size=args.max_gso_size, fifo_fraction=args.fifo_fraction,
         messages=args.messages, seed=args.seed)
     if args.dist_dir is None:
-        sizes = workload(args.workload, args.cap)
+        sizes = find(args.workload, args.cap)
     else:
         sizes = load_table(args.dist_dir / f"{args.workload.upper()}.csv", args.cap)
+    table = "25 bins" if args.dist_dir is None and args.workload.lower() in WORKLOADS else "full"
+    args.workload = sizes.name
     published = report.load_published(args.reference, args.workload, args.load) if args.reference else {}
     if args.out is not None:
         require_matplotlib()
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     messages = {result.profile: report.simulated(result, unloaded) for result in results}
     rows = [row for profile, found in messages.items() for row in report.buckets(profile, found, published)]
     means = {profile: report.mean_slowdown(found) for profile, found in messages.items()}
-    summary = _summary(args, setting, sizes, results, rows, means)
+    summary = _summary(args, setting, sizes, table, results, rows, means)
     if args.out is not None:
         stem = args.out / f"slowdown-{args.workload}"
         report.write_csv(stem.with_suffix(".csv"), rows)
@@ -111,12 +114,12 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(r.drained and not r.failed for r in results) else 1
 
 
-def _title(name: str, setting: Setting, sizes: Distribution) -> str:
-    return (f"{name.upper()} (to {sizes.sizes[-1]:,} B), {setting.load:.0%} load, {setting.hosts} hosts, "
+def _title(workload: str, setting: Setting, sizes: Distribution) -> str:
+    return (f"{workload.upper()} (to {sizes.sizes[-1]:,} B), {setting.load:.0%} load, {setting.hosts} hosts, "
             f"one switch, {setting.rate_mbps / 1000:g} Gbit/s")
 
 
-def _summary(args: argparse.Namespace, setting: Setting, sizes: Distribution, results: list[Result],
+def _summary(args: argparse.Namespace, setting: Setting, sizes: Distribution, table: str, results: list[Result],
              rows: list[report.Bucket], means: dict[str, float]) -> dict[str, Any]:
     params = setting.params(sizes)
     outcome = []
@@ -131,7 +134,7 @@ def _summary(args: argparse.Namespace, setting: Setting, sizes: Distribution, re
         "experiment": "slowdown", "workload": args.workload,
         "setting": asdict(setting) | {"delay_ns": setting.delay_ns},
         "params": asdict(params),
-        "sizes": {"table": "full" if args.dist_dir else "25 bins", "rows": len(sizes.sizes),
+        "sizes": {"table": table, "rows": len(sizes.sizes),
                   "cap_bytes": sizes.cap, "mean_bytes": sizes.mean(), "largest_bytes": sizes.sizes[-1],
                   "mean_wire_bytes": mean_cost(sizes, params)},
         "profiles": outcome,

@@ -28,7 +28,6 @@ from smtstack.session.resumption import PskStore
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE
 from workloads.cli import error_code
-from workloads.experiment import TIMEOUT_RESENDS
 from workloads.options import parse_address, positive
 from workloads.swarm import Swarm, Tally
 
@@ -64,8 +63,7 @@ def main() -> int:
 def _serve(args: argparse.Namespace) -> None:
     ip, first = parse_address(args.addr)
     peer = parse_address(args.peer)
-    params = dataclasses.replace(SOFTWARE, mtu=min(interface_mtu(args.iface), 65535),
-                                 timeout_resends=TIMEOUT_RESENDS)
+    params = dataclasses.replace(SOFTWARE, mtu=min(interface_mtu(args.iface), 65535))
     config = SessionConfig(load_identity(args.certs), args.session, Offer(max_message=params.max_message_length))
     # What an application would have once, all endpoints share.
     psks, pool = PskStore(), KeyPool()

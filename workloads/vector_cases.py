@@ -6,11 +6,12 @@ Vectors of the kernel module's branch main (profile ``linux``). Kinds: a DATA me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from contextlib import suppress
 from typing import Any
 
-from smtstack.capture.decode import Decoder
-from smtstack.capture.pcapfile import LINK_RAW
+from smtstack.capture.decode import Decoder, Message
+from smtstack.capture.links import LINK_RAW
 from smtstack.crypto import tls12
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
 from smtstack.crypto.keys import LinuxKeys, linux_keys
@@ -25,10 +26,22 @@ from smtstack.transport.linux_message import RECORD_OVERHEAD, LinuxGeometry, nom
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import INT_MAX, TransportParams
 from smtstack.transport.peers import Host, Peer
+from smtstack.transport.rpc import Rpc
 from smtstack.wire import homa, ipv4
 from smtstack.wire.ethernet import HEADER_LEN as ETHERNET_LEN
 from smtstack.wire.ethernet import Ethernet
 from workloads.vector_file import Problem, Vector, first_difference
+from workloads.vector_state import (
+    NotApplicableError,
+    acks_of,
+    body_number,
+    check_known,
+    cutoffs_of,
+    named,
+    rec_seq_starts_at_zero,
+    ride,
+    state_of,
+)
 
 _MAC = b"\2\0\0\0\0\1"
 _TICK_NS = 1_000_000
@@ -38,28 +51,28 @@ _DATA_INPUTS = {"src_ip", "src_port", "dst_ip", "dst_port", "rpc_id", "key_role"
                 "registered_iv_8", "registered_rec_seq_8", "payload_rule", "payload_len", "mtu",
                 "max_gso_size", "unsched_bytes", "cutoff_version", "tos"}
 _CONTROL_INPUTS = {"src_ip", "src_port", "dst_ip", "dst_port", "sender_id", "type"}
-_BASED_INPUTS = {"based_on", "packet_index", "priority_note"}
+_BASED_INPUTS = {"based_on", "packet_index"}
+#: Inputs that the body of a control packet may be given by.
+_CONTROL_FIELDS: dict[int, tuple[str, ...]] = {
+    homa.GRANT: ("offset", "priority"), homa.RESEND: ("offset", "length", "priority"), homa.UNKNOWN: (),
+    homa.BUSY: (), homa.CUTOFFS: ("cutoffs",), homa.FREEZE: (), homa.NEED_ACK: (), homa.ACK: ("acks",)}
+_EVERY_BYTE = re.compile(r"every byte 0x([0-9a-fA-F]{2})\b")
 _RESEND_PRIORITY = 7
 
-#: Control packets by vector name: ports and sender_id in, what the reference (§1.7 to §1.11, §6.5) and
-#: the vector's description say out.
-_CONTROLS: dict[str, Callable[[int, int, int], homa.Control]] = {
-    "main_grant": lambda s, d, i: homa.Grant(s, d, i, 10_000, 3),
-    "main_resend_first": lambda s, d, i: homa.Resend(s, d, i, 0, 100, _RESEND_PRIORITY),
-    "main_resend_range": lambda s, d, i: homa.Resend(s, d, i, 2 * 1420 - 29, 1420, _RESEND_PRIORITY),
-    "main_unknown": homa.Unknown,
-    "main_busy": homa.Busy,
-    "main_need_ack": homa.NeedAck,
-    "main_ack_one": homa.Ack,
-    "main_cutoffs_default": lambda s, d, i: homa.Cutoffs(
-        s, d, i, (0, 0, 0, 0, 1_000_000, 15_000, 2_800, 200), 1),
-    "main_cutoffs_after_sysctl": lambda s, d, i: homa.Cutoffs(
-        s, d, i, (INT_MAX, 0, 0, 0, 1_000_000, 15_000, 2_800, 200), 2),
+_CUTOFFS = (0, 0, 0, 1_000_000, 15_000, 2_800, 200)
+#: What control packets carry, by vector name: what the vector's description says and its inputs do not.
+_BODIES: dict[str, dict[str, int | tuple[int, ...]]] = {
+    "main_grant": {"offset": 10_000, "priority": 3},
+    "main_resend_first": {"offset": 0, "length": 100, "priority": _RESEND_PRIORITY},
+    "main_resend_range": {"offset": 2 * 1420 - 29, "length": 1420, "priority": _RESEND_PRIORITY},
+    "main_ack_one": {"acks": ()},
+    "main_cutoffs_default": {"cutoffs": (0, *_CUTOFFS), "cutoff_version": 1},
+    "main_cutoffs_after_sysctl": {"cutoffs": (INT_MAX, *_CUTOFFS), "cutoff_version": 2},
 }
 
 
-class UnknownVectorError(Exception):
-    """A vector says something this check does not know: reported as a failure, never passed over."""
+class ContradictionError(Exception):
+    """The inputs of a vector contradict each other."""
 
 
 class _Station:
@@ -93,25 +106,26 @@ class DataCase:
 
     def __init__(self, vector: Vector, roles: dict[str, DirectionKeys]) -> None:
         self.vector = vector
-        unknown = sorted(set(vector.inputs) - _DATA_INPUTS)
-        if unknown:
-            raise UnknownVectorError(f"input {unknown[0]} is unknown")
+        check_known(vector, _DATA_INPUTS, "acks", "cutoffs", "grant", "offset", "priority", "payload")
         role = vector.get(vector.inputs, "key_role", str)
         own = linux_keys(vector.hex(vector.inputs, "key"), vector.hex(vector.inputs, "salt"))
-        if role not in roles:
-            raise UnknownVectorError(f"key_role {role} is unknown")
-        both = {**roles, role: own}
-        if any(vector.hex(vector.inputs, f"registered_{f}_8") != bytes(8) for f in ("iv", "rec_seq")):
-            raise UnknownVectorError("sessions of ours are registered with a zero iv and rec_seq")
+        set_name, _underscore, side = role.rpartition("_")
+        prefix = f"{set_name}_" if set_name else ""
+        if side not in ("client", "server") or role not in roles:
+            raise NotApplicableError("key_role", f"{role} is none of the keys in the file")
+        both = {"client": roles[f"{prefix}client"], "server": roles[f"{prefix}server"], side: own}
+        vector.hex(vector.inputs, "registered_iv_8")
+        if not rec_seq_starts_at_zero(vector):
+            raise NotApplicableError("registered_rec_seq_8", "records of ours are numbered from 0")
         self.keys = own
         self.rpc_id = vector.number("rpc_id", 1 << 64)
-        if (role == "client") != (self.rpc_id & 1 == 0):
-            raise UnknownVectorError(f"rpc_id {self.rpc_id} is not the {role}'s")
+        if (side == "client") != (self.rpc_id & 1 == 0):
+            raise ContradictionError(f"rpc_id {self.rpc_id} is not the {side}'s")
         self._make_keys = lambda: LinuxKeys(both["client"], both["server"], self.rpc_id & ~1)
         self.params = TransportParams(mtu=vector.number("mtu"), max_gso_size=vector.number("max_gso_size"),
                                       unsched_bytes=vector.number("unsched_bytes", 1 << 32))
-        self.payload = _payload(vector.get(vector.inputs, "payload_rule", str),
-                                vector.number("payload_len", 1_000_001))
+        self.payload = _payload(vector)
+        self.state = state_of(vector, len(self.payload))
         self.src = vector.address("src_ip"), vector.number("src_port")
         self.dst = vector.address("dst_ip"), vector.number("dst_port")
 
@@ -122,22 +136,40 @@ class DataCase:
     def send(self, offload: bool) -> tuple[_Station, list[bytes]]:
         """The sender, and the DATA packets it makes of the message."""
         sender = self.station(self.src, offload)
-        if self.rpc_id & 1:
-            self._request_for(sender)
-        else:
-            sender.endpoint.send_request(*self.dst, self.payload, sender.now)
-        packets = [p for p in sender.transmit() if p[ipv4.HEADER_LEN + homa.TYPE_OFFSET] == homa.DATA]
-        return sender, packets
+        if self.state.cutoffs is not None:
+            self._tell(sender, homa.Cutoffs(self.dst[1], self.src[1], self.rpc_id ^ 1, self.state.cutoffs,
+                                            self.vector.number("cutoff_version")))
+        rpc = self._reply(sender) if self.rpc_id & 1 else (
+            sender.endpoint.send_request(*self.dst, self.payload, sender.now))
+        ride(rpc, self.state.acks)
+        packets = sender.transmit()
+        for offset, priority in self.state.grants or self._grants_shown(packets):
+            self._tell(sender, homa.Grant(self.dst[1], self.src[1], self.rpc_id ^ 1, offset, priority))
+            packets += sender.transmit()
+        return sender, [p for p in packets if _type(p) == homa.DATA]
 
-    def _request_for(self, server: _Station) -> None:
+    def _tell(self, sender: _Station, packet: homa.Control) -> None:
+        sender.receive(_control_packet(self.dst[0], self.src[0], packet))
+
+    def _grants_shown(self, sent: list[bytes]) -> list[tuple[int, int]]:
+        """Of a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
+        ours = [p for p in sent if _type(p) == homa.DATA]
+        beyond = self.vector.packets[len(ours):]
+        return [(len(self.payload), beyond[0][1] >> 5)] if beyond and len(beyond[0]) > 1 else []
+
+    def _reply(self, server: _Station) -> Rpc:
         client = self.station(self.dst)
         client.endpoint.send_request(*self.src, self.payload, client.now)
-        for packet in client.transmit():
-            server.receive(packet)
+        for _round in range(2):
+            for packet in client.transmit():
+                server.receive(packet)
+            for packet in server.transmit():
+                client.receive(packet)
         event = server.endpoint.next_event()
         if not isinstance(event, Request):
             raise BadPacket("our server does not understand our own request")
         server.endpoint.send_reply(event.rpc, self.payload, server.now)
+        return event.rpc
 
     def received(self, packets: list[bytes]) -> bytes | None:
         """What an endpoint delivers that gets these packets; None: nothing."""
@@ -151,16 +183,19 @@ class DataCase:
 
     def decoded(self, packets: list[bytes]) -> tuple[bytes | None, int, int]:
         """(message, authentic records, bad records) by the capture decoder."""
-        decoder = Decoder("linux", self._make_keys())
+        seen: list[Message] = []
+        decoder = Decoder("linux", self._make_keys(), on_message=seen.append)
         for packet in packets:
             decoder.add(LINK_RAW, packet)
         result = decoder.result()
-        seen = decoder.messages()
         return seen[0].data if seen else None, result.records_ok, result.records_bad
 
 
 def check(vector: Vector, by_name: dict[str, Vector], roles: dict[str, DirectionKeys]) -> list[Problem]:
-    """What is wrong with one vector of branch main, or with us; empty: nothing."""
+    """What is wrong with one vector of branch main, or with us; empty: nothing.
+
+    Raises :class:`NotApplicableError`.
+    """
     problems = vector.own_errors()
     try:
         if "based_on" in vector.inputs:
@@ -170,20 +205,31 @@ def check(vector: Vector, by_name: dict[str, Vector], roles: dict[str, Direction
         elif "type" in vector.inputs:
             problems += _check_control(vector)
         else:
-            raise UnknownVectorError("unknown kind of vector: neither records, based_on nor type")
-    except UnknownVectorError as e:
+            raise NotApplicableError("inputs", "unknown kind of vector: neither records, based_on nor type")
+    except ContradictionError as e:
         problems.append(Problem(str(e)))
     except BadPacket as e:
         problems.append(Problem(f"does not parse: {e}"))
     return problems
 
 
-def _payload(rule: str, length: int) -> bytes:
-    if rule.startswith("every byte 0x"):
-        return bytes([int(rule[13:15], 16)]) * length
+def _type(packet: bytes) -> int:
+    return packet[ipv4.HEADER_LEN + homa.TYPE_OFFSET]
+
+
+def _payload(vector: Vector) -> bytes:
+    length = vector.number("payload_len", 1_000_001)
+    for name in named(vector, "payload"):
+        given = vector.hex(vector.inputs, name)
+        if len(given) != length:
+            raise ContradictionError(f"{name} has {len(given)} bytes, payload_len says {length}")
+        return given
+    rule = vector.get(vector.inputs, "payload_rule", str)
+    if match := _EVERY_BYTE.match(rule):
+        return bytes([int(match[1], 16)]) * length
     if rule == "byte i = i mod 256":
         return bytes(i % 256 for i in range(length))
-    raise UnknownVectorError(f"payload_rule {rule!r} is unknown")
+    raise NotApplicableError("payload_rule", f"{rule!r} is unknown here")
 
 
 def _compare(what: str, vector: Vector, got: list[bytes], dont_care: list[tuple[int, int]]) -> list[Problem]:
@@ -230,7 +276,8 @@ def _check_inputs(vector: Vector, packets: list[bytes]) -> list[Problem]:
     out = []
     for n, packet in enumerate(packets):
         header = homa.parse_untrusted(packet[ipv4.HEADER_LEN:], homa.LINUX)
-        if packet[1] != tos:
+        granted = isinstance(header, homa.Data) and header.segment_offset >= header.incoming
+        if packet[1] != tos and not granted:
             out.append(Problem(f"TOS is {packet[1]}, tos says {tos}", n, 1))
         if not isinstance(header, homa.Data) or header.cutoff_version != version:
             out.append(Problem(f"cutoff_version is not {version}", n))
@@ -273,20 +320,24 @@ def _check_records(case: DataCase, packets: list[bytes]) -> list[Problem]:
         "records": len(records), "max_pkt_data": geometry.packet_data,
         "gso_pkt_data": (length if single else geometry.record_data) + RECORD_OVERHEAD}
     claimed: dict[str, Any] = vector.get(vector.entry, "derived", dict)
+    for field in claimed:
+        if field not in derived:
+            raise NotApplicableError(f"derived.{field}", "a field that is unknown here")
     return out + [Problem(f"derived {field} differs") for field, value in claimed.items()
-                  if derived.get(field) != value]
+                  if derived[field] != value]
 
 
 def _check_retransmission(vector: Vector, by_name: dict[str, Vector],
                           roles: dict[str, DirectionKeys]) -> list[Problem]:
-    unknown = sorted(set(vector.inputs) - _BASED_INPUTS)
+    check_known(vector, _BASED_INPUTS, "priority")
     base = by_name.get(vector.get(vector.inputs, "based_on", str))
-    if unknown or base is None or "records" not in base.entry:
-        raise UnknownVectorError(f"input {unknown[0]} is unknown" if unknown else "based_on names no message")
+    if base is None or "records" not in base.entry:
+        raise NotApplicableError("based_on", "names no message in the file")
+    priority = body_number(vector, "priority", homa.NUM_PRIORITIES, _RESEND_PRIORITY)
     case = DataCase(base, roles)
     number = vector.number("packet_index")
     if not 0 <= number < len(base.packets):
-        raise UnknownVectorError(f"its message has no packet {number}")
+        raise ContradictionError(f"its message has no packet {number}")
     lost = base.packets[number]
     header = homa.parse_untrusted(lost[ipv4.HEADER_LEN:], homa.LINUX)
     if not isinstance(header, homa.Data):
@@ -299,7 +350,7 @@ def _check_retransmission(vector: Vector, by_name: dict[str, Vector],
     for offload, what in ((False, "sealed by software"), (True, "sealed by the device")):
         sender, _packets = case.send(offload)
         resend = homa.Resend(header.dport, header.sport, header.sender_id ^ 1, start, stop - start,
-                             _RESEND_PRIORITY)
+                             priority)
         sender.receive(_control_packet(case.dst[0], case.src[0], resend))
         out += _compare(f"sent again, {what}", vector, sender.transmit(), dont_care)
     rest = base.packets[:number] + base.packets[number + 1:]
@@ -323,12 +374,53 @@ def _control_packet(src: int, dst: int, packet: homa.Control) -> bytes:
     return nic.process()[0][ETHERNET_LEN:]
 
 
+def _control(vector: Vector) -> homa.Control:
+    """The control packet that the inputs describe; where neither they nor we know its body, the vector's own."""
+    kind, s, d = vector.number("type"), vector.number("src_port"), vector.number("dst_port")
+    i = vector.number("sender_id", 1 << 64)
+    fields = _CONTROL_FIELDS.get(kind)
+    if fields is None:
+        raise NotApplicableError("type", f"{kind} is no control packet known here")
+    check_known(vector, {*_CONTROL_INPUTS, *(("cutoff_version",) if kind == homa.CUTOFFS else ())}, *fields)
+    shown = _shown(vector, kind)
+    known: dict[str, Any] = _BODIES.get(vector.name, {})
+
+    def number(what: str, limit: int = 1 << 32) -> int:
+        return body_number(vector, what, limit, known.get(what, getattr(shown, what, 0)))
+
+    if kind == homa.GRANT:
+        return homa.Grant(s, d, i, number("offset"), number("priority", homa.NUM_PRIORITIES))
+    if kind == homa.RESEND:
+        return homa.Resend(s, d, i, number("offset"), number("length"), number("priority", homa.NUM_PRIORITIES))
+    if kind == homa.CUTOFFS:
+        version = vector.number("cutoff_version") if "cutoff_version" in vector.inputs else (
+            known.get("cutoff_version", getattr(shown, "cutoff_version", 0)))
+        table = cutoffs_of(vector) or known.get("cutoffs", getattr(shown, "cutoffs", (0,) * 8))
+        return homa.Cutoffs(s, d, i, table, version)
+    if kind == homa.ACK:
+        acks = acks_of(vector)
+        if acks is None:
+            acks = known.get("acks", getattr(shown, "acks", ()))
+        if len(acks) > homa.MAX_ACKS:
+            raise NotApplicableError("acks", f"{len(acks)} entries, of which {homa.MAX_ACKS} fit")
+        return homa.Ack(s, d, i, tuple(homa.AckEntry(*entry) for entry in acks))
+    bare: dict[int, type[homa.Unknown | homa.Busy | homa.Freeze | homa.NeedAck]] = {
+        homa.UNKNOWN: homa.Unknown, homa.BUSY: homa.Busy, homa.FREEZE: homa.Freeze, homa.NEED_ACK: homa.NeedAck}
+    return bare[kind](s, d, i)
+
+
+def _shown(vector: Vector, kind: int) -> homa.Packet | None:
+    """The vector's packet, if it is one."""
+    for packet in vector.packets:
+        transport = packet[ipv4.HEADER_LEN:]
+        with suppress(BadPacket):
+            if transport[homa.TYPE_OFFSET:homa.TYPE_OFFSET + 1] == bytes([kind]):
+                return homa.parse_untrusted(transport, homa.LINUX)
+    return None
+
+
 def _check_control(vector: Vector) -> list[Problem]:
-    unknown = sorted(set(vector.inputs) - _CONTROL_INPUTS)
-    if unknown or vector.name not in _CONTROLS:
-        raise UnknownVectorError(f"input {unknown[0]} is unknown" if unknown else "unknown control packet")
-    wanted = _CONTROLS[vector.name](vector.number("src_port"), vector.number("dst_port"),
-                                    vector.number("sender_id", 1 << 64))
+    wanted = _control(vector)
     packet = _control_packet(vector.address("src_ip"), vector.address("dst_ip"), wanted)
     out = _compare("built", vector, [packet], vector.dont_care)
     if vector.number("type") != packet[ipv4.HEADER_LEN + homa.TYPE_OFFSET]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from smtstack.crypto.keys import linux_keys
 from smtstack.errors import ConfigError
 from workloads.vector_cases import check
 from workloads.vector_file import Problem, Vector
+from workloads.vector_state import NotApplicableError
 
 #: The branch that profile ``linux`` is; and those that exist and speak otherwise.
 _BRANCH = "main"
@@ -24,7 +26,9 @@ _EXAMPLES = """examples:
 Every vector of branch main is made with profile linux, sealed by software and by the device, compared byte
 for byte, then received in order and in reverse. Vectors of other branches are skipped by name.
 
-exit code: 0 if none fails, else 1
+A vector whose inputs ask for what smtnet cannot bring about is not applicable, and the field is named.
+
+exit code: 0 if at least one passes and none fails, else 1
 """
 
 
@@ -34,11 +38,16 @@ class Report(NamedTuple):
     passed: list[str]
     failed: dict[str, list[Problem]]
     skipped: list[str]
+    not_applicable: dict[str, str]
+    """Vectors that ask for something we cannot bring about, and the field that does."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {"passed": len(self.passed), "failed": len(self.failed), "skipped": len(self.skipped),
-                "names": {"passed": self.passed, "failed": list(self.failed), "skipped": self.skipped},
+                "not_applicable": len(self.not_applicable),
+                "names": {"passed": self.passed, "failed": list(self.failed), "skipped": self.skipped,
+                          "not_applicable": list(self.not_applicable)},
+                "reasons": self.not_applicable,
                 "failures": [{"name": name, "problem": p.text, "packet": p.packet, "offset": p.offset}
                              for name, problems in self.failed.items() for p in problems]}
 
@@ -61,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report.as_json()))
     else:
         print(text(report))
-    return 1 if report.failed else 0
+    if not report.passed and not report.failed:
+        print("smtnet: not one vector could be checked", file=sys.stderr)
+    return 1 if report.failed or not report.passed else 0
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -84,13 +95,17 @@ def check_all(content: dict[str, Any]) -> Report:
     by_name = {v.name: v for v in vectors}
     if len(by_name) != len(vectors):
         raise ConfigError("two vectors have one name")
-    report = Report([], {}, [])
+    report = Report([], {}, [], {})
     for vector in vectors:
         if vector.branch in _OTHER_BRANCHES:
             report.skipped.append(vector.name)
             continue
-        problems = (check(vector, by_name, roles) if vector.branch == _BRANCH
-                    else [Problem(f"unknown branch {vector.branch}")])
+        try:
+            problems = (check(vector, by_name, roles) if vector.branch == _BRANCH
+                        else [Problem(f"unknown branch {vector.branch}")])
+        except NotApplicableError as e:
+            report.not_applicable[vector.name] = str(e)
+            continue
         if problems:
             report.failed[vector.name] = problems
         else:
@@ -102,8 +117,8 @@ def _roles(keys: Any) -> dict[str, DirectionKeys]:
     """Keys of client and server, for the side of an exchange that a vector does not show."""
     try:
         return {role: linux_keys(bytes.fromhex(keys[role]["key"]), bytes.fromhex(keys[role]["salt"]))
-                for role in ("client", "server")}
-    except (KeyError, TypeError, ValueError) as e:
+                for role in {"client", "server", *(r for r, entry in keys.items() if isinstance(entry, dict))}}
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ConfigError(f"the vectors' keys are missing or malformed: {type(e).__name__}: {e}") from None
 
 
@@ -116,5 +131,7 @@ def text(report: Report) -> str:
             where = "" if p.packet is None else f", packet {p.packet}"
             where += "" if p.offset is None else f", first at byte {p.offset} of the IP packet"
             lines.append(f"FAIL  {name}: {p.text}{where}")
-    lines.append(f"{len(report.passed)} passed, {len(report.failed)} failed, {len(report.skipped)} skipped")
+    lines += [f"n/a   {name}: not applicable: {why}" for name, why in report.not_applicable.items()]
+    lines.append(f"{len(report.passed)} passed, {len(report.failed)} failed, {len(report.skipped)} skipped, "
+                 f"{len(report.not_applicable)} not applicable")
     return "\n".join(lines)

@@ -5,8 +5,16 @@ Every draw takes one number from the random generator it was given, so a seeded 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
+
+from smtstack.errors import ConfigError
+
+#: Of the records that are asked for (YCSB's requestdistribution).
+DISTRIBUTIONS = ("zipfian", "latest", "uniform", "hotspot", "exponential", "sequential")
+#: Of the lengths of scans and fields; those of fields may be constant.
+LENGTHS = ("uniform", "zipfian")
 
 #: YCSB's skew (``ZipfianGenerator.ZIPFIAN_CONSTANT``).
 THETA = 0.99
@@ -56,7 +64,10 @@ class Zipfian:
 
     def draw(self) -> int:
         """A rank."""
-        u = self._random()
+        return self.at(self._random())
+
+    def at(self, u: float) -> int:
+        """The rank that a random number from 0 to 1 stands for."""
         scaled = u * self._zeta
         if scaled < 1:
             return 0
@@ -70,27 +81,29 @@ Newest = Callable[[], int]
 
 
 class Uniform:
-    """Every record as often as any other."""
+    """Every record as often as any other; the first is ``first``."""
 
-    def __init__(self, records: int, random: Random) -> None:
+    def __init__(self, records: int, random: Random, first: int = 0) -> None:
+        self._first = first
         self._records = records
         self._random = random.random
 
     def draw(self) -> int:
         """A record's number."""
-        return int(self._random() * self._records)
+        return self._first + int(self._random() * self._records)
 
 
 class ScrambledZipfian:
-    """Few records are wanted often, and they lie anywhere among the ``records``."""
+    """Few records are wanted often, and they lie anywhere among the ``records`` from ``first`` on."""
 
-    def __init__(self, records: int, random: Random) -> None:
+    def __init__(self, records: int, random: Random, first: int = 0) -> None:
+        self._first = first
         self._records = records
         self._zipfian = Zipfian(SCRAMBLED_ITEMS, random, SCRAMBLED_ZETA)
 
     def draw(self) -> int:
         """A record's number."""
-        return fnv64(self._zipfian.draw()) % self._records
+        return self._first + fnv64(self._zipfian.draw()) % self._records
 
 
 class Latest:
@@ -106,3 +119,56 @@ class Latest:
         newest = self._newest()
         self._zipfian.grow(newest)
         return max(newest - self._zipfian.draw(), 0)
+
+
+class Hotspot:
+    """The share ``operations`` asks for the first ``share`` of the records, the rest for the others; within both
+    all are asked for as often. Raises :class:`ConfigError` if one of them is asked for and has no record."""
+
+    def __init__(self, records: int, share: float, operations: float, random: Random, first: int = 0) -> None:
+        self._first = first
+        self._hot = int(records * share)
+        self._cold = records - self._hot
+        self._operations = operations
+        self._random = random.random
+        if (operations and not self._hot) or (operations < 1 and not self._cold):
+            raise ConfigError(f"hotspotdatafraction {share:g} of {records} records leaves "
+                              f"{'hot' if operations and not self._hot else 'cold'} ones none, which "
+                              f"hotspotopnfraction {operations:g} asks for")
+
+    def draw(self) -> int:
+        """A record's number."""
+        u, hot = self._random(), self._operations
+        if u < hot:
+            return self._first + int(u / hot * self._hot)
+        return self._first + self._hot + int((u - hot) / (1 - hot) * self._cold)
+
+
+class Exponential:
+    """The newest records most often: ``percentile`` % of the time one of the ``reach`` newest."""
+
+    def __init__(self, newest: Newest, percentile: float, reach: float, random: Random) -> None:
+        self._newest = newest
+        self._mean = -reach / math.log(1 - percentile / 100)
+        self._random = random.random
+
+    def draw(self) -> int:
+        """A record's number. What would lie before the first one is drawn again."""
+        newest = self._newest()
+        while (place := newest - int(-math.log(1 - self._random()) * self._mean)) < 0:
+            pass
+        return place
+
+
+class Sequential:
+    """One after the other, and again from the first on."""
+
+    def __init__(self, records: int, first: int = 0) -> None:
+        self._first = first
+        self._records = records
+        self._drawn = 0
+
+    def draw(self) -> int:
+        """A record's number."""
+        self._drawn += 1
+        return self._first + (self._drawn - 1) % self._records

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
+from secrets import token_hex
 from typing import Any
 
 from smtstack.errors import ConfigError, PeerError
@@ -19,23 +21,26 @@ from workloads.rtt import rtt_summary
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 from workloads.ycsb import (
-    DISTRIBUTIONS,
     FIELDS,
     KINDS,
-    WORKLOADS,
     Command,
     Keyspace,
     Loading,
     Operations,
     Records,
     Steps,
+    Workload,
+    chooser,
     workload,
 )
+from workloads.ycsb_history import History
 
 #: The two phases of YCSB.
 LOAD_PHASE, RUN_PHASE = "load", "run"
 #: Beside the file with the round trips: index into KINDS of each.
 KINDS_SUFFIX = ".kinds"
+#: Beside the records: which load the store holds, and how many processes have asked for a number.
+_LOAD_KEY, _WRITER_KEY = b"_smtnet_load", b"_smtnet_writers"
 _KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}
 
 
@@ -45,6 +50,9 @@ class YcsbLoad(Load):
 
     size: str = "1024"
     workload: str = "a"
+    """A letter of YCSB's, or a name for ``properties``."""
+    properties: dict[str, str] | None = None
+    """Of YCSB's core workload, without those that have a field of their own here."""
     phase: str = RUN_PHASE
     """``load``: empty the store and insert ``records``, whatever the workload."""
     records: int = 1000
@@ -58,15 +66,22 @@ class YcsbLoad(Load):
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is made anew, and super() knows the first one.
         Load.__post_init__(self)
-        workload(self.workload)
+        kind = self.kind
         if not self.size.isdecimal() or int(self.size) % self.fields:
             raise ConfigError(f"a value of {self.size} bytes in {self.fields} fields; all are as long, so "
                               f"take a multiple of {self.fields}, or other --fields")
-        if self.distribution and self.distribution not in DISTRIBUTIONS:
-            raise ConfigError(f"distribution {self.distribution!r}; there are {', '.join(DISTRIBUTIONS)}")
-        if self.records < 1 or self.phase not in (LOAD_PHASE, RUN_PHASE):
-            raise ConfigError(f"{self.records} records, phase {self.phase!r}: at least one, load or run")
-        Records(self.fields, int(self.size) // self.fields)
+        if self.records <= kind.first or self.phase not in (LOAD_PHASE, RUN_PHASE):
+            raise ConfigError(f"{self.records - kind.first} records, phase {self.phase!r}: at least one, "
+                              "load or run")
+        Records(self.fields, int(self.size) // self.fields, kind)
+        # That of "latest" takes a while to make, and cannot be wrong where no records are left out.
+        if kind.first or (self.distribution or kind.distribution) != "latest":
+            chooser(kind, self.distribution, Keyspace(self.records, first=kind.first), 1, Random(0))
+
+    @property
+    def kind(self) -> Workload:
+        """What operations there are."""
+        return workload(self.workload, self.properties)
 
 
 @dataclass(slots=True)
@@ -167,24 +182,35 @@ class YcsbSeries(Series):
 
     def __init__(self, caller: Caller) -> None:
         super().__init__(caller)
-        self._space = 0, 0, 1
+        self._space = 0, 0, 1, 0
         self._keys = Keyspace(*self._space)
+        self._history = History(1, 1)
+        #: Which load the store holds, and how many fields its records have: the history is of these.
+        self._loaded: tuple[Any, int] = None, 0
         self._seeds = 0
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
-        """As :meth:`Series.measure`. Before the load phase the store is emptied, by the first process."""
+        """As :meth:`Series.measure`. Before the load phase the store is emptied, by the first process; before
+        others every process asks the store for a number that no other has."""
         assert isinstance(load, YcsbLoad)
-        if load.phase == LOAD_PHASE and load.index == 0:
-            self._empty(load)
-        space = load.records, load.index, load.of
+        space = load.records, load.index, load.of, load.kind.first
+        if load.phase == LOAD_PHASE:
+            if load.index == 0:
+                self._ask(load, [(b"FLUSHALL",), (b"SET", _LOAD_KEY, token_hex(8).encode())])
+        else:
+            token, writer = self._ask(load, [(b"GET", _LOAD_KEY), (b"INCR", _WRITER_KEY)])
+            if self._loaded != (token, load.fields):
+                self._loaded = token, load.fields
+                self._history = History(writer, load.fields)
         if load.phase == LOAD_PHASE or self._space != space:
             self._keys, self._space = Keyspace(*space), space
         return super().measure(load, barrier)
 
-    def _empty(self, load: YcsbLoad) -> None:
+    def _ask(self, load: YcsbLoad, commands: list[Command]) -> list[Any]:
+        """What the store answers; raises :class:`PeerError`."""
         caller = self._caller
         caller.prepare(1)
-        call = KvCall([(b"FLUSHALL",)])
+        call = KvCall(commands)
         caller.begin(call)
         end = time.monotonic() + load.timeout
         while not caller.finished:
@@ -194,17 +220,21 @@ class YcsbSeries(Series):
         caller.finished.clear()
         if call.error is not None:
             raise call.error
-        if call.replies() != [b"OK"]:
-            raise PeerError(f"FLUSHALL: {call.replies()[0]}")
+        replies: list[Any] = call.replies()
+        for command, reply in zip(commands, replies, strict=True):
+            if is_error(reply):
+                raise PeerError(f"{command[0].decode()}: {reply}")
+        return replies
 
     def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
         assert isinstance(load, YcsbLoad)
-        records = Records(load.fields, int(load.size) // load.fields)
+        kind = load.kind
+        records = Records(load.fields, int(load.size) // load.fields, kind)
         if load.phase == LOAD_PHASE:
-            loading = Loading(records, load.records, load.index, load.of)
+            loading = Loading(records, load.records, load.index, load.of, kind.first)
             return YcsbRequests(loading), loading.total
         self._seeds += 1
-        operations = Operations(workload(load.workload), load.distribution, records, self._keys,
+        operations = Operations(kind, load.distribution, records, self._keys, self._history,
                                 load.seed * 1000 + self._seeds, load.count)
         return YcsbRequests(operations), load.count
 
@@ -227,7 +257,8 @@ def described(load: YcsbLoad) -> dict[str, Any]:
     """What a row says of its load."""
     return {"workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
             "records": load.records, "fields": load.fields,
-            "distribution": load.distribution or WORKLOADS[load.workload].distribution}
+            "distribution": load.distribution or load.kind.distribution,
+            **({} if load.properties is None else {"properties": load.properties})}
 
 
 def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -38,16 +38,18 @@ class Copies:
     def __len__(self) -> int:
         return len(self._by_place)
 
-    def add(self, place: int, payload: bytes) -> None:
-        """Keep a payload unless an equal one is there."""
+    def add(self, place: int, payload: bytes) -> int:
+        """Keep a payload unless an equal one is there; how many bytes are kept."""
         copies = self._by_place.get(place)
         if copies is None:
             self._by_place[place] = [payload]
-        elif payload not in copies:
+            return len(payload)
+        if payload not in copies:
             if len(copies) < MAX_COPIES:
                 copies.append(payload)
-            else:
-                self.crowded += 1
+                return len(payload)
+            self.crowded += 1
+        return 0
 
     def takes(self, place: int, payload: bytes) -> bool:
         """The place is free, or an equal payload is there."""
@@ -116,6 +118,8 @@ class Opened(NamedTuple):
     data: bytes
     #: The message ends with it.
     last: bool
+    #: Nothing had authenticated under its number before.
+    fresh: bool = True
 
 
 class Verdict(NamedTuple):

@@ -11,17 +11,19 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from smtstack.capture import pcapng
+from smtstack.capture.captured import HOST_SEGMENTS, Captured
 from smtstack.capture.flows import Flow, Flows, of_handshake
 from smtstack.capture.handshakes import Handshakes
+from smtstack.capture.links import LINK_ETHERNET
 from smtstack.capture.messages import clear_segments
-from smtstack.capture.pcapfile import LINK_ETHERNET, Captured, ipv4_untrusted
 from smtstack.capture.pieces import Incoming, LinuxIncoming, News, Piece, PlainIncoming, SmtIncoming
+from smtstack.capture.sorting import Sorter
 from smtstack.capture.twins import LINK_UPPER_PDU, upper_pdu
 from smtstack.crypto.keys import KeyStore
-from smtstack.errors import BadPacket, ConfigError
+from smtstack.errors import BadPacket
 from smtstack.session.flights import MAX_FLIGHT, Flight
 from smtstack.transport.params import TransportParams
 from smtstack.transport.profile import SmtProfile
@@ -70,6 +72,10 @@ class Counts:
     bad_packets: int = 0
     ignored: int = 0
     """Frames of other protocols, and of the host side of a NIC."""
+    truncated: dict[str, int] = field(default_factory=dict)
+    """Packets by type of which the capture kept the beginning only; in none of the counts above."""
+    others: dict[str, int] = field(default_factory=dict)
+    """The ignored frames by what they are."""
 
 
 class Decrypter:
@@ -77,12 +83,8 @@ class Decrypter:
 
     def __init__(self, profile: str, keys: KeyStore, protocol: int | None = None, *,
                  tls_lines: TlsLines | None = None, on_flight: OnFlight | None = None) -> None:
-        if profile not in homa.FORMATS:
-            raise ConfigError(f"unknown profile {profile!r}; there are {', '.join(homa.FORMATS)}")
-        self._own = homa.FORMATS[profile]
-        self._formats = {self._own.protocol if protocol is None else protocol: self._own}
-        if self._own is homa.HOMA and protocol is None:
-            self._formats[homa.PROTO_LINUX] = homa.LINUX
+        self.sorter = Sorter(profile, protocol)
+        self._own = self.sorter.own
         self._flows = Flows(keys)
         self._profile = SmtProfile(TransportParams())
         self._tls_lines = tls_lines
@@ -108,30 +110,49 @@ class Decrypter:
         name = captured.interface or "capture"
         described = self._describe(name, captured.link_type)
         twins: list[bytes] = []
-        try:
-            packet = ipv4_untrusted(captured.link_type, captured.frame)
-            fmt = self._formats.get(packet[9]) if packet is not None and len(packet) >= ipv4.HEADER_LEN else None
-        except BadPacket:
-            packet = fmt = None
-        if packet is None or fmt is None or captured.interface.endswith(pcapng.HOST_SIDE):
-            self.counts.ignored += 1
+        if captured.interface.endswith(pcapng.HOST_SIDE):
+            self.sorter.other(HOST_SEGMENTS)
+            found = None
         else:
+            found = self.sorter.take(captured.link_type, captured.frame, captured.missing)
+        if found is not None:
             try:
-                self._packet_untrusted(packet, fmt, captured, said, twins)
+                self._packet_untrusted(*found, captured, said, twins)
             except BadPacket as e:
                 self.counts.bad_packets += 1
                 said.append(f"malformed: {e}")
         own = self._packet(name, captured.link_type, captured.timestamp_ns, captured.frame, captured.outwards,
-                           "\n".join(said))
+                           "\n".join(said), captured.missing)
         return b"".join([described, *own, *twins])
 
     def finish(self) -> Counts:
         """The counts, after the last packet."""
         counts = self.counts
         counts.handshakes = self._handshakes.begun
+        counts.ignored = self.sorter.ignored
+        counts.truncated = dict(self.sorter.truncated.most_common())
+        counts.others = dict(self.sorter.others.most_common())
         for key in list(self._live):
             self._give_up(key)
         return counts
+
+    def why_nothing(self) -> str:
+        """Why nothing of this capture was opened, in one sentence; "": something was. After :meth:`finish`."""
+        counts, own = self.counts, self._own
+        if own is homa.HOMA and self.sorter.looks_like():
+            return self.sorter.why_nothing()
+        if counts.records:
+            return ""
+        if counts.unknown and not self.sorter.looks_like():
+            return f"{counts.unknown} packets are of sessions that the keys given do not name"
+        if counts.records_failed and not self.sorter.looks_like():
+            return (f"not one of {counts.records_failed} records is authentic: they are of other sessions of "
+                    "these ends than the keys given name, or changed on the way")
+        return self.sorter.why_nothing() or (
+            f"{counts.bad_packets} packets of profile {own.name} are malformed, and none is not"
+            if not counts.packets else
+            f"{counts.handshake_packets} packets are of handshakes, which are in clear, and no record is whole"
+            if counts.handshake_packets else f"no record is whole in {counts.packets} packets")
 
     # -- packets -----------------------------------------------------------------------------------------
 
@@ -272,10 +293,10 @@ class Decrypter:
         return pcapng.interface(interface, link_type)
 
     def _packet(self, interface: str, link_type: int, timestamp_ns: int, frame: bytes, outwards: bool | None,
-                comment: str) -> list[bytes]:
+                comment: str, missing: int = 0) -> list[bytes]:
         described = self._describe(interface, link_type)
         number = self._interfaces[interface, link_type]
-        return [described, pcapng.packet(number, timestamp_ns, frame, outwards, comment)]
+        return [described, pcapng.packet(number, timestamp_ns, frame, outwards, comment, missing)]
 
 
 def _name(sender_id: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,10 @@ from smtstack.wire import homa
 
 #: The wire shows the low 8 bits of an epoch. A capture that starts late may be in a later round of them.
 _FIRST_ROUNDS = 2
+#: Flows whose sessions are at hand; those of others are looked up again. And epochs of each whose keys are.
+MAX_FLOWS, _MAX_EPOCHS = 4096, 16
+#: Pairs of hosts named that have no key.
+_MAX_UNKNOWN = 1024
 
 
 class Flow(NamedTuple):
@@ -63,6 +68,8 @@ class _Candidate:
             # capture may begin anywhere.
             tx, rx = self.session.schedule(epoch)
             keys = self._epochs[epoch] = EpochKeys(epoch, tx, rx, self.session.params.replay_window)
+            if len(self._epochs) > _MAX_EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
         return keys
 
 
@@ -101,9 +108,9 @@ class Flows:
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
-        self._smt: dict[Flow, SmtFlow | None] = {}
-        #: Flows for which the store has no key.
-        self.unknown: set[Flow] = set()
+        self._smt: OrderedDict[Flow, SmtFlow | None] = OrderedDict()
+        #: Senders and receivers for which the store has no key.
+        self.unknown: set[tuple[int, int]] = set()
 
     def smt(self, flow: Flow) -> SmtFlow | None:
         """The direction of this flow; None: no key for this pair of hosts."""
@@ -116,13 +123,20 @@ class Flows:
                 sessions = [(session, False)] if isinstance(session, SmtSession) else []
             self._smt[flow] = SmtFlow(sessions) if sessions else None
             if not sessions:
-                self.unknown.add(flow)
+                self._no_key(flow)
+            if len(self._smt) > MAX_FLOWS:
+                self._smt.popitem(last=False)
+        self._smt.move_to_end(flow)
         return self._smt[flow]
 
     def linux(self, flow: Flow, from_client: bool) -> DirectionKeys | None:
         """What the client's or the server's records are sealed with; None: no key."""
         session = self._store.session(Endpoints(flow.dst, flow.dport, flow.src, flow.sport))
         if not isinstance(session, LinuxSession):
-            self.unknown.add(flow)
+            self._no_key(flow)
             return None
         return session.client if from_client else session.server
+
+    def _no_key(self, flow: Flow) -> None:
+        if len(self.unknown) < _MAX_UNKNOWN:
+            self.unknown.add((flow.src, flow.dst))

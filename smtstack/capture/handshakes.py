@@ -65,7 +65,7 @@ class Handshakes:
         self.begun += flight.kind in (Kind.CLIENT_HELLO, Kind.EARLY_HELLO)
         comment = f"handshake {name.hex()[:16]}: " if name else "handshake: "
         comment += _NAMES[flight.kind] + _details(flight)
-        tls = fields[-1] if flight.kind in _TLS else b""
+        tls = fields[_TLS[flight.kind]] if flight.kind in _TLS else b""
         frames: list[TwinFrame] = []
         if tls and name:
             twin = self._twins.setdefault((name, client), TcpTwin(client))
@@ -81,7 +81,8 @@ class Handshakes:
             self._requests.popitem(last=False)
 
 
-_TLS = (Kind.CLIENT_HELLO, Kind.SERVER_HELLO, Kind.CLIENT_FINISH, Kind.SERVER_DONE, Kind.REFUSED)
+#: Which field of a flight is TLS's.
+_TLS = {Kind.CLIENT_HELLO: 2, Kind.SERVER_HELLO: 1, Kind.CLIENT_FINISH: 1, Kind.SERVER_DONE: 0, Kind.REFUSED: 2}
 
 
 def _details(flight: Flight) -> str:
@@ -91,11 +92,11 @@ def _details(flight: Flight) -> str:
         if flight.kind is Kind.CLIENT_HELLO:
             offer = Offer.parse_untrusted(fields[1])
             return (f", offers {' or '.join(offer.ciphers)}, {offer.index_bits} index bits, messages of "
-                    f"{offer.max_message} bytes, padding {offer.padding}")
+                    f"{offer.max_message} bytes, padding {offer.padding}, MTU {offer.mtu}")
         if flight.kind is Kind.SERVER_HELLO:
             choice = agreement_untrusted(fields[0])
             return (f", chooses {choice.cipher}, {choice.index_bits} index bits, messages of "
-                    f"{choice.max_message} bytes, padding {choice.padding}")
+                    f"{choice.max_message} bytes, padding {choice.padding}, MTU {choice.mtu}")
     except BadPacket as e:
         return f", malformed: {e}"
     if flight.kind is Kind.REFUSED:

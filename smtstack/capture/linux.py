@@ -36,10 +36,16 @@ class LinuxMessage(SeenMessage):
         if clear_segments(payload, header.message_length) is not None:
             self._plain.add(header, index, payload)
             self._plain_packets += 1
+            self.held = max(self.held, self._plain.held)
             return
         self._claims[header.message_length] += 1
-        self._records.setdefault(header.segment_offset, Copies(counted=True)).add(index, payload)
+        copies = self._records.setdefault(header.segment_offset, Copies(counted=True))
+        self.held += copies.add(index, payload)
         self.sealed |= index == 0 and payload.startswith(_RECORD_PREFIX)
+
+    @property
+    def seems_whole(self) -> bool:
+        return super().seems_whole if self._claims else self._plain.seems_whole
 
     def evaluate(self, tally: Tally) -> bytes | None:
         if self._plain_packets and not self.sealed:
@@ -62,7 +68,7 @@ class LinuxMessage(SeenMessage):
             # Its packets reach to the next record: all of them are there, whatever its header claims.
             closed = end > offset and end == (offsets[n + 1] if n + 1 < len(offsets) else length)
             if opened is not None:
-                tally.records_ok += 1
+                tally.opened(opened)
                 # Packets beyond the end of an authentic record belong to nothing.
                 tally.bad_packets += len(copies) - len(copies.row(0, 0, verdict.size, {}))
                 if offset == len(whole):
@@ -77,14 +83,14 @@ class LinuxMessage(SeenMessage):
             tally.bad_packets += copies.crowded
         return bytes(whole) if len(whole) == length else None
 
-    def _judge(self, copies: Copies, offset: int, index: int | None, ledger: NonceLedger) -> Verdict:
+    def _judge(self, copies: Copies, offset: int, index: int | None, ledger: NonceLedger | None) -> Verdict:
         def open_untrusted(parts: list[bytes], size: int) -> Opened:
             return self._open_untrusted(parts, size, offset, index, ledger)
 
         return judge(copies, 0, 0, tls12.HEADER_LEN, tls12.record_length_untrusted, open_untrusted)
 
     def _open_untrusted(self, parts: list[bytes], size: int, offset: int, index: int | None,
-                        ledger: NonceLedger) -> Opened:
+                        ledger: NonceLedger | None) -> Opened:
         record = b"".join(parts)
         if self._keys is None:
             raise AuthError("no key for this pair of hosts")
@@ -98,8 +104,9 @@ class LinuxMessage(SeenMessage):
         if claimed != self._first + index or not 0 <= index <= 0xFFFF:
             raise AuthError(f"explicit nonce {claimed:#018x} is not the record's number")
         plain = tls12.open_untrusted(self._keys, claimed, record)
-        ledger.observe(self._keys, claimed, tls12.aad(claimed, len(plain)), record[tls12.HEADER_LEN:])
-        return Opened(index, _without_headers_untrusted(plain, offset, [len(p) for p in parts]), False)
+        fresh = ledger is None or ledger.observe(self._keys, claimed, tls12.aad(claimed, len(plain)),
+                                                 record[tls12.HEADER_LEN:])
+        return Opened(index, _without_headers_untrusted(plain, offset, [len(p) for p in parts]), False, fresh)
 
 
 def _nominal_end(copies: Copies, offset: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 
-from smtstack.capture.copies import Copies
+from smtstack.capture.copies import Copies, Opened
 from smtstack.capture.nonces import NonceLedger
 from smtstack.transport.linux_message import SEGMENT_HEADER, SEGMENT_HEADER_LEN
 from smtstack.wire import homa
@@ -19,7 +19,7 @@ from smtstack.wire import homa
 class Tally:
     """What all messages together add up to."""
 
-    __slots__ = ("bad_packets", "ledger", "records_bad", "records_ok")
+    __slots__ = ("bad_packets", "fresh", "late", "ledger", "records_bad", "records_ok")
 
     def __init__(self) -> None:
         self.ledger = NonceLedger()
@@ -27,14 +27,26 @@ class Tally:
         self.records_bad = 0
         #: Packets that contradict others and belong to no record that could show it.
         self.bad_packets = 0
+        #: The message that is being judged comes late: an earlier part of it, or all, was judged before. What
+        #: authenticated then is not counted again.
+        self.late = False
+        #: Records under numbers that nothing had authenticated under before.
+        self.fresh = 0
+
+    def opened(self, record: Opened) -> None:
+        """A record authenticated."""
+        self.fresh += record.fresh
+        self.records_ok += record.fresh or not self.late
 
 
 class SeenMessage(ABC):
     """One message and all its packets."""
 
-    __slots__ = ("_claims",)
+    __slots__ = ("_claims", "held")
 
     def __init__(self) -> None:
+        #: Bytes of payload kept.
+        self.held = 0
         #: message_length of its packets, first come first, with how many packets said so.
         self._claims: Counter[int] = Counter()
 
@@ -45,6 +57,11 @@ class SeenMessage(ABC):
     def takes(self, _header: homa.Data, _index: int, _payload: bytes) -> bool:
         """Whether the packet may be of this message; if not, these ends had another session with this id."""
         return True
+
+    @property
+    def seems_whole(self) -> bool:
+        """As many bytes are there as the first packet claimed."""
+        return self.held >= self._first_claim()
 
     @abstractmethod
     def evaluate(self, tally: Tally) -> bytes | None:
@@ -101,7 +118,7 @@ class PlainMessage(SeenMessage):
             place = header.packet_offset if header.placed else index * header.segment_size
             segments = [(header.segment_offset + place, payload)]
         for offset, data in segments:
-            self._copies.add(offset, data)
+            self.held += self._copies.add(offset, data)
 
     def evaluate(self, tally: Tally) -> bytes | None:
         length = self._first_claim()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 
-from smtstack.capture.pcapfile import HOST_SIDE, LINK_ETHERNET, MAX_BLOCK
+from smtstack.capture.captured import HOST_SIDE, MAX_PACKET
+from smtstack.capture.links import LINK_ETHERNET
 
 __all__ = ["HOST_SIDE", "interface", "packet", "section", "tls_secrets"]
 
@@ -36,7 +37,7 @@ def section(application: str) -> bytes:
 
 def interface(name: str, link_type: int = LINK_ETHERNET) -> bytes:
     """Describes an interface; they are numbered from 0 in the order of their descriptions."""
-    return _block(_INTERFACE, struct.pack("<HHI", link_type, 0, MAX_BLOCK)
+    return _block(_INTERFACE, struct.pack("<HHI", link_type, 0, MAX_PACKET)
                   + _option(_IF_NAME, name.encode()) + _option(_TSRESOL, b"\x09") + _END)
 
 
@@ -46,14 +47,19 @@ def tls_secrets(lines: str) -> bytes:
     return _block(_SECRETS, struct.pack("<II", _TLS_KEY_LOG, len(data)) + data + bytes(-len(data) % 4))
 
 
-def packet(number: int, timestamp_ns: int, frame: bytes, outwards: bool | None, comment: str = "") -> bytes:
-    """A whole frame seen on interface ``number``; ``timestamp_ns`` counts from 1970."""
+def packet(number: int, timestamp_ns: int, frame: bytes, outwards: bool | None, comment: str = "",
+           missing: int = 0) -> bytes:
+    """A frame seen on interface ``number``; ``timestamp_ns`` counts from 1970.
+
+    ``missing``: how many bytes of its end were not kept.
+    """
     size = len(frame)
     options = _FLAG_OPTIONS[outwards] + (_option(_COMMENT, comment.encode()) if comment else b"")
     if options:
         options += _END
     total = 32 + size + -size % 4 + len(options)
-    head = _PACKET_HEAD.pack(_PACKET, total, number, timestamp_ns >> 32, timestamp_ns & 0xFFFFFFFF, size, size)
+    head = _PACKET_HEAD.pack(_PACKET, total, number, timestamp_ns >> 32, timestamp_ns & 0xFFFFFFFF, size,
+                             size + missing)
     return b"".join((head, frame, bytes(-size % 4), options, head[4:8]))
 
 

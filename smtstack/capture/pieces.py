@@ -16,7 +16,6 @@ from smtstack.capture.copies import Copies, Opened, Verdict
 from smtstack.capture.flows import SmtFlow
 from smtstack.capture.linux import LinuxMessage
 from smtstack.capture.messages import clear_segments
-from smtstack.capture.nonces import NonceLedger
 from smtstack.capture.smt import SmtMessage, place_of
 from smtstack.crypto.aead import DirectionKeys
 from smtstack.transport.ranges import Gaps
@@ -134,11 +133,10 @@ class SmtIncoming(Incoming):
 class _SmtRecords(SmtMessage):
     """The parts of a sealed message that are not open yet."""
 
-    __slots__ = ("_closed", "_failed", "_ledger", "_open", "done", "end")
+    __slots__ = ("_closed", "_failed", "_open", "done", "end")
 
     def __init__(self, flow: SmtFlow, sender_id: int, wire_epoch: int) -> None:
         super().__init__(flow, sender_id, wire_epoch)
-        self._ledger = NonceLedger()
         #: Where a record may begin that is not open: its number, if those before it are known.
         self._closed: dict[int, int | None] = {}
         self._open: set[int] = set()
@@ -164,7 +162,7 @@ class _SmtRecords(SmtMessage):
         at = frontiers[n - 1] if n else -1
         while at >= 0 and at not in self._open and self._copies.holding(at) is not None:
             index = self._closed.get(at)
-            verdict = self._judge(at, index, index is not None, self._ledger)
+            verdict = self._judge(at, index, index is not None, None)
             opened, size = verdict.opened, verdict.size
             if opened is not None:
                 pieces.append(self._piece(opened, at, size, header.message_length))
@@ -285,11 +283,7 @@ class PlainIncoming(Incoming):
 class _LinuxRecords(LinuxMessage):
     """Opens the records of a sealed message."""
 
-    __slots__ = ("_ledger",)
-
-    def __init__(self, keys: DirectionKeys, sender_id: int) -> None:
-        super().__init__(keys, sender_id)
-        self._ledger = NonceLedger()
+    __slots__ = ()
 
     @property
     def first(self) -> int:
@@ -298,4 +292,4 @@ class _LinuxRecords(LinuxMessage):
 
     def judge(self, copies: Copies, offset: int) -> Verdict:
         """The record at this offset, under the number it claims."""
-        return self._judge(copies, offset, None, self._ledger)
+        return self._judge(copies, offset, None, None)

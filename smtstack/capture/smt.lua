@@ -28,8 +28,8 @@ local REFUSALS = {
 }
 -- What the fields of a flight are, by kind.
 local FLIGHTS = {
-  [1] = {"handshake", "offer", "tls"}, [2] = {"offer", "tls"}, [3] = {"handshake", "tls"}, [4] = {"tls"},
-  [5] = {"early"}, [6] = {"early"}, [7] = {"proof"}, [8] = {}, [9] = {"code", "text", "tls"},
+  [1] = {"handshake", "offer", "tls"}, [2] = {"offer", "tls"}, [3] = {"handshake", "tls"}, [4] = {"tls", "proof"},
+  [5] = {"early"}, [6] = {"early"}, [7] = {"proof"}, [8] = {}, [9] = {"code", "text", "tls", "proof"},
 }
 
 local smt = Proto("smt", "SMT and Homa transport")
@@ -86,6 +86,7 @@ local F = {
   flight_text = ProtoField.string("smt.flight.text", "In words"),
   offer_index_bits = ProtoField.uint8("smt.offer.index_bits", "Bits of the record index"),
   offer_max_message = ProtoField.uint32("smt.offer.max_message", "Longest message"),
+  offer_mtu = ProtoField.uint16("smt.offer.mtu", "MTU"),
   offer_cipher = ProtoField.uint8("smt.offer.cipher", "Cipher", base.DEC,
     {[0] = "AES-128-GCM", [1] = "AES-256-GCM", [2] = "CHACHA20-POLY1305"}),
   offer_padding = ProtoField.string("smt.offer.padding", "Padding"),
@@ -195,16 +196,17 @@ local function add_segment_headers(tree, payload, length)
 end
 
 local function add_offer(tree, range)
-  if range:len() < 7 or range:len() ~= 7 + range(5, 1):uint() + range(6, 1):uint() then
+  if range:len() < 9 or range:len() ~= 9 + range(7, 1):uint() + range(8, 1):uint() then
     complain(tree, "an offer of parameters has the wrong length")
     return
   end
   local sub = tree:add(smt, range, "Parameters")
   sub:add(F.offer_index_bits, range(0, 1))
   sub:add(F.offer_max_message, range(1, 4))
-  local ciphers, name = range(5, 1):uint(), range(6, 1):uint()
-  for n = 0, ciphers - 1 do sub:add(F.offer_cipher, range(7 + n, 1)) end
-  if name > 0 then sub:add(F.offer_padding, range(7 + ciphers, name)) end
+  sub:add(F.offer_mtu, range(5, 2))
+  local ciphers, name = range(7, 1):uint(), range(8, 1):uint()
+  for n = 0, ciphers - 1 do sub:add(F.offer_cipher, range(9 + n, 1)) end
+  if name > 0 then sub:add(F.offer_padding, range(9 + ciphers, name)) end
 end
 
 -- A whole message of the handshake plane; returns what it is, for the info column.

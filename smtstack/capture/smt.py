@@ -46,7 +46,7 @@ class SmtMessage(SeenMessage):
         self._claims[header.message_length] += 1
         self._starts.add(header.segment_offset)
         self._segment_size = max(self._segment_size, header.segment_size)
-        self._copies.add(place_of(header, index), payload)
+        self.held += self._copies.add(place_of(header, index), payload)
 
     def takes(self, header: homa.Data, index: int, payload: bytes) -> bool:
         # Where there is but one session, a copy that differs is forged, or shows a nonce used twice.
@@ -71,7 +71,7 @@ class SmtMessage(SeenMessage):
             # A header that reaches into the next segment was changed.
             crosses = n < len(starts) and starts[n] < at + size
             if opened is not None:
-                tally.records_ok += 1
+                tally.opened(opened)
                 if not opened.last:
                     self._record = size
                 if chain is not None:
@@ -94,7 +94,7 @@ class SmtMessage(SeenMessage):
         tally.bad_packets += self._lies(length) + self._copies.crowded
         return result
 
-    def _judge(self, at: int, index: int | None, certain: bool, ledger: NonceLedger) -> Verdict:
+    def _judge(self, at: int, index: int | None, certain: bool, ledger: NonceLedger | None) -> Verdict:
         place = self._copies.holding(at)
         if place is None:
             return Verdict(-1, False, None, False)
@@ -106,7 +106,7 @@ class SmtMessage(SeenMessage):
         return judge(self._copies, place, at - place, tls13.HEADER_LEN,
                      lambda head: tls13.record_length_untrusted(head, 0), open_untrusted)
 
-    def _open_untrusted(self, record: bytes, numbers: list[int], ledger: NonceLedger) -> Opened:
+    def _open_untrusted(self, record: bytes, numbers: list[int], ledger: NonceLedger | None) -> Opened:
         flow = self._flow
         if flow is None:
             raise AuthError("no key for this pair of hosts")
@@ -126,9 +126,9 @@ class SmtMessage(SeenMessage):
                     continue
                 self._known = session, keys
                 flow.proved(session, keys)
-                ledger.observe(rx, first + number, record[:tls13.HEADER_LEN],
-                               record[tls13.HEADER_LEN:])
-                return Opened(number, data, last)
+                fresh = ledger is None or ledger.observe(rx, first + number, record[:tls13.HEADER_LEN],
+                                                         record[tls13.HEADER_LEN:])
+                return Opened(number, data, last, fresh)
         raise AuthError("the record authenticates under no key and number it could have")
 
     def _epochs(self, flow: SmtFlow) -> Iterator[tuple[SmtSession, EpochKeys]]:

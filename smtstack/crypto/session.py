@@ -37,6 +37,9 @@ MAX_LATE = 16
 #: How far an RPC under way may be behind; the wire shows 8 bits of its epoch.
 _MAX_BEHIND = 200
 
+#: Ticks for which late requests are taken, unless somebody is waited for longer.
+LATE_TICKS = 400
+
 
 @dataclass(frozen=True, slots=True)
 class SessionParams:
@@ -54,8 +57,9 @@ class SessionParams:
     #: First id this side uses for a request; even. A key that outlives a process needs a fresh range.
     first_id: int = FIRST_ID
     #: Ticks for which late requests of an epoch are taken once both ends have left it: some lives of an RPC
-    #: that nobody answers (65 ticks by default).
-    late_ticks: int = 400
+    #: that nobody answers (65 ticks by default). Where this is the default, an endpoint that is more patient
+    #: makes it as long as that.
+    late_ticks: int = LATE_TICKS
 
 
 class EpochKeys:
@@ -141,6 +145,9 @@ class Session:
         """A response of the peer authenticated under ``keys``, the first time."""
         keys.proven = True
 
+    def outlive(self, ticks: int) -> None:
+        """Requests may come so many ticks late."""
+
     def forget(self, tick: int) -> int:
         """Forget epochs whose time is over; the tick at which to call again, or -1."""
         return -1
@@ -176,8 +183,8 @@ def _no_keys(epoch: int, oldest: int = 0) -> tuple[DirectionKeys, DirectionKeys]
 class SmtSession(Session):
     """A session of profile ``smt``: TLS 1.3 records, epochs, composite numbers."""
 
-    __slots__ = ("_known", "_late", "_left", "_record_limit", "_trials", "_update_at", "may_ask", "numbers",
-                 "pads", "params", "schedule")
+    __slots__ = ("_known", "_late", "_late_ticks", "_left", "_record_limit", "_trials", "_update_at", "may_ask",
+                 "numbers", "pads", "params", "schedule")
 
     def __init__(self, schedule: KeySchedule, params: SessionParams) -> None:
         super().__init__(None, params.first_id, params.replay_window)
@@ -189,6 +196,7 @@ class SmtSession(Session):
         self.may_ask = True
         self._record_limit = params.cipher.record_limit
         self.id_limit = self.numbers.id_limit
+        self._late_ticks = params.late_ticks
         self._update_at = self._update_interval()
         #: Epochs that were left, by number, as long as late packets of them are taken.
         self._late: dict[int, EpochKeys] = {}
@@ -239,7 +247,7 @@ class SmtSession(Session):
         elif epoch - self._known > EPOCHS_AHEAD:
             why = f"the peer answered nothing under the last {EPOCHS_AHEAD} keys"
         elif len(self._late) >= MAX_LATE:
-            why = f"the last {MAX_LATE} lasted less than {self.params.late_ticks} ticks together"
+            why = f"the last {MAX_LATE} lasted less than {self._late_ticks} ticks together"
         elif self._too_far(epoch):
             why = f"an RPC still runs under the key of epoch {self._left[0].epoch}"
         if why:
@@ -282,7 +290,7 @@ class SmtSession(Session):
         if keys.epoch <= self._known:
             return
         self._known = keys.epoch
-        expires = tick + self.params.late_ticks
+        expires = tick + self._late_ticks
         for late in self._late.values():
             if late.expires < 0 and late.epoch < keys.epoch:
                 late.expires = self.forget_at = expires
@@ -292,6 +300,10 @@ class SmtSession(Session):
         if keys.epoch > self.current.epoch:
             self._move(keys)
         self.proved(keys, tick)
+
+    def outlive(self, ticks: int) -> None:
+        if self.params.late_ticks == LATE_TICKS:
+            self._late_ticks = max(LATE_TICKS, ticks)
 
     def forget(self, tick: int) -> int:
         at = -1

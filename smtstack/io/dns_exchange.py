@@ -115,9 +115,21 @@ def _change(update: dns.update.UpdateMessage, server: DnsAddress, zone: str, tim
     except dns.exception.DNSException as e:
         raise PeerError(f"DNS server {_text(server)} does not let us change {zone}: it does not sign its answer "
                         f"({type(e).__name__}); is it the server of that zone?") from None
+    if not _is_signed(answer, update):
+        raise PeerError(f"DNS server {_text(server)} does not let us change {zone}: it does not sign its answer; "
+                        "is it the server of that zone?")
     if answer.rcode() != dns.rcode.NOERROR:
         raise PeerError(f"DNS server {_text(server)} does not let us change {zone}: "
                         f"{dns.rcode.to_text(answer.rcode())}")
+
+
+def _is_signed(answer: dns.message.Message, update: dns.message.Message) -> bool:
+    """Whether the answer to a signed update is signed by the same key.
+
+    The library checks a signature that is there; that there is one, not all of its releases do.
+    """
+    return (bool(answer.had_tsig) and answer.keyname == update.keyname and answer.tsig_error == dns.rcode.NOERROR
+            and answer.keyalgorithm == update.keyalgorithm)
 
 
 def _ask(query: dns.message.Message, server: DnsAddress, timeout: float) -> dns.message.Message:
@@ -126,6 +138,9 @@ def _ask(query: dns.message.Message, server: DnsAddress, timeout: float) -> dns.
         last = attempt == _ATTEMPTS
         patience = max(0.01, end - time.monotonic()) if last else timeout / _ATTEMPTS
         try:
+            if last:
+                # A path may take no datagram of the answer's size; segments are cut to fit.
+                return dns.query.tcp(query, server[0], patience, server[1])
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 # Connected, it is told at once where nobody listens.

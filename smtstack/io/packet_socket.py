@@ -173,6 +173,10 @@ class PacketSocket:
         """The frames that wait, oldest first, at most ``limit``."""
         return self._ring.take(limit)
 
+    def too_long(self) -> tuple[int, int]:
+        """(how many IP packets longer than our MTU came, bytes of the longest)."""
+        return self._ring.too_long, max(0, self._ring.longest - HEADER_LEN)
+
     def clear_error(self) -> None:
         """For when nothing came: an interface that went down leaves the socket readable until it was asked why."""
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
@@ -140,9 +141,11 @@ PER_CENT = Quantity(PERCENTAGE, "%", most=100.0)
 
 
 def sizes(text: str, between: str = ",") -> str:
-    """For argparse: ``64KB,w3`` as ``64000,w3``, so sizes in bytes, and other words as they are."""
-    parts = text.split(between)
-    return between.join(str(BYTES(part)) if part[:1] in tuple("0123456789.-+") else part for part in parts)
+    """For argparse: ``64KB,w3`` as ``64000,w3``, so sizes in bytes, and other words (also paths) as they are."""
+    def one(part: str) -> str:
+        return str(BYTES(part)) if part[:1] in tuple("0123456789-+") and not Path(part).is_file() else part
+
+    return between.join(map(one, text.split(between)))
 
 
 def size_and_number(text: str) -> str:

@@ -30,7 +30,7 @@ class ReceiveRing:
     slots wait.
     """
 
-    __slots__ = ("_at", "_map", "_slot", "_stop", "_words", "slots")
+    __slots__ = ("_at", "_longest", "_map", "_slot", "_stop", "_words", "longest", "slots", "too_long")
 
     def __init__(self, sock: socket.socket, frame_size: int) -> None:
         """Frames longer than ``frame_size`` may be cut. Raises OSError, with the socket as it was."""
@@ -40,6 +40,9 @@ class ReceiveRing:
         size = max(RING_BYTES, _MIN_SLOTS * slot)
         sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
         sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", block, size // block, slot, size // slot))
+        self._longest = frame_size
+        #: Frames that were longer than they may be, and the longest of these in bytes.
+        self.too_long = self.longest = 0
         #: Frames it holds; what comes when it is full is dropped, and counted by the kernel.
         self.slots = size // slot
         self._map = mmap.mmap(sock.fileno(), size)
@@ -58,7 +61,10 @@ class ReceiveRing:
         frames = []
         memory = self._map
         while words[at]:
-            _status, _length, size, offset = _SLOT.unpack_from(memory, at << 2)
+            _status, length, size, offset = _SLOT.unpack_from(memory, at << 2)
+            if length > self._longest:
+                self.too_long += 1
+                self.longest = max(self.longest, length)
             start = (at << 2) + offset
             frames.append(memory[start:start + size])
             words[at] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from smtstack.io.packet_socket import Fanout
 from smtstack.io.psk_file import PskFile
 from smtstack.io.session_state import SqliteState
 from smtstack.io.ticket_dns import DnsTickets, TicketPublisher
+from smtstack.io.ticket_lookups import TicketLookups
 from smtstack.io.tsig_file import TSIG, read_tsig
 from smtstack.session.config import SessionConfig
 from smtstack.session.manager import Role, SessionManager
@@ -38,16 +40,18 @@ class SessionOptions:
     keylog: Path | None = None
     psks: PskStore | Path | None = None
     idle_s: float = 0.0
+#: What a thread says that looked up a ticket; what workers say begins otherwise.
+_TICKETS = b"t"
 
 
 class SessionHost:
     """Makes the manager and serves it. An :class:`~smtstack.io.loop.Attendant`."""
 
-    def __init__(self, options: SessionOptions, ip: int, port: int, fanout: Fanout | None) -> None:
+    def __init__(self, options: SessionOptions, ip: int, port: int, mtu: int, fanout: Fanout | None) -> None:
         """Raises :class:`ConfigError`, and for a server whose tickets DNS does not take, :class:`PeerError`."""
         identity = load_identity(options.certs)
         config = SessionConfig(identity, options.mode, options.offer, options.client_auth,
-                               options.key_update_records, idle_ns=int(options.idle_s * 1e9))
+                               options.key_update_records, idle_ns=int(options.idle_s * 1e9)).within(mtu)
         role = Role.ALONE
         if fanout is not None and fanout.workers > 1:
             if not fanout.inbox and not fanout.outboxes:
@@ -61,8 +65,14 @@ class SessionHost:
         by_ticket = options.mode.startswith("ticket")
         #: A client's; None: there are none to be had.
         self.tickets = DnsTickets(identity, options.dns) if by_ticket and options.dns is not None else None
+        self._lookups: TicketLookups | None = None
+        self._waker: socket.socket | None = None
+        if self.tickets is not None and role is Role.ALONE:
+            self.inbox, self._waker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._waker.setblocking(False)
+            self._lookups = TicketLookups(self.tickets, self._wake)
         self.manager = SessionManager(
-            config, time.time_ns, tickets=self.tickets, state=state, role=role,
+            config, time.time_ns, tickets=self._lookups, state=state, role=role,
             psks=PskFile(options.psks) if isinstance(options.psks, Path) else options.psks,
             keylog=keylog_wanted(options.keylog),
             share=fanout.share if fanout is not None and role is Role.LEADER else None)
@@ -85,8 +95,18 @@ class SessionHost:
                                server=options.dns, key=read_tsig(options.certs / TSIG))
 
     def deliver(self, message: bytes, now: int) -> None:
-        """Another worker made or ended a session."""
-        self.manager.deliver(message, now)
+        """Another worker made or ended a session, or a ticket came."""
+        if self._lookups is None:
+            self.manager.deliver(message, now)
+        else:
+            self._lookups.collect(int(time.time()))
+            self.manager.tickets_came(now)
+
+    def _wake(self) -> None:
+        """In a thread. Where the loop has not read what was said before, or is gone, there is nothing to add."""
+        assert self._waker is not None
+        with contextlib.suppress(OSError):
+            self._waker.send(_TICKETS)
 
     def idle(self) -> None:
         """Make a key in advance, publish a ticket that is due."""
@@ -108,8 +128,11 @@ class SessionHost:
         return {**self.manager.counters(), "keys_made_ahead": pool.made_ahead, "keys_made_now": pool.made_now}
 
     def close(self) -> None:
-        """Close files."""
+        """Close files, look up nothing more."""
+        if self._lookups is not None:
+            self._lookups.close()
         if self._sqlite is not None:
             self._sqlite.close()
-        if self.inbox is not None:
-            self.inbox.close()
+        for end in (self.inbox, self._waker):
+            if end is not None:
+                end.close()

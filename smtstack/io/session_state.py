@@ -24,7 +24,7 @@ from smtstack.errors import BadPacket, ConfigError
 from smtstack.session.state import LOOK_EVERY, MAX_HELLOS, SEALING_KEY_LEN, SEALING_S, SealingKey, StateError
 from smtstack.session.tickets import SKEW_S, TicketSecret, parse_untrusted
 
-_VERSION = 1
+_VERSION = 2
 #: Milliseconds to wait for another process's write; they take microseconds.
 _BUSY_MS = 2000
 _MAX_PARSED = 64

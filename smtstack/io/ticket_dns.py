@@ -3,8 +3,8 @@
 The ticket of host ``h2``, port 2000, is the TXT record at ``_2000._smt.h2.smtnet.test``: base64, in strings of up
 to 255 characters. DNS is trusted with nothing but being there, as a ticket bears its own signature.
 
-Calls that go to DNS block, for three seconds at most. ``dns_exchange`` is imported when it is needed: it takes a
-tenth of a second, and needs dnspython (:class:`Unsupported`).
+Calls that go to DNS block, for three seconds at most: loops leave them to threads. ``dns_exchange`` is imported
+when it is needed: it takes a tenth of a second, and needs dnspython (:class:`Unsupported`).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SILENCE_S = 1.0
 class DnsTickets:
     """Tickets for a client: looked up, verified, and kept for as long as they may be.
 
-    :class:`~smtstack.session.tickets.TicketSource`. Call :meth:`ticket` beforehand, and a session that begins
-    later waits for no lookup.
+    :meth:`ticket` waits for DNS: it is for who has time beforehand. A loop looks up by
+    :class:`~smtstack.io.ticket_lookups.TicketLookups`.
     """
 
     def __init__(self, identity: Identity, server: DnsAddress, *, zone: str = ZONE) -> None:
@@ -52,21 +52,38 @@ class DnsTickets:
         self.lookups = 0
 
     def ticket(self, ip: int, port: int, utc: int) -> Ticket:
-        """As in ``TicketSource``; waits for DNS where we have none."""
+        """A verified ticket of that server; waits for DNS where we have none. Raises :class:`PeerError`."""
+        known = self.known(ip, port, utc)
+        if known is not None:
+            return known
+        self.lookups += 1
+        return self.keep(ip, port, *self.ask(ip, port), utc)
+
+    def known(self, ip: int, port: int, utc: int) -> Ticket | None:
+        """The ticket that we have of that server; None: ask for it. Raises where DNS is not to be asked now."""
         kept = self._kept.get((ip, port))
         if kept is not None and utc < kept[1] and utc >= kept[0].not_before - MARGIN_S:
             return kept[0]
         self._kept.pop((ip, port), None)
+        self._check_silence()
+        return None
+
+    def _check_silence(self) -> None:
         if time.monotonic() < self._silent_until:
             raise PeerError(self._silence)
+
+    def ask(self, ip: int, port: int) -> tuple[Ticket, int]:
+        """What DNS says: not verified, and for how many seconds. Waits; any thread may call it."""
+        self._check_silence()
         text = format_address(ip)
-        self.lookups += 1
         try:
-            ticket, ttl = self._exchange.lookup(self._identity.names.get(text, text), port, self._server,
-                                                self._zone)
+            return self._exchange.lookup(self._identity.names.get(text, text), port, self._server, self._zone)
         except self._exchange.NoDns as e:
-            self._silent_until, self._silence = time.monotonic() + _SILENCE_S, str(e)
+            self._silence, self._silent_until = str(e), time.monotonic() + _SILENCE_S
             raise
+
+    def keep(self, ip: int, port: int, ticket: Ticket, ttl: int, utc: int) -> Ticket:
+        """Verify and keep what DNS said."""
         ticket.verify(self._identity, ip, port, utc)
         if len(self._kept) >= _MAX_CACHED:
             del self._kept[next(iter(self._kept))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
@@ -33,6 +33,10 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"unknown session mode {self.mode!r}; there are {', '.join(MODES)}")
+
+    def within(self, mtu: int) -> SessionConfig:
+        """The same of an end that takes IP packets of at most ``mtu`` bytes."""
+        return replace(self, offer=self.offer.within(mtu))
 
     @property
     def mutual(self) -> bool:

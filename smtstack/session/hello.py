@@ -39,7 +39,7 @@ from smtstack.session.resumption import Psk
 from smtstack.session.state import ServerState, StateError
 from smtstack.session.tickets import SKEW_S, Ticket
 
-VERSION = 1
+VERSION = 2
 RANDOM_LEN = 32
 #: Longest hello or answer in bytes.
 MAX_HELLO = 16_384
@@ -217,6 +217,10 @@ class EarlyServer:
         if terms.forward_secret_only and not hello.forward_secret:
             raise _downgraded()
         agreement = _checked_agreement(hello, terms.offer)
+        if agreement.mtu > self._config.offer.mtu:
+            # What was offered then holds no longer: who begins anew finds out what does.
+            raise Refused(Refusal.TICKET_EXPIRED, f"packets of {agreement.mtu} bytes were offered, and the MTU is "
+                                                  f"{self._config.offer.mtu} by now")
         transcript = Transcript(ends, is_client=False)
         head = transcript.add(data[:hello.head_len])
         binder = terms.early.binder(transcript.add(vector(hello.sealed)))

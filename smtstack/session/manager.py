@@ -58,8 +58,8 @@ class SessionManager(Negotiator):
         self._registry = Registry(config, clock, keylog, share, role is Role.ALONE)
         means = ClientMeans(self.pool, psks if psks is not None else PskStore(), tickets)
         self._client = Client(self._registry, means)
-        early = EarlyServer(config, state if state is not None else MemoryState(), self.pool)
-        self._server = Server(self._registry, self._client, early)
+        self._state = state if state is not None else MemoryState()
+        self._server: Server
         self._plane: Plane
         self._closing = 0
         #: When sessions are looked at next for one that is idle.
@@ -125,6 +125,11 @@ class SessionManager(Negotiator):
             self._plane.ask(*peer, Flight(Kind.CLOSE, (record.proof,)), _CLOSING, now)
         return True
 
+    def tickets_came(self, now: int) -> None:
+        """The ticket source has tickets, or errors, that it had not when it was asked."""
+        self._stir()
+        self._client.tickets_came(now)
+
     def counters(self) -> dict[str, int]:
         """Handshakes and sessions since the start, and how many there are now."""
         return {**self._registry.counters, "sessions": len(self._registry.sessions)}
@@ -138,6 +143,9 @@ class SessionManager(Negotiator):
 
     def attach(self, endpoint: Endpoint) -> None:
         self._registry.endpoint = endpoint
+        self.config = self._registry.config = self.config.within(endpoint.params.mtu)
+        early = EarlyServer(self.config, self._state, self.pool)
+        self._server = Server(self._registry, self._client, early)
         self._plane = self._registry.plane = Plane(endpoint.ip, endpoint.port, endpoint.params,
                                                    self.config.handshake_ns)
 
@@ -194,6 +202,9 @@ class SessionManager(Negotiator):
 
     def _dispatch(self, now: int) -> None:
         """Act on what the plane brought."""
+        while (refusal := self._plane.next_refusal()) is not None:
+            rpc, data = refusal
+            self._client.refusal(rpc.cookie, data, now)
         while (event := self._plane.next_event(now)) is not None:
             cookie = event.rpc.cookie
             if isinstance(event, Request):

@@ -1,4 +1,4 @@
-"""What the two ends of a session agree on, beside keys: cipher, split of the numbers, lengths, padding.
+"""What the two ends of a session agree on, beside keys: cipher, split of the numbers, lengths, padding, MTU.
 
 The offer and the choice travel in clear beside the TLS flights (or in the hello of a ticket); both are bound into
 the session's secret and confirmed under it, so who changes them on the way gets no session.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import Cipher
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.errors import BadPacket, ConfigError, PeerError
+from smtstack.transport.params import MAX_MTU, MIN_MTU
 
-_FIXED = struct.Struct("!BIBB")
+_FIXED = struct.Struct("!BIHBB")
 #: Longest name of a padding policy on the wire.
 MAX_PADDING_NAME = 200
 #: Longest message that can be agreed on, in bytes.
@@ -33,13 +34,18 @@ class Agreement:
     max_message: int = 1_000_000
     #: Name of the padding policy, as ``padding.padding_named`` takes it.
     padding: str = "none"
+    #: Bytes of the longest IP packet either side sends.
+    mtu: int = MAX_MTU
 
     def __post_init__(self) -> None:
-        Offer((self.cipher,), self.index_bits, self.max_message, self.padding)
+        self._as_offer()
 
     def pack(self) -> bytes:
         """As it is on the wire: an offer with one cipher."""
-        return Offer((self.cipher,), self.index_bits, self.max_message, self.padding).pack()
+        return self._as_offer().pack()
+
+    def _as_offer(self) -> Offer:
+        return Offer((self.cipher,), self.index_bits, self.max_message, self.padding, self.mtu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Offer:
     max_message: int = 1_000_000
     #: The padding policy wanted; ``none``: whatever the other side wants.
     padding: str = "none"
+    #: At most so long IP packets, in bytes. An endpoint offers no more than it takes itself.
+    mtu: int = MAX_MTU
 
     def __post_init__(self) -> None:
         if not self.ciphers:
@@ -63,30 +71,36 @@ class Offer:
         CompositeNumber(self.index_bits)
         if not 0 < self.max_message <= MAX_MESSAGE:
             raise ConfigError(f"max_message is {self.max_message}; 1 to {MAX_MESSAGE} bytes are possible")
+        if not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"mtu is {self.mtu}; {MIN_MTU} to {MAX_MTU} bytes are possible")
         padding.padding_named(self.padding)
         if len(self.padding) > MAX_PADDING_NAME:
             raise ConfigError(f"padding {self.padding[:20]}... is longer than {MAX_PADDING_NAME} characters")
 
+    def within(self, mtu: int) -> Offer:
+        """The same for an end that takes IP packets of at most ``mtu`` bytes."""
+        return replace(self, mtu=min(self.mtu, mtu))
+
     def pack(self) -> bytes:
-        """As it is on the wire: index bits, longest message, ciphers by number, padding by name."""
+        """As it is on the wire: index bits, longest message, MTU, ciphers by number, padding by name."""
         names = list(aead.CIPHERS)
         numbers = bytes(names.index(aead.cipher_named(n).name) for n in self.ciphers)
         name = self.padding.encode("ascii")
-        return _FIXED.pack(self.index_bits, self.max_message, len(numbers), len(name)) + numbers + name
+        return _FIXED.pack(self.index_bits, self.max_message, self.mtu, len(numbers), len(name)) + numbers + name
 
     @classmethod
     def parse_untrusted(cls, data: bytes) -> Offer:
         """The inverse; raises :class:`BadPacket`. Ciphers we do not know are passed over."""
         if len(data) < _FIXED.size:
             raise BadPacket("an offer of parameters is cut short")
-        index_bits, longest, count, name_len = _FIXED.unpack_from(data)
+        index_bits, longest, mtu, count, name_len = _FIXED.unpack_from(data)
         if len(data) != _FIXED.size + count + name_len:
             raise BadPacket("an offer of parameters has the wrong length")
         names = list(aead.CIPHERS)
         numbers = data[_FIXED.size:_FIXED.size + count]
         try:
             return cls(tuple(names[n] for n in numbers if n < len(names)), index_bits, longest,
-                       data[_FIXED.size + count:].decode("ascii"))
+                       data[_FIXED.size + count:].decode("ascii"), mtu)
         except (ConfigError, UnicodeDecodeError) as e:
             raise BadPacket(f"an offer of parameters: {e}") from None
 
@@ -96,11 +110,12 @@ def agreement_untrusted(data: bytes) -> Agreement:
     offer = Offer.parse_untrusted(data)
     if len(offer.ciphers) != 1:
         raise BadPacket("a choice of parameters names several ciphers")
-    return Agreement(offer.ciphers[0], offer.index_bits, offer.max_message, offer.padding)
+    return Agreement(offer.ciphers[0], offer.index_bits, offer.max_message, offer.padding, offer.mtu)
 
 
 def choose(offer: Offer, own: Offer) -> Agreement:
-    """The server's choice: the client's favourite cipher that we allow, the larger index, the shorter message.
+    """The server's choice: the client's favourite cipher that we allow, the larger index, the shorter message, the
+    smaller MTU.
 
     Our padding, or where we want none, the client's. Raises :class:`PeerError` without a common cipher.
     """
@@ -109,7 +124,7 @@ def choose(offer: Offer, own: Offer) -> Agreement:
         raise PeerError(f"no common cipher: the client offers {', '.join(offer.ciphers)}, "
                         f"we allow {', '.join(own.ciphers)}")
     return Agreement(cipher, max(offer.index_bits, own.index_bits), min(offer.max_message, own.max_message),
-                     own.padding if own.padding != "none" else offer.padding)
+                     own.padding if own.padding != "none" else offer.padding, min(offer.mtu, own.mtu))
 
 
 def check_choice(offer: Offer, choice: Agreement) -> None:
@@ -119,6 +134,8 @@ def check_choice(offer: Offer, choice: Agreement) -> None:
     if choice.index_bits < offer.index_bits or choice.max_message > offer.max_message:
         raise PeerError(f"the server chose {choice.index_bits} index bits and messages of {choice.max_message} "
                         f"bytes; we asked for {offer.index_bits} at least and {offer.max_message} at most")
+    if choice.mtu > offer.mtu:
+        raise PeerError(f"the server chose packets of {choice.mtu} bytes; our MTU is {offer.mtu}")
     if offer.padding != "none" and choice.padding == "none":
         raise PeerError(f"the server chose no padding; we asked for {offer.padding}")
 

@@ -15,14 +15,14 @@ from dataclasses import replace
 from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.crypto.replay import ReplayGuard
 from smtstack.crypto.session import Session
-from smtstack.session.flights import MAX_FLIGHT, Flight
+from smtstack.session.flights import MAX_FLIGHT, VERSION, Flight, Kind
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event, Request
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import DEAD, Rpc
 from smtstack.transport.segment import Segment
-from smtstack.wire.frame import TRANSPORT_OFFSET
-from smtstack.wire.homa import HANDSHAKE
+from smtstack.wire.frame import DATA_FRAME, IP_OFFSET, PAYLOAD_AT, TRANSPORT_OFFSET, TYPE_AT
+from smtstack.wire.homa import DATA, HANDSHAKE
 
 _FLAGS_AT = 11
 _FRAME_FLAGS_AT = TRANSPORT_OFFSET + _FLAGS_AT
@@ -42,6 +42,8 @@ _RESEND_INTERVAL = 25
 #: What is sent in vain to who may not even have asked. A client that lives asks again by itself, and gets the same
 #: answer.
 _RESENDS_SERVED = 3
+#: How a refusal begins.
+_REFUSED = bytes((VERSION, Kind.REFUSED))
 #: Bits of a first id: nobody who does not see our packets guesses what an answer must name.
 _ID_BITS = 61
 
@@ -72,7 +74,7 @@ class Plane:
 
     def __init__(self, ip: int, port: int, params: TransportParams, patience_ns: int) -> None:
         """``patience_ns``: how long a silent peer is asked again, and half of how long it is remembered."""
-        resends = max(params.timeout_resends, 1 + patience_ns // (_RESEND_INTERVAL * params.tick_ns))
+        resends = 1 + patience_ns // (_RESEND_INTERVAL * params.tick_ns)
         unsched = max(params.unsched_bytes, _UNSCHED_BYTES)
         own = replace(params, max_message_length=MAX_FLIGHT, unsched_bytes=unsched,
                       resend_interval=_RESEND_INTERVAL, timeout_resends=resends,
@@ -85,6 +87,9 @@ class Plane:
         self._heard: dict[tuple[int, int], int] = {}
         #: Requests of ours under way, by peer.
         self._asked: dict[tuple[int, int], int] = {}
+        #: The same by (ip, port, id), but for those that nobody waits for.
+        self._waiting: dict[tuple[int, int, int], Rpc] = {}
+        self._refusals: deque[tuple[Rpc, bytes]] = deque()
         self._answered: deque[Rpc] = deque()
 
     # -- flights -----------------------------------------------------------------------------------------
@@ -94,13 +99,16 @@ class Plane:
 
         Raises :class:`LocalError` for one longer than ``MAX_FLIGHT``.
         """
+        self._endpoint.limit_mtu(ip, port, flight.mtu)
         rpc = self._endpoint.send_request(ip, port, flight.pack(), now, cookie)
         self._asked[ip, port] = self._asked.get((ip, port), 0) + 1
+        self._waiting[ip, port, rpc.id] = rpc
         self._touch((ip, port), now)
         return rpc
 
     def answer(self, rpc: Rpc, flight: Flight, now: int) -> None:
         """Answer a Request event. Raises :class:`LocalError` for a flight longer than ``MAX_FLIGHT``."""
+        rpc.peer.mtu = min(flight.mtu, self._endpoint.params.mtu)
         self._endpoint.send_reply(rpc, flight.pack(), now)
         self._answered.append(rpc)
         self._forget_answers()
@@ -115,6 +123,14 @@ class Plane:
         rpc.cookie = None
         self._endpoint.abort(rpc)
 
+    def next_refusal(self) -> tuple[Rpc, bytes] | None:
+        """A refusal in one packet that claims to answer a request of ours, which goes on all the same.
+
+        Anybody who sees a request can send one, and may well be faster than who is asked: :meth:`drop` the request
+        if it is genuine.
+        """
+        return self._refusals.popleft() if self._refusals else None
+
     def next_event(self, now: int) -> Event | None:
         """What came of it all."""
         event = self._endpoint.next_event()
@@ -125,6 +141,7 @@ class Plane:
             left = self._asked.pop(peer, 1) - 1
             if left:
                 self._asked[peer] = left
+            self._waiting.pop((*peer, event.rpc.id), None)
         self._touch(peer, now)
         return event
 
@@ -146,8 +163,25 @@ class Plane:
 
     def handle_packet(self, frame: bytes, now: int) -> None:
         """A frame with flag HANDSHAKE."""
+        if self._is_refusal(frame):
+            return
         # To its own endpoint it is one of profile homa like any other.
         self._endpoint.handle_packet(_with_byte(frame, _FRAME_FLAGS_AT, frame[_FRAME_FLAGS_AT] & ~HANDSHAKE), now)
+
+    def _is_refusal(self, frame: bytes) -> bool:
+        """Whether it was one for :meth:`next_refusal`."""
+        if not self._waiting or len(frame) < PAYLOAD_AT + len(_REFUSED) or frame[TYPE_AT] != DATA \
+                or not frame.startswith(_REFUSED, PAYLOAD_AT):
+            return False
+        (_ethertype, _vihl, _tos, total, _ip_id, _fragment, _protocol, src, _dst, sport, _dport, _offset, _size,
+         _epoch, _flags, _high, _low, sender_id, length, *_rest) = DATA_FRAME.unpack_from(frame)
+        rpc = self._waiting.get((src, sport, sender_id ^ 1))
+        payload = frame[PAYLOAD_AT:IP_OFFSET + total]
+        if rpc is None or rpc.state is DEAD or len(payload) != length:
+            return False
+        if len(self._refusals) < MAX_PEERS:
+            self._refusals.append((rpc, payload))
+        return True
 
     def poll_transmit(self, now: int) -> Segment | None:
         """The next segment, or None."""

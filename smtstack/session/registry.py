@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from smtstack.crypto.keys import expand_label
+from smtstack.crypto.keys import Endpoints, expand_label
 from smtstack.crypto.session import SmtSession
 from smtstack.session.config import SessionConfig
 from smtstack.session.established import Established
@@ -23,8 +24,9 @@ Peer = tuple[int, int]
 MAX_FAILURES = 1024
 
 #: What a session's beginning and end count, at either side.
-COUNTERS = ("handshakes", "handshakes_failed", "handshakes_displaced", "early_accepted", "early_refused",
-            "sessions_begun", "sessions_closed", "sessions_lost", "sessions_idle", "flights_bad", "closes_forged")
+COUNTERS = ("handshakes", "handshakes_failed", "handshakes_displaced", "answers_unproven", "early_accepted",
+            "early_refused", "sessions_begun", "sessions_closed", "sessions_lost", "sessions_idle", "flights_bad",
+            "closes_forged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Record:
         return newest.epoch << 64 | newest.sealed + newest.opened
 
 
+def done_proof(secret: bytes, flight: bytes) -> bytes:
+    """What only the server of a session can say, once: that this is its last TLS flight."""
+    return hmac.digest(expand_label(secret, "smt done", b"", PROOF_LEN), flight, "sha256")
+
+
 def close_proof(secret: bytes) -> bytes:
     """What only the two ends of a session can say, once: that it is over."""
     return expand_label(secret, "smt close", b"", PROOF_LEN)
@@ -98,6 +105,10 @@ class Registry:
         """Unix seconds, for certificates."""
         return self.clock() // 1_000_000_000
 
+    def ends(self, peer: Peer) -> Endpoints:
+        """Of a session with ``peer``, from our side."""
+        return Endpoints(self.endpoint.ip, self.endpoint.port, *peer)
+
     def make(self, established: Established) -> SmtSession:
         """The session for our endpoint."""
         endpoint = self.endpoint
@@ -122,7 +133,8 @@ class Registry:
         self.sessions[peer] = Record(established, session, begun)
         self.accepted += not established.is_client
         self.counters["sessions_begun"] += 1
-        self.endpoint.install(*peer, session, now, max_message=established.agreement.max_message)
+        agreed = established.agreement
+        self.endpoint.install(*peer, session, now, max_message=agreed.max_message, mtu=agreed.mtu)
 
     def end(self, peer: Peer, text: str, now: int) -> Record | None:
         """The session is over; None: there is none."""

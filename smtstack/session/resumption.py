@@ -31,7 +31,7 @@ from smtstack.session.offer import Offer
 from smtstack.session.reader import Reader, vector
 from smtstack.session.state import ServerState
 
-VERSION = 1
+VERSION = 2
 #: Longest life in seconds: as a ticket's (paper §4.5).
 MAX_LIFE_S = 3600
 #: Seconds after the handshake that showed certificates in which sessions may be resumed from one another.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from smtstack.crypto.keys import Endpoints
 from smtstack.errors import BadPacket, HandshakeError, PeerError, SmtError
 from smtstack.session.client import Client
 from smtstack.session.established import Established
 from smtstack.session.flights import Flight, Kind, Refusal, parse_untrusted, refused
 from smtstack.session.hello import EarlyServer, Refused
 from smtstack.session.offer import Agreement, Offer, choose
-from smtstack.session.registry import Peer, Registry
+from smtstack.session.refusals import signed
+from smtstack.session.registry import Peer, Registry, done_proof
 from smtstack.session.tls import TlsServer
 from smtstack.session.workers import closed, opened
 from smtstack.transport.rpc import Rpc
@@ -63,6 +63,8 @@ class Server:
             answer = self._refuse(peer, refused(Refusal.TLS, str(e), e.alert), str(e), now)
         except SmtError as e:
             answer = self._refuse(peer, refused(Refusal.BUSY, str(e)), str(e), now)
+        if answer.kind is Kind.REFUSED:
+            answer = signed(answer, data, self._registry.ends(peer), self._registry.config.identity)
         self._registry.plane.answer(rpc, answer, now)
 
     def _refuse(self, peer: Peer, answer: Flight, text: str, now: int) -> Flight:
@@ -104,7 +106,7 @@ class Server:
         except PeerError as e:
             raise Refused(Refusal.PARAMETERS, str(e)) from None
         tls = TlsServer(config.identity, peer[0], registry.utc, config.mutual, registry.keylog)
-        answer = Flight(Kind.SERVER_HELLO, (choice.pack(), tls.answer(tls_flight, offer, choice)))
+        answer = Flight(Kind.SERVER_HELLO, (choice.pack(), tls.answer(tls_flight, offer, choice)), choice.mtu)
         self._half.pop((peer, handshake_id), None)
         self._half[peer, handshake_id] = _HalfOpen(tls, choice, digest, answer, now)
         if len(self._half) > config.max_handshakes:
@@ -139,7 +141,8 @@ class Server:
         made = Established(*peer, False, "mtls" if tls.peer_name else "tls", tls.secret, half.choice, b"",
                            tls.peer_name)
         blob = self._early.grant(tls.resumption, peer[0], tls.peer_name, registry.utc)
-        answer = Flight(Kind.SERVER_DONE, (tls.done(blob),))
+        said = tls.done(blob)
+        answer = Flight(Kind.SERVER_DONE, (said, done_proof(tls.secret, said)), half.choice.mtu)
         self._open(made, digest, answer, half.begun, now)
         registry.count("handshakes")
         return answer
@@ -157,10 +160,8 @@ class Server:
         registry = self._registry
         try:
             self._check_room(peer)
-            endpoint = registry.endpoint
-            accepted = self._early.hello_untrusted(flight.fields[0], Endpoints(endpoint.ip, endpoint.port, *peer),
-                                                   registry.utc)
-            answer = Flight(Kind.EARLY_ANSWER, (accepted.answer,))
+            accepted = self._early.hello_untrusted(flight.fields[0], registry.ends(peer), registry.utc)
+            answer = Flight(Kind.EARLY_ANSWER, (accepted.answer,), accepted.session.agreement.mtu)
             self._open(accepted.session, digest, answer, now, now)
         except Refused:
             registry.count("early_refused")

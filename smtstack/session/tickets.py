@@ -29,7 +29,7 @@ from smtstack.session.pool import SHARE_LEN, make_key
 from smtstack.session.reader import Reader, pack_chain, vector
 from smtstack.wire.ipv4 import format_address
 
-VERSION = 1
+VERSION = 2
 ID_LEN = 16
 #: Longest life of a ticket in seconds (paper §4.5: at most an hour).
 MAX_LIFE_S = 3600
@@ -135,8 +135,9 @@ class TicketSecret:
 class TicketSource(Protocol):
     """Where a client gets tickets."""
 
-    def ticket(self, ip: int, port: int, utc: int) -> Ticket:
-        """A verified ticket of that server; at once, or after a bounded wait. Raises :class:`PeerError`."""
+    def ticket(self, ip: int, port: int, utc: int) -> Ticket | None:
+        """A verified ticket of that server; None: it is being looked up, and who does so says when to ask again
+        (``SessionManager.tickets_came``). Never waits. Raises :class:`PeerError`."""
 
     def forget(self, ip: int, port: int) -> None:
         """The server did not take the ticket we had: ask again the next time."""

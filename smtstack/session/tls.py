@@ -84,11 +84,17 @@ class _Handshake:
         self._tls = SSL.Connection(_context(identity, server, mutual, keylog is not None), None)
         self._tls.set_app_data(self._peer)
         self._confirm = b""
+        self._shaken = False
         #: 32 bytes each, once ``finish`` returned: from which the session's keys come, and those of later ones.
         self.secret = b""
         self.resumption = b""
         #: Whom the peer's certificate names, once ``finish`` returned; "": it showed none.
         self.peer_name = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether it failed, or may fail now, by what the peer showed: its certificate, or what TLS protects."""
+        return self._peer.error != "" or self._shaken
 
     def _take(self, flight: bytes) -> None:
         if not 0 < len(flight) <= MAX_FLIGHT:
@@ -106,6 +112,7 @@ class _Handshake:
             raise HandshakeError(str(e), self._output()) from None
         except SSL.Error as e:
             self._fail(e)
+        self._shaken = True
         return True
 
     def _fail(self, error: SSL.Error) -> NoReturn:

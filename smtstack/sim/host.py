@@ -17,8 +17,9 @@ from smtstack.sim.clock import Clock
 from smtstack.sim.link import EgressPort
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.wire.ethernet import HEADER_LEN
 from smtstack.wire.frame import MIN_LEN, TRANSPORT_OFFSET
 
 _PORT_AT = TRANSPORT_OFFSET + 2
@@ -116,7 +117,7 @@ class SimHost:
 
     def __init__(self, clock: Clock, name: str, ip: int, mac: bytes, nic: SmartNic, neighbours: Neighbours, *,
                  host_delay_ns: int = 0, strict_priority: bool = False,
-                 policy: ContextPolicy = ContextPolicy.PER_QUEUE,
+                 policy: ContextPolicy = ContextPolicy.PER_QUEUE, mtu: int = MAX_MTU,
                  tx_faults: Impairments | None = None, rx_faults: Impairments | None = None) -> None:
         self.clock = clock
         self.name = name
@@ -134,6 +135,9 @@ class SimHost:
         self.endpoints: dict[int, SimEndpoint] = {}
         #: Frames whose destination port nobody has.
         self.unclaimed = 0
+        #: Frames that came and were longer than the interface takes.
+        self.too_long = 0
+        self._longest = mtu + HEADER_LEN
         self._neighbours = neighbours
         self._policy = policy
         self._delay = host_delay_ns
@@ -174,6 +178,9 @@ class SimHost:
 
     def receive(self, frame: bytes) -> None:
         """A frame came off the wire."""
+        if len(frame) > self._longest:
+            self.too_long += 1
+            return
         if self.rx_faults is None:
             self._to_nic(frame)
             return

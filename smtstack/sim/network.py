@@ -13,6 +13,7 @@ from smtstack.sim.clock import Clock
 from smtstack.sim.host import SimHost
 from smtstack.sim.link import EgressPort, LinkParams, Tap
 from smtstack.sim.switch import Switch
+from smtstack.transport.params import MAX_MTU
 from smtstack.wire.ipv4 import address
 
 Device = SimHost | Switch
@@ -42,14 +43,15 @@ class Network:
 
     def add_host(self, name: str | None = None, ip: int | None = None, nic: NicConfig | None = None, *,
                  host_delay_ns: int = 0, strict_priority: bool = False,
-                 policy: ContextPolicy = ContextPolicy.PER_QUEUE,
+                 policy: ContextPolicy = ContextPolicy.PER_QUEUE, mtu: int = MAX_MTU,
                  tx_rates: ImpairmentRates | None = None, rx_rates: ImpairmentRates | None = None,
                  tx_script: Script | None = None, rx_script: Script | None = None) -> SimHost:
         """A host, by default ``h<n>`` at 10.0.0.<n>.
 
         ``host_delay_ns`` is added on each way between endpoint and wire. ``strict_priority`` makes its
         own port serve priorities; a NIC's FIFO, the default, does not. Rates and scripts are the faults
-        behind its transmit half and before its receive half (:mod:`smtstack.nic.impairments`).
+        behind its transmit half and before its receive half (:mod:`smtstack.nic.impairments`). It takes no IP
+        packet longer than ``mtu`` bytes; what its endpoints send is their ``params``' affair.
         """
         number = len(self.hosts)
         name = name or f"h{number + 1}"
@@ -59,7 +61,7 @@ class Network:
             raise ConfigError(f"{name}: its address is in use")
         mac = self._macs[ip] = b"\x02\x00" + ip.to_bytes(4, "big")
         host = SimHost(self.clock, name, ip, mac, SmartNic(nic), self._macs.get, host_delay_ns=host_delay_ns,
-                       strict_priority=strict_priority, policy=policy,
+                       strict_priority=strict_priority, policy=policy, mtu=mtu,
                        tx_faults=self._faults(f"{name} tx", tx_rates, tx_script),
                        rx_faults=self._faults(f"{name} rx", rx_rates, rx_script))
         self.hosts[name] = host

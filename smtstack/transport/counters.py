@@ -9,8 +9,8 @@ NAMES = (
     "handshakes_unexpected", "incast_marked", "key_unknown",
     "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
     "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
-    "resends_sent", "responses_delivered", "responses_sent", "stray", "timeouts", "too_long", "truncated",
-    "unknowns_sent", "wrong_address",
+    "resends_sent", "responses_delivered", "responses_dropped", "responses_sent", "stray", "timeouts",
+    "too_long", "truncated", "unknowns_sent", "wrong_address",
 )
 
 
@@ -64,6 +64,8 @@ class Counters:
         self.requests_sent = 0
         self.resends_sent = 0
         self.responses_delivered = 0
+        #: Responses that were sent whole, not acknowledged, and forgotten to make room.
+        self.responses_dropped = 0
         self.responses_sent = 0
         #: Packets for RPCs we do not know (late duplicates, mostly).
         self.stray = 0

@@ -22,7 +22,7 @@ from smtstack.transport.events import Event, Failed, Reason, Request, Response
 from smtstack.transport.negotiation import Negotiator
 from smtstack.transport.openings import Openings
 from smtstack.transport.outbox import Outbox
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile, make_profile
 from smtstack.transport.recovery import Recovery
@@ -177,14 +177,14 @@ class Endpoint:
     # -- the negotiator's side ---------------------------------------------------------------------------
 
     def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
-                early: bool = False) -> None:
+                mtu: int = MAX_MTU, early: bool = False) -> None:
         """There is a session with this peer: RPCs that wait begin, and what came too early is taken.
 
         ``early``: we can seal under it, but not open yet: what arrives is held until this is called again with the
         same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
-        longest message either side may send under it, in bytes.
+        longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less).
         """
-        self._openings.install(ip, port, session, max_message, early, now // self._tick_ns)
+        self._openings.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
             for frame in self._held.take(ip << 16 | port):
                 self.counters.packets_received -= 1
@@ -197,6 +197,10 @@ class Endpoint:
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
         self._openings.end(ip << 16 | port, detail)
+
+    def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
+        """From now on messages to this peer go in IP packets of at most ``mtu`` bytes. ConfigError: no key."""
+        self._table.call(ip, port).mtu = min(mtu, self.params.mtu)
 
     # -- the network's side ------------------------------------------------------------------------------
 
@@ -249,7 +253,10 @@ class Endpoint:
         self._failed.clear()
         self._events.extend(failed)
         if self._negotiator is not None:
-            for peer in {e.rpc.peer: None for e in failed if e.rpc.heard_tick >= e.rpc.peer.heard_tick}:
+            # Answered nothing since the RPC began, or for as long as it takes to be gone.
+            gone = now // self._tick_ns - self.params.silence_ticks
+            for peer in {e.rpc.peer: None for e in failed
+                         if e.rpc.peer.heard_tick <= max(e.rpc.heard_tick, gone)}:
                 if self._openings.is_current(peer):
                     self._negotiator.lost(peer.host.ip, peer.port, now)
 
@@ -299,6 +306,7 @@ class Endpoint:
                 return
         elif not rpc.is_client and rpc.state is not INCOMING:
             counters.data_redundant += 1
+            peer.host.heard_tick = tick
             return
         elif rpc.is_client and whole and rpc.inm is None:
             try:
@@ -377,7 +385,7 @@ class Endpoint:
         was_truncated = inm.truncated
         data = inm.finish()
         if inm.progressed():
-            rpc.heard_tick = tick
+            rpc.peer.host.heard_tick = rpc.heard_tick = tick
             rpc.resends = 0
         if inm.auth_failures != failures:
             counters.records_failed += inm.auth_failures - failures
@@ -385,8 +393,8 @@ class Endpoint:
         if inm.truncated and not was_truncated:
             counters.truncated += 1
         for client_id, client_port, server_port in inm.acks:
-            if client_port == rpc.peer.port and server_port == self.port and client_id ^ 1 != rpc.id:
-                self._recovery.acked(rpc.peer, client_id, 0)
+            if server_port == self.port and (client_id ^ 1 != rpc.id or client_port != rpc.peer.port):
+                self._recovery.acked_elsewhere(rpc.peer.host, client_port, client_id)
         if data is None:
             inm.acks = []
             self._grants.touch(rpc)
@@ -411,7 +419,7 @@ class Endpoint:
             self._watch_keys(peer.session)
         if not peer.proven:
             self._table.prove(peer)
-        peer.heard_tick = tick
+        peer.heard_tick = peer.host.heard_tick = tick
         if len(data) > peer.max_message:
             self.counters.too_long += 1
             self._table.free(rpc)
@@ -425,7 +433,7 @@ class Endpoint:
         self._recovery.finished(rpc)
         self._table.free(rpc)
         peer = rpc.peer
-        peer.heard_tick = tick
+        peer.heard_tick = peer.host.heard_tick = tick
         if not rpc.keys.proven:
             peer.session.proved(rpc.keys, tick)
             self._watch_keys(peer.session)

@@ -101,8 +101,9 @@ class OutMessage:
 class InMessage:
     """A message being received."""
 
-    __slots__ = ("acks", "auth_failures", "best_received", "best_records", "busy_at", "discarded", "grant_key",
-                 "granted", "length", "pending", "received", "rx_bytes", "truncated")
+    __slots__ = ("acks", "auth_failures", "best_received", "best_records", "busy_at", "discarded",
+                 "failures_before", "grant_key", "granted", "length", "pending", "received", "rx_bytes",
+                 "truncated")
 
     def __init__(self, length: int) -> None:
         #: Bytes, as the packets claim; the sealed profiles learn the truth when it authenticates.
@@ -122,8 +123,8 @@ class InMessage:
         self.grant_key: tuple[int, int] | None = None
         #: Bytes the sender may send.
         self.granted = 0
-        #: Records that failed to authenticate so far.
-        self.auth_failures = 0
+        #: Records that failed to authenticate so far, and of these those before the last progress.
+        self.auth_failures = self.failures_before = 0
         #: Ranges thrown away since last asked: ask for them again.
         self.discarded: list[tuple[int, int]] = []
         #: Acknowledgements found inside (profile ``linux``).
@@ -173,12 +174,18 @@ class InMessage:
         """
         if self.received > self.best_received:
             self.best_received = self.received
+            self.failures_before = self.auth_failures
             return True
         records = self.authenticated()
         if records > self.best_records:
             self.best_records = records
+            self.failures_before = self.auth_failures
             return True
         return False
+
+    def forged(self) -> bool:
+        """Whether records failed since there was progress: that the sender lives does not help this message."""
+        return self.auth_failures > self.failures_before
 
     def news_for_busy(self) -> bool:
         """Whether there was progress since this was last asked."""

@@ -49,16 +49,17 @@ class Openings:
         rpc.cookie = cookie
         return rpc, first
 
-    def install(self, ip: int, port: int, session: Session, max_message: int, early: bool, tick: int) -> None:
+    def install(self, ip: int, port: int, session: Session, max_message: int, mtu: int, early: bool,
+                tick: int) -> None:
         """:meth:`Endpoint.install <smtstack.transport.endpoint.Endpoint.install>`, but for what was held."""
         table = self._table
         params = self._profile.params
-        longest = min(max_message, params.max_message_length)
+        limits = min(max_message, params.max_message_length), min(mtu, params.mtu)
         key = ip << 16 | port
         old = table.peers.get(key)
         if old is not None:
             if old.session is session:
-                old.limit(longest)
+                old.limit(*limits)
                 return
             self._fail(table.end(old), Reason.SESSION_ENDED, "another took its place")
         opening = table.opening.get(key) or table.open(ip, port)
@@ -70,9 +71,10 @@ class Openings:
                 self._fail([rpc], Reason.SESSION_ENDED, "another took its place")
             peer.session.end()
             peer.acks.clear()
+        session.outlive(self._profile.params.silence_ticks)
         peer.session = session
         peer.early = early
-        peer.limit(longest)
+        peer.limit(*limits)
         if not early:
             del table.opening[key]
             table.peers[key] = peer

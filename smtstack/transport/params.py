@@ -15,7 +15,12 @@ from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 PACKET_HEADERS = ipv4.HEADER_LEN + homa.DATA_LEN
 #: packet_index of a retransmission is one byte, so a segment has at most this many packets.
 MAX_SEGMENT_PACKETS = 256
+#: Bytes of an IP packet that every end takes, and that none exceeds.
+MIN_MTU, MAX_MTU = 296, 65535
 INT_MAX = 0x7FFFFFFF
+#: RESENDs that a host may leave unanswered before anything is concluded from it, and before they come less often
+#: (``timeout_resends`` of the module).
+MIN_RESENDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,8 @@ class TransportParams:
     """Settings of one endpoint. Immutable; checked when made, :class:`ConfigError` names the culprit."""
 
     mtu: int = 1500
-    """Bytes of an IP packet. Both ends of profile ``linux`` must agree."""
+    """Bytes of the longest IP packet that we send or take. Sessions by handshake agree on the smaller one; without
+    these, both ends must have the same."""
     max_gso_size: int = 10_000
     """Bytes of the largest TSO segment, IP header included; at most 65535."""
     max_message_length: int = 1_000_000
@@ -74,12 +80,21 @@ class TransportParams:
     resend_ticks: int = 15
     """Ticks of silence before the first RESEND."""
     resend_interval: int = 10
-    """Ticks between RESENDs, and between NEED_ACKs."""
+    """Ticks between RESENDs of an RPC, and between NEED_ACKs; from the sixth on it doubles each time, up to 16 of
+    these."""
     timeout_resends: int = 5
-    """Unanswered RESENDs (or NEED_ACKs) after which an RPC fails."""
+    """Intervals of silence after ``resend_ticks`` after which a host counts as gone, and its RPCs fail."""
     timeout_resends_served: int = 0
-    """The same of RPCs that others began, where that differs (0: it does not): who gives a false address makes us
-    send so many packets there."""
+    """RESENDs (or NEED_ACKs) after which an RPC that others began is dropped, whatever else its host says (0: that
+    does not count): who gives a false address makes us send so many packets there."""
+    stalled_ticks: int = 10_000
+    """Ticks without progress after which an RPC fails though its host lives."""
+    keep_response_ticks: int = 30_000
+    """Ticks for which a response is kept that a living host does not acknowledge; ours."""
+    max_kept_bytes_per_host: int = 64 << 20
+    """Bytes of responses sent whole and not acknowledged to one host; the oldest make room. Ours."""
+    max_kept_bytes: int = 256 << 20
+    """The same over all hosts; the oldest of the host that adds one make room."""
     request_ack_ticks: int = 2
     """Ticks after its response is sent before a server asks for an ACK."""
     max_rpcs_per_host: int = 20_000
@@ -97,8 +112,8 @@ class TransportParams:
     """Ticks after which such a frame is forgotten."""
 
     def __post_init__(self) -> None:
-        if not 296 <= self.mtu <= 65535:
-            raise ConfigError(f"mtu is {self.mtu}; 296 to 65535 bytes are possible")
+        if not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"mtu is {self.mtu}; {MIN_MTU} to {MAX_MTU} bytes are possible")
         if not 0 < self.max_gso_size <= 65535:
             raise ConfigError(f"max_gso_size is {self.max_gso_size}; at most 65535 bytes")
         if len(self.unsched_cutoffs) != homa.NUM_PRIORITIES:
@@ -112,7 +127,7 @@ class TransportParams:
         for name in ("unsched_bytes", "link_mbps", "max_incoming", "max_overcommit", "max_rpcs_per_peer",
                      "tick_ns", "resend_ticks", "resend_interval", "timeout_resends",
                      "request_ack_ticks", "max_message_length", "fifo_grant_increment", "grant_increment",
-                     "incast_unsched_bytes", "held_ticks"):
+                     "incast_unsched_bytes", "held_ticks", "stalled_ticks", "keep_response_ticks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.timeout_resends_served < 0:
@@ -120,6 +135,11 @@ class TransportParams:
                               "timeout_resends")
         if self.incast_threshold < 0:
             raise ConfigError(f"incast_threshold is {self.incast_threshold}; at least 0, which marks no request")
+
+    @property
+    def silence_ticks(self) -> int:
+        """Ticks of a host's silence after which its RPCs fail."""
+        return self.resend_ticks + self.timeout_resends * self.resend_interval
 
     @property
     def segment_payload(self) -> int:
@@ -146,9 +166,10 @@ def wire_length(max_message: int) -> int:
 #: For endpoints in software, on real interfaces. A round trip takes a hundred microseconds and more, not five,
 #: and milliseconds under load: with the module's values they would wait for grants most of the time, and ask
 #: for acknowledgements that are on their way. Nor can they sleep for just a few microseconds, as the pacer of a
-#: fast link wants with a short queue.
+#: fast link wants with a short queue. And a process may not be scheduled for seconds without being dead: its
+#: peers wait for 6 s (the module: 65 ms).
 SOFTWARE = TransportParams(unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20,
-                           throttle_min_bytes=1_500, max_nic_queue_ns=100_000)
+                           throttle_min_bytes=1_500, max_nic_queue_ns=100_000, timeout_resends=600)
 
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
 SOFTWARE_RTT_NS = 800_000
@@ -181,6 +202,11 @@ def software(link_mbps: int | None) -> TransportParams:
     # A segment holds the link for a quarter of a round trip at most; then SRPT may choose another message.
     packets = max(1, rtt_ns // (4 * frame_ns))
     patience = max(SOFTWARE.resend_ticks, PATIENCE_RTTS * SLOW_MBPS // max(SLOW_MBPS, link_mbps))
+    # A round trip of 10 KB takes this much longer.
+    tick_ns = SOFTWARE.tick_ns * max(SLOW_MBPS, link_mbps) // link_mbps
+    # As long as on a fast link, but for what the first RESEND waits longer; five are sent at the least.
+    silence = SOFTWARE.silence_ticks * SOFTWARE.tick_ns // tick_ns
+    resends = max(MIN_RESENDS, (silence - patience) // SOFTWARE.resend_interval)
     return replace(
         SOFTWARE, link_mbps=link_mbps,
         # What fills the link until the first grant can be there, and keeps it full from then on. A grant for every
@@ -194,7 +220,6 @@ def software(link_mbps: int | None) -> TransportParams:
         max_nic_queue_ns=max(SOFTWARE.max_nic_queue_ns, 2 * frame_ns),
         # Not queued is only what the link has sent in 20 us.
         throttle_min_bytes=min(SOFTWARE.throttle_min_bytes, 20_000 * link_mbps // 8000),
-        # A round trip of 10 KB takes this much longer.
-        tick_ns=SOFTWARE.tick_ns * max(SLOW_MBPS, link_mbps) // link_mbps,
+        tick_ns=tick_ns, timeout_resends=resends,
         # What is silent for less may just wait in a switch: at high load, others have sent so much before.
         resend_ticks=patience, request_ack_ticks=max(SOFTWARE.request_ack_ticks, patience))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtstack.crypto.session import EpochKeys, Session
 from smtstack.errors import LocalError
-from smtstack.transport.params import INT_MAX, wire_length
+from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import format_address
 
@@ -16,8 +16,8 @@ FIRST_CUTOFFS = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
 class Host:
     """One IP address: how it wants unscheduled data, and what of our memory it uses."""
 
-    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "ip", "peers", "rx_bytes",
-                 "server_rpcs")
+    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "heard_tick", "ip", "kept", "kept_bytes",
+                 "peers", "rx_bytes", "server_rpcs")
 
     def __init__(self, ip: int) -> None:
         self.ip = ip
@@ -26,11 +26,17 @@ class Host:
         self.cutoff_version = 0
         #: Tick of the last CUTOFFS sent to it.
         self.cutoff_tick = -1
+        #: Tick of its last valid packet about an RPC we know. Who rations RESENDs by host, as the kernel module
+        #: does, shows by those for one RPC that the others need not be given up.
+        self.heard_tick = -1
         #: Its ports we know.
         self.peers = 0
         self.server_rpcs = 0
         #: Bytes of its unfinished messages.
         self.rx_bytes = 0
+        #: RPCs whose responses were sent whole and are not acknowledged, oldest first, and the bytes of these.
+        self.kept: dict[Rpc, None] = {}
+        self.kept_bytes = 0
         #: RPCs with it whose incoming message has not authenticated, oldest first.
         self.doubted: dict[Rpc, None] = {}
 
@@ -61,9 +67,10 @@ class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
     __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "local_port", "max_message", "max_wire",
-                 "port", "proven", "rpcs", "session")
+                 "mtu", "port", "proven", "rpcs", "session")
 
-    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int) -> None:
+    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
+                 mtu: int = MAX_MTU) -> None:
         self.host = host
         self.port = port
         self.local_port = local_port
@@ -79,11 +86,12 @@ class Peer:
         self.heard_tick = -1
         #: We send 0-RTT data under this session, and cannot open what comes back yet.
         self.early = False
-        self.limit(max_message)
+        self.limit(max_message, mtu)
 
-    def limit(self, max_message: int) -> None:
-        """Messages of the session have at most so many bytes, in both directions."""
+    def limit(self, max_message: int, mtu: int) -> None:
+        """Messages, and IP packets of messages, have at most so many bytes, in both directions."""
         self.max_message = max_message
+        self.mtu = mtu
         #: The longest message_length it may claim on the wire.
         self.max_wire = wire_length(max_message)
 

@@ -14,6 +14,9 @@ from smtstack.transport.rpc import Rpc
 from smtstack.transport.stream_message import Geometry, PlainOut, SealedIn, SealedOut, SealedPacket, StreamIn
 from smtstack.wire import homa
 
+#: MTUs of peers for which the cut of messages is kept.
+_MAX_CUTS = 64
+
 
 class Profile:
     """How messages of one profile are made and taken apart. One object an endpoint."""
@@ -22,6 +25,8 @@ class Profile:
 
     #: What its key store must make; checked when an endpoint is made, so nothing here needs to.
     session_type: type[Session] = Session
+    #: An ACK is its peer's own, and speaks for nobody else.
+    acks_are_proven = False
 
     def __init__(self, fmt: homa.WireFormat, params: TransportParams) -> None:
         self.fmt = fmt
@@ -52,18 +57,47 @@ class Profile:
         return True
 
 
+class _Cuts:
+    """How messages are cut by the MTU of a peer, plainly and as the response to a marked request."""
+
+    __slots__ = ("_last", "_made", "_mtu", "_params", "_sealed")
+
+    def __init__(self, params: TransportParams, sealed: bool) -> None:
+        self._params = params
+        self._sealed = sealed
+        #: The others by MTU; the oldest make room, as peers choose these.
+        self._made: dict[int, tuple[Geometry, Geometry]] = {}
+        self._mtu = params.mtu
+        self._last = self._make(params.mtu)
+
+    def of(self, mtu: int) -> tuple[Geometry, Geometry]:
+        """For IP packets of at most so many bytes."""
+        if mtu != self._mtu:
+            made = self._made.get(mtu)
+            if made is None:
+                if len(self._made) >= _MAX_CUTS:
+                    del self._made[next(iter(self._made))]
+                made = self._made[mtu] = self._make(mtu)
+            self._mtu, self._last = mtu, made
+        return self._last
+
+    def _make(self, mtu: int) -> tuple[Geometry, Geometry]:
+        params = replace(self._params, mtu=min(mtu, self._params.mtu))
+        return Geometry(params, self._sealed), Geometry(_marked(params), self._sealed)
+
+
 class HomaProfile(Profile):
     """The baseline: nothing sealed."""
 
-    __slots__ = ("_geo", "_incast")
+    __slots__ = ("_cuts",)
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.HOMA, params)
-        self._geo = Geometry(params, sealed=False)
-        self._incast = Geometry(_marked(params), sealed=False)
+        self._cuts = _Cuts(params, sealed=False)
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
-        return PlainOut(data, self._incast if rpc.flags and not rpc.is_client else self._geo)
+        whole, marked = self._cuts.of(rpc.peer.mtu)
+        return PlainOut(data, marked if rpc.flags and not rpc.is_client else whole)
 
     def incoming(self, rpc: Rpc, length: int) -> InMessage:
         return StreamIn(length)
@@ -76,27 +110,26 @@ class HomaProfile(Profile):
 class SmtProfile(Profile):
     """The paper's design: TLS 1.3 records under composite numbers."""
 
-    __slots__ = ("_geo", "_incast", "_max_wire", "_packet_plain")
+    __slots__ = ("_cuts", "_max_wire")
     session_type = SmtSession
+    acks_are_proven = True
 
     def __init__(self, params: TransportParams) -> None:
         super().__init__(homa.SMT, params)
         self._max_wire = params.max_wire_length
-        self._geo = Geometry(params, sealed=True)
-        self._incast = Geometry(_marked(params), sealed=True)
-        self._packet_plain = self._geo.packet_plain
+        self._cuts = _Cuts(params, sealed=True)
 
     def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
         session: SmtSession = rpc.peer.session  # type: ignore[assignment]
         padded = len(data)
         if session.pads:
             padded = max(padded, session.params.padding(padded))
-        if padded <= self._packet_plain:
-            return SealedPacket(session, rpc.keys, rpc.id, data, padded, self._geo.mss)
-        geo = self._geo
+        geo, marked = self._cuts.of(rpc.peer.mtu)
+        if padded <= geo.packet_plain:
+            return SealedPacket(session, rpc.keys, rpc.id, data, padded, geo.mss)
         # A mark is a wish of who knows whom: records of one packet must not make a message too long to number.
-        if rpc.flags and not rpc.is_client and padded <= self._incast.record_plain * session.numbers.max_records:
-            geo = self._incast
+        if rpc.flags and not rpc.is_client and padded <= marked.record_plain * session.numbers.max_records:
+            geo = marked
         out = SealedOut(session, rpc.keys, rpc.id, data, padded, geo)
         if out.length > self._max_wire:
             raise LocalError(f"{len(data)} bytes become {out.length} by padding; the peer would refuse more than "

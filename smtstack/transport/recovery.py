@@ -15,10 +15,10 @@ from smtstack.transport.counters import Counters
 from smtstack.transport.events import Failed, Reason
 from smtstack.transport.message import InMessage
 from smtstack.transport.outbox import Outbox
-from smtstack.transport.params import INT_MAX
+from smtstack.transport.params import INT_MAX, MIN_RESENDS
 from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import IN_SERVICE, OUTGOING, Rpc
+from smtstack.transport.rpc import DEAD, IN_SERVICE, OUTGOING, Rpc
 from smtstack.transport.table import RpcTable
 from smtstack.wire import homa
 
@@ -29,6 +29,12 @@ PROBE_LENGTH = 100
 DOUBT_RESENDS = 3
 #: Ranges one round of RESENDs asks for; the rest waits for the next.
 MAX_RESEND_RANGES = 16
+#: Times that the interval between RESENDs doubles: a process that does not run must not find thousands of them,
+#: nor may one that runs again wait long for the next.
+MAX_BACKOFF = 4
+#: What more there is to say of an RPC whose host is not silent.
+STALLED = "its host lives, but with this RPC it gets no further"
+_NEVER = 1 << 60
 
 
 class Recovery:
@@ -53,12 +59,14 @@ class Recovery:
         """Act on a control packet from ``peer``."""
         key = packet.sender_id ^ 1 | packet.epoch << 64
         rpc = peer.rpcs.get(key)
+        if rpc is not None:
+            peer.host.heard_tick = tick
         if isinstance(packet, homa.Ack):
             self._on_ack(peer, packet, rpc)
         elif isinstance(packet, homa.Cutoffs):
             self._on_cutoffs(peer.host, packet)
         elif isinstance(packet, homa.NeedAck):
-            self._on_need_ack(peer, packet, rpc, tick)
+            self._on_need_ack(peer, packet, rpc)
         elif isinstance(packet, homa.Resend):
             self._on_resend(peer, packet, rpc, tick)
         elif isinstance(packet, homa.Freeze):
@@ -90,9 +98,7 @@ class Recovery:
 
     def _on_resend(self, peer: Peer, packet: homa.Resend, rpc: Rpc | None, tick: int) -> None:
         if rpc is None:
-            self._counters.unknowns_sent += 1
-            own_id = packet.sender_id ^ 1
-            self._outbox.control(peer, homa.Unknown(self._port, peer.port, own_id, packet.epoch))
+            self._unknown(peer, packet)
             return
         out = rpc.out
         if out is None:
@@ -115,6 +121,18 @@ class Recovery:
             # the end of a message must not be kept waiting.
             self._busy(rpc)
 
+    def _unknown(self, peer: Peer, packet: homa.Resend) -> None:
+        # A request that was delivered and answered must not come again: it would be refused as a replay, asked for
+        # with UNKNOWN, refused, without an end. Silence is what its client gives up at.
+        client_id = packet.sender_id
+        if not client_id & 1:
+            keys = peer.session.request_keys(packet.epoch)
+            if keys is None or keys.guard.is_replay(client_id):
+                self._counters.stray += 1
+                return
+        self._counters.unknowns_sent += 1
+        self._outbox.control(peer, homa.Unknown(self._port, peer.port, client_id ^ 1, packet.epoch))
+
     def _still_receiving(self, rpc: Rpc, tick: int) -> None:
         # Homa answers BUSY whatever the reason, and a request that can never be whole (somebody changes
         # it on the way) keeps both ends waiting for ever. BUSY must mean that something got better since
@@ -123,9 +141,8 @@ class Recovery:
         missing = inm.missing() if inm is not None else []
         if inm is None or inm.news_for_busy() or not missing:
             self._busy(rpc)
-        if missing and rpc.resend_tick != tick:
-            rpc.resend_tick = tick
-            self.ask_again(rpc, missing)
+        if missing:
+            self._ask_again(rpc, missing, tick)
 
     def _busy(self, rpc: Rpc) -> None:
         self._counters.busy_sent += 1
@@ -140,9 +157,9 @@ class Recovery:
             self._table.free(rpc)
             return
         out = rpc.out
-        # Once a tick at the most: forged UNKNOWNs must not multiply our traffic.
-        if rpc.is_client and out is not None and rpc.resend_tick != tick:
-            rpc.resend_tick = tick
+        # Once an interval at the most: UNKNOWNs, forged or many of one kind, must not multiply our traffic.
+        if rpc.is_client and out is not None and tick - rpc.resent_tick >= self._p.resend_interval:
+            rpc.resent_tick = tick
             if rpc.inm is not None:
                 self._table.drop_incoming(rpc)
             self._outbox.retransmit(rpc, 0, out.sent_end(), rpc.peer.host.unscheduled_priority(out.length), tick)
@@ -151,13 +168,10 @@ class Recovery:
         host.cutoffs = (INT_MAX, *packet.cutoffs[1:])
         host.cutoff_version = packet.cutoff_version
 
-    def _on_need_ack(self, peer: Peer, packet: homa.NeedAck, rpc: Rpc | None, tick: int) -> None:
+    def _on_need_ack(self, peer: Peer, packet: homa.NeedAck, rpc: Rpc | None) -> None:
         client_id = packet.sender_id ^ 1
         if rpc is not None:
-            # The server has sent everything: what is not here is lost. Saying so also keeps the response.
-            if rpc.is_client and rpc.resend_tick != tick:
-                rpc.resend_tick = tick
-                self.ask_again(rpc, self._missing(rpc) or [(0, PROBE_LENGTH)])
+            # It may have overtaken what it is about: what is lost the timer asks for.
             return
         if client_id & 1 or not peer.session.issued(packet.epoch, client_id):
             return
@@ -176,8 +190,18 @@ class Recovery:
             return
         self.acked(peer, packet.sender_id, packet.epoch)
         for entry in packet.acks:
-            if entry.client_port == peer.port and entry.server_port == self._port:
+            if entry.server_port != self._port:
+                continue
+            if entry.client_port == peer.port:
                 self.acked(peer, entry.client_id, packet.epoch)
+            elif not self._profile.acks_are_proven:
+                self.acked_elsewhere(peer.host, entry.client_port, entry.client_id)
+
+    def acked_elsewhere(self, host: Host, client_port: int, client_id: int) -> None:
+        """As :meth:`acked`, said by whatever port of ``host``: in the module all its sockets share one list."""
+        peer = self._table.peers.get(host.ip << 16 | client_port)
+        if peer is not None:
+            self.acked(peer, client_id, 0)
 
     def acked(self, peer: Peer, client_id: int, epoch: int) -> None:
         """The client has the response of ``client_id``: forget the RPC."""
@@ -218,8 +242,12 @@ class Recovery:
 
     # -- silence -----------------------------------------------------------------------------------------
 
-    def ask_again(self, rpc: Rpc, ranges: list[tuple[int, int]]) -> None:
-        """RESEND for these (offset, length) ranges."""
+    def _ask_again(self, rpc: Rpc, ranges: list[tuple[int, int]], tick: int) -> None:
+        """RESEND for these (offset, length) ranges, unless the last was less than an interval ago."""
+        if tick - rpc.resend_tick < self._gap(rpc):
+            return
+        rpc.resend_tick = tick
+        rpc.resends += 1
         peer = rpc.peer
         priority = self._p.num_priorities - 1
         for offset, length in ranges[:MAX_RESEND_RANGES]:
@@ -235,10 +263,8 @@ class Recovery:
         return rpc.inm.missing()
 
     def discarded(self, rpc: Rpc, inm: InMessage, tick: int) -> None:
-        """Records of ``rpc`` did not authenticate: ask for their bytes at once, but once a tick at most."""
-        if rpc.resend_tick != tick:
-            rpc.resend_tick = tick
-            self.ask_again(rpc, inm.discarded)
+        """Records of ``rpc`` did not authenticate: ask for their bytes at once, if we did not just ask."""
+        self._ask_again(rpc, inm.discarded, tick)
         inm.discarded = []
 
     def check(self, rpc: Rpc, tick: int) -> None:
@@ -260,35 +286,63 @@ class Recovery:
         replied = not rpc.is_client and rpc.state is OUTGOING
         all_sent = out is not None and out.sent == out.count
         patience = p.request_ack_ticks if replied and all_sent else p.resend_ticks
-        due = rpc.heard_tick + patience + rpc.resends * p.resend_interval
-        if tick < due:
-            self._table.timers.arm(rpc, due)
+        due = max(rpc.heard_tick + patience, max(rpc.resend_tick, rpc.resent_tick) + self._gap(rpc))
+        end = self._end(rpc)
+        look = min(due, end)
+        if tick < look:
+            self._table.timers.arm(rpc, look)
             return
-        limit = p.timeout_resends if rpc.is_client else p.timeout_resends_served or p.timeout_resends
-        if rpc.resends >= limit:
-            self._give_up(rpc)
+        # Who looks much later did not run, and what it waits for may have been there for long: it asks once more.
+        if tick >= end and tick - look <= p.resend_ticks:
+            self._give_up(rpc, tick)
             return
-        rpc.resends += 1
-        if inm is not None and rpc.resends >= DOUBT_RESENDS:
+        if inm is not None and rpc.resends + 1 >= DOUBT_RESENDS:
             missing = inm.doubt() or missing
             self._table.grants.update(rpc)
         if replied and all_sent:
-            self._need_ack(rpc)
+            self._need_ack(rpc, tick)
         elif replied:
             # The rest waits for grants. Nothing is missing here: the client says BUSY if it lives.
-            self.ask_again(rpc, [(0, 0)])
+            self._ask_again(rpc, [(0, 0)], tick)
         else:
-            self.ask_again(rpc, missing)
-        self._table.timers.arm(rpc, tick + p.resend_interval)
+            self._ask_again(rpc, missing, tick)
+        if rpc.state is not DEAD:
+            self._table.timers.arm(rpc, min(tick + self._gap(rpc), self._end(rpc)))
 
-    def _need_ack(self, rpc: Rpc) -> None:
+    def _gap(self, rpc: Rpc) -> int:
+        """Ticks between the last RESEND or NEED_ACK about ``rpc`` and the next."""
+        beyond = rpc.resends - MIN_RESENDS
+        return self._p.resend_interval << (min(beyond, MAX_BACKOFF) if beyond > 0 else 0)
+
+    def _end(self, rpc: Rpc) -> int:
+        """Tick at which ``rpc`` is given up, as far as can be said now: an interval after a RESEND or later."""
+        p = self._p
+        heard = rpc.heard_tick
+        limit = p.timeout_resends_served
+        if rpc.is_client or not limit:
+            limit = min(MIN_RESENDS, p.timeout_resends)
+            end = heard + p.silence_ticks
+            inm = rpc.inm
+            if inm is None or not inm.forged():
+                # A host of which anything is heard is not gone. But it may be a forger's word, or of no use here.
+                kept = p.stalled_ticks if rpc.is_client or rpc.state is not OUTGOING else p.keep_response_ticks
+                end = max(end, min(rpc.peer.host.heard_tick + p.silence_ticks, heard + kept))
+        else:
+            end = heard
+        return max(end, rpc.resend_tick + p.resend_interval) if rpc.resends >= limit else _NEVER
+
+    def _need_ack(self, rpc: Rpc, tick: int) -> None:
+        rpc.resend_tick = tick
+        rpc.resends += 1
+        self._table.keep(rpc)
         peer = rpc.peer
         self._counters.need_acks_sent += 1
         self._outbox.control(peer, homa.NeedAck(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
 
-    def _give_up(self, rpc: Rpc) -> None:
+    def _give_up(self, rpc: Rpc, tick: int) -> None:
         self._counters.timeouts += 1
         self._table.free(rpc)
         if rpc.is_client:
             self._counters.failed += 1
-            self._failed.append(Failed(rpc, Reason.TIMEOUT))
+            silent = tick - rpc.peer.host.heard_tick >= self._p.silence_ticks
+            self._failed.append(Failed(rpc, Reason.TIMEOUT, "" if silent else STALLED))

@@ -58,6 +58,8 @@ DATA, COMPLETE, REPLY, ACK, UNKNOWN, SESSION = Input
 
 #: ``CLIENT[state][input]``; None: cannot happen, or must not.
 _Row = tuple["State | None", ...]
+#: Longer ago than any interval.
+_NEVER = -(1 << 40)
 CLIENT: tuple[_Row, ...] = (
     # DATA     COMPLETE  REPLY  ACK   UNKNOWN   SESSION
     (INCOMING, DEAD,     None,  None, OUTGOING, None),      # OUTGOING
@@ -82,7 +84,7 @@ class Rpc:
 
     __slots__ = (
         "armed_tick", "birth", "cookie", "flags", "heard_tick", "id", "inm", "is_client", "key", "keys", "out",
-        "peer", "queued", "resend_tick", "resends", "state",
+        "peer", "queued", "resend_tick", "resends", "resent_tick", "state",
     )
 
     def __init__(self, peer: Peer, rpc_id: int, key: int, keys: EpochKeys, is_client: bool, birth: int,
@@ -106,8 +108,8 @@ class Rpc:
         self.heard_tick = tick
         #: RESENDs or NEED_ACKs since then.
         self.resends = 0
-        #: Tick of the last RESEND we sent or UNKNOWN we acted on.
-        self.resend_tick = -1
+        #: Tick of the last RESEND or NEED_ACK we sent, and of the last time we sent all again for an UNKNOWN.
+        self.resend_tick = self.resent_tick = _NEVER
         #: Tick at which the timer looks at this RPC; -1: not.
         self.armed_tick = -1
         #: In the sender's SRPT heap.

@@ -15,6 +15,10 @@ from smtstack.transport.params import TransportParams
 from smtstack.transport.ranges import Gaps
 
 _MAX_RECORD = tls13.HEADER_LEN + tls13.MAX_LENGTH_FIELD
+#: Packets of a message kept beyond its first gap; more have to come again. Each may be a forger's, and cost time.
+MAX_PIECES = 4096
+#: What such a packet costs beside its bytes.
+_PIECE_OVERHEAD = 256
 
 
 class Geometry:
@@ -176,14 +180,21 @@ class SealedOut(OutMessage):
 
 
 class StreamIn(InMessage):
-    """Reassembly by byte offset; whole when nothing is missing. Profile ``homa``."""
+    """Reassembly by byte offset; whole when nothing is missing. Profile ``homa``.
 
-    __slots__ = ("_buf", "_gaps")
+    A packet costs its own bytes, wherever in the message it claims to belong.
+    """
+
+    __slots__ = ("_ahead", "_buf", "_gaps", "_pieces")
 
     def __init__(self, length: int) -> None:
         super().__init__(length)
+        #: Everything before the first gap.
         self._buf = bytearray()
         self._gaps = Gaps()
+        #: What arrived beyond it, by its place; disjoint. The bytes of all these.
+        self._pieces: dict[int, bytes] = {}
+        self._ahead = 0
 
     def add(self, segment_offset: int, index: int, inside: int, payload: bytes) -> int:
         start = segment_offset + inside
@@ -192,20 +203,31 @@ class StreamIn(InMessage):
             return -1
         buf = self._buf
         gaps = self._gaps
-        if start == gaps.end:
+        if start == gaps.end == len(buf):
             # In order, which is nearly always.
             buf += payload
             gaps.end = stop
             self.received += stop - start
             return stop - start
-        if stop > gaps.end:
-            buf.extend(bytes(stop - len(buf)))
+        pieces = self._pieces
+        if start > len(buf) and len(pieces) >= MAX_PIECES:
+            return 0
         new = 0
         for a, b in gaps.add(start, stop):
-            buf[a:b] = payload[a - start:b - start]
+            pieces[a] = payload[a - start:b - start]
             new += b - a
+        self._ahead += new
         self.received += new
+        while (piece := pieces.pop(len(buf), None)) is not None:
+            buf += piece
+            self._ahead -= len(piece)
         return new
+
+    def _cut(self, start: int) -> bytes:
+        """Take everything before the first gap out from ``start`` on."""
+        rest = bytes(self._buf[start:])
+        del self._buf[start:]
+        return rest
 
     def finish(self) -> bytes | None:
         if self._gaps.holes or self._gaps.end < self.length:
@@ -216,7 +238,7 @@ class StreamIn(InMessage):
         return self._gaps.missing(max(min(self.granted, self.length), self._gaps.end))
 
     def buffered(self) -> int:
-        return len(self._buf)
+        return len(self._buf) + self._ahead + len(self._pieces) * _PIECE_OVERHEAD
 
     def extend(self, length: int) -> None:
         # Nothing in profile homa can tell which length is right: keep the first.
@@ -304,8 +326,10 @@ class SealedIn(StreamIn):
         self._next_at = self._open_at + tls13.HEADER_LEN
         self._epoch.failed += 1
         self._gaps.remove(start, stop)
-        if self._gaps.end < len(self._buf):
-            del self._buf[self._gaps.end:]
+        rest = self._cut(start)[stop - start:]
+        if rest:
+            self._pieces[stop] = rest
+            self._ahead += len(rest)
         self.received -= stop - start
         self.discarded.append((start, stop - start))
 
@@ -317,7 +341,9 @@ class SealedIn(StreamIn):
         self.received = start
         self._gaps.holes = []
         self._gaps.end = start
-        del self._buf[start:]
+        self._cut(start)
+        self._pieces.clear()
+        self._ahead = 0
         self._next_at = start + tls13.HEADER_LEN
         # The next packet says how long the message is.
         self.length = start + 1

@@ -22,9 +22,9 @@ _NEVER = 1 << 60
 class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
-    __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_keys", "_params",
-                 "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers", "opening",
-                 "peers", "timers")
+    __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_kept_bytes", "_keys",
+                 "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
+                 "opening", "peers", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -38,6 +38,7 @@ class RpcTable:
         self._counters = counters
         self._births = 0
         self._rx_bytes = 0
+        self._kept_bytes = 0
         self._server_rpcs = 0
         self._client_rpcs = 0
         #: Our own RPCs under way above which new requests are marked.
@@ -82,6 +83,7 @@ class RpcTable:
         session = self._keys.session(Endpoints(self._ip, self._port, ip, port))
         if session is None:
             return None
+        session.outlive(self._params.silence_ticks)
         peer = self.peers[ip << 16 | port] = self._make_peer(ip, port, session)
         return peer
 
@@ -90,7 +92,7 @@ class RpcTable:
         if host is None:
             host = self.hosts[ip] = Host(ip)
         host.peers += 1
-        return Peer(host, port, self._port, session, self._params.max_message_length)
+        return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu)
 
     def open(self, ip: int, port: int) -> Opening:
         """A peer with which there is to be a session."""
@@ -178,10 +180,13 @@ class RpcTable:
         ``proven``: the request is whole and authentic.
         """
         host = peer.host
-        if host.server_rpcs >= self._params.max_rpcs_per_host and not self._evict(host.doubted):
+        p = self._params
+        if (host.server_rpcs >= p.max_rpcs_per_host
+                and not self._evict(host.doubted) and not self._drop_response(host)):
             self._counters.no_memory += 1
             return None
-        if self._server_rpcs >= self._params.max_server_rpcs and not self._evict(self._doubted):
+        if (self._server_rpcs >= p.max_server_rpcs
+                and not self._evict(self._doubted) and not self._drop_response(host)):
             self._counters.no_memory += 1
             return None
         self._births += 1
@@ -207,6 +212,8 @@ class RpcTable:
         rpc.state = DEAD
         # Its timer lets go, or whoever sleeps until the next one would be woken for nothing.
         rpc.armed_tick = -1
+        if rpc in peer.host.kept:
+            self._unkeep(rpc)
         rpc.out = None
         if rpc.inm is not None:
             self.drop_incoming(rpc)
@@ -221,6 +228,39 @@ class RpcTable:
         else:
             peer.host.server_rpcs -= 1
             self._server_rpcs -= 1
+
+    # -- memory of responses that nobody acknowledges ----------------------------------------------------
+
+    def keep(self, rpc: Rpc) -> None:
+        """The response of ``rpc`` is sent and stays until it is acknowledged; the oldest ones make room."""
+        host = rpc.peer.host
+        out = rpc.out
+        assert out is not None
+        if rpc in host.kept:
+            return
+        host.kept[rpc] = None
+        host.kept_bytes += out.length
+        self._kept_bytes += out.length
+        p = self._params
+        while host.kept_bytes > p.max_kept_bytes_per_host or self._kept_bytes > p.max_kept_bytes:
+            self._drop_response(host)
+            if rpc.state is DEAD:
+                return
+
+    def _drop_response(self, host: Host) -> bool:
+        victim = next(iter(host.kept), None)
+        if victim is None:
+            return False
+        self._counters.responses_dropped += 1
+        self.free(victim)
+        return True
+
+    def _unkeep(self, rpc: Rpc) -> None:
+        host = rpc.peer.host
+        assert rpc.out is not None
+        del host.kept[rpc]
+        host.kept_bytes -= rpc.out.length
+        self._kept_bytes -= rpc.out.length
 
     # -- memory of unfinished messages -------------------------------------------------------------------
 
@@ -294,4 +334,5 @@ class RpcTable:
         return {"peers": len(self.peers), "opening": len(self.opening), "waiting": waiting,
                 "rpcs": len(rpcs) + waiting, "server_rpcs": self._server_rpcs,
                 "incoming": sum(r.state is INCOMING for r in rpcs), "rx_bytes": self._rx_bytes,
+                "kept_bytes": self._kept_bytes,
                 "granted_bytes": self.grants.total_incoming, "grantable": len(self.grants)}

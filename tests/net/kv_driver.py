@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
-from tests.kv_commands import COMMAND, comparable
+from tests.kv_commands import COMMAND, in_order
 from tests.net.netns import IFACE, PATIENCE, A, B
 from tests.redis_server import RawClient
 from workloads import transports
 from workloads.kv import resp
+from workloads.kv.commands import COMMANDS
 from workloads.kv.resp import ReplyCutter
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 
+LOCAL = {name for name, entry in COMMANDS.items() if entry.local}
 PATIENT = TransportParams(timeout_resends=1000)
 
 
@@ -44,26 +46,32 @@ def lost(clients: list[SmtSocket]) -> int:
 
 def model(keys: str, ours: str, theirs: str, examples: str) -> None:
     """The same commands of several clients to two servers; the replies are the same."""
-    compared = 0
+    compared = transactions = 0
     with ExitStack() as stack:
-        clients = lossy_clients(stack, keys, 45_000, 3)
+        clients = lossy_clients(stack, keys, 45_000, 4)
 
         @settings(max_examples=int(examples), deadline=None, derandomize=True, database=None)
-        @given(st.lists(st.tuples(st.integers(0, 2), st.lists(COMMAND, min_size=1, max_size=3)), max_size=12))
-        def compare(turns: list[tuple[int, list[list[bytes]]]]) -> None:
-            nonlocal compared
-            for who, commands in [(0, [[b"FLUSHALL"]]), *turns]:
+        @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.lists(COMMAND, min_size=1, max_size=3)),
+                        max_size=12))
+        def compare(turns: list[tuple[int, bool, list[list[bytes]]]]) -> None:
+            nonlocal compared, transactions
+            for who, together, asked in [(0, False, [[b"FLUSHALL"]]), *turns]:
+                commands = asked
+                if together:
+                    # In front of Redis what is about the client cannot be done there.
+                    commands = [[b"MULTI"], *[c for c in asked if c[0].lower().decode("latin-1") not in LOCAL],
+                                [b"EXEC"]]
+                transactions += together
                 data = b"".join(map(resp.command, commands))
                 replies = []
                 for port in (ours, theirs):
                     message = clients[who].request((B, int(port)), data, PATIENCE)
                     replies.append(ReplyCutter().take(message))
-                for args, one, other in zip(commands, *replies, strict=True):
-                    assert comparable(args, one) == comparable(args, other), args
-                    compared += 1
+                assert in_order(commands, replies[0]) == in_order(commands, replies[1]), commands
+                compared += len(commands)
 
         compare()
-    print(json.dumps({"compared": compared, "lost": lost(clients)}))
+    print(json.dumps({"compared": compared, "transactions": transactions, "lost": lost(clients)}))
 
 
 def counting(keys: str, port: str, each: str) -> None:

@@ -24,8 +24,8 @@ A, B = "10.9.0.1", "10.9.0.2"
 IFACE = "e0"
 #: Seconds for what takes one on a loaded machine.
 PATIENCE = 30.0
-#: Where nobody should fail, a machine that takes the processor away for 1 s (seen) must not make it so;
-#: by default a peer that is silent for 65 ms is given up.
+#: Where nobody should fail, a machine that takes the processor away for long must not make it so; by default a
+#: host that is silent for 6 s is given up.
 PATIENT = ["--timeout-resends", "1000"]
 IMPATIENT = ["--timeout-resends", "5"]
 
@@ -63,6 +63,10 @@ class Running:
             text = os.read(descriptor, 4096).decode() if readable else ""
             assert text, f"never said {ready!r}: {self.errors}"
             self.errors += text
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, and leave it at that."""
+        self._process.send_signal(number)
 
     def wait(self) -> None:
         """Until it ends by itself."""

@@ -14,6 +14,7 @@ from smtstack.capture.decrypt import Decrypter
 from tests.captures import read_opened, tshark
 from tests.net.netns import IFACE, PATIENT, A, B, Net, run
 from workloads import pcap
+from workloads.capture_files import CaptureFile
 from workloads.pcap_decrypt import load_keylog, write_decrypted
 
 pytestmark = pytest.mark.root
@@ -63,7 +64,7 @@ def test_what_a_host_recorded_opens_with_its_keylog(net: Net, certs: Path, tmp_p
     ways = {(twin.said["role"], twin.said["offload"]) for twin in opened.twins()}
     assert ways == {("request", nic), ("response", "unknown")}
     decoder = Decoder("smt", keylog)
-    assert pcap.read_into(decoder, wire) == []
+    assert pcap.read_into(decoder, CaptureFile(wire)) == []
     result = decoder.result()
     assert (result.records_bad, result.nonce_reuse, result.messages_complete) == (0, 0, 60)
     if shutil.which("tshark") is not None:

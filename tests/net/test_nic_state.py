@@ -26,6 +26,7 @@ from smtstack.io.packet_socket import interface_mtu
 from tests.net.netns import IFACE, PATIENCE, Net, Running, run
 from workloads import nic as nic_command
 from workloads import pcap
+from workloads.capture_files import CaptureFile
 
 pytestmark = pytest.mark.root
 
@@ -138,7 +139,7 @@ def test_recordings_while_traffic_runs(net, client, state, tmp_path):
         moved(state)
         assert path.stat().st_size == size
         decoder = Decoder("smt", key_files.load(net.keys, "smt"))
-        notes = pcap.read_into(decoder, path)
+        notes = pcap.read_into(decoder, CaptureFile(path))
         assert [note for note in notes if "host side" not in note] == []
         result = decoder.result()
         assert (result.records_bad, result.bad_packets, result.ignored, result.nonce_reuse) == (0, 0, 0, 0)

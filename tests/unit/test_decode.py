@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from smtstack.capture.decode import Decoder, Result
-from smtstack.capture.pcapfile import LINK_ETHERNET, LINK_RAW, Reader, Writer
+from smtstack.capture.decode import Decoder, Message, Result
+from smtstack.capture.links import LINK_ETHERNET, LINK_RAW
+from smtstack.capture.pcapfile import Reader, Writer
 from smtstack.crypto import keys, tls12, tls13
 from smtstack.crypto.keys import Endpoints, KeyStore, LinuxKeys, PairKeys, demo_keys, linux_keys
 from smtstack.crypto.session import SessionParams, SmtSession
@@ -93,14 +94,26 @@ def talk(profile: str, sizes: tuple[int, ...] = SIZES, *, seed: int = 0, loss: f
     return out
 
 
-def decode(profile: str, frames: list[bytes], store: KeyStore | None = None) -> Decoder:
-    decoder = Decoder(profile, store or demo_keys(profile))
+class Collector(Decoder):
+    """Keeps the messages."""
+
+    def __init__(self, profile: str, store: KeyStore, protocol: int | None = None) -> None:
+        self._collected: list[Message] = []
+        super().__init__(profile, store, protocol, on_message=self._collected.append)
+
+    def messages(self) -> list[Message]:
+        self.result()
+        return self._collected
+
+
+def decode(profile: str, frames: list[bytes], store: KeyStore | None = None) -> Collector:
+    decoder = Collector(profile, store or demo_keys(profile))
     for frame in frames:
         decoder.add(LINK_ETHERNET, frame)
     return decoder
 
 
-def found(decoder: Decoder) -> dict[tuple[int, int], bytes | None]:
+def found(decoder: Collector) -> dict[tuple[int, int], bytes | None]:
     return {(m.sender_id, m.epoch): m.data for m in decoder.messages()}
 
 
@@ -502,7 +515,7 @@ def save(path: Path, frames: list[bytes]) -> Path:
 
 
 FIELDS = {"packets", "retransmitted", "records_ok", "records_bad", "messages", "messages_complete", "bytes",
-          "nonce_reuse", "ignored", "bad_packets", "handshake_packets"}
+          "nonce_reuse", "ignored", "bad_packets", "handshake_packets", "truncated", "others"}
 
 
 def test_command_json(tmp_path, capsys):
@@ -535,7 +548,7 @@ def test_command_table(tmp_path, capsys):
 def test_command_mentions_what_it_could_not_read(tmp_path, capsys):
     file = save(tmp_path / "a.pcap", talk("linux", (64,)).sent)
     file.write_bytes(file.read_bytes()[:-1])
-    assert command(file, "--profile", "smt", "--keys", "demo") == 0
+    assert command(file, "--profile", "smt", "--keys", "demo") == 1
     err = capsys.readouterr().err
     assert "in the middle of a packet" in err
     assert "try --profile linux" in err
@@ -602,6 +615,39 @@ def test_captures_of_the_module(name):
         whole = [m.data for m in decoder.messages() if m.data is not None]
         assert all(m == bytes(i % 256 for i in range(len(m))) for m in whole)
         assert result.bytes == sum(map(len, whole)) == 109_936
+
+
+#: Captures of smtnet (10.9.0.1) with the module, likewise: DATA of smtnet and of the module, messages, records.
+INTEROP = {
+    "smtnet-client-gso10000-lossless":
+        (52, 53, 1, {"CUTOFFS": 3, "GRANT": 1, "RESEND": 1, "NEED_ACK": 8, "ACK": 8}, 22, 30),
+    "smtnet-server-gso10000-lossless":
+        (52, 52, 0, {"CUTOFFS": 2, "GRANT": 1, "NEED_ACK": 474, "ACK": 1}, 22, 30),
+    "smtnet-client-gso10000-loss10":
+        (91, 78, 20, {"CUTOFFS": 2, "GRANT": 2, "RESEND": 34, "BUSY": 13, "NEED_ACK": 18, "UNKNOWN": 1, "ACK": 12},
+         24, 36),
+    "smtnet-server-gso1400-loss10":
+        (90, 78, 16, {"CUTOFFS": 2, "GRANT": 4, "RESEND": 18, "BUSY": 1, "NEED_ACK": 248, "ACK": 1}, 24, 156),
+}
+
+
+@pytest.mark.parametrize("name", INTEROP)
+def test_captures_of_smtnet_with_the_module(name, capsys):
+    ours, theirs, resent, control, messages, records = INTEROP[name]
+    path = golden("pcaps", "interop", f"{name}.host.pcap")
+    frames = module_frames(f"interop/{name}.host")
+    decoder = decode("linux", frames)
+    result = decoder.result()
+    check_clean(result)
+    assert result.packets == {"DATA": ours + theirs, **control}
+    assert (result.retransmitted, result.records_ok) == (resent, records)
+    assert (result.messages, result.messages_complete) == (messages, messages)
+    assert sum(is_data(f) and f[26:30] == bytes((10, 9, 0, 1)) for f in frames) == ours
+    said = {(m.sender_id & ~1, m.sender_id & 1, m.flow.sport if m.sender_id & 1 else m.flow.dport): m.data
+            for m in decoder.messages()}
+    assert all(said[i, 0, port] == said[i, 1, port] is not None for i, _role, port in said)
+    assert command(path, "--profile", "linux", "--keys", "demo") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_module_capture_with_wrong_keys_or_profile():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from smtstack.capture import decrypt as module
 from smtstack.capture import pcapng
-from smtstack.capture.decode import Decoder
 from smtstack.capture.flows import of_handshake
 from smtstack.capture.keylog import Keylog, LoggedSecret, SeenKeys
 from smtstack.capture.pcapfile import LINK_ETHERNET, Captured, Reader
@@ -32,7 +31,17 @@ from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT
 from tests.captures import START, captured, decrypt
 from tests.certificates import A, Authority
 from tests.handshakes import Hosts, SessionRig
-from tests.unit.test_decode import CLIENT_PORT, MODULE, flip, is_data, module_frames, other_keys, save, talk
+from tests.unit.test_decode import (
+    CLIENT_PORT,
+    MODULE,
+    Collector,
+    flip,
+    is_data,
+    module_frames,
+    other_keys,
+    save,
+    talk,
+)
 from workloads import pcap
 from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 
@@ -257,7 +266,7 @@ def test_a_refused_handshake_says_why():
 def test_the_decoder_verifies_sessions_with_their_keylog(mode):
     hosts, rig = conversation(mode)
     frames = [f for _from_client, f in rig.sent_frames]
-    decoder = Decoder("smt", hosts.keylog())
+    decoder = Collector("smt", hosts.keylog())
     for frame in frames:
         decoder.add(LINK_ETHERNET, frame)
     result = decoder.result()
@@ -267,7 +276,7 @@ def test_the_decoder_verifies_sessions_with_their_keylog(mode):
     assert result.handshake_packets + sum(result.packets.values()) == len(frames)
     # A changed packet is found, also where the first flight has a key of its own.
     changed = next(f for f in frames if is_data(f) and len(f) > 1000 and not of_handshake(f[34:]))
-    decoder = Decoder("smt", hosts.keylog())
+    decoder = Collector("smt", hosts.keylog())
     for frame in [*frames, flip(changed, 30)]:
         decoder.add(LINK_ETHERNET, frame)
     assert decoder.result().records_bad == 1
@@ -276,7 +285,7 @@ def test_the_decoder_verifies_sessions_with_their_keylog(mode):
 def test_the_decoder_keeps_sessions_of_the_same_ends_apart():
     secrets = [bytes([n]) * 32 for n in range(2)]
     said = [talk("smt", (64, 5000, 20_000), seed=n, store=PairKeys({}, default=s)) for n, s in enumerate(secrets)]
-    decoder = Decoder("smt", SeenKeys(logged(s, at) for at, s in enumerate(secrets)))
+    decoder = Collector("smt", SeenKeys(logged(s, at) for at, s in enumerate(secrets)))
     for frame in [f for t in said for f in t.sent] + said[0].sent[:20] + said[1].sent[:20]:
         decoder.add(LINK_ETHERNET, frame)
     result = decoder.result()
@@ -286,7 +295,7 @@ def test_the_decoder_keeps_sessions_of_the_same_ends_apart():
     assert sorted(got) == sorted(item for t in said for item in t.messages.items())
     # A nonce used twice under one of the keys is found all the same.
     twice = talk("smt", (64,), seed=9, store=PairKeys({}, default=secrets[0]))
-    decoder = Decoder("smt", SeenKeys(logged(s, at) for at, s in enumerate(secrets)))
+    decoder = Collector("smt", SeenKeys(logged(s, at) for at, s in enumerate(secrets)))
     for frame in [f for t in (*said, twice) for f in t.sent]:
         decoder.add(LINK_ETHERNET, frame)
     assert decoder.result().nonce_reuse == 2
@@ -370,7 +379,7 @@ def test_reading_along_finds_what_judging_at_the_end_finds(profile, seed, loss, 
                 frames.append(flip(copy, rng.randrange(len(copy) - PAYLOAD_AT)) if spoil else copy)
     if shuffle:
         rng.shuffle(frames)
-    decoder = Decoder(profile, demo_keys(profile))
+    decoder = Collector(profile, demo_keys(profile))
     for frame in frames:
         decoder.add(LINK_ETHERNET, frame)
     result = decoder.result()
@@ -446,7 +455,7 @@ def test_command_complains(tmp_path, capsys):
     assert command("decrypt", source, out, "--keys", "demo") == 0
     out.unlink()
     assert command("decrypt", source, out, "--profile", "linux", "--keys", "demo") == 1
-    assert "no packet of profile linux" in capsys.readouterr().err
+    assert "packets look like profile smt (IP protocol 146), not linux" in capsys.readouterr().err
     out.unlink()
     for argv, why in ((("--profile", "linux"), "--keys"), ((), "no keys: give --keylog"),
                       (("--profile", "homa", "--keylog", empty), "for profile smt"),

@@ -27,6 +27,7 @@ from tests.captures import captured, tshark, tshark_text
 from tests.unit.test_decode import MODULE, module_frames, save, talk
 from tests.unit.test_decrypt import conversation
 from workloads import pcap
+from workloads.capture_files import CaptureFile
 from workloads.pair import CLIENT_IP, SERVER_IP
 from workloads.pcap_decrypt import write_decrypted
 
@@ -234,11 +235,11 @@ def flight_frames(flight: Flight, rpc_id: int = 42, mtu: int = 1440) -> list[byt
 
 
 def test_flights(tmp_path):
-    offer = Offer(("AES-256-GCM", "CHACHA20-POLY1305"), 20, 70_000, "buckets:64,128")
+    offer = Offer(("AES-256-GCM", "CHACHA20-POLY1305"), 20, 70_000, "buckets:64,128", 1400)
     name = bytes(range(16))
     flights = [Flight(Kind.CLIENT_HELLO, (name, offer.pack(), b"tls!" * 1000)),
                Flight(Kind.SERVER_HELLO, (Agreement("AES-256-GCM").pack(), b"more")),
-               Flight(Kind.CLIENT_FINISH, (name, b"finish")), Flight(Kind.SERVER_DONE, (b"done",)),
+               Flight(Kind.CLIENT_FINISH, (name, b"finish")), Flight(Kind.SERVER_DONE, (b"done", bytes(32))),
                Flight(Kind.EARLY_HELLO, (b"hello",)), Flight(Kind.EARLY_ANSWER, (b"answer",)),
                Flight(Kind.CLOSE, (bytes(32),)), Flight(Kind.CLOSED), refused(Refusal.REPLAYED, "seen before")]
     frames = [f for n, flight in enumerate(flights) for f in flight_frames(flight, 100 + n)]
@@ -251,9 +252,10 @@ def test_flights(tmp_path):
     # The first is of three packets; only the last of them shows it.
     assert [r[0] for r in tshark(path, "_ws.col.Info", only="smt.id == 100")][:2] == [
         f"HANDSHAKE DATA 100 [{at}..{at + 1440}) of {len(flights[0].pack())} part of a flight" for at in (0, 1440)]
-    (parameters, _choice) = tshark(path, "smt.offer.index_bits", "smt.offer.max_message", "smt.offer.cipher",
-                                   "smt.offer.padding", "smt.flight.tls", only="smt.offer.index_bits")
-    assert parameters == ["20", "70000", "1,2", "buckets:64,128", (b"tls!" * 1000).hex()]
+    (parameters, _choice) = tshark(path, "smt.offer.index_bits", "smt.offer.max_message", "smt.offer.mtu",
+                                   "smt.offer.cipher", "smt.offer.padding", "smt.flight.tls",
+                                   only="smt.offer.index_bits")
+    assert parameters == ["20", "70000", "1400", "1,2", "buckets:64,128", (b"tls!" * 1000).hex()]
     assert tshark(path, "smt.flight.text", only="smt.refused") == [["seen before"]]
     refusals = [f for code in Refusal for f in flight_frames(refused(code, "because"), 2 * code)]
     every = save(tmp_path / "c.pcap", refusals)
@@ -280,8 +282,8 @@ def opened(tmp_path_factory) -> tuple[Path, Path, str]:
     folder = tmp_path_factory.mktemp("opened")
     source = save(folder / "in.pcap", [f for _c, f in rig.sent_frames])
     keylog = hosts.keylog()
-    write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), source, folder / "open.pcapng")
-    write_decrypted(Decrypter("smt", keylog), source, folder / "shut.pcapng")
+    write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), CaptureFile(source), folder / "open.pcapng")
+    write_decrypted(Decrypter("smt", keylog), CaptureFile(source), folder / "shut.pcapng")
     return folder / "open.pcapng", folder / "shut.pcapng", "".join(hosts.lines)
 
 

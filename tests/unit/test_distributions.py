@@ -8,7 +8,9 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.golden import golden
-from workloads.distributions import WORKLOADS, Distribution, load_table, workload
+from workloads.distributions import WORKLOADS, Distribution, find, load_table, workload
+from workloads.load import Load, Requests, parse_size, size_name
+from workloads.mix import Mix
 
 #: Mean bytes at the 1 MB cap and without it, as published.
 MEANS = {"w1": (189.2, 189.2), "w2": (433.3, 441.6), "w3": (2423, 2927.7), "w4": (60_175, 127_797),
@@ -83,3 +85,64 @@ def test_bins_agree_with_the_full_table(name):
             # Within a bin its mean lies between the table's ends of it.
             low, high = full.quantile((percent - 2) / 100), full.quantile((percent + 3) / 100)
             assert low - 1 <= bins.quantile(percent / 100) <= high + 1
+
+
+# -- sizes of one's own ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "sizes", "shares"), [
+    ("bytes,cum_frac\n8,0.5\n100,1\n", (8, 100), (0.5, 1.0)),
+    ("\ufeffcum_frac,bytes,note\r\n0.5,8,a\r\n1.0,100,b\r\n", (8, 100), (0.5, 1.0)),
+    ('"bytes" "cum_frac"\n8 0.5\n100 1.0\n', (8, 100), (0.5, 1.0)),
+    ("# sizes\n8 0.5   # half\n\n100\t1.0\n", (8, 100), (0.5, 1.0)),
+    ("8;0.25\n100;0.9999999", (8, 100), (0.25, 1.0)),
+    ("100\n8\n8\n8\n", (8, 100), (0.75, 1.0)),
+    ("bytes\n64\n", (64,), (1.0,)),
+    ("2000000\n5\n", (5, 1_000_000), (0.5, 1.0)),
+])
+def test_files_of_sizes(tmp_path, text, sizes, shares):
+    path = tmp_path / "Mine.txt"
+    path.write_text(text)
+    found = find(str(path))
+    assert (found.name, found.sizes, found.shares) == ("mine", sizes, shares)
+    # All that takes sizes takes files of them.
+    drawn = parse_size(str(path))
+    assert not isinstance(drawn, int)
+    assert drawn.sizes == sizes
+    assert Mix(str(path), 0.5, 2, 20.0).sizes.sizes == sizes
+    assert (size_name(str(path)), size_name("64"), size_name("W3")) == ("mine", 64, "w3")
+
+
+@pytest.mark.parametrize(("text", "line", "complaint"), [
+    ("", "", "no sizes"), ("# only words\n", "", "no sizes"), ("bytes,cum_frac\n", "", "no sizes"),
+    ("8,0.5\n100,0.9\n", 2, "is 0.9, not 1"),
+    ("8 50\n100 100\n", 1, "'50' is no cumulative probability"),
+    ("8 0.5\n100 nan\n", 2, "'nan' is no cumulative"),
+    ("8 0.5\n\n4 1.0\n", 3, "4 1.0 follows 8 0.5"), ("8 0.5\n9 0.4\n10 1\n", 2, "rise"),
+    ("8\n0\n", 2, "'0' is no size"), ("8\n1e3\n", 2, "'1e3' is no size"), ("8\n-5\n", 2, "'-5' is no size"),
+    ("8 0.5\n100\n", 2, "1 values, where there are to be 2"), ("cum_frac,bytes\n1\n", 2, "to be 2"),
+    ("size,share\n8,1\n", 1, "wants columns bytes,cum_frac, not size,share"),
+])
+def test_a_file_that_is_wrong_is_named_with_its_line(tmp_path, text, line, complaint):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        find(str(path))
+    assert f"{path}, line {line}:" in str(refused.value) if line else str(path) in str(refused.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe8\n")
+    for text, complaint in ((str(tmp_path / "x"), "no text"), (str(tmp_path), "Is a directory"),
+                            ("w6", "a workload .w1, .*, or a file; there is no such file")):
+        with pytest.raises(ConfigError, match=complaint):
+            find(text)
+
+
+def test_an_echo_draws_from_a_file(tmp_path):
+    path = tmp_path / "two"
+    path.write_text("100\n300\n300\n300\n")
+    requests = Requests(Load(str(path), count=2000))
+    drawn = [len(requests.make().data) for _n in range(2000)]
+    assert set(drawn) == {100, 300}
+    assert drawn.count(300) / 2000 == pytest.approx(0.75, abs=0.04)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
+import zlib
 from collections import deque
+from typing import get_args, get_origin
 
 import pytest
 from hypothesis import given
@@ -13,12 +16,17 @@ from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError
 from workloads.kv import aof as aof_module
-from workloads.kv.aof import FSYNC, HEAD, Aof, AofError
+from workloads.kv import aof_file, resp
+from workloads.kv import store as store_module
+from workloads.kv.aof import FSYNC, Aof, AofError
+from workloads.kv.aof_file import FORMAT
 from workloads.kv.arguments import Session
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.commands import execute
-from workloads.kv.store import Keyspace
+from workloads.kv.store import KINDS, Keyspace, Slots
+from workloads.kv.zset import SortedSet
 
+HEAD = FORMAT.head
 NOW = 1_700_000_000_000
 
 
@@ -82,11 +90,6 @@ def test_every_cut_at_the_end_drops_the_last_entry_and_says_so(tmp_path):
         assert f"{cut - start} bytes dropped" in warnings[0]
         assert path.stat().st_size == start
         assert load(path)[1] == []
-    # The length was written, the bytes were not: zeros in their place.
-    path.write_bytes(whole[:start] + bytes(len(whole) - start))
-    assert "not whole" in load(path)[1][0]
-    path.write_bytes(whole[:-3] + bytes(3))
-    assert "not whole" in load(path)[1][0]
 
 
 def load_of(folder, data):
@@ -96,25 +99,125 @@ def load_of(folder, data):
     return load(path)
 
 
-def test_any_damage_before_the_last_entry_refuses_to_start_and_says_where(tmp_path):
-    path = tmp_path / "f"
-    _keys, ends = write(path, TURNS)
-    whole = path.read_bytes()
-    starts = [len(HEAD), *ends]
-    for at in range(len(HEAD), ends[-2]):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1:])
-        entry = max(start for start in starts if start <= at)
-        with pytest.raises(ConfigError, match=f"damaged at offset {entry};"):
-            load(path)
-        assert path.stat().st_size == len(whole)
-    # An entry that is missing altogether.
-    path.write_bytes(whole[:starts[1]] + whole[starts[2]:])
-    with pytest.raises(ConfigError, match=f"damaged at offset {starts[1]};"):
+def refusal(path, data):
+    """What a file with these bytes is refused with; it is left as it is."""
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as refused:
         load(path)
+    assert path.read_bytes() == data
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_any_flipped_bit_is_damage_where_it_is_and_never_a_torn_end(tmp_path, version):
+    path = tmp_path / "f"
+    if version == 1:
+        whole = old_file(TURNS)
+        starts = old_starts(whole)
+    else:
+        _keys, ends = write(path, TURNS)
+        whole = path.read_bytes()
+        starts = [len(HEAD), *ends[:-1]]
+    for at in range(len(whole)):
+        for bit in range(8):
+            said = refusal(path, whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+            if at < len(HEAD):
+                assert f"damaged at offset {at}," in said
+                assert at == 10 or f"echo smtnet kv {version} | dd of={path} conv=notrunc" in said
+            else:
+                entry = max(start for start in starts if start <= at)
+                assert f"damaged at offset {entry};" in said
+                assert f"truncate -s {entry} {path}" in said
+    # Zeros where the last entry was, and an entry that is missing altogether.
+    assert f"offset {starts[-1]};" in refusal(path, whole[:starts[-1]] + bytes(len(whole) - starts[-1]))
+    assert f"offset {starts[-1]};" in refusal(path, whole[:-3] + bytes(3))
+    assert f"offset {starts[1]};" in refusal(path, whole[:starts[1]] + whole[starts[2]:])
     # The advice given works.
     path.write_bytes(whole)
     os.truncate(path, starts[1])
     assert load(path)[1] == []
+
+
+def old_file(turns):
+    """A file as the first version wrote it."""
+    data, crc = b"smtnet kv 1\n", 0
+    for turn in turns:
+        body = b"".join([resp.command(line.split()) for line in turn])
+        after = zlib.crc32(body, crc)
+        start = struct.pack("!II", len(body), after)
+        data += start + struct.pack("!I", zlib.crc32(start, crc)) + body
+        crc = after
+    return data
+
+
+def old_starts(data):
+    """Where its entries begin."""
+    starts, at = [], 12
+    while at < len(data):
+        starts.append(at)
+        at += 12 + int.from_bytes(data[at:at + 4], "big")
+    return starts
+
+
+def test_a_file_of_the_first_version_is_read_and_becomes_one_of_this(tmp_path):
+    path = tmp_path / "f"
+    turns = [[b"SET a 1", b"INCR a"], [b"HSET h f v"], [b"PEXPIREAT h 1999999999999"], [b"ZADD z 0.1 m"]]
+    path.write_bytes(old_file(turns))
+    keys, warnings = load(path)
+    assert not warnings
+    assert path.read_bytes().startswith(HEAD)
+    assert contents(load(path)[0]) == contents(keys) == contents(write(tmp_path / "g", turns)[0])
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "g"]
+    # Torn.
+    path.write_bytes(old_file(turns)[:-1])
+    keys, warnings = load(path)
+    assert "not whole" in warnings[0]
+    assert execute(keys, [b"ZCARD", b"z"], Session(), NOW) == b":0\r\n"
+    assert load(path)[1] == []
+
+
+def test_a_turn_is_replayed_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "f"
+    _keys, ends = write(path, [[b"SET before 1"], [b"SET k%d v" % i for i in range(50)]])
+    whole = path.read_bytes()
+    for cut in range(ends[0], len(whole) + 1, 7):
+        path.write_bytes(whole[:cut])
+        assert len(load(path)[0]) == (51 if cut == len(whole) else 1)
+
+
+VALUES = {bytes: [b"SET k v"], dict: [b"HSET k f v g w"], SortedSet: [b"ZADD k 0.1 m -inf n 3 o"],
+          deque: [b"RPUSH k b a c b"], Slots: [b"SADD k b a c"]}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: KINDS[kind].name.decode())
+def test_every_type_of_values_can_be_rebuilt(kind):
+    assert set(KINDS) == {get_origin(t) or t for t in get_args(store_module.Value)} == set(VALUES)
+    keys = Keyspace()
+    for line in VALUES[kind]:
+        execute(keys, line.split(), Session(), NOW)
+    value = keys.get(b"k")
+    assert type(value) is kind
+    assert execute(keys, [b"TYPE", b"k"], Session(), NOW) == b"+%b\r\n" % KINDS[kind].name
+    again = Keyspace()
+    for args in KINDS[kind].rebuild(b"k", value):
+        assert not execute(again, args, Session(), NOW).startswith(b"-")
+    assert contents(again) == contents(keys)
+
+
+def test_large_values_are_written_in_pieces_and_read_whole(tmp_path):
+    keys = Keyspace()
+    aof = Aof(tmp_path / "f", "no", keys)
+    large = random.Random(1).randbytes(3_000_000)
+    group = [[b"SET", b"a", large], [b"SET", b"b", b"x"],
+             *[[b"SET", b"c%d" % i, large[:70_000]] for i in range(600)]]
+    aof.write(group, 0)
+    aof.write([[b"SET", b"d", b"y"]], 0)
+    aof.close()
+    again, warnings = load(tmp_path / "f")
+    assert not warnings
+    assert again.get(b"a") == large
+    assert again.get(b"c599") == large[:70_000]
+    assert again.get(b"d") == b"y"
 
 
 @given(st.integers(0, 2**32))
@@ -148,7 +251,8 @@ def test_a_place_that_is_none_is_one_line(tmp_path):
 
 
 def test_a_long_history_is_shortened_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(aof_module, "_BATCH", 2000)
+    monkeypatch.setattr(aof_module, "_LONG", 2000)
+    monkeypatch.setattr(aof_file, "BATCH", 2000)
     path = tmp_path / "f"
     fill = [[b"SET k%d %d" % (i, i) for i in range(200)], [b"HSET h f v"], [b"ZADD z 0.1 m"], [b"EXPIRE h 1000"]]
     keys, _ends = write(path, [*fill, *[[b"SET k%d %d" % (i % 200, i)] for i in range(2000)]])

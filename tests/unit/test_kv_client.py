@@ -244,6 +244,7 @@ class Records:
     def __init__(self) -> None:
         self.hashes: dict[bytes, dict[bytes, bytes]] = {}
         self.index: set[bytes] = set()
+        self.texts: dict[bytes, bytes] = {}
         self.spoil: Callable[[bytes, bytes], bytes] = lambda _command, reply: reply
 
     def __call__(self, command: list[bytes]) -> bytes:
@@ -254,7 +255,17 @@ class Records:
         if name == b"FLUSHALL":
             self.hashes.clear()
             self.index.clear()
+            self.texts.clear()
             return b"+OK\r\n"
+        if name == b"SET":
+            self.texts[args[0]] = args[1]
+            return b"+OK\r\n"
+        if name == b"GET":
+            text = self.texts.get(args[0])
+            return b"$-1\r\n" if text is None else b"$%d\r\n%b\r\n" % (len(text), text)
+        if name == b"INCR":
+            self.texts[args[0]] = b"%d" % (int(self.texts.get(args[0], b"0")) + 1)
+            return b":%b\r\n" % self.texts[args[0]]
         if name == b"HMSET":
             self.hashes.setdefault(args[0], {}).update(zip(args[1::2], args[2::2], strict=True))
             return b"+OK\r\n"
@@ -305,6 +316,51 @@ def test_a_read_modify_write_takes_as_long_as_both_of_its_calls():
         load = load_of(workload="f", count=400, concurrency=1)
         ops = series.result(TCP, load, series.measure(load))["ops"]
     assert ops["read-modify-write"]["rtt_us"]["min"] > 1.2 * ops["read"]["rtt_us"]["min"]
+
+
+@pytest.mark.parametrize("way", [{}, {"rate": 5000.0}])
+def test_an_older_value_is_counted_as_wrong(way):
+    """A positive control, over a connection: the server keeps the first answer about each record for itself."""
+    store = Records()
+    first: dict[bytes, bytes] = {}
+    lies = 0
+
+    def old(command: list[bytes]) -> bytes:
+        nonlocal lies
+        reply = Records.__call__(store, command)
+        if command[0] != b"HGETALL":
+            return reply
+        kept = first.setdefault(command[1], reply)
+        lies += kept != reply
+        return kept
+
+    with serving(old) as server, kv_client.open_caller(TCP, [server.address]) as caller:
+        series = YcsbSeries(caller)
+        series.measure(load_of(phase=LOAD_PHASE))
+        load = load_of(count=600, **way)
+        result = series.result(TCP, load, series.measure(load))
+        assert lies
+        assert result["content_ok"] is False
+        assert "older than what was seen before" in result["error"]
+        assert 0 < result["ops"]["read"]["errors"] <= lies
+        # A store that is loaded again begins anew: nothing is held against it.
+        first.clear()
+        series.measure(load_of(phase=LOAD_PHASE))
+        load = load_of(workload="c")
+        assert series.result(TCP, load, series.measure(load))["content_ok"]
+
+
+def test_who_comes_later_takes_another_number():
+    """Without the load phase (--loaded): what an earlier process wrote is not older than what this one writes."""
+    store = Records()
+    with ycsb(store) as series:
+        series.measure(load_of(phase=LOAD_PHASE))
+        series.measure(load_of(count=300))
+    for _n in range(2):
+        with ycsb(store) as series:
+            load = load_of(count=300)
+            assert series.result(TCP, load, series.measure(load))["content_ok"]
+    assert store.texts[b"_smtnet_writers"] == b"3"
 
 
 def test_wrong_and_torn_values_and_errors_are_counted_by_kind():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.kv_commands import COMMAND, comparable
+from tests.kv_commands import COMMAND, TRANSACTION, all_comparable, comparable, waits
 from tests.redis_server import RawClient, redis_server
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
@@ -36,6 +36,38 @@ def test_any_commands_have_the_replies_that_redis_gives(redis, version, commands
             session.version = 2
         ours = execute(keys, args, session, time.time_ns() // 1_000_000)
         assert comparable(args, ours) == comparable(args, theirs), args
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.one_of(COMMAND, TRANSACTION, TRANSACTION)), min_size=5,
+                max_size=60))
+@example([(0, [b"WATCH", b"a"]), (1, [b"FLUSHALL"]), (0, [b"MULTI"]), (0, [b"GET", b"a"]), (0, [b"EXEC"]),
+          (0, [b"SET", b"a", b"1"]), (0, [b"WATCH", b"a"]), (1, [b"FLUSHALL"]), (0, [b"MULTI"]), (0, [b"EXEC"])])
+def test_transactions_of_several_clients_by_turns_have_the_replies_that_redis_gives(redises, turns):
+    keys = Keyspace()
+    clients = []
+    for version, theirs in zip((2, 3, 2), redises, strict=True):
+        theirs.send([b"RESET"], [b"HELLO", b"%d" % version], [b"FLUSHALL"])
+        clients.append((theirs, Session(version=version)))
+    for who, args in turns:
+        theirs, session = clients[who]
+        if waits(args) and session.queue is None:
+            continue
+        queued = session.queue or []
+        ours = execute(keys, args, session, time.time_ns() // 1_000_000)
+        reply = theirs.send(args)[0]
+        if args[0].upper() == b"RESET":
+            theirs.send([b"HELLO", b"%d" % session.version])
+        if args[0].upper() == b"EXEC" and ours[:1] == b"*" and queued:
+            assert all_comparable(queued, ours) == all_comparable(queued, reply), queued
+        else:
+            assert comparable(args, ours) == comparable(args, reply), args
+
+
+@pytest.fixture(scope="module")
+def redises() -> Iterator[list[RawClient]]:
+    with redis_server() as (path, _pid), RawClient(str(path)) as a, RawClient(str(path)) as b, \
+            RawClient(str(path)) as c:
+        yield [a, b, c]
 
 
 def test_a_long_scan_gives_every_key_once_as_redis_does(redis):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from argparse import ArgumentTypeError
 
 import hiredis
 import pytest
@@ -10,16 +11,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workloads.kv import resp
+from workloads.kv.limits import Limits, byte_count
 from workloads.kv.resp import CommandParser, ReplyCutter, RespError, parse_message, split_arguments
 
 LIMIT = 1000
+LIMITS = Limits(bulk=LIMIT, query=LIMIT, arguments=100_000)
 AWKWARD = st.sampled_from([b"", b"\r\n", b"a\r\n$3\r\nb", b"*1\r\n"])
 ARGUMENTS = st.lists(st.one_of(st.binary(max_size=40), AWKWARD), min_size=1, max_size=70)
 
 
 def parse(stream: bytes, steps: list[int]) -> tuple[list[resp.Command], str]:
     """What a parser makes of a stream that comes in pieces."""
-    parser = CommandParser(LIMIT)
+    parser = CommandParser(LIMITS)
     commands: list[resp.Command] = []
     at = 0
     for step in [*steps, len(stream)]:
@@ -64,9 +67,10 @@ def test_hiredis_reads_the_same_commands(commands):
 
 
 HOSTILE = {
-    b"*1000000000\r\n": "invalid multibulk length",
-    b"*99999999999999999999999\r\n": "invalid multibulk length",
-    b"*1\r\n$536870912\r\n": "invalid bulk length",
+    b"*1000000000\r\n": "invalid multibulk length: at most 100000 arguments (--proto-max-multibulk-len)",
+    b"*99999999999999999999999\r\n": "invalid multibulk length: at most 100000 arguments "
+                                      "(--proto-max-multibulk-len)",
+    b"*1\r\n$536870912\r\n": "invalid bulk length: at most 1000 bytes (--proto-max-bulk-len)",
     b"*1\r\n$-1\r\n": "invalid bulk length",
     b"*1\r\n$01\r\n": "invalid bulk length",
     b"*+1\r\n": "invalid multibulk length",
@@ -75,11 +79,13 @@ HOSTILE = {
     b"*1\r\n$4\r\nPING*9": "a string is longer than its length",
     b"*" + b"1" * 100: "too big mbulk count string",
     b"*1\r\n$" + b"1" * 100: "too big bulk count string",
-    b"x" * (resp.MAX_INLINE + 1): "too big inline request",
+    b"x" * 65_537: "too big inline request: at most 65536 bytes (--proto-inline-max-size)",
     b"SET a \"b\r\n": "unbalanced quotes in request",
     # Each argument is within the limit, all of them are not.
-    b"*3\r\n$3\r\nSET\r\n$600\r\n" + b"x" * 600 + b"\r\n$600\r\n": "invalid bulk length",
-    b"*2\r\n$3\r\nGET\r\n$990\r\n" + b"x" * 990 + b"\r\n": "invalid bulk length",
+    b"*3\r\n$3\r\nSET\r\n$600\r\n" + b"x" * 600 + b"\r\n$600\r\n":
+        "too big command: at most 1000 bytes (--client-query-buffer-limit)",
+    b"*2\r\n$3\r\nGET\r\n$990\r\n" + b"x" * 990 + b"\r\n": "too big command: at most 1000 bytes "
+                                                                "(--client-query-buffer-limit)",
 }
 
 
@@ -96,14 +102,59 @@ def test_hostile_requests_are_refused(stream):
 def test_a_claim_reserves_nothing(stream):
     tracemalloc.start()
     try:
-        parser = CommandParser(LIMIT)
+        parser = CommandParser(LIMITS)
         for at in range(0, len(stream), 16_384):
             if parser.take(stream[at:at + 16_384])[1] is not None:
                 break
-        assert len(parser) <= LIMIT + resp.MAX_INLINE
+        assert len(parser) <= LIMIT + 65_536
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_what_stands_where_a_limit_is():
+    """Exactly at each limit is allowed, one more is not."""
+    limits = Limits(bulk=20_000, arguments=1000, query=60_000, inline=9000)
+    for allowed, refused in [
+            (resp.command([b"x" * 20_000]), b"*1\r\n$20001\r\n"),
+            (resp.command([b"x"] * 1000), b"*1001\r\n"),
+            (resp.command([b"x" * 19_000] * 3 + [b"y" * 2950]), b"*4\r\n" + b"$19000\r\n" + b"x" * 19_000 + b"\r\n"
+             + (b"$19000\r\n" + b"x" * 19_000 + b"\r\n") * 2 + b"$2980\r\n"),
+            (b"x" * 9000 + b"\n", b"x" * 9001)]:
+        for step in (len(refused), 7000, 13):
+            for data, right in ((allowed, True), (refused, False)):
+                parser = CommandParser(limits)
+                results = [parser.take(data[at:at + step]) for at in range(0, len(data), step)]
+                assert [wrong for _commands, wrong in results[:-1]] == [None] * (len(results) - 1)
+                assert (results[-1][1] is None) is right
+                assert sum(len(commands) for commands, _wrong in results) == int(right)
+
+
+@given(st.integers(60_000, 200_000), st.lists(st.integers(1, 90_000), min_size=1, max_size=8), st.booleans())
+def test_large_arguments_in_any_pieces(size, steps, wrong):
+    value = b"0123456789" * (size // 10)
+    stream = resp.command([b"SET", b"k", value, b"EX", value]) + b"*1\r\n$4\r\nPING\r\n"
+    if wrong:
+        stream = stream.replace(value + b"\r\n$2", value + b"xx$2")
+    parser = CommandParser(Limits())
+    commands: list[resp.Command] = []
+    at, complaint = 0, None
+    for step in [*steps, len(stream)]:
+        more, complaint = parser.take(stream[at:at + step])
+        commands += more
+        at += step
+        if complaint is not None:
+            break
+    assert (complaint is not None) is wrong
+    assert commands == ([] if wrong else [[b"SET", b"k", value, b"EX", value], [b"PING"]])
+
+
+def test_a_number_of_bytes_is_written_as_redis_writes_it():
+    assert [byte_count(t) for t in ("0", "5", "5b", "1k", "1kb", "2m", "64MB", "1g", "1Gb")] == [
+        0, 5, 5, 1000, 1024, 2_000_000, 64 << 20, 10**9, 1 << 30]
+    for wrong in ("", "-1", "1tb", "1.5mb", "mb", "1 kb"):
+        with pytest.raises(ArgumentTypeError, match="is no number of bytes, as 64mb"):
+            byte_count(wrong)
 
 
 def test_a_message_holds_whole_commands_only():

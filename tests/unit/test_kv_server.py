@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,9 @@ from workloads.kv.backend import Backend, EmbeddedStore
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages
 from workloads.kv.store import Keyspace
+from workloads.kv_client import KvClient
+from workloads.transports import Settings
+from workloads.transports.stream import Stream
 from workloads.transports.tls import CA, CERTIFICATE, KEY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,11 +183,95 @@ def test_redis_cli_and_redis_py_over_tls(tmp_path):
     assert result["kv"]["commands"] >= 402
 
 
+# -- large values ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_values_of_64_mb_come_and_go(tmp_path, transport):
+    """In time for a client's patience: nothing is copied again for every piece of it."""
+    redis = pytest.importorskip("redis")
+    certs: dict[str, Any] = {}
+    options: list[str] = []
+    environment: dict[str, str] = {}
+    if transport == "tls":
+        made = credentials.make(tmp_path / "run", "tls", {"a": "127.0.0.2", "b": "127.0.0.1"})
+        own = made.folder / "a"
+        certs = {"ssl": True, "ssl_ca_certs": str(own / CA), "ssl_certfile": str(own / CERTIFICATE),
+                 "ssl_keyfile": str(own / KEY)}
+        options, environment = made.args("b"), made.environment("b")
+    with serving(*options, transport=transport, **environment) as server, \
+            redis.Redis(port=server.port, host="127.0.0.1", socket_timeout=PATIENCE, **certs) as client:
+        for size in (900_000, 1 << 20, 8 << 20, 64 << 20):
+            value = random.Random(size).randbytes(size)
+            assert client.set(b"\0bin\r\n\xff", value)
+            assert client.strlen(b"\0bin\r\n\xff") == size
+            assert client.get(b"\0bin\r\n\xff") == value
+        assert len(client.mget(*[b"\0bin\r\n\xff"])[0]) == 64 << 20
+        # Not much more than the value, what was there before and what is sent.
+        peak = int(next(line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
+                        if line.startswith("VmHWM")).split()[1])
+        assert peak < 8 * 65_536
+        if transport == "tcp":
+            with KvClient(Settings("tcp"), ("127.0.0.1", server.port), timeout_s=PATIENCE) as own_client:
+                own_client.command("SET", "x", value)
+                assert own_client.command("GET", "x") == value
+
+
+def test_limits_are_set_by_options_and_named_where_they_hold():
+    options = ["--proto-max-bulk-len", "10kb", "--proto-max-multibulk-len", "20", "--client-query-buffer-limit",
+               "30kb", "--proto-inline-max-size", "1k"]
+    string = b"$10000\r\n" + b"x" * 10_000 + b"\r\n"
+    with serving(*options) as server:
+        for sent, said in (
+                (b"*2\r\n$3\r\nGET\r\n$10241\r\n", b"at most 10240 bytes (--proto-max-bulk-len)"),
+                (b"*21\r\n", b"at most 20 arguments (--proto-max-multibulk-len)"),
+                (b"*4\r\n" + string * 4, b"at most 30720 bytes (--client-query-buffer-limit)"),
+                (b"ECHO " + b"x" * 1000 + b"\r\n", b"at most 1000 bytes (--proto-inline-max-size)")):
+            with server.client() as client:
+                client.sock.sendall(sent)
+                reply = client.replies(1)[0]
+                assert reply.startswith(b"-ERR Protocol error: ")
+                assert said in reply
+        with server.client() as client:
+            assert client.send([b"SET", b"a", b"x" * 10_000], [b"APPEND", b"a", b"y" * 240]) == [b"+OK\r\n",
+                                                                                         b":10240\r\n"]
+            assert b"(proto-max-bulk-len)" in client.send([b"APPEND", b"a", b"z"])[0]
+    assert "'10tb' is no number of bytes" in refused_usage("--proto-max-bulk-len", "10tb")
+
+
+def refused_usage(*options: str) -> str:
+    run = subprocess.run([sys.executable, "-m", "workloads.cli", "serve", "kv", *options], capture_output=True,
+                         text=True, cwd=ROOT, timeout=PATIENCE, check=False)
+    assert run.returncode == 2
+    return run.stderr
+
+
+def test_what_the_kernel_does_not_take_at_once_is_not_copied_again():
+    """A stream that takes little at a time."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        stream = Stream.__new__(Stream)
+        stream.writing, stream.backlog = deque(), 0
+        taken: list[bytes] = []
+
+        def put(data: bytes | memoryview) -> int:
+            taken.append(bytes(data[:1000]))
+            return min(1000, len(data))
+
+        stream._put, stream._full = put, BlockingIOError
+        data = random.Random(1).randbytes(50_500)
+        assert not stream.send(data)
+        while not stream.flush():
+            assert isinstance(stream.writing[0], memoryview)
+            assert stream.writing[0].obj is data
+        assert b"".join(taken) == data
+        assert stream.backlog == 0
+
+
 # -- clients that are not nice -----------------------------------------------------------------------------------
 
 def test_protocol_errors_are_told_and_end_the_connection_only(server: Server):
     with server.client() as other:
-        for hostile in (b"*1000000000\r\n", b"*1\r\n$536870912\r\n", b"*1\r\n*1\r\n*1\r\n",
+        for hostile in (b"*1000000000\r\n", b"*1\r\n$536870913\r\n", b"*1\r\n*1\r\n*1\r\n",
                         b"*1\r\n$4\r\nPINGPONG\r\n", b"x" * 100_000, b"*1\r\n$4\r\nPING\r\n*x\r\n"):
             with server.client() as client:
                 client.sock.sendall(hostile)
@@ -274,8 +363,9 @@ def test_memory_stays_flat_under_overwrites(server: Server):
 class Message:
     """A request as a message transport gives it."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, longest: int = LIMIT) -> None:
         self.data = data
+        self.longest = longest
         self.replies: list[bytes] = []
 
     def reply(self, data: bytes) -> bool:
@@ -283,9 +373,9 @@ class Message:
         return True
 
 
-def ask(messages: RespMessages, store: Backend, data: bytes) -> bytes:
+def ask(messages: RespMessages, store: Backend, data: bytes, longest: int = LIMIT) -> bytes:
     """The reply to a message."""
-    message = Message(data)
+    message = Message(data, longest)
     messages.handle(message)
     end = time.monotonic() + PATIENCE
     while not message.replies:
@@ -337,8 +427,13 @@ def test_replies_that_are_no_message_any_more_are_an_error_and_say_what_was_done
         ask(messages, store, resp.command(["SET", "a", "x" * 9_000]))
         assert ask(messages, store, resp.command(["GET", "a"])) == resp.bulk(b"x" * 9_000)
         reply = ask(messages, store, resp.command(["GET", "a"]) * 300)
-        assert reply.startswith(b"-ERR the replies are longer than a message, which has 10000 bytes; ")
+        assert reply.startswith(b"-ERR the replies are longer than a message, which has 10000 bytes "
+                                b"(max_message_length); ")
         assert reply.endswith(b"of 300 commands were done\r\n")
+        # A client whose session has shorter messages.
+        reply = ask(messages, store, resp.command(["GET", "a"]), 500)
+        assert reply == (b"-ERR the replies are longer than a message, which has 500 bytes (max_message_length); "
+                         b"1 of 1 commands were done\r\n")
 
 
 # -- a real Redis behind it --------------------------------------------------------------------------------------
@@ -363,8 +458,8 @@ def test_a_real_redis_behind_it():
                                                    [b"GET", b"v"])]
         assert one.send(*commands)[2::3] == [resp.bulk(b"%d" % i) for i in range(50)]
         # Nobody gets at what belongs to the connection all of them share.
-        for line in ("SUBSCRIBE x", "MULTI", "CONFIG SET maxmemory 1", "SHUTDOWN", "CLIENT REPLY OFF", "SELECT 1",
-                     "MONITOR", "BLPOP x 0"):
+        for line in ("SUBSCRIBE x", "CONFIG SET maxmemory 1", "SHUTDOWN", "CLIENT REPLY OFF", "SELECT 1",
+                     "MONITOR", "EVAL x 0"):
             assert two.one(line).startswith(b"-ERR"), line
         result = server.stop()
     assert result["kv"]["commands_forwarded"] > 4000
@@ -420,6 +515,36 @@ def test_kill_9_in_mid_load_loses_nothing_that_was_acknowledged(tmp_path, fsync)
     assert result["kv"]["aof_loaded"] == present
 
 
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_kill_9_while_the_file_is_written_anew_loses_nothing(tmp_path, fsync):
+    path = tmp_path / "store.aof"
+    options = ["--aof", str(path), "--fsync", fsync, "--aof-rewrite-min-size", "20kb", "--aof-rewrite-percentage",
+               "20"]
+    acknowledged = 0
+    # Killed after more and more replies: before, within and after a rewrite, of which there are many.
+    for more in range(200, 1000, 130):
+        with serving(*options) as server, server.client() as client:
+            if acknowledged:
+                assert client.one("GET last") == resp.bulk(b"%d" % acknowledged)
+            for i in range(acknowledged + 1, acknowledged + more + 1):
+                client.send([b"SET", b"last", b"%d" % i], [b"SET", b"k%d" % (i % 50), b"x" * 50])
+            acknowledged += more
+            client.one("BGREWRITEAOF")
+            server.kill()
+    with serving(*options) as server, server.client() as client:
+        assert client.one("GET last") == resp.bulk(b"%d" % acknowledged)
+        assert client.one("DBSIZE") == b":51\r\n"
+        info = client.one("INFO persistence")
+        assert b"aof_base_size:" in info
+        client.one("BGREWRITEAOF")
+        until = time.monotonic() + PATIENCE
+        while b"aof_rewrite_in_progress:0\r\naof_rewrite_scheduled:0" not in client.one("INFO persistence"):
+            assert time.monotonic() < until
+        assert server.stop()["kv"]["aof_rewrites"] >= 1
+    assert path.stat().st_size < 20_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_torn_end_is_a_warning_and_damage_a_refusal(tmp_path):
     file = tmp_path / "store.aof"
     with serving("--aof", str(file)) as server, server.client() as client:
@@ -439,6 +564,8 @@ def test_a_torn_end_is_a_warning_and_damage_a_refusal(tmp_path):
     (["--fsync", "no"], "--fsync needs --aof"), (["--store", "x"], "embedded, redis:unix"),
     (["--store", "redis:here"], "no IP:PORT"),
     (["--store", "redis:1.2.3.4:5", "--aof", "f"], "for --store embedded"),
+    (["--aof-rewrite-percentage", "10"], "--aof-rewrite-percentage needs --aof"),
+    (["--store", "redis:1.2.3.4:5", "--aof-rewrite-min-size", "1mb"], "for --store embedded"),
     (["--listen", "udp:1.2.3.4:5"], "'udp' is no transport"), (["--listen", "tcp:1.2.3.4"], "no IP:PORT"),
 ])
 def test_options_that_make_no_sense_are_one_line(options, said):

@@ -18,7 +18,7 @@ from smtstack.session.offer import Agreement, Offer, agreement_untrusted, bindin
 PADDINGS = ("none", "power-of-two", "buckets:256,1024")
 offers = st.builds(Offer, st.permutations(list(CIPHERS)).flatmap(
     lambda names: st.integers(1, len(names)).map(lambda n: tuple(names[:n]))),
-    st.integers(4, 48), st.integers(1, 1 << 30), st.sampled_from(PADDINGS))
+    st.integers(4, 48), st.integers(1, 1 << 30), st.sampled_from(PADDINGS), st.integers(296, 65_535))
 
 
 @given(offers, offers)
@@ -32,6 +32,7 @@ def test_choice_is_within_both_offers(offer: Offer, own: Offer):
     assert choice.cipher == next(c for c in offer.ciphers if c in own.ciphers)
     assert choice.index_bits >= own.index_bits
     assert choice.max_message <= own.max_message
+    assert choice.mtu == min(offer.mtu, own.mtu)
     assert (choice.padding == "none") == (offer.padding == own.padding == "none")
     assert agreement_untrusted(choice.pack()) == choice
 
@@ -51,9 +52,10 @@ def test_foreign_bytes_raise_bad_packet_only(data: bytes):
 
 
 @pytest.mark.parametrize("change", [
-    {"cipher": "CHACHA20-POLY1305"}, {"index_bits": 15}, {"max_message": 5001}, {"padding": "none"}])
+    {"cipher": "CHACHA20-POLY1305"}, {"index_bits": 15}, {"max_message": 5001}, {"padding": "none"},
+    {"mtu": 1501}])
 def test_a_choice_outside_the_offer_is_refused(change):
-    offer = Offer(("AES-128-GCM", "AES-256-GCM"), 16, 5000, "power-of-two")
+    offer = Offer(("AES-128-GCM", "AES-256-GCM"), 16, 5000, "power-of-two", 1500)
     good = choose(offer, Offer())
     check_choice(offer, good)
     with pytest.raises(PeerError, match="the server chose"):
@@ -70,6 +72,7 @@ def test_binding_tells_every_pair_from_every_other(one: Offer, two: Offer, own: 
 
 @pytest.mark.parametrize("bad", [
     {"ciphers": ()}, {"ciphers": ("ROT13",)}, {"index_bits": 3}, {"max_message": 0}, {"max_message": 1 << 31},
+    {"mtu": 295}, {"mtu": 65_536},
     {"padding": "lots"}, {"padding": "buckets:" + ",".join(["1000"] * 50)}])
 def test_offers_that_make_no_session(bad):
     with pytest.raises(ConfigError):
@@ -89,7 +92,8 @@ def test_flights_survive_the_wire_or_are_refused(kind: Kind, fields: list[bytes]
     wanted = flights._FIELDS[kind]
     fits = len(fields) == wanted and (
         kind not in (Kind.CLIENT_HELLO, Kind.CLIENT_FINISH) or len(fields[0]) == flights.ID_LEN) and (
-        kind is not Kind.REFUSED or len(fields[0]) == 1)
+        kind is not Kind.REFUSED or len(fields[0]) == 1) and (
+        kind is not Kind.SERVER_DONE or len(fields[1]) == flights.PROOF_LEN)
     if fits:
         assert flights.parse_untrusted(flight.pack()) == flight
     else:
@@ -107,4 +111,4 @@ def test_every_cut_flight_is_refused():
 def test_a_refusal_is_printable_whoever_wrote_it():
     said = flights.refusal_text(flights.refused(Refusal.TICKET_EXPIRED, "too old\x1b[31m"))
     assert said == "the server refuses (ticket expired): too old?[31m"
-    assert "code 99" in flights.refusal_text(Flight(Kind.REFUSED, (b"\x63", b"\xff\xfe", b"")))
+    assert "code 99" in flights.refusal_text(Flight(Kind.REFUSED, (b"\x63", b"\xff\xfe", b"", b"")))

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtstack.capture.pcapfile import (
-    LINK_ETHERNET,
-    LINK_RAW,
-    LINK_SLL,
-    LINK_SLL2,
-    MAX_BLOCK,
-    Captured,
-    Reader,
-    Writer,
-    ipv4_untrusted,
-)
+from smtstack.capture import pcapng, pcapng_reader
+from smtstack.capture.captured import MAX_PACKET, Captured
+from smtstack.capture.links import LINK_ETHERNET, LINK_RAW, LINK_SLL
+from smtstack.capture.pcapfile import Reader, Writer
 from smtstack.errors import BadPacket
 from tests.golden import golden
 
@@ -112,15 +106,133 @@ def test_pcapng(order):
     reader, got = read(data)
     assert got == [Captured(TIME, LINK_ETHERNET, FRAMES[0], "eth0"),
                    Captured(TIME // 1000 * 1000, LINK_SLL, FRAMES[1]),
-                   Captured(8 * 10**9, LINK_RAW, FRAMES[2][:20])]
+                   Captured(8 * 10**9, LINK_RAW, FRAMES[2][:20], missing=len(FRAMES[2]) - 20)]
     assert (reader.truncated, reader.shortened) == (0, 1)
 
 
 def test_pcapng_simple_packets_obey_the_snap_length():
     data = section("<", interface("<", snap=32)) + block("<", 3, struct.pack("<I", 61) + FRAMES[1][:32])
     reader, got = read(data)
-    assert got == [Captured(0, LINK_ETHERNET, FRAMES[1][:32])]
+    assert got == [Captured(0, LINK_ETHERNET, FRAMES[1][:32], missing=29)]
     assert reader.shortened == 1
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_the_packet_block_of_old(order):
+    kinds = interface(order, LINK_ETHERNET), interface(order, LINK_RAW, options=option(order, 9, b"\x09"))
+    frame = FRAMES[1][:21]
+    body = struct.pack(order + "HHIIII", 1, 0xFFFF, TIME >> 32, TIME & 0xFFFFFFFF, len(frame), 61) + frame
+    body += bytes(-len(body) % 4) + option(order, 2, struct.pack(order + "I", 2))
+    reader, got = read(section(order, *kinds) + block(order, 2, body))
+    assert got == [Captured(TIME, LINK_RAW, frame, outwards=True, missing=40)]
+    assert reader.shortened == 1
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_modified_pcap(order):
+    out = struct.pack(order + "IHHiIII", 0xA1B2CD34, 2, 4, 0, 0, 65535, LINK_ETHERNET)
+    for frame in FRAMES:
+        head = TIME // 10**9, 123_456, len(frame), len(frame)
+        out += struct.pack(order + "IIIIIHBB", *head, 3, 0x800, 0, 0) + frame
+    reader, got = read(out)
+    assert got == [Captured(TIME // 10**9 * 10**9 + 123_456_000, LINK_ETHERNET, f) for f in FRAMES]
+    assert reader.truncated == 0
+    assert read(out[:-4])[0].truncated == 1
+
+
+@pytest.mark.parametrize(("minor", "swapped"), [(0, True), (2, True), (3, True), (3, False), (4, False)])
+def test_lengths_changed_places_in_version_2_3(minor, swapped):
+    out = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, minor, 0, 0, 40, LINK_ETHERNET)
+    lengths = (60, 40) if swapped else (40, 60)
+    reader, got = read(out + struct.pack("<IIII", 1, 0, *lengths) + FRAMES[2][:40])
+    assert got == [Captured(10**9, LINK_ETHERNET, FRAMES[2][:40], missing=20)]
+    assert reader.truncated == 0
+
+
+#: Time of a packet with 1000 units, by resolution: decimal, and binary by the upper bit.
+RESOLUTIONS = {0: 1000 * 10**9, 3: 10**9, 6: 10**6, 9: 1000, 12: 1, 0x8A: 1000 * 10**9 // 1024, 0x80: 1000 * 10**9,
+               0x7F: 0, 0xFF: 0}
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_every_resolution_of_time(order):
+    for value, nanoseconds in RESOLUTIONS.items():
+        with_it = interface(order, options=option(order, 9, bytes([value])))
+        captured, = read(section(order, with_it) + enhanced(order, 0, 1000, FRAMES[0]))[1]
+        assert captured.timestamp_ns == nanoseconds
+
+
+@pytest.mark.parametrize("time", [0, (1 << 64) - 1])
+@pytest.mark.parametrize("offset", [-(1 << 63), (1 << 63) - 1])
+def test_times_stay_within_what_can_be_written(time, offset):
+    odd = interface("<", options=option("<", 9, b"\0") + option("<", 14, struct.pack("<q", offset)))
+    captured, = read(section("<", odd) + enhanced("<", 0, time, FRAMES[0]))[1]
+    pcapng.packet(0, captured.timestamp_ns, captured.frame, None)
+
+
+def secrets(order: str, text: bytes, kind: int = 0x544C534B, size: int | None = None) -> bytes:
+    return block(order, 10, struct.pack(order + "II", kind, len(text) if size is None else size) + text)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_secrets_are_read_wherever_and_however_long(order):
+    long = b"SMT_SECRET " * 200_000
+    packet = enhanced(order, 0, 7, FRAMES[0])
+    reader, got = read(section(order, interface(order)) + secrets(order, b"first") + packet + secrets(order, long)
+                       + secrets(order, b"not of TLS", kind=0x57474B4C) + packet + secrets(order, b""))
+    assert len(got) == 2
+    assert reader.tls_secrets == [b"first", long, b""]
+    assert reader.passed_over == {"pcapng blocks of secrets of kind 0x57474b4c": 1}
+    with pytest.raises(BadPacket, match=r"damaged.*6 bytes of secrets"):
+        read(section(order) + secrets(order, b"abcd", size=6))
+
+
+@pytest.mark.parametrize("kind", sorted(pcapng_reader.BOUNDS))
+def test_each_type_of_block_has_its_bound(kind):
+    """Beyond it a block is too large, or (of packets) left out and counted; it is never damaged, nor kept."""
+    name, bound = pcapng_reader.BOUNDS[kind]
+
+    def with_block(size: int) -> bytes:
+        head = struct.pack("<II", kind, size)
+        if kind == pcapng_reader.MAGIC:
+            return head + struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + bytes(size - 28) + head[4:]
+        start = section("<", interface("<"))
+        # No packets in it, and no secrets: as much as there has to be.
+        body = struct.pack("<IIIII", 0, 0, 0, 0, 0) if kind in (2, 6) else bytes(20)
+        return start + head + body + bytes(size - 32) + head[4:] + enhanced("<", 0, 7, FRAMES[0])
+
+    assert read(with_block(4096))[0].oversized == 0
+    if kind in (2, 3, 6):
+        reader, got = read(with_block(bound + 4))
+        assert (reader.oversized, got) == (1, [Captured(7000, LINK_ETHERNET, FRAMES[0])])
+    else:
+        tracemalloc.start()
+        with pytest.raises(BadPacket, match=f"too large: a pcapng {name} of {bound + 4} bytes; at most {bound}"):
+            # Told by the length alone.
+            read(with_block(4096).replace(struct.pack("<II", kind, 4096), struct.pack("<II", kind, bound + 4), 1))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_blocks_that_nobody_knows_are_passed_over_however_long_and_named():
+    big = block("<", 0x80000001, bytes(5 << 20))
+    silent = b"".join(block("<", kind, bytes(8)) for kind in (4, 5, 0xBAD, 0x40000BAD))
+    reader, got = read(section("<", interface("<")) + big + silent + block("<", 7, b"")
+                       + block("<", 9, b"abcd") + enhanced("<", 0, 7, FRAMES[0]))
+    assert [c.frame for c in got] == FRAMES[:1]
+    assert reader.passed_over == {"Darwin's process information": 1, "pcapng blocks of type 0x00000007": 1,
+                                  "journal entries of systemd": 1}
+    with pytest.raises(BadPacket, match=r"damaged.*the file ends before"):
+        read(section("<") + big[:1 << 20])
+
+
+def test_packets_of_no_network_are_counted_and_left_out():
+    huge = struct.pack("<IIII", 1, 0, MAX_PACKET + 1, MAX_PACKET + 1) + bytes(MAX_PACKET + 1)
+    for snap_length in (0, 1 << 28):
+        head = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap_length, LINK_ETHERNET)
+        reader, got = read(head + huge + classic("<", 0xA1B2C3D4, FRAMES)[24:])
+        assert [c.frame for c in got] == FRAMES
+        assert reader.oversized == 1
 
 
 def test_pcapng_sections_may_differ_in_byte_order():
@@ -151,9 +263,13 @@ NG_PACKET = len(section("<", interface("<")))
     [
         (b"", "not a capture"),
         (b"\xd4\xc3", "not a capture"),
-        (b"PK\x03\x04" + bytes(100), "504b0304"),
+        (b"PK\x03\x04" + bytes(100), "zip file.*504b0304"),
+        (b"snoop\0\0\0" + bytes(100), "snoop capture"),
+        (b"RTSS" + bytes(100), "Network Monitor"),
+        (struct.pack("<I", 0x1C0001AC) + bytes(100), "Ixia"),
+        (struct.pack("<IHHiIII", 0xA1B2C3D4, 3, 1, 0, 0, 0, 1), "version 3.1"),
         (CLASSIC[:20], "cut short"),
-        (corrupt(CLASSIC, 32, struct.pack("<I", MAX_BLOCK + 1)), "1048577 bytes"),
+        (corrupt(CLASSIC, 32, struct.pack("<I", MAX_PACKET + 1)), "1048577 bytes"),
         (corrupt(NG, 8, bytes(4)), "byte-order"),
         (corrupt(NG, 4, struct.pack("<I", 1 << 31)), "2147483648 bytes"),
         (corrupt(NG, NG_PACKET + 4, struct.pack("<I", 8)), "block of 8 bytes"),
@@ -178,54 +294,10 @@ def test_no_file_can_do_more(data, choose):
     for _ in range(choose.draw(st.integers(1, 6))):
         damaged[choose.draw(st.integers(0, len(damaged) - 1))] = choose.draw(st.integers(0, 255))
     try:
-        frames = read(bytes(damaged[:choose.draw(st.integers(0, len(damaged)))]))[1]
-        for captured in frames:
-            ipv4_untrusted(captured.link_type, captured.frame)
+        for captured in read(bytes(damaged[:choose.draw(st.integers(0, len(damaged)))]))[1]:
+            assert captured.timestamp_ns < 1 << 64
     except BadPacket:
         pass
-
-
-IP = b"E" + bytes(19)
-
-
-@pytest.mark.parametrize(
-    ("link", "frame"),
-    [
-        (LINK_ETHERNET, bytes(12) + b"\x08\x00" + IP),
-        (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00\x05\x08\x00" + IP),
-        (LINK_ETHERNET, bytes(12) + b"\x88\xa8\x00\x05\x81\x00\x00\x06\x08\x00" + IP),
-        (LINK_SLL, bytes(14) + b"\x08\x00" + IP),
-        (LINK_SLL2, b"\x08\x00" + bytes(18) + IP),
-        (LINK_RAW, IP),
-    ],
-)
-def test_every_link_type_leads_to_the_ip_packet(link, frame):
-    assert ipv4_untrusted(link, frame) == IP
-
-
-@pytest.mark.parametrize(
-    ("link", "frame"),
-    [
-        (LINK_ETHERNET, bytes(12) + b"\x86\xdd" + bytes(40)),
-        (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00\x05\x08\x06" + bytes(40)),
-        (LINK_SLL, bytes(14) + b"\x08\x06" + bytes(28)),
-        (LINK_SLL2, b"\x86\xdd" + bytes(58)),
-        (LINK_RAW, b"\x60" + bytes(39)),
-        (LINK_RAW, b""),
-    ],
-)
-def test_other_protocols_are_none(link, frame):
-    assert ipv4_untrusted(link, frame) is None
-
-
-@pytest.mark.parametrize(
-    ("link", "frame"),
-    [(LINK_ETHERNET, bytes(13)), (LINK_ETHERNET, bytes(12) + b"\x81\x00\x00"), (LINK_SLL, bytes(15)),
-     (LINK_SLL2, bytes(19)), (127, bytes(60))],
-)
-def test_a_broken_link_header_is_a_bad_packet(link, frame):
-    with pytest.raises(BadPacket):
-        ipv4_untrusted(link, frame)
 
 
 def test_a_real_capture():

@@ -142,7 +142,7 @@ def test_numbers_are_sorted_and_counted_once():
         (["fanout", "--leaves", "2", "--topo", "back2back"], ["2 servers", "back2back", "star,3"]),
         (["fanout", "--load", "0%"], ["--load"]),
         (["fanout", "--load", "-3"], ["--load"]),
-        (["fanout", "--background", "w9"], ["W9"]),
+        (["fanout", "--background", "w9"], ["'w9'", "w5"]),
         (["fanout", "--background", "W4", "--background-load", "0"], ["--background-load"]),
     ])
 def test_mistakes_are_said_before_anything_is_made(words, says, tmp_path, capsys):

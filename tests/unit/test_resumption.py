@@ -139,9 +139,9 @@ def test_a_store_in_a_file():
         assert again.get(ip, port, UTC) == store.get(ip, port, UTC)
 
 
-@pytest.mark.parametrize("content", [None, [], {}, {"smtnet_psks": 2, "psks": []}, {"smtnet_psks": 1},
-                                     {"smtnet_psks": 1, "psks": [{}]}, {"smtnet_psks": 1, "psks": 7},
-                                     {"smtnet_psks": 1, "psks": [{"secret": "00"}]}])
+@pytest.mark.parametrize("content", [None, [], {}, {"smtnet_psks": 1, "psks": []}, {"smtnet_psks": 2},
+                                     {"smtnet_psks": 2, "psks": [{}]}, {"smtnet_psks": 2, "psks": 7},
+                                     {"smtnet_psks": 2, "psks": [{"secret": "00"}]}])
 def test_files_that_are_no_store(content: object):
     with pytest.raises(ConfigError, match="no PSKs of smtnet"):
         PskStore.from_dict(content)

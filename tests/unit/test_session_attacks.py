@@ -195,12 +195,22 @@ def test_a_session_costs_little_and_nothing_once_it_is_over():
     count = int(os.environ.get("SMTNET_SESSIONS", "100"))
     during, after = session_memory(count)
     assert max(during) < count * 40_000, (during, after)
-    # Flat: the second round finds all as the first left it.
-    assert after[1] - after[0] < count * 20, (during, after)
+    # What stays of a session stays of each, in every round. What Python itself keeps comes once: frames of
+    # functions and blocks of deques (up to 3.10), compiled expressions.
+    assert flat(count, after), (during, after)
+
+
+#: Rounds in which Python has kept what it will.
+ROUNDS = 8
+
+
+def flat(count: int, after: list[int]) -> bool:
+    """The last round finds all as the one before left it."""
+    return len(after) > 1 and after[-1] - after[-2] < count * 20
 
 
 def session_memory(count: int) -> tuple[list[int], list[int]]:
-    """Bytes of a server with so many sessions, and after their end; the same for a second round."""
+    """Bytes of a server with so many sessions, and after their end; the same for more rounds until one is flat."""
     hosts = Hosts("mtls")
     server = Side(SERVER_IP, SERVER_PORT, "smt", hosts.server_manager(), None, None)
     manager = server.endpoint._negotiator
@@ -208,7 +218,7 @@ def session_memory(count: int) -> tuple[list[int], list[int]]:
     during, after = [], []
     tracemalloc.start()
     try:
-        for now in (0, 100_000_000_000):
+        for now in range(0, ROUNDS * 100_000_000_000, 100_000_000_000):
             for n in range(count):
                 endpoint, nic, driver = client(hosts, n)
                 endpoint.send_request(SERVER_IP, SERVER_PORT, b"x", now)
@@ -227,6 +237,8 @@ def session_memory(count: int) -> tuple[list[int], list[int]]:
             assert {n: v for n, v in {**manager.snapshot(), **server.endpoint.snapshot()}.items() if v} == {}
             gc.collect()
             after.append(tracemalloc.get_traced_memory()[0])
+            if flat(count, after):
+                break
     finally:
         tracemalloc.stop()
     return during, after

@@ -157,7 +157,7 @@ def test_a_peer_that_stops_answering_is_reported_once():
 
 
 def test_a_peer_that_answers_others_is_not_lost():
-    ends = Ends()
+    ends = Ends(params=TransportParams(stalled_ticks=80))
     ends.install(False)
     ends.install(True)
     rpc = ends.ask(b"nobody hears this")
@@ -175,6 +175,23 @@ def test_a_peer_that_answers_others_is_not_lost():
     ends.wire = lambda frame: []
     ends.ask(b"y")
     ends.run()
+    assert ends.fake.lost_peers == [(SERVER, SERVER_PORT)]
+
+
+def test_a_peer_that_dies_is_lost_whatever_it_answered_before():
+    """An RPC that began before the last answer fails with the rest: the next must not wait as long again."""
+    ends = Ends()
+    ends.install(False)
+    ends.install(True)
+    early = ends.ask(b"never answered")
+    ends.wire = lambda frame: [] if int.from_bytes(frame[54:62], "big") | 1 == early.id | 1 else [frame]
+    ends.run(ticks=3)
+    answered = ends.ask(b"answered")
+    ends.run(ticks=3)
+    assert isinstance(ends.end_of(answered), Response)
+    ends.wire = lambda frame: []
+    ends.run()
+    assert ends.failure(early)[0] is Reason.TIMEOUT
     assert ends.fake.lost_peers == [(SERVER, SERVER_PORT)]
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from smtstack.io.session_state import SqliteState
 from smtstack.session.established import MODES
-from smtstack.session.flights import Flight, Kind
+from smtstack.session.flights import VERSION, Flight, Kind
 from smtstack.session.hello import EarlyClient
 from smtstack.session.identity import Identity
 from smtstack.session.manager import Role
@@ -422,8 +422,8 @@ def test_frames_that_are_sent_again_in_any_order(mode, order, copies):
 # -- downgrades --------------------------------------------------------------------------------------------
 
 #: The first wish is the stronger, of the same length on the wire.
-STRONG, WEAK = (Offer(("AES-256-GCM", "AES-128-GCM"), index_bits=20),
-                Offer(("AES-128-GCM", "AES-256-GCM"), index_bits=20))
+STRONG, WEAK = (Offer(("AES-256-GCM", "AES-128-GCM"), index_bits=20).within(1500),
+                Offer(("AES-128-GCM", "AES-256-GCM"), index_bits=20).within(1500))
 CHANGED = "the session's parameters were changed on the way"
 FS_ONLY = "this server takes forward-secret sessions only"
 FS_SHARE = "a hello with a key share of 32 bytes"
@@ -442,7 +442,7 @@ def swapped(old: bytes, new: bytes, of_client: bool = True) -> Tamper:
 
 def without_fs(from_client: bool, frame: bytes) -> list[bytes]:
     """The hello's flag that asks for forward secrecy is gone."""
-    if is_handshake(frame) and from_client and frame[PAYLOAD_AT:PAYLOAD_AT + 2] == bytes((1, Kind.EARLY_HELLO)):
+    if is_handshake(frame) and from_client and frame.startswith(bytes((VERSION, Kind.EARLY_HELLO)), PAYLOAD_AT):
         changed = bytearray(frame)
         changed[PAYLOAD_AT + 6] &= ~1
         return [bytes(changed)]
@@ -450,7 +450,7 @@ def without_fs(from_client: bool, frame: bytes) -> list[bytes]:
 
 
 def choice(cipher: str, **changes) -> bytes:
-    return replace(Agreement(cipher, 20), **changes).pack()
+    return replace(Agreement(cipher, 20, mtu=1500), **changes).pack()
 
 
 DOWNGRADES: dict[str, tuple[tuple[str, ...], Tamper, str, str]] = {

@@ -511,3 +511,15 @@ def test_a_client_that_starts_over_repeats_no_number_in_later_epochs():
 def test_keys_of_another_profile_are_refused_at_once(profile, other):
     with pytest.raises(ConfigError, match=f"profile {profile} needs"):
         Endpoint(CLIENT, CLIENT_PORT, profile, demo_keys(other))
+
+
+def test_late_requests_are_taken_for_as_long_as_a_silent_host_is_waited_for():
+    for params, ticks in ((SessionParams(), 6015), (SessionParams(late_ticks=7), 7)):
+        session = smt_session(params)
+        session.outlive(6015)
+        session.begin_rpc()
+        session.update_keys()
+        keys, _id = session.begin_rpc(100)
+        assert keys.epoch == 1
+        session.proved(keys, 100)
+        assert session.forget_at == 100 + ticks

@@ -209,7 +209,7 @@ BAD: dict[str, tuple[Answer, str]] = {
     "not a ticket": (given(base64.b64encode(b"hello")), "has no ticket at .*, but: a ticket of version"),
     "too long": (given(base64.b64encode(bytes(17_000))), "has no ticket at .*, but: a record too long"),
     "silence": (lambda _query, _tcp: [], r"no DNS server answers at 127\.0\.0\.1:\d+ \(no answer\)"),
-    "nonsense": (lambda _query, _tcp: [b"\xff" * 20], r"no DNS server answers at"),
+    "nonsense": (lambda _query, _tcp: [b"\xff" * 20], "answers what is no DNS"),
 }
 
 

@@ -114,7 +114,7 @@ def malformed() -> dict[str, bytes]:
     unknown[6 + 1] = 0xEE
     return {
         "nothing": b"",
-        "version": b"\x02" + packed[1:],
+        "version": b"\x01" + packed[1:],
         "flags": packed[:55] + b"\xff" + packed[56:],
         "name": packed[:name_at] + b"\x01\n" + packed[name_at + 2:],
         "no name": packed[:name_at] + b"\x00" + packed[name_at + 2:],

@@ -25,6 +25,7 @@ from workloads.ycsb import (
     workload,
 )
 from workloads.ycsb_choice import SCRAMBLED_ZETA, THETA, Latest, ScrambledZipfian, Uniform, Zipfian, fnv64
+from workloads.ycsb_history import History
 from workloads.ycsb_load import YcsbLoad
 
 DRAWS = 60_000
@@ -49,7 +50,7 @@ def bound(degrees: int) -> float:
 
 def test_fnv_gives_the_keys_that_ycsb_prints():
     """The first records of "ycsb load basic"."""
-    keys = [Records.key(n) for n in range(3)]
+    keys = [Records(1, 8).key(n) for n in range(3)]
     assert keys == [b"user6284781860667377211", b"user8517097267634966620", b"user1820151046732198393"]
     assert min(map(fnv64, range(2000))) >= 0
     assert max(map(fnv64, range(2000))) < 2**63
@@ -140,6 +141,8 @@ class Store:
             assert args[0] == INDEX
             self.index[args[2]] = int(args[1])
             return 1
+        if name == b"HMGET":
+            return [self.hashes.get(args[0], {}).get(field) for field in args[1:]]
         if name == b"HGETALL":
             return [part for item in self.hashes.get(args[0], {}).items() for part in item]
         assert name == b"ZRANGEBYSCORE"
@@ -171,7 +174,7 @@ def test_every_workload_has_its_mix_and_right_values(letter):
     records = Records(8, 16)
     store = loaded(records, 300)
     keys = Keyspace(300)
-    operations = Operations(workload(letter), "", records, keys, 1, 2000)
+    operations = Operations(workload(letter), "", records, keys, History(1, 8), 1, 2000)
     kinds: Counter[str] = Counter()
     for _n in range(2000):
         kind, steps = operations.next()
@@ -188,7 +191,7 @@ def test_every_workload_has_its_mix_and_right_values(letter):
 
 def test_the_same_seed_gives_the_same_operations():
     def keys_asked(seed):
-        operations = Operations(workload("a"), "", Records(1, 8), Keyspace(1000), seed, None)
+        operations = Operations(workload("a"), "", Records(1, 8), Keyspace(1000), History(1, 1), seed, None)
         return [next(operations.next()[1])[0][1] for _n in range(50)]
 
     assert keys_asked(7) == keys_asked(7) != keys_asked(8)
@@ -216,7 +219,8 @@ def test_processes_load_all_records_once_and_insert_different_ones():
     spaces = [Keyspace(100, index, 3) for index in range(3)]
     numbers = [space.number(space.insert()) for _n in range(20) for space in spaces]
     assert sorted(numbers) == list(range(100, 160))
-    assert len({space.next_version() for _n in range(50) for space in spaces}) == 150
+    histories = [History(index + 1, 1) for index in range(3)]
+    assert len({history.write(b"k", [0]) for _n in range(50) for history in histories}) == 150
 
 
 @pytest.mark.parametrize("length", [8, 9, 128])
@@ -233,7 +237,7 @@ def test_a_value_that_is_wrong_is_noticed(length):
     assert records.judge(key, [*good[:2], *reply(9)[2:]]) == "", "fields are updated one at a time"
     assert records.judge(records.key(2), good), "of another record"
     assert records.judge(key, [*good[:1], good[3], *good[2:]]), "of another field"
-    torn = good[1][:4] + reply(6)[1][4:]
+    torn = good[1][:5] + reply(6)[1][5:]
     assert records.judge(key, [good[0], torn, *good[2:]]), "the halves of two versions"
     assert records.judge(key, [good[0], good[1][:-1] + bytes([good[1][-1] ^ 1]), *good[2:]]), "one bit"
     assert records.judge(key, [good[0], good[1] + b"x", *good[2:]])
@@ -248,7 +252,7 @@ def test_a_value_that_is_wrong_is_noticed(length):
 def test_a_scan_that_is_wrong_is_noticed():
     records = Records(1, 8)
     store = loaded(records, 200)
-    operations = Operations(workload("e"), "", records, Keyspace(200), 3, None)
+    operations = Operations(workload("e"), "", records, Keyspace(200), History(1, 1), 3, None)
 
     def scan(spoil):
         while True:
@@ -281,7 +285,7 @@ def test_a_scan_that_is_wrong_is_noticed():
     ({"workload": "g"}, "YCSB has a, b, c, d, e, f"),
     ({"size": "100"}, "multiple of 8"),
     ({"size": "32"}, "at least 8 bytes"),
-    ({"distribution": "normal"}, "zipfian, latest, uniform"),
+    ({"distribution": "normal"}, "zipfian, latest, uniform, hotspot, exponential, sequential"),
     ({"records": 0}, "at least one"),
     ({"phase": "sleep"}, "load or run"),
 ])

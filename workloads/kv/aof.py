@@ -1,42 +1,36 @@
 """The append-only file: every change of the keyspace, so that a restarted server has what it had.
 
-The file is a head and entries. An entry is what one turn of the event loop has changed, as RESP commands that give
-the same whenever they are replayed (times are absolute, the end of a key is a DEL)::
-
-    head    "smtnet kv 1\\n"
-    entry   length of the commands, CRC-32 of them, CRC-32 of the two before: 32 bits each, big-endian
-            the commands
-
-Each CRC goes on from that of the entry before, so an entry that is missing is noticed as well as one that was
-changed. What a crash cuts off is at the end: an entry that is not whole there is dropped, with a warning. Anything
-else that is wrong is damage, and nothing is served from such a file.
+Its entries (:mod:`workloads.kv.aof_file`) hold commands that give the same whenever they are replayed: times are
+absolute, the end of a key is a DEL. What a crash cuts off is at the end: an entry that is not whole there is
+dropped, with a warning. Anything else that is wrong is damage, and nothing is served from such a file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
-import zlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from smtstack.errors import ConfigError, SmtError
-from workloads.kv import resp
+from workloads.kv import aof_file
+from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter
+from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
+from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser
 from workloads.kv.store import Keyspace
 
-HEAD = b"smtnet kv 1\n"
-_ENTRY = struct.Struct("!III")
 FSYNC = ("always", "everysec", "no")
 _SECOND_NS = 1_000_000_000
-#: Bytes of an entry of a file that is written anew.
-_BATCH = 1 << 20
-#: A file is written anew when it is so much longer than it need be.
+#: Per cent and bytes of Redis: a file is written anew when it has grown so much, and is so long.
+GROWTH, LEAST = 100, 64 << 20
+#: After a failure, none by itself for so long.
+_RETRY_NS = 60 * _SECOND_NS
+#: A file is written anew at the start when it is so long, and so much longer than it need be.
+_LONG = 1 << 20
 _WORTH = 2
 
 
@@ -48,29 +42,49 @@ class Aof:
     """An open file, locked against a second server. ``fsync``: ``always`` (before a change is acknowledged),
     ``everysec`` (each second, by a thread) or ``no`` (when the kernel likes).
 
+    It is written anew while it is in use when that is asked for (:meth:`ask_rewrite`), and by itself once it is
+    ``least`` bytes long and ``growth`` per cent longer than after the last time (0: never by itself). ``say`` is
+    told what people should know of that.
+
     Raises :class:`ConfigError` naming the file, and the offset where it is damaged.
     """
 
-    def __init__(self, path: Path, fsync: str, keys: Keyspace) -> None:
+    def __init__(self, path: Path, fsync: str, keys: Keyspace, growth: int = GROWTH, least: int = LEAST,
+                 say: Callable[[str], object] = lambda _text: None) -> None:
         self._path = path
         self._fsync = fsync
-        self._crc = 0
+        self._keys = keys
+        self._growth = growth
+        self._least = least
+        self._say = say
         self._dirty = False
         self._synced_at = 0
         self._thread: ThreadPoolExecutor | None = None
         self._syncing: Future[None] | None = None
         #: What happened at the start, for people.
         self.warnings: list[str] = []
-        self.loaded = self.entries = self.bytes = self.syncs = 0
+        self.loaded = self.entries = self.bytes = self.syncs = self.rewrites = 0
+        self._rewrite: Rewrite | None = None
+        self._asked = False
+        self._rewrite_failed = False
+        self._rewrite_began = 0
+        #: Seconds that the last one took; -1: there was none.
+        self._rewrite_took = -1
+        #: None by itself before this.
+        self._rewrite_from = 0
         try:
-            self._file = _open(path)
+            self._file = open_locked(path)
         except OSError as e:
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
         try:
-            self._load(keys)
-            self._shorten(keys)
+            self._writer = EntryWriter(self._file.fileno())
+            if self._load(keys) or (growth and self._is_long(keys)):
+                self._write_anew(keys)
             os.fsync(self._file.fileno())
-            _sync_folder(path)
+            sync_folder(path)
+            # Of a server that ended while it wrote that.
+            new_path(path).unlink(missing_ok=True)
+            self._base = self._writer.size
         except OSError as e:
             self._file.close()
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
@@ -81,14 +95,16 @@ class Aof:
     # -- while it runs ---------------------------------------------------------------------------------------
 
     def write(self, journal: list[Command], now_ns: int) -> None:
-        """Append what a turn has changed; with ``always`` it is on the disk then. Raises :class:`AofError`.
+        """Append what a turn has changed, as one group that is replayed as a whole or not at all.
 
-        ``now_ns`` is a ``time.monotonic_ns()``; an empty journal is how time passes.
+        With ``always`` it is on the disk then. Raises :class:`AofError`. ``now_ns`` is a
+        ``time.monotonic_ns()``; an empty journal is how time passes.
         """
         try:
             if journal:
-                body = b"".join([resp.array([resp.bulk(arg) for arg in entry]) for entry in journal])
-                self._append(self._file, body)
+                before = self._writer.size
+                self._writer.append(journal)
+                self.bytes += self._writer.size - before
                 self.entries += 1
                 self._dirty = True
             if not self._dirty or self._fsync == "no":
@@ -107,31 +123,88 @@ class Aof:
             if not self._syncing.done():
                 return
             self._syncing.result()
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "aof")
-        self._syncing = self._thread.submit(os.fdatasync, self._file.fileno())
+        self._syncing = self._aside().submit(os.fdatasync, self._file.fileno())
         self._synced_at = now_ns
         self.syncs += 1
         self._dirty = False
 
-    def _append(self, file: BinaryIO, body: bytes) -> None:
-        crc = zlib.crc32(body, self._crc)
-        start = _ENTRY.pack(len(body), crc, 0)[:8]
-        data = memoryview(b"".join((start, zlib.crc32(start, self._crc).to_bytes(4, "big"), body)))
-        while data:
-            written = file.write(data)
-            self.bytes += written
-            data = data[written:]
-        self._crc = crc
+    def _aside(self) -> ThreadPoolExecutor:
+        """One thing after the other, not in the loop."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "aof")
+        return self._thread
+
+    def ask_rewrite(self) -> bool:
+        """Have it written anew, soon; whether that is not being done already."""
+        if self._rewrite is not None:
+            return False
+        self._asked = True
+        return True
+
+    def turn(self, now_ns: int) -> None:
+        """Begin to write the file anew, or go on with it. All changes must have been written.
+
+        Raises :class:`AofError`.
+        """
+        try:
+            if self._rewrite is not None:
+                if self._rewrite.is_written():
+                    self._take_new(self._rewrite, now_ns)
+            elif self._asked or self._has_grown(now_ns):
+                self._asked = False
+                self._rewrite_began = now_ns
+                self._rewrite = Rewrite(self._path, self._keys, self._writer)
+        except RewriteFailed as e:
+            self._rewrite = None
+            self._rewrite_failed = True
+            self._rewrite_from = now_ns + _RETRY_NS
+            self._say(f"--aof {self._path}: it could not be written anew: {e}; it goes on as it is")
+        except OSError as e:
+            raise AofError(f"--aof {self._path}: {e.strerror}; changes since were not acknowledged") from None
+
+    def _has_grown(self, now_ns: int) -> bool:
+        size = self._writer.size
+        return (self._growth > 0 and size >= self._least and size * 100 >= self._base * (100 + self._growth)
+                and now_ns >= self._rewrite_from)
+
+    def _take_new(self, rewrite: Rewrite, now_ns: int) -> None:
+        old = self._file
+        self._rewrite = None
+        self._file, self._writer = rewrite.finish(self._writer)
+        self._rewrite_failed = self._dirty = False
+        self._rewrite_took = (now_ns - self._rewrite_began) // _SECOND_NS
+        self._base = self._writer.size
+        self.rewrites += 1
+        # To close a long file that has no name is to delete it, which takes long; and it may just be synced.
+        self._aside().submit(old.close)
+
+    def info(self) -> dict[str, object]:
+        """As INFO tells it."""
+        running = self._rewrite is not None
+        return {"loading": 0, "aof_enabled": 1, "aof_rewrite_in_progress": int(running),
+                "aof_rewrite_scheduled": int(self._asked), "aof_last_rewrite_time_sec": self._rewrite_took,
+                "aof_current_rewrite_time_sec":
+                    (time.monotonic_ns() - self._rewrite_began) // _SECOND_NS if running else -1,
+                "aof_last_bgrewrite_status": "err" if self._rewrite_failed else "ok",
+                "aof_rewrites": self.rewrites, "aof_last_write_status": "ok",
+                "aof_current_size": self._writer.size, "aof_base_size": self._base,
+                "aof_fsync": self._fsync, "aof_entries": self.entries, "aof_syncs": self.syncs}
+
+    def settings(self) -> dict[str, object]:
+        """As CONFIG GET tells them."""
+        return {"appendonly": "yes", "appendfsync": self._fsync, "auto-aof-rewrite-percentage": self._growth,
+                "auto-aof-rewrite-min-size": self._least}
 
     def counters(self) -> dict[str, int]:
         """What was loaded, and written since."""
         return {"aof_loaded": self.loaded, "aof_entries": self.entries, "aof_bytes": self.bytes,
-                "aof_syncs": self.syncs}
+                "aof_syncs": self.syncs, "aof_rewrites": self.rewrites}
 
     def close(self) -> None:
         """Everything is on the disk after this, unless the policy is ``no``. Raises :class:`AofError`."""
         try:
+            if self._rewrite is not None:
+                self._rewrite.abort()
             if self._thread is not None:
                 self._thread.shutdown()
             if self._dirty and self._fsync != "no":
@@ -143,14 +216,16 @@ class Aof:
 
     # -- at the start ----------------------------------------------------------------------------------------
 
-    def _load(self, keys: Keyspace) -> None:
+    def _load(self, keys: Keyspace) -> bool:
+        """Replay what is there; whether an older version wrote it."""
         size = os.fstat(self._file.fileno()).st_size
         session = Session()
         with open(self._path, "rb") as source:
-            whole = len(HEAD)
-            for at, body in self._entries(source, size):
+            reader = EntryReader(self._path, source, size)
+            reader.head()
+            for at, body in reader.entries():
                 # The parser's limits are for clients; what we wrote may be as long as a client's APPENDs made it.
-                commands, wrong = CommandParser(len(body)).take(body)
+                commands, wrong = CommandParser(Limits(len(body), len(body), len(body))).take(body)
                 # Nothing expires while time stands still: what did is in the file as DEL.
                 replies = [execute(keys, args, session, now=0) for args in commands]
                 failed = wrong is not None or any(reply.startswith(b"-") for reply in replies)
@@ -158,101 +233,32 @@ class Aof:
                     raise ConfigError(f"--aof {self._path}: the entry at offset {at} cannot be replayed: another "
                                       f"version wrote it; start with another file")
                 self.loaded += len(commands)
-                whole = at + _ENTRY.size + len(body)
-        if whole < size:
-            self.warnings.append(f"--aof {self._path}: the last entry, at offset {whole}, is not whole: "
-                                 f"{size - whole} bytes dropped")
-            os.ftruncate(self._file.fileno(), whole)
+        if reader.whole < size:
+            if reader.whole:
+                self.warnings.append(f"--aof {self._path}: the last entry, at offset {reader.whole}, is not "
+                                     f"whole: {size - reader.whole} bytes dropped")
+            os.ftruncate(self._file.fileno(), reader.whole)
+        self._writer = EntryWriter(self._file.fileno(), reader.crc, reader.whole)
+        if not reader.whole:
+            self._writer.begin()
         keys.now = 0
+        return reader.form is not FORMAT
 
-    def _entries(self, source: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-        """Offset and commands of each entry; ends before one that is not whole. Raises :class:`ConfigError`."""
-        if size < len(HEAD):
-            head = source.read()
-            if not HEAD.startswith(head):
-                raise ConfigError(f"--aof {self._path}: this is no append-only file of smtnet; name another")
-            os.ftruncate(self._file.fileno(), 0)
-            self._file.write(HEAD)
-            return
-        if source.read(len(HEAD)) != HEAD:
-            raise ConfigError(f"--aof {self._path}: this is no append-only file of smtnet; name another")
-        at = len(HEAD)
-        while size - at >= _ENTRY.size:
-            start = source.read(_ENTRY.size)
-            length, crc, check = _ENTRY.unpack(start)
-            if zlib.crc32(start[:8], self._crc) != check:
-                # A file system may have made the file longer before it wrote what belongs there.
-                if not any(start) and not any(source.read()):
-                    return
-                raise self._damaged(at)
-            end = at + _ENTRY.size + length
-            body = source.read(length)
-            if len(body) < length:
-                return
-            if zlib.crc32(body, self._crc) != crc:
-                if end == size:
-                    return
-                raise self._damaged(at)
-            self._crc = crc
-            yield at, body
-            at = end
-
-    def _damaged(self, at: int) -> ConfigError:
-        return ConfigError(f"--aof {self._path}: damaged at offset {at}; to go on with what is before that, keep "
-                           f"a copy and run: truncate -s {at} {self._path}")
-
-    def _shorten(self, keys: Keyspace) -> None:
-        """Write the file anew, if most of it is about what is not there any more."""
-        size = os.fstat(self._file.fileno()).st_size
+    def _is_long(self, keys: Keyspace) -> bool:
+        """Whether most of the file is about what is not there any more."""
+        if self._writer.size < _LONG:
+            return False
         needed = sum(sum(map(len, entry)) + 6 * len(entry) for entry in keys.snapshot())
-        if size < _BATCH or size < _WORTH * needed:
-            return
-        temporary = self._path.with_name(f"{self._path.name}.new")
+        return self._writer.size >= _WORTH * needed
+
+    def _write_anew(self, keys: Keyspace) -> None:
+        temporary = new_path(self._path)
         temporary.unlink(missing_ok=True)
-        file = _open(temporary)
-        file.write(HEAD)
-        self._crc = 0
-        for body in _batches(keys.snapshot()):
-            self._append(file, body)
+        file = open_locked(temporary)
+        writer = EntryWriter(file.fileno())
+        for _entry in aof_file.write_snapshot(writer, keys.snapshot()):
+            pass
         os.fsync(file.fileno())
         os.rename(temporary, self._path)
         self._file.close()
-        self._file = file
-        self.bytes = 0
-
-
-def _batches(entries: Iterable[Command]) -> Iterator[bytes]:
-    batch: list[bytes] = []
-    size = 0
-    for entry in entries:
-        data = resp.array([resp.bulk(arg) for arg in entry])
-        batch.append(data)
-        size += len(data)
-        if size >= _BATCH:
-            yield b"".join(batch)
-            batch, size = [], 0
-    if batch:
-        yield b"".join(batch)
-
-
-def _sync_folder(path: Path) -> None:
-    """So that the file is found by its name after a crash."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _open(path: Path) -> BinaryIO:
-    """For appending, unbuffered, locked; raises OSError, or ConfigError if somebody else has it."""
-    file = open(path, "ab", buffering=0)  # noqa: SIM115 - it stays open as long as the server runs
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had it may have put another file in its place meanwhile.
-        if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-            raise BlockingIOError
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"--aof {path}: another server is using it; name another file") from None
-    return file
+        self._file, self._writer = file, writer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workloads.kv.resp import Command
 from workloads.kv.store import CommandError, Keyspace
@@ -16,9 +17,32 @@ SYNTAX = "ERR syntax error"
 MIN_INT, MAX_INT = -(1 << 63), (1 << 63) - 1
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
+_HEX = re.compile(rb"[+-]?0x(?:[0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)(?:p[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 @dataclass(slots=True)
+class Facts:
+    """What a server knows of itself: for INFO and CLIENT."""
+
+    started_ns: int = field(default_factory=time.monotonic_ns)
+    sessions: dict[int, Session] = field(default_factory=dict)
+    """Those of connections, by number."""
+    connections: int = 0
+    """Accepted since the start."""
+    messages: int = 0
+    """Over smt, homa and linux."""
+    commands: int = 0
+    blocked: Callable[[], int] = int
+    """How many clients wait."""
+
+    def connect(self, peer: str, local: str) -> Session:
+        """The session of a new connection."""
+        self.connections += 1
+        session = self.sessions[self.connections] = Session(self.connections, facts=self, peer=peer, local=local)
+        return session
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """What the server knows of a client."""
 
@@ -28,10 +52,64 @@ class Session:
     name: bytes = b""
     closing: bool = False
     """It has said QUIT."""
+    facts: Facts = field(default_factory=Facts)
+    peer: str = ""
+    local: str = ""
+    """Addresses, as IP:PORT; a message has none."""
+    library: dict[bytes, bytes] = field(default_factory=dict)
+    """What CLIENT SETINFO said: LIB-NAME, LIB-VER."""
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    last_ns: int = 0
+    """When it came, and when it asked last."""
+    last: bytes = b""
+    """The command that it asked last, as it was written."""
+    queue: list[Command] | None = None
+    """Commands since MULTI."""
+    queued_bytes: int = 0
+    aborted: bool = False
+    """One of these was none, so that EXEC will refuse all."""
+    watching: dict[bytes, int] = field(default_factory=dict)
+    """Versions of the keys that must be the same at EXEC."""
+    patient: bool = False
+    """It may wait: it has a connection, and is not within EXEC."""
+    waiting: Wait | None = None
+    """What its command waits for. The command has no reply yet."""
+
+    def forget_transaction(self) -> None:
+        """As if there had been neither MULTI nor WATCH."""
+        self.queue, self.queued_bytes, self.aborted = None, 0, False
+        self.watching = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A command that waits until one of some keys has a value, or its time is over."""
+
+    keys: list[bytes]
+    kind: type
+    """Of the values that it wants."""
+    timeout_ms: int
+    """0: it waits for ever."""
+    serve: Callable[[Keyspace, bytes], bytes | None]
+    """Its reply, if this key has a value. Raises CommandError."""
+    nothing: bytes
+    """Its reply when the time is over."""
 
 
 #: Does a command (name included) and gives its encoded reply; raises CommandError.
 Handler = Callable[[Keyspace, Command, Session], bytes]
+
+
+def wait(keys: Keyspace, session: Session, what: Wait) -> bytes:
+    """The reply to a command that may wait: of the first key that has what it wants, or none yet."""
+    for key in what.keys:
+        reply = what.serve(keys, key)
+        if reply is not None:
+            return reply
+    if not session.patient:
+        return what.nothing
+    session.waiting = what
+    return b""
 
 
 def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
@@ -43,9 +121,15 @@ def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
 
 def number(text: bytes, complaint: str = "ERR value is not a valid float", overflow: bool = False) -> float:
     """A fraction, or infinity; with ``overflow`` also what is too large for any other."""
-    if _FLOAT.fullmatch(text) is None:
+    if _FLOAT.fullmatch(text) is not None:
+        value = float(text)
+    elif _HEX.fullmatch(text) is not None:
+        try:
+            value = float.fromhex(text.decode())
+        except OverflowError:
+            value = -math.inf if text[:1] == b"-" else math.inf
+    else:
         raise CommandError(complaint)
-    value = float(text)
     if not overflow and math.isinf(value) and b"i" not in text.lower():
         raise CommandError(complaint)
     return value

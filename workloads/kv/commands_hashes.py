@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from workloads.kv.arguments import Session, arity_error
+from fractions import Fraction
+
+from workloads.kv import long_double
+from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, integer
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
 from workloads.kv.resp import integer as integer_reply
@@ -86,3 +89,50 @@ def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """HEXISTS key field"""
     fields = keys.typed(args[1], dict)
     return ONE if fields is not None and args[2] in fields else ZERO
+
+
+def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HKEYS key"""
+    return array([bulk(field) for field in keys.typed(args[1], dict) or ()])
+
+
+def hvals(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HVALS key"""
+    return array([bulk(value) for value in (keys.typed(args[1], dict) or {}).values()])
+
+
+def hstrlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HSTRLEN key field"""
+    return integer_reply(len((keys.typed(args[1], dict) or {}).get(args[2], b"")))
+
+
+def hsetnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HSETNX key field value"""
+    fields = keys.typed(args[1], dict)
+    if fields is not None and args[2] in fields:
+        return ZERO
+    _set_fields(keys, [b"HSET", *args[1:]])
+    return ONE
+
+
+def hincrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HINCRBY key field n"""
+    amount = integer(args[3])
+    old = (keys.typed(args[1], dict) or {}).get(args[2])
+    value = amount if old is None else integer(old, "ERR hash value is not an integer") + amount
+    if not MIN_INT <= value <= MAX_INT:
+        raise CommandError("ERR increment or decrement would overflow")
+    _set_fields(keys, [b"HSET", args[1], args[2], b"%d" % value])
+    return integer_reply(value)
+
+
+def hincrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """HINCRBYFLOAT key field n"""
+    amount = long_double.parse(args[3], "ERR value is not a valid float")
+    if amount is None:
+        raise CommandError("ERR value is NaN or Infinity")
+    old = (keys.typed(args[1], dict) or {}).get(args[2])
+    before = Fraction() if old is None else long_double.parse(old, "ERR hash value is not a float")
+    value = long_double.total(before, amount, "ERR increment would produce NaN or Infinity")
+    _set_fields(keys, [b"HSET", args[1], args[2], value])
+    return bulk(value)

@@ -7,10 +7,9 @@ from functools import lru_cache
 
 from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
 from workloads.kv.commands_strings import deadline
-from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null
 from workloads.kv.resp import integer as integer_reply
-from workloads.kv.store import CommandError, Keyspace
-from workloads.kv.zset import SortedSet
+from workloads.kv.store import KINDS, CommandError, Keyspace
 
 #: Keys that one SCAN looks at, at most.
 _MAX_COUNT = 100_000
@@ -20,10 +19,12 @@ _MAX_PATTERN = 1024
 
 def delete(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """DEL key [key ...]"""
-    gone = [key for key in args[1:] if keys.delete(key)]
-    if gone:
-        keys.log(b"DEL", *gone)
-    return integer_reply(len(gone))
+    gone = 0
+    for key in args[1:]:
+        if keys.delete(key):
+            keys.log(b"DEL", key)
+            gone += 1
+    return integer_reply(gone)
 
 
 def exists(keys: Keyspace, args: Command, _session: Session) -> bytes:
@@ -38,11 +39,7 @@ def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
 
 def _type_name(keys: Keyspace, key: bytes) -> bytes:
     value = keys.get(key)
-    if value is None:
-        return b"none"
-    if isinstance(value, bytes):
-        return b"string"
-    return b"zset" if isinstance(value, SortedSet) else b"hash"
+    return b"none" if value is None else KINDS[type(value)].name
 
 
 def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: str) -> bytes:
@@ -108,6 +105,60 @@ def ttl(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(-1 if at is None else (at - keys.now + 500) // 1000)
 
 
+def pexpiretime(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PEXPIRETIME key"""
+    if keys.get(args[1]) is None:
+        return integer_reply(-2)
+    at = keys.expires_at(args[1])
+    return integer_reply(-1 if at is None else at)
+
+
+def expiretime(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """EXPIRETIME key"""
+    if keys.get(args[1]) is None:
+        return integer_reply(-2)
+    at = keys.expires_at(args[1])
+    return integer_reply(-1 if at is None else (at + 500) // 1000)
+
+
+def _rename(keys: Keyspace, args: Command) -> None:
+    source, target = args[1:]
+    at = keys.expires_at(source)
+    value = keys.get(source)
+    if source == target or value is None:
+        return
+    keys.delete(source)
+    keys.delete(target)
+    keys.put(target, value)
+    if at is not None:
+        keys.expire_at(target, at)
+    keys.log(b"RENAME", source, target)
+    keys.touch(target)
+
+
+def rename(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """RENAME key newkey"""
+    if keys.get(args[1]) is None:
+        raise CommandError("ERR no such key")
+    _rename(keys, args)
+    return OK
+
+
+def renamenx(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """RENAMENX key newkey"""
+    if keys.get(args[1]) is None:
+        raise CommandError("ERR no such key")
+    if keys.get(args[2]) is not None:
+        return ZERO
+    _rename(keys, args)
+    return ONE
+
+
+def randomkey(keys: Keyspace, _args: Command, session: Session) -> bytes:
+    """RANDOMKEY"""
+    return bulk_or_null(keys.any(), session.version)
+
+
 def persist(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """PERSIST key"""
     if keys.get(args[1]) is None or not keys.persist(args[1]):
@@ -158,7 +209,6 @@ def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
         raise CommandError(SYNTAX)
     keys.clear()
-    keys.log(b"FLUSHALL")
     return OK
 
 

@@ -1,22 +1,25 @@
-"""Commands about the server and about the client itself."""
+"""Commands about the server."""
 
 from __future__ import annotations
 
 import os
+import resource
+import time
 from collections.abc import Sequence
 
 from smtstack import __version__
-from workloads.kv.arguments import Session, arity_error, integer
+from workloads.kv import commands_persistence
+from workloads.kv.arguments import Facts, Session, arity_error, integer
+from workloads.kv.commands_clients import REDIS_VERSION
 from workloads.kv.commands_keys import glob
-from workloads.kv.resp import EMPTY_ARRAY, OK, Command, array, bulk, bulk_or_null, mapping, null, printable
+from workloads.kv.resp import OK, Command, array, bulk, mapping, null, printable
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
-#: What we say we are to clients that look: commands, replies and errors are those of this version.
-REDIS_VERSION = "7.0.15"
-
 #: What tools ask before they begin.
-_CONFIG = {b"save": b"", b"appendonly": b"no", b"maxmemory": b"0", b"databases": b"1", b"timeout": b"0"}
+_CONFIG = {b"save": b"", b"maxmemory": b"0", b"maxmemory-policy": b"noeviction", b"databases": b"1",
+           b"timeout": b"0"}
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def ping(_keys: Keyspace, args: Command, _session: Session) -> bytes:
@@ -38,92 +41,74 @@ def select(_keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
-def hello(_keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HELLO [2|3 [SETNAME name]]"""
-    version = session.version
-    if len(args) > 1:
-        version = integer(args[1], "ERR Protocol version is not an integer or out of range")
-        if version not in {2, 3}:
-            raise CommandError("NOPROTO unsupported protocol version")
-    name = session.name
-    at = 2
-    while at < len(args):
-        if args[at].upper() == b"SETNAME" and at + 1 < len(args):
-            name = _client_name(args[at + 1])
-            at += 2
-        elif args[at].upper() == b"AUTH" and at + 2 < len(args):
-            # There are no users here: who may connect is the transport's business.
-            if args[at + 1] != b"default":
-                raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
-            at += 3
-        else:
-            raise CommandError(f"ERR Syntax error in HELLO option '{printable(args[at])}'")
-    session.version, session.name = version, name
-    return mapping([bulk(b"server"), bulk(b"redis"), bulk(b"version"), bulk(REDIS_VERSION.encode()),
-                    bulk(b"proto"), integer_reply(version), bulk(b"id"), integer_reply(session.number),
-                    bulk(b"mode"), bulk(b"standalone"), bulk(b"role"), bulk(b"master"),
-                    bulk(b"modules"), EMPTY_ARRAY], version)
-
-
-def client(_keys: Keyspace, args: Command, session: Session) -> bytes:
-    """CLIENT SETINFO|SETNAME|GETNAME|ID"""
-    what = args[1].upper()
-    if what == b"ID" and len(args) == 2:
-        return integer_reply(session.number)
-    if what == b"GETNAME" and len(args) == 2:
-        return bulk_or_null(session.name or None, session.version)
-    if what == b"SETNAME" and len(args) == 3:
-        session.name = _client_name(args[2])
-        return OK
-    if what == b"SETINFO" and len(args) == 4:
-        return OK
-    if what in {b"ID", b"GETNAME", b"SETNAME", b"SETINFO"}:
-        raise arity_error(b"client|" + what)
-    raise _no_subcommand("client", args[1])
-
-
-def _client_name(name: bytes) -> bytes:
-    if any(not 33 <= c <= 126 for c in name):
-        raise CommandError("ERR Client names cannot contain spaces, newlines or special characters.")
-    return name
-
-
-def quit_(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """QUIT"""
-    session.closing = True
-    return OK
-
-
-def reset(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """RESET"""
-    session.version, session.name = 2, b""
-    return b"+RESET\r\n"
-
-
-def config(_keys: Keyspace, args: Command, session: Session) -> bytes:
+def config(keys: Keyspace, args: Command, session: Session) -> bytes:
     """CONFIG GET pattern [pattern ...]: what Redis's own tools look at"""
-    if args[1].upper() != b"GET":
-        raise _no_subcommand("config", args[1])
-    if len(args) < 3:
-        raise arity_error(b"config|get")
     patterns = [glob(pattern.lower()) for pattern in args[2:]]
-    found = [pair for pair in _CONFIG.items() if any(p.fullmatch(pair[0]) for p in patterns)]
+    kept: dict[str, object] = {"appendonly": "no"} if keys.persistence is None else keys.persistence.settings()
+    known = {**_CONFIG, b"proto-max-bulk-len": b"%d" % keys.longest,
+             **{name.encode(): str(value).encode() for name, value in kept.items()}}
+    found = [pair for pair in known.items() if any(p.fullmatch(pair[0]) for p in patterns)]
     return mapping([bulk(x) for pair in found for x in pair], session.version)
 
 
-def info(keys: Keyspace, args: Command, _session: Session) -> bytes:
+def time_(_keys: Keyspace, _args: Command, _session: Session) -> bytes:
+    """TIME"""
+    microseconds = time.time_ns() // 1000
+    return array([bulk(b"%d" % part) for part in divmod(microseconds, 1_000_000)])
+
+
+def info(keys: Keyspace, args: Command, session: Session) -> bytes:
     """INFO [section ...]"""
-    sections: dict[str, dict[str, object]] = {
+    wanted = {arg.lower() for arg in args[1:]}
+    if wanted & {b"all", b"default", b"everything"}:
+        wanted = set()
+    text = "\r\n".join(f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+                       for title, fields in _sections(keys, session.facts).items()
+                       if not wanted or title.lower().encode() in wanted)
+    return bulk(text.encode())
+
+
+def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
+    uptime_s = (time.monotonic_ns() - facts.started_ns) // 1_000_000_000
+    used = _resident()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    peak = max(used, usage.ru_maxrss * 1024)
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    memory: dict[str, object] = {}
+    for name, value in (("used_memory", used), ("used_memory_rss", used), ("used_memory_peak", peak),
+                        ("total_system_memory", total), ("maxmemory", 0)):
+        memory[name] = value
+        memory[f"{name}_human"] = _human(value)
+    return {
         "Server": {"redis_version": REDIS_VERSION, "redis_mode": "standalone", "smtnet_version": __version__,
-                   "process_id": os.getpid()},
-        "Stats": {"expired_keys": keys.expired, "keyspace_hits": keys.hits, "keyspace_misses": keys.misses},
+                   "os": " ".join(os.uname()[i] for i in (0, 2, 4)), "arch_bits": 64, "process_id": os.getpid(),
+                   "server_time_usec": time.time_ns() // 1000, "uptime_in_seconds": uptime_s,
+                   "uptime_in_days": uptime_s // 86_400},
+        "Clients": {"connected_clients": len(facts.sessions), "blocked_clients": facts.blocked()},
+        # Of the whole process: how much of it the keys take cannot be told apart.
+        "Memory": {**memory, "maxmemory_policy": "noeviction", "mem_fragmentation_ratio": "1.00"},
+        "Persistence": {"rdb_bgsave_in_progress": 0, **commands_persistence.section(keys)},
+        "Stats": {"total_connections_received": facts.connections, "total_messages_received": facts.messages,
+                  "total_commands_processed": facts.commands, "expired_keys": keys.expired, "evicted_keys": 0,
+                  "keyspace_hits": keys.hits, "keyspace_misses": keys.misses},
         "Replication": {"role": "master", "connected_slaves": 0},
+        "CPU": {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"},
         "Keyspace": {"db0": f"keys={len(keys)},expires={keys.expiring},avg_ttl=0"} if len(keys) else {},
     }
-    wanted = {arg.lower() for arg in args[1:]} - {b"all", b"default", b"everything"}
-    text = "\r\n".join(f"# {title}\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
-                       for title, fields in sections.items() if not wanted or title.lower().encode() in wanted)
-    return bulk(text.encode())
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * _PAGE
+
+
+def _human(size: float) -> str:
+    for unit in "BKMG":
+        if size < 1024 or unit == "G":
+            break
+        size /= 1024
+    return f"{size:.2f}{unit}" if unit != "B" else f"{size:.0f}B"
 
 
 def describe(table: Sequence[tuple[str, int, bool, tuple[int, int, int]]], args: Command,
@@ -134,15 +119,9 @@ def describe(table: Sequence[tuple[str, int, bool, tuple[int, int, int]]], args:
         return integer_reply(len(table))
     if what == b"DOCS":
         return mapping([], session.version)
-    if what != b"INFO":
-        raise _no_subcommand("command", args[1])
     flags = {True: array([b"+write\r\n"]), False: array([b"+readonly\r\n"])}
     rows = {name: array([bulk(name.encode()), integer_reply(arity), flags[write], *map(integer_reply, keys)])
             for name, arity, write, keys in table}
     if len(args) > 2:
         return array([rows.get(printable(name).lower(), null(session.version)) for name in args[2:]])
     return array(list(rows.values()))
-
-
-def _no_subcommand(command: str, what: bytes) -> CommandError:
-    return CommandError(f"ERR unknown subcommand '{printable(what[:128])}'. Try {command.upper()} HELP.")

@@ -1,18 +1,19 @@
-"""Commands on sorted sets: what YCSB's index needs."""
+"""Commands that change sorted sets; commands_ranges.py has those that look at parts of one."""
 
 from __future__ import annotations
 
 import math
-from itertools import islice
+from functools import partial
 
-from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer, number
-from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null
+from workloads.kv.arguments import SYNTAX, Session, Wait, integer, number, wait
+from workloads.kv.commands_lists import timeout_ms
+from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 from workloads.kv.zset import Pair, SortedSet
 
 _OPTIONS = frozenset((b"NX", b"XX", b"GT", b"LT", b"CH", b"INCR"))
-_BOUND = "ERR min or max is not a float"
+_POSITIVE = "ERR value is out of range, must be positive"
 
 
 def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -89,65 +90,82 @@ def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
     return null(session.version) if score is None else double(score, session.version)
 
 
-def zrange(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANGE key start stop [WITHSCORES]"""
-    scores = _with_scores(args[4:])
-    start, stop = integer(args[2]), integer(args[3])
+def zmscore(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """ZMSCORE key member [member ...]"""
+    members = keys.typed(args[1], SortedSet)
+    scores = [None if members is None else members.scores.get(member) for member in args[2:]]
+    return array([null(session.version) if score is None else double(score, session.version) for score in scores])
+
+
+def zincrby(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """ZINCRBY key n member"""
+    return zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session)
+
+
+def take(keys: Keyspace, key: bytes, members: SortedSet, found: list[Pair]) -> None:
+    """Remove members that are there."""
+    for _score, member in found:
+        members.remove(member)
+    if not members.scores:
+        keys.delete(key)
+    keys.log_parts(b"ZREM", key, [member for _score, member in found])
+
+
+def _ends(members: SortedSet, count: int, highest: bool) -> list[Pair]:
+    """The first by score, or the last, backwards."""
+    if not highest:
+        return members.range(0, count)
+    count = min(count, len(members))
+    return members.range(len(members) - count, count)[::-1]
+
+
+def _pop(keys: Keyspace, args: Command, session: Session, highest: bool) -> bytes:
+    if len(args) > 3:
+        raise CommandError(SYNTAX)
+    count = integer(args[2], _POSITIVE) if len(args) == 3 else 1
+    if count < 0:
+        raise CommandError(_POSITIVE)
     members = keys.typed(args[1], SortedSet)
     if members is None:
         return EMPTY_ARRAY
-    size = len(members)
-    start = max(0, start + size) if start < 0 else start
-    stop = min(size - 1, stop + size if stop < 0 else stop)
-    found = members.range(start, stop - start + 1) if start <= stop else []
-    return _pairs(found, scores, session)
-
-
-def zrangebyscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]"""
-    scores = False
-    offset, count = 0, -1
-    at = 4
-    while at < len(args):
-        option = args[at].upper()
-        if option == b"WITHSCORES":
-            scores = True
-            at += 1
-        elif option == b"LIMIT" and at + 2 < len(args):
-            offset, count = integer(args[at + 1], NOT_AN_INTEGER), integer(args[at + 2], NOT_AN_INTEGER)
-            at += 3
-        else:
-            raise CommandError(SYNTAX)
-    low, without_low = _bound(args[2])
-    high, without_high = _bound(args[3])
-    members = keys.typed(args[1], SortedSet)
-    found: list[Pair] = []
-    if members is not None and offset >= 0:
-        end = offset + count if count >= 0 else None
-        for pair in islice(members.from_score(low, without_low), None if end is None else min(end, len(members))):
-            if pair[0] > high or (without_high and pair[0] == high):
-                break
-            found.append(pair)
-        del found[:offset]
-    return _pairs(found, scores, session)
-
-
-def _bound(text: bytes) -> tuple[float, bool]:
-    """A score, and whether it is excluded: ``(5``. Nothing is 0 here, and what is too large is infinite."""
-    excluded = text[:1] == b"("
-    return number(text[excluded:] or b"0", _BOUND, overflow=True), excluded
-
-
-def _with_scores(options: Command) -> bool:
-    if any(option.upper() != b"WITHSCORES" for option in options):
-        raise CommandError(SYNTAX)
-    return bool(options)
-
-
-def _pairs(found: list[Pair], scores: bool, session: Session) -> bytes:
-    version = session.version
-    if not scores:
-        return array([bulk(member) for _score, member in found])
-    if version == 3:
+    found = _ends(members, count, highest)
+    take(keys, args[1], members, found)
+    if session.version == 3 and len(args) == 3:
         return array([array([bulk(member), double(score, 3)]) for score, member in found])
-    return array([x for score, member in found for x in (bulk(member), double(score, 2))])
+    return array([x for score, member in found for x in (bulk(member), double(score, session.version))])
+
+
+def zpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """ZPOPMIN key [count]"""
+    return _pop(keys, args, session, highest=False)
+
+
+def zpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """ZPOPMAX key [count]"""
+    return _pop(keys, args, session, highest=True)
+
+
+def _first(keys: Keyspace, key: bytes, highest: bool, version: int) -> bytes | None:
+    members = keys.typed(key, SortedSet)
+    if members is None:
+        return None
+    found = _ends(members, 1, highest)
+    take(keys, key, members, found)
+    ((score, member),) = found
+    return array([bulk(key), bulk(member), double(score, version)])
+
+
+def _blocking_pop(keys: Keyspace, args: Command, session: Session, highest: bool) -> bytes:
+    serve = partial(_first, highest=highest, version=session.version)
+    what = Wait(args[1:-1], SortedSet, timeout_ms(args[-1]), serve, null_array(session.version))
+    return wait(keys, session, what)
+
+
+def bzpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """BZPOPMIN key [key ...] timeout"""
+    return _blocking_pop(keys, args, session, highest=False)
+
+
+def bzpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """BZPOPMAX key [key ...] timeout"""
+    return _blocking_pop(keys, args, session, highest=True)

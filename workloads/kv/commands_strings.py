@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+from workloads.kv import long_double
 from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, integer
-from workloads.kv.resp import OK, ZERO, Command, array, bulk_or_null, null
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
-#: Bytes of the longest string (Redis's own bound), and of all strings in one reply.
-MAX_STRING = 512 << 20
+#: Bytes of all strings in one reply.
 MAX_REPLY = 64 << 20
 
 _UNITS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True), b"PXAT": (1, True)}
@@ -29,8 +31,7 @@ def set_(keys: Keyspace, args: Command, session: Session) -> bytes:
     key, value = args[1], args[2]
     if len(args) == 3:
         keys.put(key, value)
-        if keys.journal is not None:
-            keys.journal.append([b"SET", key, value])
+        keys.log(b"SET", key, value)
         return OK
     condition = b""
     give = keep = False
@@ -102,9 +103,9 @@ def mset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """MSET key value [key value ...]"""
     if len(args) % 2 == 0:
         raise arity_error(b"mset")
-    for i in range(1, len(args), 2):
-        keys.put(args[i], args[i + 1])
-    keys.log(*args)
+    for key, value in zip(args[1::2], args[2::2], strict=True):
+        keys.put(key, value)
+        keys.log(b"SET", key, value)
     return OK
 
 
@@ -112,7 +113,7 @@ def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """APPEND key value"""
     old = keys.typed(args[1], bytes)
     value = args[2] if old is None else old + args[2]
-    if len(value) > MAX_STRING:
+    if len(value) > keys.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     keys.put(args[1], value, keep_ttl=True)
     keys.log(*args)
@@ -156,3 +157,128 @@ def decrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if amount == MIN_INT:
         raise CommandError("ERR decrement would overflow")
     return _add(keys, args[1], -amount)
+
+
+def incrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """INCRBYFLOAT key n"""
+    old = keys.typed(args[1], bytes)
+    complaint = "ERR value is not a valid float"
+    before = Fraction() if old is None else long_double.parse(old, complaint)
+    value = long_double.total(before, long_double.parse(args[2], complaint),
+                              "ERR increment would produce NaN or Infinity")
+    keys.put(args[1], value, keep_ttl=True)
+    keys.log(b"SET", args[1], value, b"KEEPTTL")
+    return bulk(value)
+
+
+def setnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SETNX key value"""
+    if keys.get(args[1]) is not None:
+        return ZERO
+    keys.put(args[1], args[2])
+    keys.log(b"SET", args[1], args[2])
+    return ONE
+
+
+def msetnx(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """MSETNX key value [key value ...]"""
+    if len(args) % 2 == 0:
+        raise arity_error(b"msetnx")
+    if any(keys.get(key) is not None for key in args[1::2]):
+        return ZERO
+    mset(keys, args, session)
+    return ONE
+
+
+def _setex(keys: Keyspace, args: Command, unit: int, command: str) -> bytes:
+    at = deadline(keys, args[2], unit, absolute=False, command=command, positive=True)
+    keys.put(args[1], args[3])
+    keys.expire_at(args[1], at)
+    keys.log(b"SET", args[1], args[3], b"PXAT", b"%d" % at)
+    return OK
+
+
+def setex(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SETEX key s value"""
+    return _setex(keys, args, 1000, "setex")
+
+
+def psetex(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """PSETEX key ms value"""
+    return _setex(keys, args, 1, "psetex")
+
+
+def getset(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """GETSET key value"""
+    old = get(keys, args, session)
+    keys.put(args[1], args[2])
+    keys.log(b"SET", args[1], args[2])
+    return old
+
+
+def getdel(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """GETDEL key"""
+    old = get(keys, args, session)
+    if keys.delete(args[1]):
+        keys.log(b"DEL", args[1])
+    return old
+
+
+def getex(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """GETEX key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]"""
+    timer: tuple[bytes, bytes] | None = None
+    forever = False
+    i = 2
+    while i < len(args):
+        option = args[i].upper()
+        if option == b"PERSIST" and timer is None:
+            forever = True
+        elif option in _UNITS and not forever and (timer or (option,))[0] == option and i + 1 < len(args):
+            i += 1
+            timer = option, args[i]
+        else:
+            raise CommandError(SYNTAX)
+        i += 1
+    value = get(keys, args, session)
+    if keys.get(args[1]) is None:
+        return value
+    at = deadline(keys, timer[1], *_UNITS[timer[0]], command="getex", positive=True) if timer else None
+    if at is not None and at <= keys.now:
+        keys.delete(args[1])
+        keys.log(b"DEL", args[1])
+    elif at is not None:
+        keys.expire_at(args[1], at)
+        keys.log(b"PEXPIREAT", args[1], b"%d" % at)
+    elif forever and keys.persist(args[1]):
+        keys.log(b"PERSIST", args[1])
+    return value
+
+
+def getrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """GETRANGE key start end"""
+    start, end = integer(args[2]), integer(args[3])
+    value = keys.typed(args[1], bytes) or b""
+    size = len(value)
+    if start < 0 and end < 0 and start > end:
+        return bulk(b"")
+    start = max(0, start + size) if start < 0 else start
+    end = max(0, end + size) if end < 0 else end
+    return bulk(value[start:end + 1])
+
+
+def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SETRANGE key offset value"""
+    offset = integer(args[2])
+    if offset < 0:
+        raise CommandError("ERR offset is out of range")
+    old = keys.typed(args[1], bytes)
+    if not args[3]:
+        return integer_reply(len(old or b""))
+    if offset + len(args[3]) > keys.longest:
+        raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
+    value = bytearray(old or b"")
+    value.extend(bytes(max(0, offset - len(value))))
+    value[offset:offset + len(args[3])] = args[3]
+    keys.put(args[1], bytes(value), keep_ttl=True)
+    keys.log(*args)
+    return integer_reply(len(value))

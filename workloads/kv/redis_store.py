@@ -1,9 +1,10 @@
 """A real Redis server as the store: our front ends forward what is about keys, and Redis does it.
 
 Commands of all clients go to it on one connection (and one more for clients of RESP 3, as the reply depends on
-it), pipelined. Only commands of our own table are forwarded, none of which changes anything about a connection;
-what a client says about its own (HELLO, CLIENT, ...) is answered here. A command is never sent twice: when Redis
-goes away, those under way are answered with an error, and the next one connects anew.
+it), pipelined. Only commands of our own table are forwarded; what a client says about its own connection (HELLO,
+CLIENT, ...) is answered here, and a transaction is kept here until it is whole. A client that watches keys, or
+waits for one, has a connection of its own from then on: Redis remembers these by connection. A command is never
+sent twice: when Redis goes away, those under way are answered with an error, and the next one connects anew.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections import deque
 
 from smtstack.errors import ConfigError
 from workloads.kv.arguments import Session
-from workloads.kv.backend import Backend, Done
-from workloads.kv.commands import execute, look_up
-from workloads.kv.resp import Command, ReplyCutter, RespError, array, bulk, command, error
+from workloads.kv.backend import Backend
+from workloads.kv.commands import Entry, execute, look_up, rejected
+from workloads.kv.commands_transactions import enqueue
+from workloads.kv.resp import Command, ReplyCutter, RespError, command, error
 from workloads.kv.store import CommandError, Keyspace
+from workloads.kv.waiting import Done
 from workloads.options import parse_address
 
 _CHUNK = 262_144
@@ -29,17 +32,26 @@ _IMPATIENCE_S = 0.2
 _RETRY_NS = 1_000_000_000
 #: Commands of one client that are under way at a time.
 _MOST = 256
+#: Stateful commands that are not forwarded, or only with all that belongs to them.
+_TRANSACTION = frozenset(("multi", "exec", "discard", "unwatch"))
+#: In the place of a version: what was watched is not any more.
+_LOST = -1
 
 
 class _Batch:
     """Commands of one client and what has come of them."""
 
-    __slots__ = ("done", "left", "replies")
+    __slots__ = ("alone", "done", "left", "replies")
 
     def __init__(self, done: Done) -> None:
         self.done = done
         self.replies: list[bytes] = []
         self.left = 0
+        #: Replies that come as the only one of a transaction.
+        self.alone: set[int] = set()
+
+
+_NOBODY = _Batch(lambda _reply: None)
 
 
 class _Lost(Exception):
@@ -51,7 +63,10 @@ class _Connection:
 
     def __init__(self, where: str, patience_s: float, version: int) -> None:
         kind, address = parse_store(where)
-        self._sock = socket.socket(kind, socket.SOCK_STREAM)
+        try:
+            self._sock = socket.socket(kind, socket.SOCK_STREAM)
+        except OSError as e:
+            raise _Lost(e.strerror or "no socket") from None
         try:
             self._sock.settimeout(patience_s)
             self._sock.connect(address)
@@ -130,14 +145,16 @@ class RedisStore(Backend):
     def __init__(self, where: str) -> None:
         parse_store(where)
         self._where = where
+        super().__init__()
         self._epoll = select.epoll()
-        self._connections: dict[int, _Connection] = {}
+        #: By the version of RESP: those that clients share; or by the client whose own it is.
+        self._connections: dict[int | Session, _Connection] = {}
         #: Nothing is in it: commands that are done here do not look at keys.
         self._keys = Keyspace()
         self._retry_at = 0
-        self._commands = self._forwarded = self._lost = 0
+        self._forwarded = self._lost = 0
         try:
-            self._connect(2, _PATIENCE_S)
+            self._connect(2, 2, _PATIENCE_S)
         except _Lost as e:
             self._epoll.close()
             raise ConfigError(f"--store {where}: no Redis there ({e}); start one: redis-server --port 0 "
@@ -147,30 +164,101 @@ class RedisStore(Backend):
         batch = _Batch(done)
         version = session.version
         replies = batch.replies
+        session.last_ns = time.monotonic_ns()
         while commands and len(replies) < _MOST and not session.closing and session.version == version:
             args = commands.popleft()
-            self._commands += 1
+            session.last = args[0]
             try:
-                local = look_up(args).local
+                entry = look_up(args)
+                waits = entry.stateful and entry.name not in _TRANSACTION and session.queue is None
+                alone = waits and not session.patient and entry.name != "watch"
+                own = session in self._connections or (waits and not alone)
+                if own and session not in self._connections and batch.left:
+                    # What is under way on the connection it shares comes first.
+                    commands.appendleft(args)
+                    break
+                self.facts.commands += 1
+                local = self._local(session, entry, args)
+                if local is not None:
+                    replies.append(local)
+                    continue
+                where: int | Session = session if own else version
+                connection = self._connections.get(where) or self._reconnect(where, version)
+                if alone and session.watching:
+                    raise CommandError(f"ERR {entry.name.upper()} is not possible between WATCH and EXEC with "
+                                       f"--store redis in a message")
+                if alone:
+                    # Redis lets nothing wait in a transaction.
+                    session.queue, args = [args], [b"EXEC"]
+                    batch.alone.add(len(replies))
+                self._forward(connection, session, args, batch)
             except CommandError as e:
-                replies.append(error(str(e)))
-                continue
-            if local:
-                replies.append(execute(self._keys, args, session, 0))
-                continue
-            try:
-                connection = self._connections.get(version) or self._reconnect(version)
-                connection.send(array([bulk(arg) for arg in args]), batch, len(replies))
+                replies.append(error(str(rejected(args, session, e))))
             except _Lost as e:
                 replies.append(self._gone(e, "not done"))
-                continue
-            self._forwarded += 1
-            replies.append(b"")
         return b"".join(replies) if not batch.left else None
+
+    def _local(self, session: Session, entry: Entry, args: Command) -> bytes | None:
+        """The reply to what is done here; None: it is for Redis. Raises :class:`CommandError`."""
+        name = entry.name
+        if entry.ours:
+            raise CommandError(f"ERR {name.upper()} is not possible with --store redis; WATCH on a connection is")
+        if session.queue is not None and not entry.immediate:
+            if entry.local and name not in {"ping", "echo"}:
+                raise CommandError(f"ERR {name.upper()} is not possible within a transaction with --store redis")
+            return enqueue(session, args)
+        if entry.local or name in {"multi", "discard"}:
+            reply = execute(self._keys, args, session, 0)
+            if name in {"discard", "reset"}:
+                self._tell(session, [b"UNWATCH"])
+            if name in {"hello", "reset"}:
+                self._tell(session, [b"HELLO", b"%d" % session.version])
+            return reply
+        if name == "exec":
+            if session.queue is None:
+                return error("ERR EXEC without MULTI")
+            lost = _LOST in session.watching.values()
+            if session.aborted or lost:
+                session.forget_transaction()
+                self._tell(session, [b"UNWATCH"])
+                return error("EXECABORT the store behind this server was lost meanwhile" if lost else
+                             "EXECABORT Transaction discarded because of previous errors.")
+        elif name == "watch":
+            if session.queue is not None:
+                return error("ERR WATCH inside MULTI is not allowed")
+            session.watching.setdefault(b"", 0)
+        elif name == "unwatch":
+            session.watching = {}
+        return None
+
+    def _tell(self, session: Session, args: Command) -> None:
+        """Something about a client's own connection, if it has one."""
+        connection = self._connections.get(session)
+        if connection is not None:
+            connection.send(command(args), _NOBODY, 0)
+
+    def _forward(self, connection: _Connection, session: Session, args: Command, batch: _Batch) -> None:
+        """A command, or for EXEC the whole transaction, of which only the last reply is the client's."""
+        if session.queue is not None:
+            for part in ([b"MULTI"], *session.queue):
+                connection.send(command(part), _NOBODY, 0)
+            session.forget_transaction()
+        connection.send(command(args), batch, len(batch.replies))
+        self._forwarded += 1
+        batch.replies.append(b"")
+
+    def forget(self, session: Session) -> None:
+        super().forget(session)
+        connection = self._connections.pop(session, None)
+        if connection is not None:
+            self._epoll.unregister(connection)
+            connection.close()
 
     def turn(self) -> None:
         # A client that is answered may submit more, which is to leave in this turn.
-        for version, connection in list(self._connections.items()):
+        for where, connection in list(self._connections.items()):
+            if self._connections.get(where) is not connection:
+                continue  # Its client has left just now.
             try:
                 for reply in connection.receive():
                     if not connection.waiting:
@@ -178,48 +266,50 @@ class RedisStore(Backend):
                     batch, index = connection.waiting.popleft()
                     self._settle(batch, index, reply)
             except _Lost as e:
-                self._lose(version, e)
-        for version, connection in list(self._connections.items()):
+                self._lose(where, e)
+        for where, connection in list(self._connections.items()):
             try:
                 self._epoll.modify(connection, select.EPOLLIN | (0 if connection.flush() else select.EPOLLOUT))
             except _Lost as e:
-                self._lose(version, e)
+                self._lose(where, e)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
 
     def counters(self) -> dict[str, int]:
-        return {"commands": self._commands, "commands_forwarded": self._forwarded, "store_lost": self._lost}
+        return {"commands": self.facts.commands, "commands_forwarded": self._forwarded, "store_lost": self._lost}
 
     def close(self) -> None:
         for connection in self._connections.values():
             connection.close()
         self._epoll.close()
 
-    def _connect(self, version: int, patience_s: float) -> _Connection:
-        connection = self._connections[version] = _Connection(self._where, patience_s, version)
+    def _connect(self, where: int | Session, version: int, patience_s: float) -> _Connection:
+        connection = self._connections[where] = _Connection(self._where, patience_s, version)
         self._epoll.register(connection, select.EPOLLIN)
         return connection
 
-    def _reconnect(self, version: int) -> _Connection:
+    def _reconnect(self, where: int | Session, version: int) -> _Connection:
         now = time.monotonic_ns()
         if now < self._retry_at:
             raise _Lost("tried just now")
         try:
-            return self._connect(version, _IMPATIENCE_S)
+            return self._connect(where, version, _IMPATIENCE_S)
         except _Lost:
             self._retry_at = now + _RETRY_NS
             raise
 
     def _settle(self, batch: _Batch, index: int, reply: bytes) -> None:
         if batch.replies:
-            batch.replies[index] = reply
+            batch.replies[index] = reply.removeprefix(b"*1\r\n") if index in batch.alone else reply
         batch.left -= 1
         if not batch.left:
             batch.done(b"".join(batch.replies))
 
-    def _lose(self, version: int, why: _Lost) -> None:
-        connection = self._connections.pop(version)
+    def _lose(self, where: int | Session, why: _Lost) -> None:
+        connection = self._connections.pop(where)
+        if isinstance(where, Session) and where.watching:
+            where.watching = {b"": _LOST}
         self._epoll.unregister(connection)
         connection.close()
         self._lost += 1

@@ -9,15 +9,15 @@ them bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from smtstack.errors import PeerError
+from workloads.kv.limits import Limits, of_message
 
-#: Arguments of a command, its name included.
-MAX_ARGUMENTS = 100_000
-#: Bytes of a command that is a line of text, and of a length.
-MAX_INLINE = 65_536
+#: Bytes of a length.
 _MAX_LENGTH_LINE = 32
+#: Arguments from this size on are collected apart from what surrounds them.
+_LARGE = 65_536
 
 CRLF, LF = b"\r\n", b"\n"
 OK = b"+OK\r\n"
@@ -45,13 +45,20 @@ class RespError(PeerError):
         return error(f"ERR {self}")
 
 
+#: Looks at a line of text: (line, whether it is whole, whether nothing came before). Raises RespError.
+Guard = Callable[[bytes, bool, bool], None]
+
+
 class CommandParser:
-    """Cuts a client's stream into commands of at most ``limit`` bytes. Holds no more than one incomplete one."""
+    """Cuts a client's stream into commands. Holds no more than one incomplete one."""
 
-    __slots__ = ("_args", "_buffer", "_left", "_limit", "_size", "_wanted")
+    __slots__ = ("_args", "_buffer", "_guard", "_left", "_limits", "_quickly", "_size", "_spoken", "_wanted")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limits: Limits, guard: Guard | None = None) -> None:
+        self._limits = limits
+        self._guard = guard
+        #: Whether short commands are within the limits whatever they are.
+        self._quickly = min(limits.bulk, limits.query) >= _WINDOW and limits.arguments >= len(_COUNTS)
         self._buffer = bytearray()
         #: Bytes the buffer must have before it is worth looking at.
         self._wanted = 1
@@ -59,6 +66,8 @@ class CommandParser:
         self._args: Command = []
         self._left = 0
         self._size = 0
+        #: Whether there was a command before.
+        self._spoken = False
 
     def __len__(self) -> int:
         """Bytes kept of an incomplete command."""
@@ -72,24 +81,49 @@ class CommandParser:
     def take(self, data: bytes) -> tuple[list[Command], RespError | None]:
         """The commands that ``data`` completes, and what was wrong with what follows them: then it is over."""
         buffer = self._buffer
-        if buffer:
-            buffer += data
-            if len(buffer) < self._wanted:
-                return [], None
-            data = bytes(buffer)
-            buffer.clear()
         commands: list[Command] = []
-        at = 0
         try:
+            if buffer:
+                buffer += data
+                if len(buffer) < self._wanted:
+                    return [], None
+                if self._wanted > _LARGE:
+                    data = self._take_large(commands)
+                else:
+                    data = bytes(buffer)
+                    buffer.clear()
+            at = 0
             if self._left:
                 at = self._scan(data, at, commands)
-            if not self._left and len(data) <= self._limit:
+            if not self._left and self._quickly:
                 at = _quick(data, at, commands)
             self.take_rest(data, at, commands)
         except RespError as e:
             self._args = []
+            buffer.clear()
             return commands, e
+        self._spoken = self._spoken or bool(commands)
         return commands, None
+
+    def _take_large(self, commands: list[Command]) -> bytes:
+        """Take the argument that is whole now out of the buffer, and what is behind it: copied once."""
+        buffer, wanted = self._buffer, self._wanted
+        _check_end(buffer, wanted - 2)
+        with memoryview(buffer) as view:
+            self._end(view[buffer.index(CRLF) + 2:wanted - 2].tobytes(), wanted, commands)
+            rest = view[wanted:].tobytes()
+        buffer.clear()
+        self._wanted = 1
+        return rest
+
+    def _end(self, arg: bytes, size: int, commands: list[Command]) -> None:
+        """An argument is whole."""
+        self._args.append(arg)
+        self._size += size
+        self._left -= 1
+        if not self._left:
+            commands.append(self._args)
+            self._args = []
 
     def take_rest(self, data: bytes, at: int, commands: list[Command]) -> None:
         """Take what ``data`` has from ``at`` on, and keep what is incomplete. Raises :class:`RespError`."""
@@ -102,22 +136,20 @@ class CommandParser:
 
     def _scan(self, data: bytes, at: int, commands: list[Command]) -> int:
         """Take one command, argument after argument; how far it came."""
-        size = len(data)
+        size, limits = len(data), self._limits
         self._wanted = 1
         while at < size:
             start = at
             if not self._left:
                 if data[at] != 42:  # *
-                    end = _line(data, at, MAX_INLINE, "too big inline request", LF)
-                    if end < 0:
-                        break
-                    if args := split_arguments(data[at:end]):
-                        commands.append(args)
-                    return end + 1
+                    return self._scan_line(data, at, commands)
                 end = _line(data, at, _MAX_LENGTH_LINE, "too big mbulk count string")
                 if end < 0:
                     break
-                self._left = max(0, _number(data[at + 1:end], MAX_ARGUMENTS, "invalid multibulk length"))
+                count = _number(data[at + 1:end], "invalid multibulk length")
+                if count > limits.arguments:
+                    raise RespError(f"invalid multibulk length: {limits.named('arguments')}")
+                self._left = max(0, count)
                 self._args = []
                 at = end + 2
                 self._size = at - start
@@ -129,23 +161,43 @@ class CommandParser:
             end = _line(data, at, _MAX_LENGTH_LINE, "too big bulk count string")
             if end < 0:
                 break
-            length = _number(data[at + 1:end], self._limit, "invalid bulk length")
-            stop = end + 2 + length
-            if length < 0 or self._size + stop + 2 - at > self._limit:
+            length = _number(data[at + 1:end], "invalid bulk length")
+            if length < 0:
                 raise RespError("invalid bulk length")
+            if length > limits.bulk:
+                raise RespError(f"invalid bulk length: {limits.named('bulk')}")
+            stop = end + 2 + length
+            if self._size + stop + 2 - at > limits.query:
+                raise RespError(f"too big command: {limits.named('query')}")
             if stop + 2 > size:
                 self._wanted = stop + 2 - at
                 break
-            if data[stop:stop + 2] != CRLF:
-                raise RespError("a string is longer than its length")
-            self._args.append(data[end + 2:stop])
+            _check_end(data, stop)
             at = stop + 2
-            self._size += at - start
-            self._left -= 1
+            self._end(data[end + 2:stop], at - start, commands)
             if not self._left:
-                commands.append(self._args)
-                self._args = []
+                break
         return at
+
+    def _scan_line(self, data: bytes, at: int, commands: list[Command]) -> int:
+        """Take a command that is a line of text; how far it came."""
+        limits = self._limits
+        end = data.find(LF, at, at + limits.inline + 1)
+        if self._guard is not None:
+            line = data[at:end] if end >= 0 else data[at:at + limits.inline]
+            self._guard(line, end >= 0, not (self._spoken or commands))
+        if end < 0:
+            if len(data) - at > limits.inline:
+                raise RespError(f"too big inline request: {limits.named('inline')}")
+            return at
+        if args := split_arguments(data[at:end]):
+            commands.append(args)
+        return end + 1
+
+
+def _check_end(data: bytes | bytearray, stop: int) -> None:
+    if data[stop:stop + 2] != CRLF:
+        raise RespError("a string is longer than its length")
 
 
 def _quick(data: bytes, at: int, commands: list[Command]) -> int:
@@ -179,7 +231,7 @@ def parse_message(data: bytes, limit: int) -> tuple[list[Command], RespError | N
     commands: list[Command] = []
     at = _quick(data, 0, commands) if len(data) <= limit else 0
     if at < len(data) or not data:
-        parser = CommandParser(limit)
+        parser = CommandParser(of_message(limit))
         try:
             parser.take_rest(data, at, commands)
         except RespError as e:
@@ -189,23 +241,20 @@ def parse_message(data: bytes, limit: int) -> tuple[list[Command], RespError | N
     return commands, None
 
 
-def _line(data: bytes, at: int, limit: int, complaint: str, end: bytes = CRLF) -> int:
+def _line(data: bytes, at: int, limit: int, complaint: str) -> int:
     """Where the line that begins at ``at`` ends; -1: not here yet."""
-    found = data.find(end, at, at + limit + len(end))
-    if found < 0 and len(data) - at >= limit + len(end):
+    found = data.find(CRLF, at, at + limit + len(CRLF))
+    if found < 0 and len(data) - at >= limit + len(CRLF):
         raise RespError(complaint)
     return found
 
 
-def _number(text: bytes, most: int, complaint: str) -> int:
+def _number(text: bytes, complaint: str) -> int:
     """A length as Redis takes it: no sign but "-", no zero in front. Anything below 0 is -1."""
     digits = text[1:] if text[:1] == b"-" else text
     if not digits.isdigit() or (digits[:1] == b"0" and len(text) > 1):
         raise RespError(complaint)
-    number = -1 if digits is not text else int(text)
-    if number > most:
-        raise RespError(complaint)
-    return number
+    return -1 if digits is not text else int(text)
 
 
 def split_arguments(line: bytes) -> Command:
@@ -351,6 +400,11 @@ def null(version: int) -> bytes:
     return b"_\r\n" if version == 3 else b"$-1\r\n"
 
 
+def null_array(version: int) -> bytes:
+    """No list: nothing came in time, or a transaction was not done."""
+    return b"_\r\n" if version == 3 else b"*-1\r\n"
+
+
 def bulk_or_null(data: bytes | None, version: int) -> bytes:
     """A string, or none."""
     return null(version) if data is None else b"$%d\r\n%b\r\n" % (len(data), data)
@@ -359,6 +413,11 @@ def bulk_or_null(data: bytes | None, version: int) -> bytes:
 def mapping(items: Sequence[bytes], version: int) -> bytes:
     """Encoded keys and values by turns; version 2 has no maps and sends a list."""
     return b"%%%d\r\n%b" % (len(items) // 2, b"".join(items)) if version == 3 else array(items)
+
+
+def unordered(items: Sequence[bytes], version: int) -> bytes:
+    """Encoded members of a set; version 2 sends a list."""
+    return b"~%d\r\n%b" % (len(items), b"".join(items)) if version == 3 else array(items)
 
 
 def double(number: float, version: int) -> bytes:

@@ -2,7 +2,9 @@
 
 Over tcp, tls and ktls a connection carries RESP as any Redis client speaks it. Over smt, homa and linux an RPC
 carries whole commands and its response their replies. A connection has a session (its RESP version, its name);
-an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC.
+an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC, and a transaction, from
+MULTI to EXEC, is within one. A connection can wait (BLPOP); an RPC is answered at once, as nobody could tell
+whether its client still wants what would be taken off a list for it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ from smtstack.socket import Address
 from workloads import transports
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
+from workloads.kv.commands import COMMANDS, look_up
+from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
+from workloads.kv.store import CommandError
+from workloads.kv.strangers import InlineGuard, Stranger
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
 from workloads.transports.epoll import COARSE_S, StreamMaker
@@ -29,8 +35,23 @@ from workloads.transports.stream_server import MAX_BACKLOG, StreamServer
 
 #: Replies gathered before they are sent.
 _BATCH = 65_536
+#: What begins and ends transactions.
+_TRANSACTION = frozenset((b"MULTI", b"EXEC", b"DISCARD", b"RESET", b"QUIT"))
 #: Bytes that a client may send after it was told that it is over.
 _DRAIN = 1 << 20
+#: And how long it may stay after that.
+_PARTING_NS = 5_000_000_000
+
+
+def _is_valid(args: Command) -> bool:
+    try:
+        look_up(args)
+    except CommandError:
+        return False
+    return True
+
+
+_GUARD = InlineGuard([name.upper().encode() for name in COMMANDS], _is_valid)
 
 
 class _Connection:
@@ -38,11 +59,11 @@ class _Connection:
 
     __slots__ = ("busy", "commands", "done", "drained", "parser", "session", "stream", "wrong")
 
-    def __init__(self, stream: Stream, limit: int, number: int,
+    def __init__(self, stream: Stream, limits: Limits, session: Session,
                  answer: Callable[[_Connection, bytes], None]) -> None:
         self.stream = stream
-        self.parser = CommandParser(limit)
-        self.session = Session(number)
+        self.parser = CommandParser(limits, _GUARD.check)
+        self.session = session
         #: What is to be done, in order.
         self.commands: deque[Command] = deque()
         #: The store is at it.
@@ -58,18 +79,20 @@ class _Connection:
 class RespStreamServer(StreamServer):
     """RESP on streams, one command after the other for each client."""
 
-    def __init__(self, make: StreamMaker, local: Address, limit: int, store: Backend, poll_ns: int = 0) -> None:
-        super().__init__(make, local, limit, lambda _request: None, poll_ns)
+    def __init__(self, make: StreamMaker, local: Address, limits: Limits, store: Backend,
+                 poll_ns: int = 0) -> None:
+        super().__init__(make, local, limits.query, lambda _request: None, poll_ns)
+        self._limits = limits
         self._store = store
+        #: Clients that were told that it is over, and when they are cut off.
+        self._parting: dict[Stream, int] = {}
         self._clients: dict[int, _Connection] = {}
-        self._numbers = 0
 
     def received(self, stream: Stream, data: bytes) -> None:
         client = self._clients.get(stream.fd)
         if client is None:
-            self._numbers += 1
-            client = self._clients[stream.fd] = _Connection(stream, self._limit, self._numbers,
-                                                                     self._answer)
+            client = self._clients[stream.fd] = _Connection(stream, self._limits, self._session(stream),
+                                                            self._answer)
         if client.session.closing:
             client.drained += len(data)
             if client.drained > _DRAIN:
@@ -81,6 +104,11 @@ class RespStreamServer(StreamServer):
         client.commands += commands
         self._advance(client)
 
+    def _session(self, stream: Stream) -> Session:
+        session = self._store.facts.connect(*[f"{ip}:{port}" for ip, port in (stream.peer, self.address)])
+        session.patient = True
+        return session
+
     def interest(self, stream: Stream) -> None:
         """Wait for what it waits for now; a client that has read its replies gets more."""
         client = self._clients.get(stream.fd)
@@ -89,12 +117,29 @@ class RespStreamServer(StreamServer):
         else:
             self._advance(client)
 
+    def poll(self) -> None:
+        super().poll()
+        self._cut_off()
+
+    def drive(self, timeout_s: float) -> None:
+        super().drive(timeout_s)
+        self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Close what should have been closed by the client."""
+        if self._parting:
+            now = time.monotonic_ns()
+            for stream in [stream for stream, until in self._parting.items() if until <= now]:
+                self.forget(stream)
+
     def forget(self, stream: Stream) -> None:
+        self._parting.pop(stream, None)
         client = self._clients.pop(stream.fd, None)
         if client is not None:
             # An answer of the store may still come.
             client.commands.clear()
             client.session.closing = True
+            self._store.forget(client.session)
         super().forget(stream)
 
     def _advance(self, client: _Connection) -> None:
@@ -130,16 +175,22 @@ class RespStreamServer(StreamServer):
     def _part(self, client: _Connection) -> None:
         """Say that it is over, once everything is with the kernel.
 
-        The client closes. If we did, while it still sends, the kernel would cut it off before it has read why.
+        The client closes. If we did, while it still sends, the kernel would cut it off before it has read why. We
+        do that only after a while.
         """
         stream = client.stream
         if client.wrong is not None and not client.session.closing:
             client.session.closing = True
             self._counters["protocol_errors"] += 1
-            self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {client.wrong}"
+            why: object = client.wrong
+            if isinstance(client.wrong, Stranger):
+                self._counters["strangers"] += 1
+                why = f"closed before anything was done: it {client.wrong.seen}"
+            self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {why}"
             stream.send(client.wrong.reply())
         client.commands.clear()
         if not stream.writing:
+            self._parting.setdefault(stream, time.monotonic_ns() + _PARTING_NS)
             with suppress(OSError):
                 # Not of the class of TLS, which would not read any more.
                 socket.socket.shutdown(stream.sock, socket.SHUT_WR)
@@ -161,35 +212,56 @@ class RespMessages:
             self.protocol_errors += 1
             request.reply(wrong.reply())
             return
-        session = Session()
+        if _unfinished(commands):
+            request.reply(_UNFINISHED * len(commands))
+            return
+        self._store.facts.messages += 1
+        session = Session(facts=self._store.facts)
         self._go_on(request, session, deque(commands), len(commands), b"")
 
     def _go_on(self, request: Incoming, session: Session, commands: deque[Command], count: int,
                replies: bytes) -> None:
-        while commands and len(replies) <= self._limit and not session.closing:
+        # What this session has agreed on may be less than what we take.
+        limit = min(self._limit, request.longest)
+        while commands and len(replies) <= limit and not session.closing:
             before = replies
 
             def done(more: bytes, before: bytes = before) -> None:
                 self._go_on(request, session, commands, count, before + more)
 
-            more = self._store.submit(session, commands, done, self._limit - len(replies))
+            more = self._store.submit(session, commands, done, limit - len(replies))
             if more is None:
                 return
             replies = replies + more if replies else more
-        if len(replies) > self._limit:
-            replies = error(f"ERR the replies are longer than a message, which has {self._limit} bytes; "
+        if len(replies) > limit:
+            replies = error(f"ERR the replies are longer than a message, which has {limit} bytes "
+                            f"(max_message_length); "
                             f"{count - len(commands)} of {count} commands were done")
+        self._store.forget(session)
         request.reply(replies)
 
 
-def open_front(settings: Settings, store: Backend) -> tuple[Server, RespMessages | None]:
-    """A front end at ``settings.local``. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
+_UNFINISHED = error("ERR MULTI without EXEC: a transaction is one message, from MULTI to EXEC; nothing of this "
+                    "message was done")
+
+
+def _unfinished(commands: Sequence[Command]) -> bool:
+    """Whether a transaction begins that does not end."""
+    last = next((name for args in reversed(commands) if (name := args[0].upper()) in _TRANSACTION), b"")
+    return last == b"MULTI"
+
+
+def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Server, RespMessages | None]:
+    """A front end at ``settings.local``; ``limits`` are those of clients on streams.
+
+    Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
+    """
     if settings.transport in PACKET_TRANSPORTS:
         messages = RespMessages(store, settings.limit)
         return transports.open_server(settings, messages.handle), messages
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
-    return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, settings.limit, store,
+    return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, limits, store,
                             settings.poll_ns), None
 
 
@@ -209,6 +281,9 @@ class Service:
 
     def drive(self, timeout_s: float) -> None:
         """One turn: wait, at most this long, until there is something to do, and do it."""
+        wake = self._store.next_wake()
+        if wake is not None:
+            timeout_s = min(timeout_s, max(0, wake - time.monotonic_ns()) / 1e9)
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:

@@ -5,19 +5,28 @@ No I/O, no clock: ``now`` is an argument everywhere, milliseconds since the epoc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Protocol, TypeVar
 
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
 
 Hash = dict[bytes, bytes]
-Value = bytes | Hash | SortedSet
-T = TypeVar("T", bytes, Hash, SortedSet)
+List = deque[bytes]
 
 #: Keys looked at for each step of active expiry; another step follows while a quarter of them was over.
 _SAMPLE = 20
 _MAX_STEPS = 16
+#: Keys of which it is known when they changed last. Of those asked about longest ago it is forgotten, and a
+#: transaction that depends on one of them is refused.
+MAX_WATCHED = 100_000
+#: Arguments of a command that rebuilds part of a value: an even number, for those that come in pairs.
+_PART = 128
 
 _WRONG_TYPE = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
@@ -43,6 +52,13 @@ class Slots:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._at
+
+    def any(self) -> bytes:
+        """One of them; there is one."""
+        return random.choice(self.keys)
+
     def add(self, key: bytes) -> None:
         """A key that is not there yet."""
         self._at[key] = len(self.keys)
@@ -63,8 +79,55 @@ class Slots:
         return self.keys[start:end], start
 
 
+#: A set is members in any order, of which one can be taken at random.
+Value = bytes | Hash | SortedSet | List | Slots
+T = TypeVar("T", bytes, Hash, SortedSet, List, Slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of values: all that others need to know of it."""
+
+    name: bytes
+    """As TYPE tells it."""
+    rebuild: Callable[[bytes, Any], Iterable[Command]]
+    """Commands that make a value of this type at a key where there is nothing."""
+
+
+def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[Command]:
+    """A command with many arguments, as several that add to each other."""
+    rest = iter(arguments)
+    while part := list(islice(rest, _PART)):
+        yield [name, key, *part]
+
+
+#: By the class of the value; a type that is not here cannot be kept in a file, and TYPE does not know it.
+KINDS: dict[type, Kind] = {
+    bytes: Kind(b"string", lambda key, value: [[b"SET", key, value]]),
+    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items()))),
+    SortedSet: Kind(b"zset", lambda key, value: _in_parts(
+        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items()))),
+    deque: Kind(b"list", lambda key, value: _in_parts(b"RPUSH", key, value)),
+    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys)),
+}
+
+
+class Persistence(Protocol):
+    """What keeps the journal."""
+
+    def info(self) -> dict[str, object]:
+        """As INFO tells it."""
+
+    def settings(self) -> dict[str, object]:
+        """As CONFIG GET tells them."""
+
+    def ask_rewrite(self) -> bool:
+        """Have what is kept written anew, soon; whether that is not being done already."""
+
+
 class Keyspace:
-    """All keys. Every change that is to survive is in :attr:`journal`, if there is one, in order.
+    """All keys. Every change is told to :meth:`log`: from there it is in :attr:`journal`, if there is one, in
+    order, and whoever watches the key learns of it.
 
     A journal entry is a command that gives the same change when it is replayed, whenever that is.
     """
@@ -77,10 +140,20 @@ class Keyspace:
         #: Where active expiry goes on.
         self._cursor = 0
         self.now = 0
+        #: Bytes of the longest string that a command may make out of others.
+        self.longest = 512 << 20
         self.journal: list[Command] | None = None
+        self.persistence: Persistence | None = None
         self.expired = 0
         self.hits = 0
         self.misses = 0
+        #: Versions of keys by :meth:`version`, those asked for last at the end. A version is never used twice,
+        #: not even by another process.
+        self._versions: dict[bytes, int] = {}
+        self._version = secrets.randbits(62)
+        #: Keys that clients wait for, and which of them have got a value since, in order.
+        self.awaited: Container[bytes] = ()
+        self.ready: dict[bytes, None] = {}
 
     def __len__(self) -> int:
         return len(self._values)
@@ -106,6 +179,8 @@ class Keyspace:
         """Set a value; when it was to expire is forgotten unless ``keep_ttl``."""
         if key not in self._values:
             self._slots.add(key)
+            if key in self.awaited:
+                self.ready[key] = None
         self._values[key] = value
         if not keep_ttl and self._expires:
             self.persist(key)
@@ -118,6 +193,11 @@ class Keyspace:
 
     def clear(self) -> None:
         """Delete everything."""
+        for key in self._versions:
+            if key in self._values:
+                self.touch(key)
+        if self.journal is not None:
+            self.journal.append([b"FLUSHALL"])
         self._values.clear()
         self._expires.clear()
         self._slots, self._expiring = Slots(), Slots()
@@ -156,8 +236,7 @@ class Keyspace:
         self.expired += 1
         # Its end is written down: a replay, which lets nothing expire by itself, would otherwise find a value
         # where a later command found none.
-        if self.journal is not None:
-            self.journal.append([b"DEL", key])
+        self.log(b"DEL", key)
         return True
 
     def sweep(self, now: int) -> None:
@@ -184,29 +263,62 @@ class Keyspace:
         keys, following = self._slots.before(cursor, count)
         return [k for k in keys if not (self._expires and self._over(k))], min(following, len(self._slots))
 
+    def any(self) -> bytes | None:
+        """A key at random, if there is one."""
+        while self._values:
+            if not self._over(key := self._slots.any()):
+                return key
+        return None
+
     def keys(self) -> list[bytes]:
         """All keys."""
         return [k for k in list(self._values) if not (self._expires and self._over(k))]
 
-    # -- journal ---------------------------------------------------------------------------------------------
+    # -- changes ---------------------------------------------------------------------------------------------
 
-    def log(self, *entry: bytes) -> None:
-        """Note a change."""
+    def log_parts(self, name: bytes, key: bytes, arguments: list[bytes]) -> None:
+        """As :meth:`log`, for a change that no client may have written as one command."""
+        for entry in _in_parts(name, key, arguments):
+            self.log(*entry)
+
+    def log(self, name: bytes, key: bytes, *rest: bytes) -> None:
+        """Note a change of one key, as the command that makes it."""
+        if self._versions:
+            self.touch(key)
         if self.journal is not None:
-            self.journal.append(list(entry))
+            self.journal.append([name, key, *rest])
+
+    def version(self, key: bytes) -> int:
+        """A number that is another one once the key was changed, or has ended; or has to be taken for changed."""
+        self.get(key)
+        versions = self._versions
+        found = versions.pop(key, None)
+        if found is None:
+            found = self._next_version()
+            if len(versions) >= MAX_WATCHED:
+                del versions[next(iter(versions))]
+        versions[key] = found
+        return found
+
+    def is_unchanged(self, key: bytes, version: int) -> bool:
+        """Whether it was not changed since :meth:`version` gave this."""
+        self.get(key)
+        return self._versions.get(key) == version
+
+    def _next_version(self) -> int:
+        self._version += 1
+        return self._version
+
+    def touch(self, key: bytes) -> None:
+        """Who watches this key is to know that it was changed."""
+        if key in self._versions:
+            self._versions[key] = self._next_version()
+
+    # -- journal ---------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Iterable[Command]:
         """Commands that make this keyspace anew."""
         for key, value in self._values.items():
-            if isinstance(value, bytes):
-                yield [b"SET", key, value]
-            elif isinstance(value, SortedSet):
-                pairs = [x for m, s in value.scores.items() for x in (repr(s).encode(), m)]
-                for at in range(0, len(pairs), 128):
-                    yield [b"ZADD", key, *pairs[at:at + 128]]
-            else:
-                fields = [x for pair in value.items() for x in pair]
-                for at in range(0, len(fields), 128):
-                    yield [b"HSET", key, *fields[at:at + 128]]
+            yield from KINDS[type(value)].rebuild(key, value)
             if (at_ms := self._expires.get(key)) is not None:
                 yield [b"PEXPIREAT", key, b"%d" % at_ms]

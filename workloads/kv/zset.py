@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
@@ -83,3 +84,18 @@ class SortedSet:
             for pair in chunk[begin:] if begin else chunk:
                 if not (exclusive and pair[0] == score):
                     yield pair
+
+    def backwards(self, below: float = math.inf) -> Iterator[Pair]:
+        """Pairs from the highest score down, from this score on."""
+        chunks = self._chunks
+        at = bisect_right(chunks, below, key=lambda chunk: chunk[0][0] if chunk else -math.inf)
+        for chunk in reversed(chunks[:at]):
+            yield from reversed(chunk)
+
+    def rank(self, pair: Pair) -> int:
+        """How many come before a pair that is there."""
+        chunks = self._chunks
+        at = max(0, bisect_right(chunks, [pair]) - 1)
+        if at + 1 < len(chunks) and chunks[at + 1][0] == pair:
+            at += 1
+        return sum(map(len, chunks[:at])) + bisect_left(chunks[at], pair)

@@ -47,6 +47,10 @@ class Incoming(Protocol):
 
     data: bytes
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest answer that this client takes."""
+
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client is gone."""
 

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 from smtstack.errors import LocalError, PeerError
-from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket, failure_text
+from smtstack.socket import Address, RpcError, RpcTimeout, SmtSocket
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ipv4 import address
@@ -155,7 +155,7 @@ class MessageCaller(_OnSocket, Caller):
             if isinstance(event, events.Response):
                 call.response = event.data
             elif isinstance(event, events.Failed):
-                call.error = _error(event)
+                call.error = _error(self.socket, event)
             call.ended = time.perf_counter_ns()
             self.finished.append(call)
 
@@ -215,11 +215,16 @@ class _Request:
         self._rpc = rpc
         self.data = data
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest answer in this session."""
+        return self._rpc.peer.max_message
+
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client gave up meanwhile."""
         return self._server.answer(self._rpc, data)
 
 
-def _error(event: events.Failed) -> PeerError:
-    text = f"RPC to {event.rpc.peer}: {failure_text(event)}"
+def _error(socket: SmtSocket, event: events.Failed) -> PeerError:
+    text = f"RPC to {event.rpc.peer}: {socket.failure_text(event)}"
     return RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)

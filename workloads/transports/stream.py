@@ -40,13 +40,13 @@ class Stream:
         self.inbox = Inbox(limit)
         #: How bytes come and go, and what is raised if none can now. Bound once, for every message.
         self._get: Callable[[int], bytes] = sock.recv
-        self._put: Callable[[bytes], int] = sock.send
+        self._put: Callable[[bytes | memoryview], int] = sock.send
         self._empty: type[OSError] = BlockingIOError
         self._full: type[OSError] = BlockingIOError
         #: Bytes that :attr:`writing` holds.
         self.backlog = 0
         #: What the kernel would not take yet, in order.
-        self.writing: deque[bytes] = deque()
+        self.writing: deque[bytes | memoryview] = deque()
         #: Client: calls by id; None for one that was given up, whose answer may still come.
         self.pending: dict[int, Call | None] = {}
         #: Whether the handshake is over.
@@ -71,14 +71,15 @@ class Stream:
         except OSError as e:
             raise StreamError(self.reason(e)) from None
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes | memoryview) -> bool:
         """Send now, or keep it for :meth:`flush`; whether all is gone. Raises :class:`StreamError`."""
         if not self.writing:
             taken = self._offer(data)
             if taken == len(data):
                 return True
             if taken:
-                data = data[taken:]
+                # Never what is left of a long one again and again.
+                data = memoryview(data)[taken:]
         self.writing.append(data)
         self.backlog += len(data)
         return False
@@ -92,12 +93,12 @@ class Stream:
             self.backlog -= taken
             if taken < len(data):
                 if taken:
-                    writing[0] = data[taken:]
+                    writing[0] = memoryview(data)[taken:]
                 return False
             writing.popleft()
         return True
 
-    def _offer(self, data: bytes) -> int:
+    def _offer(self, data: bytes | memoryview) -> int:
         """Bytes that were taken, perhaps 0."""
         try:
             return self._put(data)

@@ -33,6 +33,11 @@ class StreamRequest:
         self._number = number
         self.data = data
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest answer: both ends have the same limit."""
+        return self._server.limit
+
     def reply(self, data: bytes) -> bool:
         """Answer; False if the client is gone."""
         stream = self._stream
@@ -58,7 +63,7 @@ class StreamServer(EpollTransport, Server):
                  shared: bool = False) -> None:
         super().__init__(poll_ns)
         self._make = make
-        self._limit = limit
+        self.limit = limit
         self._handler = handler
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
         try:

@@ -1,0 +1,164 @@
+"""Which frames of a capture are packets of a profile; and names and numbers of all that are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from smtstack.capture.links import find_untrusted
+from smtstack.errors import ConfigError
+from smtstack.wire import homa, ipv4
+
+#: The kernel module's branch smt-ng has the type elsewhere (reference §11.2).
+_NG_TYPE_OFFSET = 11
+_SMT_NG = "smt-ng"
+#: A packet of the kernel module that may be of a sealed message or not; and one that is not.
+_MODULE, _CLEAR = "linux, sealed or not", "linux, in clear"
+#: Names kept of frames that are not ours; beyond, they are counted together.
+_MAX_NAMES = 256
+_RECORD_PREFIX = b"\x17\x03\x03"
+_ACK_WITH_PROOF = homa.ACK_LEN + homa.PROOF_LEN
+
+
+class Sorted(NamedTuple):
+    """A packet of the profile."""
+
+    #: From the IPv4 header on, padding included.
+    packet: bytes
+    fmt: homa.WireFormat
+
+
+class Sorter:
+    """Takes the frames of one capture. ``protocol`` is for another IP protocol number than the profile's."""
+
+    def __init__(self, profile: str, protocol: int | None = None) -> None:
+        if profile not in homa.FORMATS:
+            raise ConfigError(f"unknown profile {profile!r}; there are {', '.join(homa.FORMATS)}")
+        self.own = homa.FORMATS[profile]
+        self._formats = {self.own.protocol if protocol is None else protocol: self.own}
+        if self.own is homa.HOMA and protocol is None:
+            # Plain Homa as the kernel module speaks it.
+            self._formats[homa.PROTO_LINUX] = homa.LINUX
+        self._wanted = {*self._formats, *(fmt.protocol for fmt in homa.FORMATS.values())}
+        self.frames = 0
+        #: Frames that are no packets of the profile, by name.
+        self.others: Counter[str] = Counter()
+        #: Packets of the profile of which the capture did not keep all, by type.
+        self.truncated: Counter[str] = Counter()
+        #: What packets look like: they show the profile they are of.
+        self._looks: Counter[str] = Counter()
+
+    def take(self, link_type: int, frame: bytes, missing: int = 0) -> Sorted | None:
+        """The packet in a captured frame, of whose end ``missing`` bytes were not kept; None: it is counted."""
+        self.frames += 1
+        found = find_untrusted(link_type, frame, self._wanted)
+        packet = found.packet
+        if packet is None:
+            if found.cut and missing:
+                self.truncated["cut off in their headers"] += 1
+            else:
+                self._other(found.name)
+            return None
+        protocol = packet[9]
+        transport = packet[4 * (packet[0] & 15):]
+        look = _look(packet, transport)
+        if look:
+            self._looks[look] += 1
+        fmt = self._formats.get(protocol)
+        if fmt is None:
+            self._other(f"IP protocol {protocol}")
+            return None
+        if missing and int.from_bytes(packet[2:4], "big") > len(packet):
+            self.truncated[_type_name(transport)] += 1
+            return None
+        return Sorted(packet, fmt)
+
+    def other(self, name: str) -> None:
+        """A frame was not given to :meth:`take`, as it is none of the wire."""
+        self.frames += 1
+        self._other(name)
+
+    def _other(self, name: str) -> None:
+        if name not in self.others and len(self.others) >= _MAX_NAMES:
+            name = "of other kinds"
+        self.others[name] += 1
+
+    @property
+    def ignored(self) -> int:
+        """Frames that are no packets of the profile."""
+        return self.others.total()
+
+    def looks_like(self) -> str:
+        """The profile that most packets show they are of; "" if it is the one looked for, or none shows."""
+        shown = [(count, name) for name, count in self._looks.items() if name != _MODULE]
+        name = max(shown)[1] if shown else _MODULE if self._looks else self.own.name
+        if name in (_MODULE, _CLEAR):
+            # In clear, or too little of it to tell: both profiles read that.
+            name = self.own.name if self.own in (homa.HOMA, homa.LINUX) else homa.LINUX.name
+        return "" if name == self.own.name else name
+
+    def why_nothing(self) -> str:
+        """Why nothing of the capture could be verified, as far as its frames tell; "": they do not."""
+        if not self.frames:
+            return "the capture holds no packet"
+        numbers = " or ".join(str(number) for number in sorted(self._formats))
+        absent = f"no packet of profile {self.own.name} (IP protocol {numbers})"
+        look = self.looks_like()
+        if look == _SMT_NG:
+            return (f"{self._looks[_SMT_NG]} packets look like those of the kernel module's branch smt-ng, which "
+                    "smtnet does not speak")
+        if look:
+            count = sum(count for name, count in self._looks.items() if name.partition(",")[0] == look)
+            return (f"{count} packets look like profile {look} (IP protocol {homa.FORMATS[look].protocol}), not "
+                    f"{self.own.name}: try --profile {look}")
+        if self.truncated:
+            return (f"{self.truncated.total()} packets were captured in part only ({_listed(self.truncated)}): "
+                    "capture whole packets, without a snap length")
+        if self.ignored == self.frames:
+            return f"{absent} among {self.frames} frames: {_listed(self.others)}"
+        return ""
+
+
+def _look(packet: bytes, transport: bytes) -> str:
+    """The profile a packet shows it is of; "" if it might be of several."""
+    if len(transport) < homa.COMMON_LEN:
+        return ""
+    protocol, kind = packet[9], transport[homa.TYPE_OFFSET]
+    if protocol == homa.PROTO_LINUX:
+        if kind not in homa.TYPE_NAMES:
+            return ""
+        if kind != homa.DATA or any((*packet[4:6], *transport[39:40])):
+            return _MODULE
+        return homa.LINUX.name if _begins_record(transport) else _CLEAR
+    if protocol != homa.PROTO_HOMA:
+        return ""
+    if kind not in homa.TYPE_NAMES:
+        return _SMT_NG if transport[_NG_TYPE_OFFSET] in homa.TYPE_NAMES else ""
+    if transport[homa.FLAGS_OFFSET] & homa.HANDSHAKE:
+        return homa.SMT.name
+    if kind == homa.ACK:
+        size = int.from_bytes(packet[2:4], "big") - ipv4.HEADER_LEN
+        return homa.SMT.name if size >= _ACK_WITH_PROOF else homa.HOMA.name
+    if kind != homa.DATA or len(transport) < homa.DATA_LEN + len(_RECORD_PREFIX):
+        return ""
+    if _begins_record(transport):
+        return homa.SMT.name
+    # What begins a message tells; the middle of a record may look like anything.
+    begins = not any((*packet[4:6], *transport[4:8], *transport[14:16], *transport[18:20], *transport[38:40]))
+    return homa.HOMA.name if begins else ""
+
+
+def _begins_record(transport: bytes) -> bool:
+    return transport.startswith(_RECORD_PREFIX, homa.DATA_LEN)
+
+
+def _type_name(transport: bytes) -> str:
+    if len(transport) <= homa.TYPE_OFFSET:
+        return "cut off in their headers"
+    return homa.TYPE_NAMES.get(transport[homa.TYPE_OFFSET], "of unknown types")
+
+
+def _listed(counts: Counter[str]) -> str:
+    """The most frequent of them."""
+    shown = ", ".join(f"{count} {name}" for name, count in counts.most_common(4))
+    return shown + (", ..." if len(counts) > 4 else "")

@@ -1,0 +1,157 @@
+"""Commands on sets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from workloads.kv.arguments import SYNTAX, Session, integer
+from workloads.kv.commands_strings import MAX_REPLY
+from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
+from workloads.kv.resp import integer as integer_reply
+from workloads.kv.store import CommandError, Keyspace, Slots
+
+_POSITIVE = "ERR value is out of range, must be positive"
+#: Members that SRANDMEMBER gives at most, where it may give the same one again and again.
+_MAX_RANDOM = 1_000_000
+
+
+def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SADD key member [member ...]"""
+    members = keys.typed(args[1], Slots)
+    if members is None:
+        members = Slots()
+        keys.put(args[1], members)
+    before = len(members)
+    for member in args[2:]:
+        if member not in members:
+            members.add(member)
+    if len(members) > before:
+        keys.log(*args)
+    return integer_reply(len(members) - before)
+
+
+def _remove(keys: Keyspace, key: bytes, members: Slots, gone: list[bytes]) -> None:
+    """Members that are there."""
+    for member in gone:
+        members.remove(member)
+    if not members:
+        keys.delete(key)
+    keys.log_parts(b"SREM", key, gone)
+
+
+def srem(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SREM key member [member ...]"""
+    members = keys.typed(args[1], Slots)
+    if members is None:
+        return ZERO
+    gone = [member for member in dict.fromkeys(args[2:]) if member in members]
+    _remove(keys, args[1], members, gone)
+    return integer_reply(len(gone))
+
+
+def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SMEMBERS key"""
+    members = keys.typed(args[1], Slots)
+    return unordered([] if members is None else [bulk(member) for member in members.keys], session.version)
+
+
+def sismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SISMEMBER key member"""
+    members = keys.typed(args[1], Slots)
+    return ONE if members is not None and args[2] in members else ZERO
+
+
+def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SMISMEMBER key member [member ...]"""
+    members = keys.typed(args[1], Slots)
+    return array([ONE if members is not None and member in members else ZERO for member in args[2:]])
+
+
+def scard(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SCARD key"""
+    return integer_reply(len(keys.typed(args[1], Slots) or ()))
+
+
+def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SPOP key [count]"""
+    count = _count(args, _POSITIVE)
+    if count is not None and count < 0:
+        raise CommandError(_POSITIVE)
+    members = keys.typed(args[1], Slots)
+    if members is None:
+        return null(session.version) if count is None else unordered([], session.version)
+    if count is None:
+        gone = [members.any()]
+    else:
+        gone = list(members.keys) if count >= len(members) else random.sample(members.keys, count)
+    _remove(keys, args[1], members, gone)
+    return bulk(gone[0]) if count is None else unordered([bulk(member) for member in gone], session.version)
+
+
+def srandmember(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SRANDMEMBER key [count]"""
+    count = _count(args)
+    members = keys.typed(args[1], Slots)
+    if count is None:
+        return null(session.version) if members is None else bulk(members.any())
+    if members is None:
+        return EMPTY_ARRAY
+    if count < -_MAX_RANDOM:
+        raise CommandError("ERR value is out of range")
+    if count < 0 and -count * max(map(len, members.keys)) > MAX_REPLY:
+        raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer members")
+    found = (random.choices(members.keys, k=-count) if count < 0 else
+             random.sample(members.keys, min(count, len(members))))
+    return array([bulk(member) for member in found])
+
+
+def _count(args: Command, complaint: str | None = None) -> int | None:
+    if len(args) > 3:
+        raise CommandError(SYNTAX)
+    if len(args) == 2:
+        return None
+    return integer(args[2], complaint) if complaint else integer(args[2])
+
+
+def smove(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SMOVE source destination member"""
+    source, target, member = args[1:]
+    members = keys.typed(source, Slots)
+    if members is None:
+        return ZERO
+    keys.typed(target, Slots)
+    if member not in members:
+        return ZERO
+    if source != target:
+        _remove(keys, source, members, [member])
+        sadd(keys, [b"SADD", target, member], _session)
+    return ONE
+
+
+def _combine(keys: Keyspace, names: list[bytes],
+             how: Callable[[set[bytes], set[bytes]], set[bytes]]) -> set[bytes]:
+    found = [keys.typed(name, Slots) for name in names]
+    first, *others = [set(members.keys) if members is not None else set() for members in found]
+    for other in others:
+        first = how(first, other)
+    return first
+
+
+def sinter(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SINTER key [key ...]"""
+    return _members(_combine(keys, args[1:], set.intersection), session)
+
+
+def sunion(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SUNION key [key ...]"""
+    return _members(_combine(keys, args[1:], set.union), session)
+
+
+def sdiff(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SDIFF key [key ...]"""
+    return _members(_combine(keys, args[1:], set.difference), session)
+
+
+def _members(members: set[bytes], session: Session) -> bytes:
+    return unordered([bulk(member) for member in members], session.version)
