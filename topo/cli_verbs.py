@@ -12,9 +12,9 @@ from typing import Any
 from mininet.log import error, output
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.io.nic_settings import parse_share
 from smtstack.io.nic_state import NicState
 from smtstack.io.nic_text import describe
+from smtstack.io.quantities import PER_CENT
 from topo import kv
 from topo.echo import EchoResult, run_pairs, table
 from topo.wire import SIDES, Wire
@@ -292,7 +292,7 @@ def _pcap(net: Any, args: list[str]) -> str:
 
 def _loss(net: Any, args: list[str]) -> str:
     link, share = args
-    return loss(net, link, parse_share("loss", share))
+    return loss(net, link, PER_CENT.read("loss", share) / 100)
 
 
 def _paths(net: Any, args: list[str]) -> str:
@@ -326,7 +326,7 @@ VERBS: dict[str, tuple[Callable[[Any, list[str]], str], str, str]] = {
     "offload": (_offload, "offload HOST on|off|default", "TLS offload to the NIC, while traffic runs"),
     "stats": (_stats, "stats [HOST]", "counters of the NICs, and of links with a wire"),
     "pcap": (_pcap, "pcap HOST start [FILE] [--host-side] | stop", "record what its NIC sends and receives"),
-    "loss": (_loss, "loss LINK SHARE", "lose frames on a link, as: smt loss s1-h2 1%"),
+    "loss": (_loss, "loss LINK PER-CENT", "lose frames on a link, as: smt loss s1-h2 1%"),
     "paths": (_paths, "paths HOST HOST", "the ways between them (--controller fanout)"),
     "links": (_links, "links", "what every link carried (--controller fanout)"),
     "help": (_help, "help", "this list"),

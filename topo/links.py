@@ -15,131 +15,31 @@ import ctypes
 import fcntl
 import socket
 import struct
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mininet.link import Intf, Link
+from mininet.link import Intf, Link, TCIntf
 from mininet.node import Host, Switch
 
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io.namespaces import within
-from smtstack.io.nic_settings import Settings, parse_share
 from smtstack.io.nic_state import NicState
-from smtstack.nic.impairments import ImpairmentRates
 from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
-from topo.shaping import check_rate, set_aside, shape
+from topo.link_options import NAMES, OF_THE_LINK, LinkOptions, read, unknown
+from topo.shaping import set_aside, shape
 from topo.wire import Wire
 
 # Linux <linux/sockios.h>, <linux/ethtool.h>.
 _SIOCETHTOOL = 0x8946
 _STXCSUM, _STSO, _SGSO = 0x17, 0x1F, 0x24
-_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off")}
-_SHARES = ("loss", "duplicate", "reorder", "corrupt")
-#: Bytes. The least IPv4 may be given, and the largest frame Linux lets a veth have.
-_LEAST_MTU, _MOST_MTU = 576, 9000
 #: Before the name of an interface: the end of its cable that the wire has.
 _INNER = "w-"
-
-
-@dataclass(frozen=True, slots=True)
-class LinkOptions:
-    """What a link is like, the same both ways. ``mn --link smartnic,rate_mbps=100,loss=1%`` sets these too."""
-
-    rate_mbps: float | None = None
-    """Megabits per second on the cable, 24 bytes a frame included; None: as fast as the machine."""
-    fabric_mbps: float | None = None
-    """The rate of links between switches; None: as all others. A lower one moves the bottleneck there."""
-    buffer_bytes: int = 100_000
-    """Of each of the eight priorities, at either end; only with a rate."""
-    mtu: int = 1500
-    delay_us: float = 0.0
-    """One way."""
-    jitter_us: float = 0.0
-    """More delay, uniform from 0: frames overtake each other."""
-    loss: float = 0.0
-    """Share of frames, as are the next three; 0.01 or "1%"."""
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    """Frames held back by 0.1 ms."""
-    corrupt: float = 0.0
-    """One bit is flipped."""
-    seed: int = 1
-    """Of the impairments."""
-    wire: str = "auto"
-    """``yes``: a programmable wire on the path, ``auto``: if there are impairments."""
-    tso: str = "auto"
-    """The kernel's checksum and segmentation offload, for TCP and TLS: ``on``, ``off``, or ``auto``: off as soon
-    as there is a switch or a wire, since neither a wire nor a user-space switch can finish half-made frames."""
-    nic: tuple[str, ...] = ()
-    """Settings of the hosts' smart NICs, as ``smtnet nic --set`` takes them: ``("tso=off", "max-contexts=4")``."""
-
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"link option {name} is {getattr(self, name)!r}; one of {', '.join(choices)}")
-        for rate in (self.rate_mbps, self.fabric_mbps):
-            if rate is not None:
-                check_rate(rate)
-        if not _LEAST_MTU <= self.mtu <= _MOST_MTU:
-            raise ConfigError(f"link option mtu is {self.mtu}; from {_LEAST_MTU} to {_MOST_MTU}")
-        if self.buffer_bytes < self.mtu + 14:
-            raise ConfigError(f"link option buffer_bytes is {self.buffer_bytes}; a frame of {self.mtu + 14} "
-                              "must fit")
-        if self.impaired and self.wire == "no":
-            raise ConfigError("link option wire=no: delay, loss and the like need the wire; use wire=auto")
-        if self.tso == "on" and self.has_wire:
-            raise ConfigError("link option tso=on: a wire cannot cut frames of 64 KB; use tso=off")
-        self.settings()
-
-    @property
-    def impaired(self) -> bool:
-        """Whether frames are delayed, lost or changed."""
-        return self.rates() != ImpairmentRates()
-
-    @property
-    def has_wire(self) -> bool:
-        """Whether a programmable wire is on the path."""
-        return self.wire == "yes" or (self.impaired and self.wire == "auto")
-
-    def rates(self) -> ImpairmentRates:
-        """What the wire is to do to frames."""
-        return ImpairmentRates(drop=self.loss, duplicate=self.duplicate, reorder=self.reorder,
-                               corrupt=self.corrupt, delay_ns=round(self.delay_us * 1000),
-                               jitter_ns=round(self.jitter_us * 1000))
-
-    def settings(self) -> Settings:
-        """What is set at the hosts' smart NICs."""
-        settings = Settings()
-        for text in self.nic:
-            settings = settings.assign(text)
-        return settings
-
-    def changed(self, given: dict[str, Any]) -> LinkOptions:
-        """These with others in their place; text is read as mn gives it: ``1%``, ``tso:off+max-contexts:4``."""
-        return replace(self, **{name: _value(name, value) for name, value in given.items()})
-
-
-NAMES = tuple(f.name for f in fields(LinkOptions))
-_KINDS = {f.name: type(f.default) for f in fields(LinkOptions)}
-
-
-def _value(name: str, value: Any) -> Any:
-    if name not in NAMES:
-        raise ConfigError(f"a link has no option {name!r}; there are {', '.join(NAMES)}")
-    if name == "nic" and isinstance(value, str):
-        return tuple(text.replace(":", "=", 1) for text in value.split("+"))
-    if name in _SHARES:
-        return parse_share(name, str(value))
-    if name in _CHOICES or name == "nic":
-        return value
-    if name in ("rate_mbps", "fabric_mbps") and value in (None, "none"):
-        return None
-    try:
-        return int(value) if _KINDS[name] is int else float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"link option {name} is {value!r}; a number") from None
+#: What Mininet's Link and Intf take beside the options.
+_OF_MININET = ("port1", "port2", "intfName1", "intfName2", "addr1", "addr2", "params1", "params2", "intf", "cls1",
+               "cls2", "fast", "ip", "mac", "ifconfig", "up")
+_OF_AN_END = ("port", "moveIntfFn", "ip", "mac", "ifconfig", "up")
 
 
 class SmartNicIntf(Intf):
@@ -149,9 +49,9 @@ class SmartNicIntf(Intf):
 
     @property
     def options(self) -> LinkOptions:
-        """Of the link it is an end of."""
-        options: LinkOptions = self.link.options
-        return options
+        """What holds for the frames it sends."""
+        ends: tuple[LinkOptions, LinkOptions] = self.link.ends
+        return ends[self.link.intf1 is not self]
 
     @property
     def pid(self) -> int | None:
@@ -190,13 +90,23 @@ class SmartNicIntf(Intf):
 
 
 class SmtLink(Link):
-    """A cable between two nodes. ``options`` and single ones by name; ``wire`` is the :class:`Wire` or None."""
+    """A cable between two nodes. ``options`` and single ones by name; ``wire`` is the :class:`Wire` or None.
+
+    ``ends``: what holds for the frames that either end sends; they differ where ``params1`` and ``params2`` do.
+    """
 
     def __init__(self, node1: Any, node2: Any, options: LinkOptions | None = None, **params: Any) -> None:
         given = {name: params.pop(name) for name in NAMES if name in params}
+        for name in params:
+            if name not in _OF_MININET:
+                raise unknown(name, _OF_MININET)
         self.options = (options or LinkOptions()).changed(given)
         if self.options.fabric_mbps is not None and isinstance(node1, Switch) and isinstance(node2, Switch):
             self.options = replace(self.options, rate_mbps=self.options.fabric_mbps)
+        one, params["params1"] = self._end(node1, params.pop("params1", None), given)
+        two, params["params2"] = self._end(node2, params.pop("params2", None), given)
+        self.ends = (one, two)
+        self._has_wire = one.has_wire or two.has_wire
         self.wire: Wire | None = None
         self._states: list[NicState] = []
         self._made: list[Device] = []
@@ -206,14 +116,36 @@ class SmtLink(Link):
         if self.options.tso == "on" and userspace:
             raise ConfigError(f"link option tso=on: {userspace[0]} is a switch in user space, which cannot cut "
                               "frames of 64 KB; use tso=off or --switch bridge")
+        common = params.pop("intf", None)
+        for name in ("cls1", "cls2"):
+            params[name] = _interface_class(name, params.get(name) or common)
         # Not fast: Mininet would make them elsewhere, and remove what has their names there.
-        params.update(cls1=SmartNicIntf, cls2=SmartNicIntf, fast=True)
+        params["fast"] = True
         try:
             super().__init__(node1, node2, **params)
             self._configure()
         except BaseException:
             self.stop()
             raise
+
+    def _end(self, node: Any, own: dict[str, Any] | None,
+             given: dict[str, Any]) -> tuple[LinkOptions, dict[str, Any]]:
+        """What holds at one end, and what Mininet is to get of its ``params1`` or ``params2``. As in Mininet, what
+        was given for both ends comes first."""
+        rest = dict(own or {})
+        special = {name: rest.pop(name) for name in NAMES if name in rest}
+        for name in rest:
+            if name not in _OF_AN_END:
+                raise unknown(name, _OF_AN_END)
+        for name in OF_THE_LINK:
+            if name in special:
+                raise ConfigError(f"link option {name} is one of the whole link: give it to addLink, not in "
+                                  "params1 or params2")
+        common = read(given)
+        options = replace(self.options, **{n: v for n, v in read(special).items() if n not in common})
+        if options.speedup and options.rate_mbps is not None and isinstance(node, Switch):
+            options = replace(options, rate_mbps=options.speedup)
+        return options, rest
 
     def __str__(self) -> str:
         return f"{self.intf1}<->{self.intf2}"
@@ -224,7 +156,7 @@ class SmtLink(Link):
         where = f"link {node1.name}-{node2.name}"
         mtu = self.options.mtu
         ends = (End(name1, namespace_pid(node1), addr1), End(name2, namespace_pid(node2), addr2))
-        if not self.options.has_wire:
+        if not self._has_wire:
             self._made += make_cable(*ends, mtu, where)
             return
         for end in ends:
@@ -234,10 +166,8 @@ class SmtLink(Link):
             silence(inner)
 
     def _configure(self) -> None:
-        options = self.options
-        ends = (self.intf1, self.intf2)
-        plain = options.has_wire or not all(isinstance(i.node, Host) for i in ends)
-        for intf in ends:
+        plain = self._has_wire or not all(isinstance(i.node, Host) for i in (self.intf1, self.intf2))
+        for intf, options in zip((self.intf1, self.intf2), self.ends, strict=True):
             keep_apart(intf)
             if options.rate_mbps is not None:
                 queues = intf.name
@@ -245,7 +175,7 @@ class SmtLink(Link):
                     aside = set_aside(intf.name, options.mtu)
                     self._made.append(aside)
                     queues = aside.name
-                shape(queues, options.rate_mbps, options.buffer_bytes, options.mtu, intf.pid)
+                shape(queues, options.rate_mbps, options.queue(), options.mtu, intf.pid)
             if isinstance(intf.node, Host):
                 if options.tso == "off" or (options.tso == "auto" and plain):
                     set_kernel_offload(intf.name, False, intf.pid)
@@ -253,8 +183,10 @@ class SmtLink(Link):
                 state = NicState.open(intf.name, pid=intf.pid, persistent=True)
                 self._states.append(state)
                 state.assign(*options.nic)
-        if options.has_wire:
-            self.wire = Wire.start(self._inner[0], self._inner[1], options.rates(), seed=options.seed)
+        if self._has_wire:
+            one, two = self.ends
+            self.wire = Wire.start(self._inner[0], self._inner[1], one.rates(), back=two.rates(),
+                                   most=one.max_queue_size, most_back=two.max_queue_size, seed=self.options.seed)
 
     def record(self, path: Path) -> None:
         """Record what passes, on a link that has a wire."""
@@ -293,6 +225,16 @@ def keep_apart(intf: Any) -> None:
         silence(intf.name)
     else:
         answer_for_itself(intf.name)
+
+
+def _interface_class(name: str, given: Any) -> type[SmartNicIntf]:
+    # TCIntf is what people name to have the options, and SmartNicIntf has them.
+    if given in (None, Intf, TCIntf):
+        return SmartNicIntf
+    if isinstance(given, type) and issubclass(given, SmartNicIntf):
+        return given
+    raise ConfigError(f"link option {name} is {getattr(given, '__name__', given)}: the ends of a smartnic link "
+                      "are SmartNicIntf, or a class made from it; leave it out")
 
 
 def namespace_pid(node: Any) -> int | None:

@@ -30,7 +30,8 @@ from topo.devices import check_free, silence, whose
 from topo.echo import pairs_of, run_pairs, table
 from topo.host import SmtHost
 from topo.interpreter import host_python
-from topo.links import LinkOptions, SmtLink, keep_apart
+from topo.link_options import LinkOptions
+from topo.links import SmtLink, keep_apart
 from topo.programs import check_session, unreachable
 from topo.switches import AutoSwitch, choose, port_names
 from topo.topologies import TOPOS

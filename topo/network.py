@@ -22,7 +22,8 @@ from smtstack.io.nic_state import NicState
 from topo import ovs, sandbox, switches
 from topo.commands import in_namespace, run
 from topo.host import SmtHost
-from topo.links import LinkOptions, SmtLink
+from topo.link_options import LinkOptions
+from topo.links import SmtLink
 from topo.reach import echo
 from topo.shaping import priority_counters, queues_of
 from topo.switches import AutoSwitch
@@ -150,11 +151,12 @@ class SmtNet(Mininet):
         emulator's own and make a run unfaithful; ``queues`` (a shaped link was full) and ``impairments`` are what
         was asked for."""
         wires = [link.wire for link in self.links if link.wire is not None]
-        asked = sum(numbers[side]["dropped"] for numbers in (w.statistics() for w in wires) for side in
-                    ("left", "right"))
-        queues = sum(counters.dropped for link in self.links if link.options.rate_mbps is not None
-                     for intf in (link.intf1, link.intf2)
-                     for counters in priority_counters(intf.name, intf.pid).values())
+        ways = [numbers[side] for numbers in (w.statistics() for w in wires) for side in ("left", "right")]
+        asked = sum(way["dropped"] for way in ways)
+        queues = sum(way["queue_drops"] for way in ways)
+        queues += sum(counters.dropped for link in self.links for intf in (link.intf1, link.intf2)
+                      if intf.options.rate_mbps is not None
+                      for counters in priority_counters(intf.name, intf.pid).values())
         ports = switches.port_names(self.switches)
         return {"ovs": ovs.port_drops(ports) if self.switch_kind.startswith("ovs") else 0,
                 "wire": sum(w.drops() for w in wires), "cables": self._cables() - self._cable_drops,
@@ -189,8 +191,9 @@ class SmtNet(Mininet):
         all)."""
         self._check_mtu()
         # There and back over the longest way here, with what waits in front.
-        patience = _PATIENCE_S + sum(2e-6 * (k.options.delay_us + k.options.jitter_us) for k in self.links)
-        slowest = min((k.options.rate_mbps for k in self.links if k.options.rate_mbps is not None), default=None)
+        ends = [end for link in self.links for end in link.ends]
+        patience = _PATIENCE_S + sum(1e-6 * (end.delay_us + end.jitter_us) for end in ends)
+        slowest = min((end.rate_mbps for end in ends if end.rate_mbps is not None), default=None)
         everybody = [(a, b) for a in self.hosts for b in self.hosts if a is not b]
         for client, server in everybody if all_pairs else self.flows:
             length = client.defaultIntf().options.mtu

@@ -23,15 +23,15 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
-from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.errors import SmtError, Unsupported
 from topo.commands import batch, run
 from topo.devices import Device, End, make_cable, short_name, silence
 
 PRIORITIES = 8
 #: Ethernet's FCS, preamble and gap; the shortest frame with them.
 _OVERHEAD, _SHORTEST = 24, 84
-#: Mbit/s. Below, one frame takes a tenth of a second; above, no endpoint here fills the link.
-LOWEST_MBPS, HIGHEST_MBPS = 0.1, 10_000.0
+#: Mbit/s. Below, one frame takes more than a second; above, no endpoint here fills the link.
+LOWEST_MBPS, HIGHEST_MBPS = 0.01, 10_000.0
 #: What a class has by right, however low: one frame a minute.
 _BY_RIGHT = "rate 8bit burst 1"
 #: What HTB may send at once: what the link carries in this many seconds, so that late timers cost no rate.
@@ -46,6 +46,36 @@ _FIRST_TIME = "4,48 0 0 4294963204,21 0 1 0,6 0 0 4294967295,6 0 0 0"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
 
+#: RED as Mininet sets it: from 30 to 35 KB in the queue on, packets are marked, or lost.
+_RED = "red limit 1000000 min 30000 max 35000 avpkt 1500 burst 20 bandwidth {rate} probability 1{ecn}"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What each priority has of an interface with a rate."""
+
+    octets: int
+    """Bytes that it holds."""
+    packets: int | None = None
+    """Packets that it holds, instead of bytes."""
+    red: bool = False
+    """Random early detection, as Mininet sets it, before it is full."""
+    ecn: bool = False
+    """The same, and packets that can carry ECN are marked instead of lost."""
+
+    def lines(self, interface: str, number: int, rate: str) -> list[str]:
+        """``tc`` commands for the class of HTB with this number."""
+        full = f"bfifo limit {self.octets}" if self.packets is None else f"pfifo limit {self.packets}"
+        parent, handle = f"1:1{number}", f"2{number}:"
+        if not (self.red or self.ecn):
+            return [f"qdisc add dev {interface} parent {parent} handle {handle} {full}"]
+        red = _RED.format(rate=rate, ecn=" ecn" if self.ecn else "")
+        lines = [f"qdisc add dev {interface} parent {parent} handle {handle} {red}"]
+        if self.packets is not None:
+            lines.append(f"qdisc add dev {interface} parent {handle}1 handle 3{number}: {full}")
+        return lines
+
+
 @dataclass(frozen=True, slots=True)
 class PriorityCounters:
     """What went through one priority of an interface, since the link was made."""
@@ -57,12 +87,6 @@ class PriorityCounters:
     """The buffer was full."""
     waiting: int
     """Bytes in the buffer now; tc rounds from 10 KB on."""
-
-
-def check_rate(mbps: float) -> None:
-    """Raises :class:`ConfigError` for a rate that cannot be emulated."""
-    if not LOWEST_MBPS <= mbps <= HIGHEST_MBPS:
-        raise ConfigError(f"rate_mbps is {mbps:g}; from {LOWEST_MBPS:g} to {HIGHEST_MBPS:g}, or none for no limit")
 
 
 def set_aside(interface: str, mtu: int) -> Device:
@@ -85,7 +109,7 @@ def set_aside(interface: str, mtu: int) -> Device:
     except SmtError as e:
         made.remove()
         raise Unsupported(f"links of a switch in user space have no rate with this kernel, which needs cls_bpf, "
-                          f"act_mirred and clsact: use --switch bridge, or leave rate_mbps out ({e})") from None
+                          f"act_mirred and clsact: use --switch bridge, or leave the rate out ({e})") from None
     return made
 
 
@@ -102,12 +126,11 @@ def queues_of(interface: str, pid: int | None = None) -> str:
     return interface
 
 
-def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | None = None) -> None:
+def shape(interface: str, mbps: float, queue: Queue, mtu: int, pid: int | None = None) -> None:
     """Limit what ``interface`` sends; ``pid`` names a process of its namespace (None: ours).
 
-    ``buffer_bytes`` is the buffer of each priority. Raises :class:`Unsupported` where the kernel has no HTB.
+    ``queue`` is that of each priority. Raises :class:`Unsupported` where the kernel has no HTB, or no RED.
     """
-    check_rate(mbps)
     frame = mtu + 14 + _OVERHEAD
     burst = max(2 * frame, round(mbps * 1e6 / 8 * _BURST_S))
     size = f"overhead {_OVERHEAD} mpu {_SHORTEST} cburst {burst}"
@@ -118,7 +141,7 @@ def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | N
         tos = (PRIORITIES - 1 - n) << 5
         lines += [f"class add dev {interface} parent 1:1 classid 1:1{n} htb {_BY_RIGHT} ceil {rate} prio {n} "
                   f"quantum {frame} {size}",
-                  f"qdisc add dev {interface} parent 1:1{n} handle 2{n}: bfifo limit {buffer_bytes}",
+                  *queue.lines(interface, n, rate),
                   f"filter add dev {interface} parent 1: protocol ip prio 1 u32 match ip dsfield {tos} 0xe0 "
                   f"flowid 1:1{n}"]
     # A link that carries nothing but high priorities would lose the probes by which a controller finds it.
@@ -127,8 +150,11 @@ def shape(interface: str, mbps: float, buffer_bytes: int, mtu: int, pid: int | N
         batch("tc", lines, where=interface, pid=pid)
     except SmtError as e:
         if "qdisc kind is unknown" in str(e) or "Failed to load TC" in str(e):
+            if queue.red or queue.ecn:
+                raise Unsupported(f"{interface}: this kernel has no HTB, u32 or RED (sch_htb, cls_u32, sch_red): "
+                                  "leave enable_red and enable_ecn out") from None
             raise Unsupported(f"{interface}: this kernel has no HTB or u32 (sch_htb, cls_u32), so links have no "
-                              "rate: leave rate_mbps out") from None
+                              "rate: leave bw (rate_mbps) out") from None
         raise
 
 

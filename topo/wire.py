@@ -73,12 +73,13 @@ class Wire:
 
     @classmethod
     def start(cls, left: str, right: str, rates: ImpairmentRates | None = None, *,
-              back: ImpairmentRates | None = None, seed: int = 1, record: Path | None = None,
-              pid: int | None = None) -> Wire:
+              back: ImpairmentRates | None = None, most: int | None = None, most_back: int | None = None,
+              seed: int = 1, record: Path | None = None, pid: int | None = None) -> Wire:
         """Join two interfaces; returns when frames pass.
 
-        ``rates`` hold from left to right, and back too unless ``back`` says otherwise. Each direction has
-        its own random numbers, made from ``seed``. ``pid`` names a process in whose network namespace the
+        ``rates`` hold from left to right, and back too unless ``back`` says otherwise. ``most`` frames (and
+        ``most_back``) may be in the delay; more are lost, as from a full queue. Each direction has its own random
+        numbers, made from ``seed``. ``pid`` names a process in whose network namespace the
         interfaces are (default: ours). Brings both interfaces up, and switches ARP off on them: the kernel
         around the wire must not take part. Raises :class:`ConfigError` where an interface is missing or
         ``record`` cannot be made, :class:`Unsupported` without root.
@@ -99,6 +100,9 @@ class Wire:
             wire._await()
             for side in SIDES:
                 wire.set_rates(side, towards[side])
+            for side, limit in (("right", most), ("left", most_back)):
+                if limit is not None:
+                    wire._ask("limit", to=side, frames=limit)
             if record is not None:
                 wire.record(record)
             wire._ask("open")
@@ -178,8 +182,9 @@ class Wire:
 
         ``left`` and ``right`` hold those of frames *towards* that end: ``received``, ``forwarded``,
         ``dropped``, ``duplicated``, ``reordered``, ``corrupted`` (impairments), ``tampered``, ``injected``,
-        ``waiting`` (delayed, not sent yet), and three that should be 0: ``receive_drops`` (the wire was too
-        slow), ``send_drops`` (queue full, interface down), ``oversize`` (longer than the MTU: TSO was on).
+        ``waiting`` (delayed, not sent yet), ``queue_drops`` (more than may be in the delay), and three
+        that should be 0: ``receive_drops`` (the wire was too slow), ``send_drops`` (queue full, interface down),
+        ``oversize`` (longer than the MTU: TSO was on).
         ``late_us_max`` and ``late_us_mean`` say how much longer frames waited than they were to.
         """
         if self._process.poll() is None:

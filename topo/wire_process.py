@@ -65,7 +65,9 @@ class Direction:
         #: Nothing to do but to forward.
         self._plain = True
         self.received = self.forwarded = self.tampered = self.injected = self.waiting = 0
-        self._receive_drops = self._send_drops = self._oversize = 0
+        self._receive_drops = self._send_drops = self._oversize = self._queue_drops = 0
+        #: Frames that may be in the delay, if somebody said so.
+        self.limit: int | None = None
 
     def set_rates(self, rates: ImpairmentRates) -> None:
         """From the next frame on."""
@@ -114,6 +116,8 @@ class Direction:
         for at, data in self._impairments.apply(frame, now):
             if at <= now:
                 self.emit(data)
+            elif self.limit is not None and self.waiting >= self.limit:
+                self._queue_drops += 1
             elif self.waiting < _MOST_WAITING:
                 self.waiting += 1
                 self._wire.hold(at, self, data)
@@ -169,7 +173,7 @@ class Direction:
                 "duplicated": faults.duplicated, "reordered": faults.reordered, "corrupted": faults.corrupted,
                 "tampered": self.tampered, "injected": self.injected, "waiting": self.waiting,
                 "receive_drops": self._receive_drops, "send_drops": self._send_drops,
-                "oversize": self._oversize}
+                "oversize": self._oversize, "queue_drops": self._queue_drops}
 
 
 class WireProcess:
@@ -253,6 +257,9 @@ class WireProcess:
             case "rates":
                 assert direction is not None
                 direction.set_rates(ImpairmentRates(**request["rates"]))
+            case "limit":
+                assert direction is not None
+                direction.limit = int(request["frames"])
             case "tamper":
                 assert direction is not None
                 options = request["tampering"]

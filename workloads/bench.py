@@ -18,12 +18,12 @@ import time
 from typing import Any
 
 from smtstack.errors import SmtError
+from smtstack.io import quantities
 from smtstack.nic.device import NicConfig
 from smtstack.transport.events import Event, Request, Response
 from smtstack.transport.params import TransportParams
 from topo.probes import is_compiled
 from workloads import bench_wire
-from workloads.options import positive
 from workloads.pair import MemoryPair
 
 #: Outstanding RPCs of the closed loop.
@@ -178,7 +178,7 @@ def add_parser(commands: Any) -> None:
         description="RPC/s and MB/s of an in-memory pair (client, server, two devices, one core), and "
                     "where the microseconds go.",
         epilog="example: smtnet bench memory --rounds 5 --json")
-    memory.add_argument("--rounds", type=positive, default=3, metavar="N",
+    memory.add_argument("--rounds", type=quantities.POSITIVE, default=3, metavar="N",
                         help="rounds; the median counts (default 3)")
     memory.add_argument("--quick", action="store_true", help="a fifth of the RPCs: noisier")
     memory.add_argument("--json", action="store_true", help="one JSON object on stdout")

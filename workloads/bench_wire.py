@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import SmtError
+from smtstack.io import quantities
 from topo import sandbox
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from workloads.demo import compare, timed
 from workloads.environment import environment
 from workloads.fleet_setup import Setup
@@ -37,7 +38,7 @@ UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What ``smtnet bench wire`` takes."""
-    parser.add_argument("--trials", type=int, default=5, metavar="N",
+    parser.add_argument("--trials", type=quantities.POSITIVE, default=5, metavar="N",
                         help="the median of their ratios counts (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
                         help="where the result folder goes (default: %(default)s)")

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.io.identity_files import CA, CERTIFICATE, HOSTS, KEY, load_certificates, load_key, load_names
 from smtstack.io.tsig_file import TSIG, make_tsig, read_tsig, write_tsig
 from smtstack.session.identity import PrivateKey, PublicKey
@@ -35,7 +36,6 @@ KINDS = ("p256", "ed25519")
 DAYS = 7
 #: Certificates hold from so long before they are made, as clocks of hosts differ.
 _EARLIER = datetime.timedelta(days=1)
-_MAX_DAYS = 3650
 #: A label of a host name (RFC 1123 §2.1), and underscores.
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 #: Longest common name of a certificate (RFC 5280, appendix A.1).
@@ -259,7 +259,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--host", action="append", required=True, metavar="NAME=IP", help="once for each host")
     parser.add_argument("--key", choices=KINDS,
                         help=f"kind of the keys (default: {KINDS[0]}; with --add that of the authority)")
-    parser.add_argument("--days", type=_days, default=DAYS, metavar="N",
+    parser.add_argument("--days", type=quantities.DAYS, default=DAYS, metavar="N",
                         help="how long certificates hold (default: %(default)s)")
     parser.add_argument("--keep-key", action="store_true",
                         help=f"keep the authority's private key, FOLDER/{CA_KEY}: who has it can be any host")
@@ -286,13 +286,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         make_folder(args.folder, hosts, args.key or KINDS[0], args.days, args.keep_key, args.publisher)
     return 0
-
-
-def _days(text: str) -> int:
-    try:
-        days = int(text)
-    except ValueError:
-        days = 0
-    if not 1 <= days <= _MAX_DAYS:
-        raise argparse.ArgumentTypeError(f"{text!r}: 1 to {_MAX_DAYS} days")
-    return days

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address
 from smtstack.wire.ipv4 import address
@@ -55,27 +56,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="As many RPCs as --concurrency says are under way (closed loop), or they come at --rate (open "
                     "loop); every answer is compared byte for byte. smt, homa and linux need root (CAP_NET_RAW).")
     add_caller_options(echo)
-    echo.add_argument("--size", default="64", metavar="B[,B...]",
+    echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B[,B...]",
                       help="request bytes, or what to draw them from: a workload, w1 to w5, or a file of sizes; "
                            "several are measured one after the other (default: 64)")
-    echo.add_argument("--also", default="", metavar="BxN",
+    echo.add_argument("--also", type=quantities.size_and_number, default="", metavar="BxN",
                       help="N more requests of B bytes, spread among the --count others")
     limit = echo.add_mutually_exclusive_group()
     limit.add_argument("--count", type=positive, metavar="N", help="RPCs of each size (default: 1000)")
-    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="time for each size")
+    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="time for each size")
     echo.add_argument("--concurrency", type=positive, default=1, metavar="C",
                       help="RPCs under way; 1 measures the unloaded round trip (default: 1)")
-    echo.add_argument("--rate", type=options.seconds, default=0.0, metavar="R",
+    echo.add_argument("--rate", type=quantities.PER_SECOND, default=0.0, metavar="R",
                       help="open loop: R RPC/s at random times, whether or not those before are answered; their "
                            "time counts from when they were due (default: closed loop)")
     echo.add_argument("--processes", type=positive, default=1, metavar="N",
                       help="do all this N times at once, each in a process of its own, on ports from that of "
                            "--addr on (default: 1)")
-    echo.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+    echo.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                       help="give up an RPC after this long (default: 10); a silent peer is noticed sooner")
     echo.add_argument("--warm-up", type=not_negative, default=WARM_UP, metavar="N",
                       help="RPCs of each size before the measured ones (default: %(default)s)")
-    echo.add_argument("--response-size", type=positive, metavar="B", help="as given to the server, if it was")
+    echo.add_argument("--response-size", type=quantities.BYTES, metavar="B",
+                      help="as given to the server, if it was")
     echo.add_argument("--canary", default="", metavar="TEXT",
                       help="payloads consist of TEXT, to look for it in captures (default: noise)")
     echo.add_argument("--seed", type=positive, default=1, help="of sizes, peers, arrivals (default: 1)")

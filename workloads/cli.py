@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from smtstack import __version__
 from smtstack.errors import ConfigError, SmtError, Unsupported
@@ -49,13 +50,22 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage. Those of subcommands are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with exit code 2."""
+        text = " ".join(message.split())
+        self.exit(EXIT_USAGE, f"{self.prog}: {text} ('{self.prog} --help' has all options)\n")
+
+
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole command line; with ``only`` that subcommand's part of it.
 
     Hosts start many of these processes, and Mininet alone takes half a second to import: so only what is
     asked for is.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"smtnet {__version__}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from smtstack.errors import Unsupported
 from topo import sandbox
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads import report, transports
 from workloads.environment import environment

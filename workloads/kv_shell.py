@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import PeerError
+from smtstack.io import quantities
 from workloads import options
 from workloads.kv.resp import RespError, split_arguments
 from workloads.kv_client import RETRIES, TIMEOUT_S, Arg, KvClient, KvError, is_error
@@ -55,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                     "may leave the port out: then it is one that nobody had before, as a server wants it.")
     options.add_transport_options(parser)
     parser.add_argument("--peer", required=True, metavar="IP:PORT", help="the server")
-    parser.add_argument("--timeout", type=options.seconds, default=TIMEOUT_S, metavar="S",
+    parser.add_argument("--timeout", type=quantities.SECONDS, default=TIMEOUT_S, metavar="S",
                         help="seconds to wait for a reply (default: %(default)s)")
     parser.add_argument("--retries", type=options.not_negative, default=RETRIES, metavar="N",
                         help="how often a command that only reads is sent again (default: %(default)s)")

@@ -5,35 +5,63 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
+
+from mininet.util import splitArgs
 
 from controllers.plan import POLICIES
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from topo import switches
-from topo.links import LinkOptions
+from topo.link_options import QUANTITIES, LinkOptions, read
 from topo.network import SmtNet, open_network
 from topo.topologies import SmtTopo, make_topo
 from workloads import options
 from workloads.progress import Progress
 from workloads.results import ResultFolder
 
+#: Fields of LinkOptions whose attribute has another name.
+_ATTRIBUTES = {"buffer_bytes": "buffer", "nic": "link_nic"}
+
+
+class _Link(argparse.Action):
+    """``--link bw=10,delay=5ms``: as if each had been given by an option of its own."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        _name, positional, given = splitArgs(f"smartnic,{values.removeprefix('smartnic,')}")
+        if positional:
+            parser.error(f"argument --link: {positional[0]!r} is no NAME=VALUE, as bw=10,delay=5ms")
+        try:
+            for field, value in read(given).items():
+                if value is not None:
+                    setattr(namespace, _ATTRIBUTES.get(field, field), value)
+        except ConfigError as e:
+            parser.error(f"argument --link: {e}")
+
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """What a network is like; for :func:`link_options`."""
-    group = parser.add_argument_group("links, all of them alike")
-    group.add_argument("--rate-mbps", type=options.seconds, metavar="R",
-                       help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
-    group.add_argument("--buffer", type=options.positive, metavar="B",
-                       help="bytes a port queues for each priority; with --rate-mbps")
-    group.add_argument("--mtu", type=options.positive, metavar="B", help="bytes of an IP packet (default: 1500)")
-    group.add_argument("--delay-us", type=options.seconds, default=0.0, metavar="US", help="one way, of each link")
-    group.add_argument("--jitter-us", type=options.seconds, default=0.0, metavar="US",
-                       help="more delay, at random: frames overtake each other")
+    group = parser.add_argument_group("links, all of them alike; names and units are Mininet's (docs/mininet.md)")
+    add = group.add_argument
+    add("--bw", "--rate-mbps", dest="rate_mbps", type=QUANTITIES["rate_mbps"], metavar="R",
+        help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
+    add("--buffer", type=quantities.BYTES, metavar="B",
+        help="bytes a port queues for each priority; with --bw")
+    add("--max-queue-size", type=options.positive, metavar="N", help="packets, instead of --buffer")
+    add("--mtu", type=quantities.BYTES, metavar="B", help="bytes of an IP packet (default: 1500)")
+    add("--delay", "--delay-us", dest="delay_us", type=QUANTITIES["delay_us"], default=0.0, metavar="US",
+        help="one way, of each link, as 5ms; a plain number is microseconds")
+    add("--jitter", "--jitter-us", dest="jitter_us", type=QUANTITIES["jitter_us"], default=0.0, metavar="US",
+        help="the delay is up to this longer or shorter, at random: frames overtake each other")
     for name in ("loss", "duplicate", "reorder", "corrupt"):
-        group.add_argument(f"--{name}", type=options.share, default=0.0, metavar="P",
-                           help=f"share of frames to {name if name != 'loss' else 'lose'}, as 1%% or 0.01")
-    group.add_argument("--fabric-mbps", type=options.seconds, metavar="R",
-                       help="rate of the links between switches (default: as --rate-mbps)")
+        add(f"--{name}", type=QUANTITIES[name], default=0.0, metavar="P",
+            help=f"per cent of frames to {name if name != 'loss' else 'lose'}: 1 or 1%%")
+    add("--fabric-mbps", type=QUANTITIES["fabric_mbps"], metavar="R",
+        help="rate of the links between switches (default: as --bw)")
+    add("--link", action=_Link, default=argparse.SUPPRESS, metavar="NAME=VALUE[,...]",
+        help="any options of a link, as behind --link smartnic in mn: bw=10,delay=5ms,nic=tso:off")
     group = parser.add_argument_group("switches")
     group.add_argument("--switch", choices=switches.KINDS, default="auto",
                        help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
@@ -47,16 +75,8 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def link_options(args: argparse.Namespace) -> LinkOptions:
     """The options of :func:`add_network_options`."""
-    chosen: dict[str, Any] = {name: getattr(args, name) for name in
-                              ("loss", "duplicate", "reorder", "corrupt", "delay_us", "jitter_us")}
-    for name in ("rate_mbps", "fabric_mbps"):
-        if getattr(args, name):
-            chosen[name] = getattr(args, name)
-    if args.buffer:
-        chosen["buffer_bytes"] = args.buffer
-    if args.mtu:
-        chosen["mtu"] = args.mtu
-    return LinkOptions(**chosen, seed=args.seed)
+    chosen = {f.name: getattr(args, _ATTRIBUTES.get(f.name, f.name), None) for f in fields(LinkOptions)}
+    return LinkOptions(**{name: value for name, value in chosen.items() if value is not None})
 
 
 def check_network(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.io.nic_state import NicState
 from smtstack.io.nic_text import describe
 
@@ -63,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
-    parser.add_argument("--pid", type=int, metavar="PID", default=default,
+    parser.add_argument("--pid", type=quantities.POSITIVE, metavar="PID", default=default,
                         help="any process of the host that has the interface (default: where this runs)")
     parser.add_argument("--json", action="store_true", default=default or False, help="one JSON object on stdout")
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from smtstack.errors import ConfigError
-from smtstack.io.nic_settings import parse_share
+from smtstack.io import quantities
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.io.tsig_file import DNS_PORT
 from smtstack.socket import Address
@@ -27,33 +27,11 @@ DEFAULTS = SOFTWARE
 _OWN_OPTIONS = ("mtu", "max_gso_size", "unsched_bytes", "window", "timeout_resends")
 
 
-def positive(text: str) -> int:
-    """For argparse: a number from 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def not_negative(text: str) -> int:
-    """For argparse: a number from 0."""
-    return 0 if text == "0" else positive(text)
-
-
-def seconds(text: str) -> float:
-    """For argparse: more than 0, and finite."""
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise ValueError(text)
-    return value
-
-
-def share(text: str) -> float:
-    """For argparse: 0 to 1, as ``0.01`` or ``1%``."""
-    try:
-        return parse_share("share", text)
-    except ConfigError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
+#: For argparse; other quantities are in smtstack/io/quantities.py.
+positive, not_negative = quantities.POSITIVE, quantities.NOT_NEGATIVE
+seconds, share = quantities.SECONDS, quantities.FRACTION
+_SIZES = ("mtu", "max_gso_size", "max_message_length", "unsched_cutoffs", "window", "max_incoming",
+          "fifo_grant_increment")
 
 
 def parse_address(text: str, default_port: int | None = None) -> Address:
@@ -87,22 +65,22 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
-    parser.add_argument("--poll-us", type=positive, default=0, metavar="US",
+    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
                         help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
     add_session_options(parser)
     packets = parser.add_argument_group("smt, homa, linux")
-    packets.add_argument("--max-gso-size", type=positive, metavar="B",
+    packets.add_argument("--max-gso-size", type=quantities.BYTES, metavar="B",
                          help="largest TSO segment, so the grain of records (default: by the link's rate, at most "
                               f"{DEFAULTS.max_gso_size})")
-    packets.add_argument("--mtu", type=positive, metavar="B",
+    packets.add_argument("--mtu", type=quantities.BYTES, metavar="B",
                          help="largest IP packet (default: the interface's); both ends of linux must agree")
-    packets.add_argument("--link-mbps", type=positive, metavar="R",
+    packets.add_argument("--link-mbps", type=quantities.WHOLE_MBPS, metavar="R",
                          help="rate of the link, which the pacer keeps to; below 1000, the other parameters "
                               f"follow it (default: not known, {DEFAULTS.link_mbps} for the pacer)")
-    packets.add_argument("--unsched-bytes", type=positive, metavar="B",
+    packets.add_argument("--unsched-bytes", type=quantities.BYTES, metavar="B",
                          help="bytes of a message sent without waiting for a grant (default: by the link's rate, "
                               f"at most {DEFAULTS.unsched_bytes})")
-    packets.add_argument("--window", type=positive, metavar="B",
+    packets.add_argument("--window", type=quantities.BYTES, metavar="B",
                          help="bytes granted beyond what has arrived (default: by the link's rate, at most "
                               f"{DEFAULTS.window})")
     packets.add_argument("--timeout-resends", type=positive, metavar="N",
@@ -156,12 +134,21 @@ def parse_param(text: str) -> tuple[str, Any]:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"the transport has no parameter {name!r}; {hint}there are {', '.join(names)}")
-    several = isinstance(getattr(DEFAULTS, name), tuple)
-    try:
-        return name, tuple(map(int, value.split(","))) if several else int(value)
-    except ValueError:
-        kind = "whole numbers with commas between them" if several else "a whole number"
-        raise ConfigError(f"{name} is {kind}, not {value!r}") from None
+    kind = _quantity(name)
+    if isinstance(getattr(DEFAULTS, name), tuple):
+        where = f"{name} (whole numbers with commas between them)"
+        return name, tuple(kind.read(where, part) for part in value.split(","))
+    return name, kind.read(name, value)
+
+
+def _quantity(name: str) -> quantities.Quantity:
+    if name.endswith("_ns"):
+        return quantities.NANOSECONDS
+    if name == "link_mbps":
+        return quantities.WHOLE_MBPS
+    if name in _SIZES or name.endswith("_bytes"):
+        return replace(quantities.BYTES, least=0)
+    return not_negative
 
 
 def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings:

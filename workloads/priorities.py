@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 
+from smtstack.io import quantities
 from topo.shaping import PRIORITIES
 
 #: Of the rows, as results.py has it.
@@ -24,6 +26,7 @@ TOLERANCE = 0.005
 #: above zero, and HTB forgets older debts.
 BY_RIGHT_S = 60.0
 _MOST = 10.0
+_SHARE = replace(quantities.FRACTION, above=True, most=_MOST)
 
 
 def classes(text: str) -> Shares:
@@ -33,7 +36,7 @@ def classes(text: str) -> Shares:
         name, colon, share = part.partition(":")
         number = int(name) if name.isascii() and name.isdigit() else PRIORITIES
         try:
-            value = float(share.removesuffix("%")) / (100 if share.endswith("%") else 1)
+            value = _SHARE.value(share)
         except ValueError:
             value = 0.0
         if not colon or number >= PRIORITIES or not 0 < value <= _MOST:

@@ -14,8 +14,9 @@ from statistics import median
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.transport.params import software
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.topologies import TOPOS, SmtTopo, make_topo
 from workloads import curves, distributions, options, outcome, report, transports
 from workloads.fleet_setup import Setup
@@ -42,9 +43,9 @@ def numbers(text: str) -> list[int]:
 
 def add_query_options(parser: argparse.ArgumentParser) -> None:
     """Where, over what, how often, and what becomes of the results."""
-    parser.add_argument("--size", type=options.positive, default=10_000, metavar="B",
+    parser.add_argument("--size", type=quantities.BYTES, default=10_000, metavar="B",
                         help="bytes each of them answers (default: %(default)s)")
-    parser.add_argument("--request", type=options.positive, default=REQUEST_BYTES, metavar="B",
+    parser.add_argument("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
                         help="bytes each of them is sent (default: %(default)s)")
     parser.add_argument("--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
                         help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
@@ -61,9 +62,9 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
                              "than N are outstanding, only the first bytes of the answer come without a grant")
     options.add_experiment_param(parser)
     add_experiment_sessions(parser)
-    parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
+    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
-    parser.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+    parser.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                         help="give up a query after this long (default: 10)")
     parser.add_argument("--trials", type=options.positive, metavar="N", help="(default: 3; --quick: 1)")
     parser.add_argument("--seed", type=options.positive, default=1, help="of arrivals, faults (default: 1)")

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from topo import sandbox
 from topo.topologies import TOPOS
 from workloads import distributions, options, outcome, transports
@@ -57,17 +58,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     echo.add_argument("--pattern", default="topo", metavar="P",
                       help="; ".join(f"{name}: {what}" for name, what in PATTERNS.items())
                       + "; h1:h3,h2:h4: these (default: %(default)s)")
-    echo.add_argument("--size", default="64", metavar="B|W|FILE", help="request bytes, or drawn from a workload "
+    echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B|W|FILE",
+                      help="request bytes, or drawn from a workload "
                       f"({', '.join(distributions.WORKLOADS)}) or a file of sizes (default: %(default)s)")
-    echo.add_argument("--response-size", type=options.positive, metavar="B",
+    echo.add_argument("--response-size", type=quantities.BYTES, metavar="B",
                       help="bytes of an answer (default: the request comes back)")
-    echo.add_argument("--also", default="", metavar="BxN", help="N messages of B bytes among the others")
+    echo.add_argument("--also", type=quantities.size_and_number, default="", metavar="BxN",
+                      help="N messages of B bytes among the others")
     limit = echo.add_mutually_exclusive_group()
     limit.add_argument("--count", type=options.positive, metavar="N", help="RPCs in all (default: 1000)")
-    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="time for each trial")
+    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="time for each trial")
     echo.add_argument("--concurrency", type=options.positive, default=1, metavar="C",
                       help="RPCs under way in all; 1 measures the unloaded round trip (default: 1)")
-    echo.add_argument("--rate", type=options.seconds, default=0.0, metavar="R",
+    echo.add_argument("--rate", type=quantities.PER_SECOND, default=0.0, metavar="R",
                       help="open loop: R RPC/s in all, at random times (default: closed loop)")
     echo.add_argument("--workers", type=options.positive, default=1, metavar="W",
                       help="server processes a host, sharing one port (default: 1)")
@@ -75,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="the kernel module's public keys, transport linux only (default: throw-away keys)")
     echo.add_argument("--canary", default="", metavar="TEXT",
                       help="text in every payload, which captures are searched for")
-    echo.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+    echo.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                       help="give up an RPC after this long (default: 10)")
     echo.add_argument("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     echo.set_defaults(run=run_echo)
@@ -98,7 +101,7 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=options.positive, default=0, metavar="N",
                         help="tcp, tls, ktls: connections of a client process, RPCs pipelined "
                              "(default: one an RPC)")
-    parser.add_argument("--poll-us", type=options.positive, default=0, metavar="US",
+    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
                         help="busy-wait this long before sleeping (default: 0)")
     options.add_experiment_param(parser)
     add_experiment_sessions(parser)

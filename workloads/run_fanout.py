@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from topo import sandbox
 from topo.network import SmtNet
-from workloads import curves, distributions, options
+from workloads import curves, distributions
 from workloads.experiment import Fleet
 from workloads.fleet_setup import Setup
 from workloads.load import Load
@@ -74,12 +75,12 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--load", type=load, default=(0.0, False), metavar="R|P%",
                         help="queries/s at random times, or the share of the root's link that answers take, as "
                              "30%% (default: the next one when the last is over)")
-    parser.add_argument("--seconds", type=options.seconds, metavar="S",
+    parser.add_argument("--seconds", type=quantities.SECONDS, metavar="S",
                         help=f"of each point (default: {SECONDS:g}; --quick: {QUICK_SECONDS:g})")
     parser.add_argument("--background", metavar="W|FILE",
                         help="messages of this workload between all hosts meanwhile: "
                              + ", ".join(w.upper() for w in distributions.WORKLOADS) + ", or a file of sizes")
-    parser.add_argument("--background-load", type=options.share, default=0.3, metavar="P",
+    parser.add_argument("--background-load", type=quantities.FRACTION, default=0.3, metavar="P",
                         help="share of every host's link that they take in each direction (default: %(default)s)")
     add_query_options(parser)
     parser.set_defaults(run=run, rate_mbps=RATE_MBPS)
@@ -88,11 +89,11 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def load(text: str) -> tuple[float, bool]:
     """For argparse: (queries/s, False) or (share, True)."""
     if text.endswith("%"):
-        share = options.share(text)
+        share: float = quantities.FRACTION(text)
         if not share:
             raise argparse.ArgumentTypeError("a share of 0% is no load")
         return share, True
-    return options.seconds(text), False
+    return quantities.PER_SECOND(text), False
 
 
 def run(args: argparse.Namespace) -> int:

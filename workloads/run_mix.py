@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from smtstack.errors import ConfigError, PeerError
+from smtstack.io import quantities
 from topo import sandbox
 from topo.network import SmtNet
 from topo.topologies import make_topo
@@ -68,7 +69,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add = parser.add_argument
     add("--workload", default="w4", metavar="W|FILE",
         help=f"message sizes, cut to 1 MB: {', '.join(WORKLOADS)}, or a file of sizes (default: %(default)s)")
-    add("--load", type=options.share, default=0.8, metavar="P",
+    add("--load", type=quantities.FRACTION, default=0.8, metavar="P",
         help="share of every host's link, in each direction, for the DATA packets of requests and answers, "
              "headers included, as homa packs them (default: %(default)s)")
     where = parser.add_mutually_exclusive_group()
@@ -81,7 +82,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     limit.add_argument("--messages", type=options.positive, metavar="N",
                        help="about so many of each transport and trial are measured, for as long as they take "
                             f"at this load (default: {_NORMAL[0]})")
-    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="measure for so long instead")
+    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="measure for so long instead")
     add("--trials", type=options.positive, default=1, metavar="N",
         help="each with other messages; their samples are put together (default: %(default)s)")
     add("--quick", action="store_true",
@@ -90,11 +91,11 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="tcp, tls, ktls: connections of each client to each server, RPCs pipelined when all are taken "
              f"(default: {OPEN_LOOP_CONNECTIONS})")
     add("--nic", choices=("sw", "hw"), default="sw", help="who seals SMT's records (default: %(default)s)")
-    add("--poll-us", type=options.positive, default=0, metavar="US",
+    add("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
         help="busy-wait this long before sleeping (default: 0)")
     options.add_experiment_param(parser)
     add_experiment_sessions(parser)
-    add("--timeout", type=options.seconds, default=60.0, metavar="S",
+    add("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
         help="give up a message after this long (default: 60)")
     add("--reference", type=Path, metavar="CSV", help="published slowdowns to print beside")
     add("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from topo import sandbox
 from workloads import options, outcome, priority_report, report
@@ -54,13 +55,13 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                     "compare what each gets with what strict priority would give it. Rates are those of the "
                     "cable, 24 bytes a frame included.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--offered", type=options.share, default=OFFERED, metavar="P",
+    what.add_argument("--offered", type=quantities.FRACTION, default=OFFERED, metavar="P",
                       help=(f"share of the port's rate that each of all eight classes is offered (default: "
                             f"{OFFERED:.0%}); pairs of classes follow: "
                             f"{' '.join(map(named, PAIRS))}").replace("%", "%%"))
     what.add_argument("--classes", type=classes, action="append", metavar="C:P[,C:P...]",
                       help="these instead, as 7:75%%,0:0.75 (repeatable)")
-    parser.add_argument("--seconds", type=options.seconds, default=5.0, metavar="S",
+    parser.add_argument("--seconds", type=quantities.SECONDS, default=5.0, metavar="S",
                         help="that count of each trial, after one in which buffers fill (default: 5)")
     parser.add_argument("--trials", type=options.positive, default=3, metavar="N", help="(default: %(default)s)")
     add_network_options(parser)

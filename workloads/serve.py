@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.io.packet_socket import Fanout, claim_port
 from smtstack.wire.homa import FORMATS
 from smtstack.wire.ipv4 import address
@@ -59,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="processes that share the port: the kernel gives each its messages by RPC id, or (tcp, "
                            "tls, ktls) its connections (default: 1)")
     echo.add_argument("--count", type=positive, metavar="N", help="stop after N requests")
-    echo.add_argument("--response-size", type=positive, metavar="B",
+    echo.add_argument("--response-size", type=quantities.BYTES, metavar="B",
                       help="answer with B bytes, the request repeated or cut (default: as it came)")
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     echo.set_defaults(run=run_echo)

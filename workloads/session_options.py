@@ -9,6 +9,7 @@ from pathlib import Path
 
 from smtstack.crypto import aead
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from smtstack.session.established import MODES
 from smtstack.socket import Address
 from topo.commands import program
@@ -47,18 +48,23 @@ def add_experiment_sessions(parser: argparse.ArgumentParser) -> None:
     _add_parameters(group)
 
 
+def _padding(text: str) -> str:
+    name, colon, buckets = text.partition(":")
+    return f"{name}:{quantities.sizes(buckets)}" if colon else text
+
+
 def _add_mode(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--session", choices=MODES, help=f"how they begin. {_MEANINGS} (default: {MODE})")
 
 
 def _add_parameters(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cipher", choices=tuple(aead.CIPHERS), help="accept this one only (default: any)")
-    group.add_argument("--index-bits", type=int, metavar="N",
+    group.add_argument("--index-bits", type=quantities.NOT_NEGATIVE, metavar="N",
                        help="bits of a record's number that count within a message (default: 16)")
-    group.add_argument("--padding", metavar="POLICY",
+    group.add_argument("--padding", type=_padding, metavar="POLICY",
                        help="what hides lengths: none, power-of-two or buckets:B,B,... (default: what the peer "
                             "wants)")
-    group.add_argument("--key-update-records", type=int, metavar="N",
+    group.add_argument("--key-update-records", type=quantities.NOT_NEGATIVE, metavar="N",
                        help="new keys after so many records (default: half of what the cipher allows)")
 
 

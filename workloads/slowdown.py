@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from workloads import slowdown_report as report
 from workloads.distributions import DEFAULT_CAP, WORKLOADS, Distribution, find, load_table
 from workloads.plots import require_matplotlib
@@ -33,23 +34,30 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument
     add("--workload", default="w4", metavar="W|FILE",
         help=f"message sizes: {', '.join(WORKLOADS)}, or a file of sizes (default w4)")
-    add("--load", type=float, default=default.load, help="share of every link for the DATA packets of requests "
+    add("--load", type=quantities.FRACTION, default=default.load,
+        help="share of every link for the DATA packets of requests "
         "and replies, headers included, as profile homa packs them (default %(default)s)")
-    add("--hosts", type=int, default=default.hosts, help="hosts at the switch (default %(default)s)")
+    add("--hosts", type=quantities.POSITIVE, default=default.hosts,
+        help="hosts at the switch (default %(default)s)")
     add("--profile", default="smt,homa", help="one or more of smt, homa, linux (default %(default)s)")
-    add("--messages", type=int, default=20_000, help="measured messages of each profile, all hosts together "
+    add("--messages", type=quantities.POSITIVE, default=20_000,
+        help="measured messages of each profile, all hosts together "
         "(default %(default)s)")
-    add("--rate-mbps", type=int, default=default.rate_mbps, help="of every link (default %(default)s)")
-    add("--rtt-ns", type=int, help="unloaded round trip of a full packet and a grant (default: 7800 at "
+    add("--rate-mbps", type=quantities.WHOLE_MBPS, default=default.rate_mbps,
+        help="of every link (default %(default)s)")
+    add("--rtt-ns", type=quantities.NANOSECONDS,
+        help="unloaded round trip of a full packet and a grant (default: 7800 at "
         "10 Gbit/s, in proportion at other rates)")
-    add("--seed", type=int, default=default.seed, help="of the arrivals (default %(default)s)")
-    add("--cap", type=int, default=DEFAULT_CAP, help="longest message in bytes (default %(default)s)")
-    add("--unsched-bytes", type=int, default=default.unsched_bytes, help="bytes sent without a grant "
+    add("--seed", type=quantities.NOT_NEGATIVE, default=default.seed, help="of the arrivals (default %(default)s)")
+    add("--cap", type=quantities.BYTES, default=DEFAULT_CAP, help="longest message in bytes (default %(default)s)")
+    add("--unsched-bytes", type=quantities.BYTES, default=default.unsched_bytes, help="bytes sent without a grant "
         "(default %(default)s)")
-    add("--num-priorities", type=int, default=default.num_priorities, help="1 to 8 (default %(default)s)")
-    add("--max-gso-size", type=int, default=default.max_gso_size, help="bytes of a TSO segment "
+    add("--num-priorities", type=quantities.POSITIVE, default=default.num_priorities,
+        help="1 to 8 (default %(default)s)")
+    add("--max-gso-size", type=quantities.BYTES, default=default.max_gso_size, help="bytes of a TSO segment "
         "(default %(default)s: one packet)")
-    add("--fifo-fraction", type=int, default=default.fifo_fraction, help="per mille of bandwidth for the oldest "
+    add("--fifo-fraction", type=quantities.NOT_NEGATIVE, default=default.fifo_fraction,
+        help="per mille of bandwidth for the oldest "
         "message (default %(default)s)")
     add("--dist-dir", type=Path, metavar="DIR", help="full size tables W1.csv to W5.csv (bytes,cum_frac) "
         "instead of the 25 bins built in")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from smtstack.errors import ConfigError
+from smtstack.io import quantities
 from workloads import options
 from workloads.ycsb import FIELDS, WORKLOADS
 from workloads.ycsb_choice import DISTRIBUTIONS
@@ -32,7 +33,7 @@ def add_ycsb_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", dest="property", action="append", default=[], metavar="NAME=VALUE",
                         help="a property of the workload, as -p readproportion=0.9 (repeatable); comes before "
                              "what the file says")
-    parser.add_argument("--value", metavar="B",
+    parser.add_argument("--value", type=quantities.sizes, metavar="B",
                         help="bytes of a record's fields together; the paper has 64, 1024, 4096 (default: "
                              f"{_VALUE}; with a file {_YCSB_FIELDS} fields of {_YCSB_LENGTH})")
     parser.add_argument("--fields", type=options.positive, metavar="N",
@@ -44,12 +45,12 @@ def add_ycsb_options(parser: argparse.ArgumentParser) -> None:
                         help="of the records that are asked for (default: the workload's own)")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--ops", type=options.positive, metavar="N", help=f"operations in all (default: {_OPS})")
-    limit.add_argument("--seconds", type=options.seconds, metavar="S", help="time for each trial")
+    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="time for each trial")
     parser.add_argument("--clients", type=options.positive, metavar="N",
                         help="operations under way in all: YCSB's threads (default: 1)")
-    parser.add_argument("--rate", type=options.seconds, metavar="R",
+    parser.add_argument("--rate", type=quantities.PER_SECOND, metavar="R",
                         help="open loop: R operations a second in all, at random times (default: closed loop)")
-    parser.add_argument("--timeout", type=options.seconds, default=10.0, metavar="S",
+    parser.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                         help="give up an operation's step after this long (default: 10)")
     parser.add_argument("--seed", type=options.positive, default=1,
                         help="of operations, records, arrivals, faults (default: 1)")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io.quantities import FRACTION, MICROSECONDS
 from smtstack.nic.device import FEATURES, NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.wire.ethernet import MAX_PATHS
@@ -23,8 +23,6 @@ _TIMES = {"delay": "delay_ns", "jitter": "jitter_ns", "reorder-delay": "reorder_
 _NUMBERS = ("max-contexts", "queues", "paths")
 #: Everything :meth:`Settings.assign` knows, for error texts.
 NAMES = (*FEATURES, *_NUMBERS, *_SHARES, *_TIMES, "seed", "tx", "rx")
-_UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s)")
 MAX_QUEUES = 64
 DIRECTIONS = ("tx", "rx")
 _DEFAULT = "default"
@@ -126,7 +124,8 @@ class Settings:
             if value.lower() == _DEFAULT:
                 amount = getattr(fresh, target)
             else:
-                amount = parse_share(name, value) if name in _SHARES else parse_time_ns(name, value)
+                amount = (FRACTION.read(name, value) if name in _SHARES
+                          else round(MICROSECONDS.read(name, value) * 1000))
             faults = dataclasses.replace(faults, rates=dataclasses.replace(faults.rates, **{target: amount}))
         return self._with(direction, faults)
 
@@ -164,26 +163,6 @@ def parse_switch(name: str, text: str) -> bool | None:
         return {"on": True, "off": False, _DEFAULT: None}[text.lower()]
     except KeyError:
         raise ConfigError(f"{name} is on, off or default, not {text!r}") from None
-
-
-def parse_share(name: str, text: str) -> float:
-    """``1%`` or ``0.01``; raises :class:`ConfigError`."""
-    number, percent = (text[:-1], 100) if text.endswith("%") else (text, 1)
-    try:
-        share = float(number) / percent
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{name}={text}: a share such as 0.01 or 1%")
-    return share
-
-
-def parse_time_ns(name: str, text: str) -> int:
-    """``2ms``, ``50us``, ``100ns`` or ``1s`` in nanoseconds; raises :class:`ConfigError`."""
-    found = _TIME.fullmatch(text)
-    if found is None and text != "0":
-        raise ConfigError(f"{name}={text}: a time such as 2ms or 50us")
-    return round(float(found[1]) * _UNITS_NS[found[2]]) if found else 0
 
 
 def _whole(name: str, text: str) -> int:

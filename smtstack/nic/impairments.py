@@ -26,12 +26,14 @@ class ImpairmentRates:
     jitter_ns: int = 0
     """Extra delay, uniform from 0; it reorders too."""
     reorder_ns: int = 100_000
+    spread_ns: int = 0
+    """The delay is up to this longer or shorter, uniform, but never below 0: netem's jitter. It reorders too."""
 
     def __post_init__(self) -> None:
         for name in ("drop", "duplicate", "reorder", "corrupt"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a share from 0 to 1, e.g. 0.01 for 1 %")
-        if min(self.delay_ns, self.jitter_ns, self.reorder_ns) < 0:
+        if min(self.delay_ns, self.jitter_ns, self.reorder_ns, self.spread_ns) < 0:
             raise ConfigError("delays are nanoseconds from 0")
 
 
@@ -69,6 +71,8 @@ class Impairments:
             data = frame
             if rates.jitter_ns:
                 at += self._random.randrange(rates.jitter_ns + 1)
+            if rates.spread_ns:
+                at += max(-rates.delay_ns, self._random.randint(-rates.spread_ns, rates.spread_ns))
             if rates.reorder and rand() < rates.reorder:
                 self.reordered += 1
                 at += rates.reorder_ns

@@ -27,7 +27,7 @@ from tests.net.topo_drivers import arrivals, complaint, ends, frame, say
 from topo import programs
 from topo.commands import run
 from topo.host import SmtHost
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from topo.reach import echo
 

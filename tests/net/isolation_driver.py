@@ -27,7 +27,8 @@ from smtstack.wire.ipv4 import IPv4, address
 from topo import devices, links, ovs, shaping, switches
 from topo.commands import run
 from topo.host import SmtHost
-from topo.links import LinkOptions, SmtLink
+from topo.link_options import LinkOptions
+from topo.links import SmtLink
 from topo.reach import echo
 from topo.sandbox import inside, run_command
 from topo.switches import AutoSwitch

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from topo.commands import run
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import open_network
 from topo.shaping import queues_of
 from workloads.priorities import all_classes

@@ -14,7 +14,7 @@ from typing import Any
 from smtstack.io.tsig_file import read_tsig
 from smtstack.session.established import MODES
 from topo.dns import DnsServer, LocalHost
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads.experiment import Fleet
 from workloads.fleet_setup import Setup

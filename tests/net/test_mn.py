@@ -123,7 +123,7 @@ def test_plain_hosts_and_links_do_too():
     (["--topo", "fanot,4"], 2, "smtnet: --topo fanot: unknown; did you mean fanout?"),
     (["--topo", "star,1", *SMT], 2, "smtnet: topology star,N: N is 1"),
     (["--topo", "star,2", "--link", "smartnic,lss=1%"], 2, "smtnet: a link has no option 'lss'"),
-    (["--topo", "star,2", "--link", "smartnic,loss=7"], 2, "a share such as 0.01 or 1%"),
+    (["--topo", "star,2", "--link", "smartnic,loss=101"], 2, "loss: 101 is not a percentage"),
     (["--topo", "star,2", *SMT, "--test", "smtecho,64,5,carrier-pigeon"], 2, "smtnet: transport 'carrier-pigeon'"),
     (["--topo", "star,2", *SMT, "--test", "smtecho,1,2,smt,sw,tls,5"], 2, "smtnet: --test smtecho takes size"),
     (["--topo", "star,2", "--host", "smt,session=psq"], 2, "session 'psq'; there are tls, mtls, ticket"),
@@ -260,7 +260,8 @@ help smt
     assert "  ok" in psk
     assert psq == "*** smt: session 'psq'; there are tls, mtls, ticket, ticket-fs, psk, psk-fs"
     assert link == "*** smt: no link 's1-h9'; there are h1-s1, h2-s1, h3-s1"
-    assert share == "*** smt: loss=700%: a share such as 0.01 or 1%"
+    assert share == ("*** smt: loss: '700%' is not a percentage such as 1 or 0.5%, from 0 to 100 %; units: %; "
+                     "a plain number is %")
     assert host == "*** smt: no host 'h7'; there are h1, h2, h3"
     assert few == "*** smt: usage: smt echo CLIENT SERVER SIZE [COUNT] [TRANSPORT] [session=MODE]"
     assert stopped == "*** smt: h1-eth0 is not being recorded"

@@ -58,6 +58,24 @@ def test_links_of_other_kinds_pass_frames_too(switch):
     assert not any(result["drops"].values())
 
 
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_mininets_options_do_what_they_do_in_mininet(switch):
+    seen = inside("mininets", switch)
+    slow, slower = seen["rtts"]
+    # Four times one way. What the machine adds is little beside it.
+    assert slow >= 40
+    assert slower >= 200
+    assert slower / slow == pytest.approx(5, rel=NEAR)
+    # One per cent on each of two links: some 80 of 4000.
+    assert seen["arrived"] + seen["lost"] == 4000
+    assert 40 < seen["lost"] < 130
+    assert seen["one"] / seen["four"] == pytest.approx(4, rel=NEAR)
+    assert 29 * (1514 + 24) * 8e-6 / seen["one"] == pytest.approx(1, rel=NEAR)
+    # Of a burst, those that are queued, and the few that HTB sends at once.
+    assert 10 <= seen["held"] <= 16
+    assert seen["held"] + seen["full"] == 100
+
+
 def test_traffic_over_a_link_that_loses_frames():
     (result,) = inside("pings", "bridge", "star,2", "loss=10%", "delay_us=500")["networks"]
     drops = result["drops"]

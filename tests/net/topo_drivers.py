@@ -21,7 +21,7 @@ from topo import host as host_module
 from topo import network, ovs
 from topo.commands import run
 from topo.host import SmtHost
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from topo.shaping import priority_counters
 from topo.switches import port_names
@@ -42,6 +42,16 @@ class OneSlow(SmtTopo):
         one, two, switch = self.new_host(1), self.new_host(2), self.addSwitch("s1")
         self.addLink(one, switch)
         self.addLink(two, switch, rate_mbps=rate)
+        self.flows = [(one, two)]
+
+
+class AsInMininet(SmtTopo):
+    """h1 - s1 - h2, with options as topologies for Mininet have them."""
+
+    def build(self, options: dict[str, Any] | None = None, **_opts: Any) -> None:
+        one, two, switch = self.new_host(1), self.new_host(2), self.addSwitch("s1")
+        for host in (one, two):
+            self.addLink(host, switch, **(options or {}))
         self.flows = [(one, two)]
 
 
@@ -187,7 +197,7 @@ def queues() -> None:
 
 def wire_counts() -> None:
     """A link with a wire that loses frames on purpose: they are no fault of the emulator."""
-    with open_network("back2back", LinkOptions(loss=0.2, seed=3, nic=("tso=off", "max-contexts=4"))) as net:
+    with open_network("back2back", LinkOptions(loss=20, seed=3, nic=("tso=off", "max-contexts=4"))) as net:
         src, dst = net.flows[0]
         with ends(src, dst) as (out, into):
             for n in range(300):
@@ -273,6 +283,37 @@ def processes() -> list[str]:
     return [n for n in names if n]
 
 
+def mininets(switch: str) -> None:
+    """What Mininet's options do: delay, loss, bw and max_queue_size, given by addLink."""
+    rtts = []
+    for delay in ("10ms", "50ms"):
+        with open_network(AsInMininet({"delay": delay}), switch=switch) as net:
+            text = run(["ping", "-c", "5", "-i", "0.2", net.hosts[1].IP()], pid=net.hosts[0].pid)
+            rtts.append(float(text.rpartition("= ")[2].partition("/")[0]))
+    with open_network(AsInMininet({"loss": 1}), switch=switch) as net:
+        src, dst = net.flows[0]
+        before = net.drops()["impairments"]
+        with ends(src, dst) as (out, into):
+            for number in range(4000):
+                out.send(frame(src, dst, 100, number=number))
+                time.sleep(0.0001)
+            arrived = len(arrivals(into, 4000))
+        lost = net.drops()["impairments"] - before
+    times = {}
+    for mbps in (1, 4):
+        with open_network(AsInMininet({"bw": mbps, "use_htb": True}), switch=switch) as net:
+            times[mbps] = min(duration(net, 30, 1514) for _try in range(3))
+    with open_network(AsInMininet({"bw": 1, "max_queue_size": 10}), switch=switch) as net:
+        src, dst = net.flows[0]
+        with ends(src, dst) as (out, into):
+            for number in range(100):
+                with suppress(OSError):  # ENOBUFS: the queue at the host's own end is full
+                    out.send(frame(src, dst, 1514, number=number))
+            held = len(arrivals(into, 100))
+        full = net.drops()["queues"]
+    say(rtts=rtts, arrived=arrived, lost=lost, one=times[1], four=times[4], held=held, full=full)
+
+
 def fail() -> None:
     """Ends with a one-line error, as the smtnet command does."""
     sys.exit(complaint(lambda: network.open_network("star,2", switch="ovs").__enter__()))
@@ -285,7 +326,7 @@ def say(**numbers: Any) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     p.__name__: p for p in (pings, rates, priorities, burst, queues, wire_counts, failures, programs, stubborn,
-                            hold, fail)}
+                            mininets, hold, fail)}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -150,7 +150,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_made(tmp_path, capsys, ar
 def test_days_are_bounded(tmp_path, capsys, days):
     with pytest.raises(SystemExit):
         main(["ca", str(tmp_path / "ca"), *HOSTS, "--days", days])
-    assert "1 to 3650 days" in capsys.readouterr().err
+    assert "from 1 to 3,650 d" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(tmp_path):

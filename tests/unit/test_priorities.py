@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from smtstack.wire import ethernet, ipv4
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from workloads import class_traffic, cli, priority_report, report, run_priorities
 from workloads.priorities import all_classes, breach, classes, expected, named, tolerance
 from workloads.priority_port import Frames, OnePort, PriorityPort

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import commands, ovs, sandbox, switches
-from topo.links import LinkOptions
+from topo.link_options import LinkOptions
 from topo.shaping import HIGHEST_MBPS, LOWEST_MBPS
 from topo.switches import choose, spanning_tree
 from topo.topologies import TOPOS, SmtTopo, make_topo
@@ -170,16 +170,16 @@ def test_a_switch_is_chosen_by_what_there_is(monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"rate_mbps": 0}, "rate_mbps is 0"),
-    ({"rate_mbps": HIGHEST_MBPS * 2}, "rate_mbps is 20000"),
-    ({"rate_mbps": LOWEST_MBPS / 2}, "rate_mbps is 0.05"),
-    ({"rate_mbps": "fast"}, "rate_mbps is 'fast'; a number"),
-    ({"mtu": 100}, "mtu is 100; from 576 to 9000"),
-    ({"mtu": "big"}, "mtu is 'big'"),
+    ({"rate_mbps": 0}, "rate_mbps: 0 is not a rate"),
+    ({"rate_mbps": HIGHEST_MBPS * 2}, "rate_mbps: 20000.0 is not"),
+    ({"bw": LOWEST_MBPS / 2}, "bw: 0.005 is not a rate such as 0.5 or 10Gbit, from 0.01 to 10,000 Mbit"),
+    ({"rate_mbps": "fast"}, "rate_mbps: 'fast' is not a rate"),
+    ({"mtu": 100}, "mtu: 100 is not a whole size such as 1500 or 64KB, from 576 to 9,000 B"),
+    ({"mtu": "big"}, "mtu: 'big'"),
     ({"buffer_bytes": 1000}, "a frame of 1514 must fit"),
-    ({"loss": "2"}, "loss=2: a share"),
+    ({"loss": "101"}, "loss: '101' is not a percentage such as 1 or 0.5%, from 0 to 100 %"),
     ({"loss": "1%", "wire": "no"}, "use wire=auto"),
-    ({"delay_us": -1}, "delays are nanoseconds from 0"),
+    ({"delay_us": -1}, "delay_us: -1 is not a time"),
     ({"wire": "maybe"}, "one of auto, yes, no"),
     ({"tso": "on", "wire": "yes"}, "use tso=off"),
     ({"tso": "on", "corrupt": 0.1}, "use tso=off"),
@@ -197,7 +197,8 @@ def test_link_options_that_cannot_be(options, words):
 def test_link_options_as_mn_writes_them():
     options = LinkOptions(loss=0.5).changed({"rate_mbps": 100, "loss": "1%", "delay_us": 20, "mtu": "9000",
                                              "nic": "tso:off+max-contexts=4"})
-    assert (options.rate_mbps, options.loss, options.mtu) == (100.0, 0.01, 9000)
+    assert (options.rate_mbps, options.loss, options.mtu) == (100.0, 1.0, 9000)
+    assert options.rates().drop == 0.01
     assert options.has_wire
     assert options.rates().delay_ns == 20_000
     assert options.settings().features == {"tso": False}
