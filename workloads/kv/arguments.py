@@ -56,7 +56,7 @@ class Session:
     peer: str = ""
     local: str = ""
     """Addresses, as IP:PORT; a message has none."""
-    library: dict[bytes, bytes] = field(default_factory=dict)
+    lib_info: dict[bytes, bytes] = field(default_factory=dict)
     """What CLIENT SETINFO said: LIB-NAME, LIB-VER."""
     began_ns: int = field(default_factory=time.monotonic_ns)
     last_ns: int = 0

@@ -82,7 +82,7 @@ def _set_library(session: Session, what: bytes, text: bytes) -> None:
         raise CommandError(f"ERR Unrecognized option '{printable(what)}'")
     if not _is_name(text):
         raise CommandError(f"ERR {what.decode().lower()} cannot contain spaces, newlines or special characters.")
-    session.library[what] = text
+    session.lib_info[what] = text
 
 
 def _listed(session: Session, options: Command) -> list[Session]:
@@ -105,8 +105,8 @@ def _line(session: Session) -> bytes:
         "idle": (now - session.last_ns) // 1_000_000_000 if session.last_ns else 0, "flags": flags or "N", "db": 0,
         "multi": -1 if session.queue is None else len(session.queue), "watch": len(session.watching),
         "cmd": printable(session.last[:32]).lower().replace(" ", "?") or "NULL", "user": "default",
-        "lib-name": session.library.get(b"LIB-NAME", b"").decode(),
-        "lib-ver": session.library.get(b"LIB-VER", b"").decode(), "resp": session.version}
+        "lib-name": session.lib_info.get(b"LIB-NAME", b"").decode(),
+        "lib-ver": session.lib_info.get(b"LIB-VER", b"").decode(), "resp": session.version}
     return " ".join(f"{name}={value}" for name, value in fields.items()).encode() + b"\n"
 
 
