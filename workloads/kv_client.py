@@ -199,8 +199,9 @@ class KvClient:
         #: None: none was chosen.
         self._database: int | None = None
         self._in_messages = settings.transport in PACKET_TRANSPORTS
-        #: Of :meth:`watch`: versions by key, in messages; the connection that Redis's WATCH was said on.
-        self._versions: dict[bytes, int] = {}
+        #: Of :meth:`watch`: versions by database and key, in messages; the connection that Redis's WATCH was said
+        #: on.
+        self._versions: dict[int | None, dict[bytes, int]] = {}
         self._watching: object = None
         self._connection: object = None
         if database is not None:
@@ -261,7 +262,7 @@ class KvClient:
         if self._in_messages:
             wanted = [_bytes(key) for key in keys]
             for key, version in zip(wanted, self.command("SMT.VERSIONS", *wanted), strict=True):
-                self._versions.setdefault(key, version)
+                self._versions.setdefault(self._database, {}).setdefault(key, version)
             return
         before = self._watching
         self.command("WATCH", *keys)
@@ -289,11 +290,14 @@ class KvClient:
             if not isinstance(watching, Stream) or not watching.watched:
                 self.command("UNWATCH")
                 return None
-        if versions:
-            # In front of MULTI, and with it in one message.
-            demand = [("SMT.WATCH", *(word for pair in versions.items() for word in pair))]
-        else:
-            demand = []
+        # In front of MULTI, and with it in one message.
+        demand: list[Sequence[Arg]] = []
+        for database, of_keys in versions.items():
+            watch = ("SMT.WATCH", *(word for pair in of_keys.items() for word in pair))
+            if database == self._database:
+                demand.append(watch)
+            else:
+                demand += [("SELECT", database or 0), watch, ("SELECT", self._database or 0)]
         replies = self.pipeline([*demand, ("MULTI",), *commands, ("EXEC",)])
         done = replies[-1]
         wrong = next(filter(is_error, replies), None)

@@ -59,6 +59,7 @@ class Store:
 
     def do(self, *lines):
         replies = [execute(self.keys, line.split(), Session(), NOW) for line in lines]
+        assert self.keys.journal is not None
         self.aof.write(self.keys.journal.take(), time.monotonic_ns())
         self.aof.turn(time.monotonic_ns())
         return replies

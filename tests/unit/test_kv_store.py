@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
-from workloads.kv.databases import Journal
 from workloads.kv.commands_keys import glob
+from workloads.kv.databases import Journal
 from workloads.kv.store import Keyspace, Slots
 from workloads.kv.zset import SortedSet
 
