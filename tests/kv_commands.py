@@ -152,7 +152,8 @@ DATABASE = st.one_of(
     words(b"SWAPDB", st.sampled_from([b"0", b"1", b"2"]), st.sampled_from([b"0", b"1", b"2"])),
     words(b"SWAPDB", DATABASE_NUMBERS, DATABASE_NUMBERS),
     words(st.sampled_from([b"DBSIZE", b"FLUSHDB", b"FLUSHALL"])),
-    words(b"FLUSHDB", st.sampled_from([b"async", b"x"])), words(b"CONFIG", b"GET", b"databases"), words(b"KEYS", b"*"))
+    words(b"FLUSHDB", st.sampled_from([b"async", b"x"])), words(b"CONFIG", b"GET", b"databases"),
+    words(b"KEYS", b"*"))
 
 
 def waits(args: Command) -> bool:

@@ -79,7 +79,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _databases(text: str) -> int:
     """For argparse."""
-    if not (text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_DATABASES):
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_DATABASES):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_DATABASES}")
     return int(text)
 
