@@ -143,6 +143,18 @@ TRANSACTION = st.one_of(words(st.sampled_from([b"MULTI", b"EXEC", b"multi", b"DI
                         words(st.sampled_from([b"BLPOP", b"BRPOP", b"BZPOPMIN"]), some(KEYS), b"0"),
                         words(b"BLMOVE", KEYS, KEYS, ENDS, ENDS, b"0"))
 
+DATABASE_NUMBERS = st.sampled_from([b"0", b"1", b"2", b"0", b"1", b"2", b"15", b"16", b"-1", b"x", b"", b"01",
+                                    b"2147483647", b"2147483648", b"-2147483649", b"9223372036854775808"])
+#: What is about databases.
+DATABASE = st.one_of(
+    words(b"SELECT", st.sampled_from([b"0", b"1", b"2"])), words(b"SELECT", DATABASE_NUMBERS),
+    words(b"MOVE", KEYS, st.sampled_from([b"0", b"1", b"2"])), words(b"MOVE", KEYS, DATABASE_NUMBERS),
+    words(b"SWAPDB", st.sampled_from([b"0", b"1", b"2"]), st.sampled_from([b"0", b"1", b"2"])),
+    words(b"SWAPDB", DATABASE_NUMBERS, DATABASE_NUMBERS),
+    words(st.sampled_from([b"DBSIZE", b"FLUSHDB", b"FLUSHALL"])),
+    words(b"FLUSHDB", st.sampled_from([b"async", b"x"])), words(b"CONFIG", b"GET", b"databases"),
+    words(b"KEYS", b"*"))
+
 
 def waits(args: Command) -> bool:
     """Whether a command may wait for ever, outside of a transaction."""

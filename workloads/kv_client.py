@@ -185,18 +185,31 @@ def is_read(command: Sequence[Arg]) -> bool:
 
 
 class KvClient:
-    """One server, one caller, blocking. Not for several threads."""
+    """One server, one caller, blocking. Not for several threads.
+
+    With a ``database`` (which is asked for at once, so what :meth:`command` raises may come here) every request
+    begins with its SELECT: a message knows of no other, and a connection may be a new one.
+    """
 
     def __init__(self, settings: Settings, peer: Address, timeout_s: float = TIMEOUT_S,
-                 retries: int = RETRIES) -> None:
+                 retries: int = RETRIES, database: int | None = None) -> None:
         self._caller = open_caller(settings, [peer], 1)
         self._timeout_s = timeout_s
         self._retries = retries
+        #: None: none was chosen.
+        self._database: int | None = None
         self._in_messages = settings.transport in PACKET_TRANSPORTS
-        #: Of :meth:`watch`: versions by key, in messages; the connection that Redis's WATCH was said on.
-        self._versions: dict[bytes, int] = {}
+        #: Of :meth:`watch`: versions by database and key, in messages; the connection that Redis's WATCH was said
+        #: on.
+        self._versions: dict[int | None, dict[bytes, int]] = {}
         self._watching: object = None
         self._connection: object = None
+        if database is not None:
+            try:
+                self.select(database)
+            except SmtError:
+                self.close()
+                raise
 
     def command(self, *command: Arg) -> Any:
         """The reply; raises :class:`KvError` if it is an error, and what :meth:`pipeline` raises."""
@@ -204,6 +217,13 @@ class KvClient:
         if is_error(reply):
             raise KvError(str(reply))
         return reply
+
+    def select(self, database: Arg) -> None:
+        """The database of what follows, over every transport. Raises as :meth:`command`."""
+        (reply,) = self._pipeline([("SELECT", database)])
+        if is_error(reply):
+            raise KvError(str(reply))
+        self._database = int(database)
 
     def pipeline(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         """All replies; errors are among them.
@@ -213,6 +233,15 @@ class KvClient:
         """
         if not commands or not all(commands):
             raise ConfigError("there is no command")
+        if self._database is not None:
+            selected, *replies = self._pipeline([("SELECT", self._database), *commands])
+            if is_error(selected):
+                raise KvError(f"{selected}: the server has fewer databases than before, and took "
+                              f"these commands for another one")
+            return replies
+        return self._pipeline(commands)
+
+    def _pipeline(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
         once = not all(map(is_read, commands))
         for left in reversed(range(1 if once else 1 + self._retries)):
             # A lost connection is made anew. If that fails, nothing was sent.
@@ -233,7 +262,7 @@ class KvClient:
         if self._in_messages:
             wanted = [_bytes(key) for key in keys]
             for key, version in zip(wanted, self.command("SMT.VERSIONS", *wanted), strict=True):
-                self._versions.setdefault(key, version)
+                self._versions.setdefault(self._database, {}).setdefault(key, version)
             return
         before = self._watching
         self.command("WATCH", *keys)
@@ -261,11 +290,14 @@ class KvClient:
             if not isinstance(watching, Stream) or not watching.watched:
                 self.command("UNWATCH")
                 return None
-        if versions:
-            # In front of MULTI, and with it in one message.
-            demand = [("SMT.WATCH", *(word for pair in versions.items() for word in pair))]
-        else:
-            demand = []
+        # In front of MULTI, and with it in one message.
+        demand: list[Sequence[Arg]] = []
+        for database, of_keys in versions.items():
+            watch = ("SMT.WATCH", *(word for pair in of_keys.items() for word in pair))
+            if database == self._database:
+                demand.append(watch)
+            else:
+                demand += [("SELECT", database or 0), watch, ("SELECT", self._database or 0)]
         replies = self.pipeline([*demand, ("MULTI",), *commands, ("EXEC",)])
         done = replies[-1]
         wrong = next(filter(is_error, replies), None)

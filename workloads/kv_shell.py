@@ -60,6 +60,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                         help="seconds to wait for a reply (default: %(default)s)")
     parser.add_argument("--retries", type=options.not_negative, default=RETRIES, metavar="N",
                         help="how often a command that only reads is sent again (default: %(default)s)")
+    parser.add_argument("--db", type=options.not_negative, metavar="N",
+                        help="the database, as SELECT N has it for what follows (default: 0)")
     parser.add_argument("--raw", action="store_true", help="values as they are, also on a terminal")
     parser.add_argument("--json", action="store_true", help="each reply as a line of JSON")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="as GET foo")
@@ -72,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     if args.transport in PACKET_TRANSPORTS and args.addr is not None and ":" not in args.addr:
         # Message ids start over with each process: to a server that remembers, the same port is the old client.
         args.addr = f"{args.addr}:{random.SystemRandom().choice(_CLIENT_PORTS)}"
-    with KvClient(options.settings(args), peer, args.timeout, args.retries) as client:
+    with KvClient(options.settings(args), peer, args.timeout, args.retries,
+                  args.db) as client:
         shell = Shell(client, args)
         if args.words:
             failed = shell.carry_out([word.encode(errors="surrogateescape") for word in args.words])
@@ -143,6 +146,8 @@ class Shell:
             self._client.watch(*words[1:])
         elif name == "UNWATCH":
             self._client.unwatch()
+        elif name == "SELECT" and len(words) == 2:
+            self._client.select(words[1])
         else:
             return self._client.pipeline([words])[0]
         return b"OK"

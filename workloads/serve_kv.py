@@ -22,7 +22,7 @@ from workloads.kv.backend import Backend, EmbeddedStore
 from workloads.kv.limits import OPTIONS, Limits, byte_count
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages, Service, open_front
-from workloads.kv.store import Keyspace
+from workloads.kv.store import DATABASES, MAX_DATABASES, open_databases
 from workloads.transports import Settings
 from workloads.transports.contract import Server
 from workloads.transports.sessions import summary
@@ -54,6 +54,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                              "(default: --transport at --addr)")
     parser.add_argument("--store", default="embedded", metavar="embedded|redis:unix:/PATH|redis:IP:PORT",
                         help="who keeps the keys: this process, or a Redis server (default: %(default)s)")
+    parser.add_argument("--databases", type=_databases, metavar="N",
+                        help=f"embedded: how many there are to SELECT (default: {DATABASES})")
     parser.add_argument("--aof", type=Path, metavar="FILE",
                         help="embedded: keep every change in this file, and begin with what it holds")
     parser.add_argument("--fsync", choices=FSYNC,
@@ -73,6 +75,13 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                              help=f"{what} (default: {default:,})")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.set_defaults(run=run_kv)
+
+
+def _databases(text: str) -> int:
+    """For argparse."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_DATABASES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_DATABASES}")
+    return int(text)
 
 
 def listeners(args: argparse.Namespace) -> list[Settings]:
@@ -98,15 +107,17 @@ def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
     if args.store != "embedded":
         if not args.store.startswith("redis:"):
             raise ConfigError(f"--store {args.store}: embedded, redis:unix:/path or redis:IP:PORT")
+        if args.databases is not None:
+            raise ConfigError("--databases: for --store embedded only; Redis has a configuration of its own")
         if args.aof is not None or about_aof:
             raise ConfigError(f"{', '.join(['--aof', *about_aof])}: for --store embedded only; Redis has a "
                               f"configuration of its own")
         return RedisStore(args.store), []
+    keys = open_databases(args.databases or DATABASES)
     if args.aof is None:
         if about_aof:
             raise ConfigError(f"{about_aof[0]} needs --aof FILE: without it nothing is kept")
-        return EmbeddedStore(Keyspace()), []
-    keys = Keyspace()
+        return EmbeddedStore(keys), []
     growth, least = args.aof_rewrite_percentage, args.aof_rewrite_min_size
     aof = Aof(args.aof, args.fsync or "everysec", keys, GROWTH if growth is None else growth,
               LEAST if least is None else least, _say)
@@ -133,7 +144,7 @@ def run_kv(args: argparse.Namespace) -> int:
         undo.callback(store.close)
         if isinstance(store, EmbeddedStore):
             # Not before: what is in the file may come from times with another limit.
-            store.keys.longest = limits.bulk
+            store.keys.databases.longest = limits.bulk
         for warning in warnings:
             _say(warning)
         servers: list[Server] = []

@@ -23,6 +23,7 @@ from workloads.kv.aof_file import FORMAT
 from workloads.kv.arguments import Session
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.commands import execute
+from workloads.kv.databases import Journal
 from workloads.kv.store import KINDS, Keyspace, Slots
 from workloads.kv.zset import SortedSet
 
@@ -39,13 +40,12 @@ def write(path, turns, fsync="no"):
     """Do commands, a turn each list; the keyspace, and the file's length after each turn."""
     keys = Keyspace()
     aof = Aof(path, fsync, keys)
-    keys.journal = []
+    keys.journal = Journal()
     ends = []
     for turn in turns:
         for line in turn:
             assert not execute(keys, line.split(), Session(), NOW).startswith(b"-")
-        journal, keys.journal = keys.journal, []
-        aof.write(journal, time.monotonic_ns())
+        aof.write(keys.journal.take(), time.monotonic_ns())
         ends.append(path.stat().st_size)
     aof.close()
     return keys, ends

@@ -21,6 +21,7 @@ from workloads.kv.aof import Aof
 from workloads.kv.arguments import Session
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.commands import execute
+from workloads.kv.databases import Journal
 from workloads.kv.store import Keyspace
 
 NOW = 1_700_000_000_000
@@ -53,13 +54,13 @@ class Store:
         self.keys = Keyspace()
         self.said: list[str] = []
         self.aof = Aof(path, fsync, self.keys, say=self.said.append, **more)
-        self.keys.journal = []
-        self.keys.persistence = self.aof
+        self.keys.journal = Journal()
+        self.keys.databases.persistence = self.aof
 
     def do(self, *lines):
         replies = [execute(self.keys, line.split(), Session(), NOW) for line in lines]
-        journal, self.keys.journal = self.keys.journal, []
-        self.aof.write(journal or [], time.monotonic_ns())
+        assert self.keys.journal is not None
+        self.aof.write(self.keys.journal.take(), time.monotonic_ns())
         self.aof.turn(time.monotonic_ns())
         return replies
 

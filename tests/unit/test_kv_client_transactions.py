@@ -15,7 +15,7 @@ from tests.unit.test_kv_server import serving
 from workloads import kv_client
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.server import RespMessages
-from workloads.kv.store import Keyspace
+from workloads.kv.store import open_databases
 from workloads.kv_client import KvClient, KvError, is_read
 from workloads.kv_shell import Shell
 from workloads.transports import Settings
@@ -92,7 +92,7 @@ Connect = Callable[[], KvClient]
 
 @contextmanager
 def in_messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    store = EmbeddedStore(Keyspace())
+    store = EmbeddedStore(open_databases())
     front = RespMessages(store, LIMIT)
     monkeypatch.setattr(kv_client, "open_caller", lambda *_args: InProcess(front, store))
     yield lambda: KvClient(Settings("smt"), ("10.0.0.2", 6001), PATIENCE)

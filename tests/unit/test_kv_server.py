@@ -458,7 +458,7 @@ def test_a_real_redis_behind_it():
                                                    [b"GET", b"v"])]
         assert one.send(*commands)[2::3] == [resp.bulk(b"%d" % i) for i in range(50)]
         # Nobody gets at what belongs to the connection all of them share.
-        for line in ("SUBSCRIBE x", "CONFIG SET maxmemory 1", "SHUTDOWN", "CLIENT REPLY OFF", "SELECT 1",
+        for line in ("SUBSCRIBE x", "CONFIG SET maxmemory 1", "SHUTDOWN", "CLIENT REPLY OFF", "SELECT 16",
                      "MONITOR", "EVAL x 0"):
             assert two.one(line).startswith(b"-ERR"), line
         result = server.stop()

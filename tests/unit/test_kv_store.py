@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
 from workloads.kv.commands_keys import glob
+from workloads.kv.databases import Journal
 from workloads.kv.store import Keyspace, Slots
 from workloads.kv.zset import SortedSet
 
@@ -116,7 +117,7 @@ def test_changed_values_forget_their_end_unless_told_otherwise():
 
 def test_the_journal_gives_the_same_whenever_it_is_replayed():
     keys = Keyspace()
-    keys.journal = []
+    keys.journal = Journal()
     lines = ["SET a 1 PX 50", "SET b 1 EX 100", "GET a", "SET c x NX", "SET c y NX", "HSET h f v",
              "HDEL h nothing", "EXPIRE c 200", "ZADD z 1.5 m", "ZADD z INCR 2 m", "APPEND s x", "DECR n",
              "PERSIST c", "DEL nothing"]

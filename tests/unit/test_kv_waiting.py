@@ -23,8 +23,8 @@ NULL = b"*-1\r\n"
 class Clients:
     """Clients of an embedded store, and what each was told last."""
 
-    def __init__(self, count: int) -> None:
-        self.store = EmbeddedStore(Keyspace())
+    def __init__(self, count: int, keys: Keyspace | None = None) -> None:
+        self.store = EmbeddedStore(Keyspace() if keys is None else keys)
         self.sessions = []
         for _ in range(count):
             session = self.store.facts.connect("peer", "local")
@@ -144,7 +144,11 @@ def path() -> Iterator[str]:
 @example([(0, [b"BLMOVE", b"q", b"r", b"LEFT", b"LEFT", b"0"]), (1, [b"BLPOP", b"q", b"0"]),
           (2, [b"SET", b"r", b"v"]), (2, [b"RPUSH", b"q", b"1"])])
 def test_any_clients_that_wait_are_served_as_redis_serves_them(path, steps):
-    ours = Clients(4)
+    beside_redis(Clients(4), path, steps, (b"q", b"r"))
+
+
+def beside_redis(ours: Clients, path: str, steps: list[tuple[int, Command]], keys: tuple[bytes, ...]) -> None:
+    """The same by four clients of each: who is told what, and what there is at the end."""
     with RawClient(path) as admin, RawClient(path) as a, RawClient(path) as b, RawClient(path) as c, \
             RawClient(path) as d:
         theirs = [a, b, c, d]
@@ -164,7 +168,7 @@ def test_any_clients_that_wait_are_served_as_redis_serves_them(path, steps):
                 waiting.discard(served)
             ours.told.clear()
             _await_blocked(admin, len(waiting))
-        for key in (b"q", b"r"):
+        for key in keys:
             for args in ([b"TYPE", key], [b"LRANGE", key, b"0", b"-1"]):
                 sender = next((i for i in range(4) if i not in waiting), None)
                 if sender is not None:

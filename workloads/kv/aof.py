@@ -19,8 +19,9 @@ from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter
 from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
+from workloads.kv.commands_databases import OUT_OF_RANGE
 from workloads.kv.limits import Limits
-from workloads.kv.resp import Command, CommandParser
+from workloads.kv.resp import Command, CommandParser, error
 from workloads.kv.store import Keyspace
 
 FSYNC = ("always", "everysec", "no")
@@ -226,10 +227,14 @@ class Aof:
             for at, body in reader.entries():
                 # The parser's limits are for clients; what we wrote may be as long as a client's APPENDs made it.
                 commands, wrong = CommandParser(Limits(len(body), len(body), len(body))).take(body)
+                session.database = 0
                 # Nothing expires while time stands still: what did is in the file as DEL.
                 replies = [execute(keys, args, session, now=0) for args in commands]
-                failed = wrong is not None or any(reply.startswith(b"-") for reply in replies)
-                if failed:
+                failed = [reply for reply in replies if reply.startswith(b"-")]
+                if error(OUT_OF_RANGE) in failed:
+                    raise ConfigError(f"--aof {self._path}: the entry at offset {at} is about a database above "
+                                      f"{len(keys.databases.all) - 1}: start with a larger --databases")
+                if wrong is not None or failed:
                     raise ConfigError(f"--aof {self._path}: the entry at offset {at} cannot be replayed: another "
                                       f"version wrote it; start with another file")
                 self.loaded += len(commands)
@@ -248,7 +253,7 @@ class Aof:
         """Whether most of the file is about what is not there any more."""
         if self._writer.size < _LONG:
             return False
-        needed = sum(sum(map(len, entry)) + 6 * len(entry) for entry in keys.snapshot())
+        needed = sum(sum(map(len, entry)) + 6 * len(entry) for _database, entry in keys.databases.snapshot())
         return self._writer.size >= _WORTH * needed
 
     def _write_anew(self, keys: Keyspace) -> None:
@@ -256,7 +261,7 @@ class Aof:
         temporary.unlink(missing_ok=True)
         file = open_locked(temporary)
         writer = EntryWriter(file.fileno())
-        for _entry in aof_file.write_snapshot(writer, keys.snapshot()):
+        for _entry in aof_file.write_snapshot(writer, keys.databases.snapshot()):
             pass
         os.fsync(file.fileno())
         os.rename(temporary, self._path)

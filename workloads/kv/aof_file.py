@@ -1,7 +1,8 @@
 """The format of the append-only file: a head and entries, each with its checksum.
 
 An entry is a group of commands: all of them are replayed or none. It holds what one turn of the event loop has
-changed, so whatever was done together (a transaction, a push and the pop that waited for it) is in one entry::
+changed, so whatever was done together (a transaction, a push and the pop that waited for it) is in one entry. It
+begins in database 0 and ends there, whatever SELECTs are in it::
 
     head    "smtnet kv 2\\n"
     entry   length of the commands: 64 bits, big-endian
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smtstack.errors import ConfigError
+from workloads.kv.databases import Journal
 from workloads.kv.resp import Command
 
 
@@ -107,21 +109,22 @@ def encode(commands: Iterable[Command]) -> list[bytes]:
     return pieces
 
 
-def write_snapshot(writer: EntryWriter, commands: Iterable[Command]) -> Iterator[None]:
-    """Write a whole file; a pause after each entry. What it says counts from when the file gets its name."""
+def write_snapshot(writer: EntryWriter, commands: Iterable[tuple[int, Command]]) -> Iterator[None]:
+    """Write a whole file, of commands with their databases; a pause after each entry. What it says counts from
+    when the file gets its name."""
     writer.begin()
     yield
-    batch: list[Command] = []
+    batch = Journal()
     size = 0
-    for args in commands:
-        batch.append(args)
+    for database, args in commands:
+        batch.add(database, args)
         size += sum(map(len, args))
         if size >= BATCH:
-            writer.append(batch)
-            batch, size = [], 0
+            writer.append(batch.take())
+            size = 0
             yield
     if batch:
-        writer.append(batch)
+        writer.append(batch.take())
         yield
 
 

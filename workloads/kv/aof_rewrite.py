@@ -144,7 +144,7 @@ def _new_process(path: Path, fd: int, report: int, keys: Keyspace, old: EntryWri
         _close_all_but(fd, report)
         try:
             writer = EntryWriter(fd)
-            for _entry in write_snapshot(writer, keys.snapshot()):
+            for _entry in write_snapshot(writer, keys.databases.snapshot()):
                 if os.getppid() != parent:
                     os._exit(1)
             whole, crc = _catch_up(path, writer, old)

@@ -50,6 +50,8 @@ class Session:
     version: int = 2
     """RESP 2 or 3."""
     name: bytes = b""
+    database: int = 0
+    """The one that is selected."""
     closing: bool = False
     """It has said QUIT."""
     facts: Facts = field(default_factory=Facts)
@@ -68,8 +70,8 @@ class Session:
     queued_bytes: int = 0
     aborted: bool = False
     """One of these was none, so that EXEC will refuse all."""
-    watching: dict[bytes, int] = field(default_factory=dict)
-    """Versions of the keys that must be the same at EXEC."""
+    watching: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """By database and key: versions that must be the same at EXEC."""
     patient: bool = False
     """It may wait: it has a connection, and is not within EXEC."""
     waiting: Wait | None = None

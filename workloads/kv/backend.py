@@ -9,6 +9,7 @@ from collections import deque
 from workloads.kv.aof import Aof
 from workloads.kv.arguments import Facts, Session
 from workloads.kv.commands import execute
+from workloads.kv.databases import Journal
 from workloads.kv.resp import Command
 from workloads.kv.store import Keyspace
 from workloads.kv.waiting import Answer, Done, Waiting
@@ -56,7 +57,7 @@ class Backend(ABC):
 
 
 class EmbeddedStore(Backend):
-    """The keyspace in this process. With an ``aof`` nothing is answered before it is written there."""
+    """The keyspaces in this process. With an ``aof`` nothing is answered before it is written there."""
 
     def __init__(self, keys: Keyspace, aof: Aof | None = None) -> None:
         super().__init__()
@@ -68,8 +69,8 @@ class EmbeddedStore(Backend):
         self._answers: list[Answer] = []
         self.facts.blocked = self._waiting.__len__
         if aof is not None:
-            keys.journal = []
-            keys.persistence = aof
+            keys.journal = Journal()
+            keys.databases.persistence = aof
 
     def submit(self, session: Session, commands: deque[Command], done: Done, limit: int) -> bytes | None:
         keys, now = self.keys, time.time_ns() // 1_000_000
@@ -80,7 +81,7 @@ class EmbeddedStore(Backend):
             args = commands.popleft()
             session.last = args[0]
             reply = execute(keys, args, session, now)
-            if keys.ready:
+            if keys.databases.ready:
                 self._answers += self._waiting.serve()
             if session.waiting is not None:
                 if replies:
@@ -111,14 +112,13 @@ class EmbeddedStore(Backend):
         now = time.monotonic_ns()
         if now - self._swept_at >= _SWEEP_NS:
             self._swept_at = now
-            self.keys.sweep(time.time_ns() // 1_000_000)
+            self.keys.databases.sweep(time.time_ns() // 1_000_000)
         self._answers += self._waiting.expire(now)
         aof, keys = self._aof, self.keys
         while True:
             if aof is not None:
-                journal, keys.journal = keys.journal, []
-                assert journal is not None
-                aof.write(journal, now)
+                assert keys.journal is not None
+                aof.write(keys.journal.take(), now)
             answers, self._answers = self._answers, []
             for done, reply in answers:
                 done(reply)
@@ -129,9 +129,10 @@ class EmbeddedStore(Backend):
             aof.turn(now)
 
     def counters(self) -> dict[str, int]:
-        keys = self.keys
-        return {"commands": self.facts.commands, "keys": len(keys), "expired_keys": keys.expired,
-                "keyspace_hits": keys.hits, "keyspace_misses": keys.misses,
+        databases = self.keys.databases
+        return {"commands": self.facts.commands, "keys": sum(map(len, databases.all)),
+                "expired_keys": databases.count("expired"), "keyspace_hits": databases.count("hits"),
+                "keyspace_misses": databases.count("misses"),
                 **(self._aof.counters() if self._aof is not None else {})}
 
     def close(self) -> None:

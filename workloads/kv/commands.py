@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workloads.kv import commands_clients as clients
+from workloads.kv import commands_databases as databases_
 from workloads.kv import commands_hashes as hashes
 from workloads.kv import commands_keys as keys_
 from workloads.kv import commands_lists as lists
@@ -50,7 +51,8 @@ def _exec(keys: Keyspace, _args: Command, session: Session) -> bytes:
 
 
 def _do(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return look_up(args).handler(keys, args, session)
+    # A command before this one may have selected another database.
+    return look_up(args).handler(keys.databases.all[session.database], args, session)
 
 
 def _describe(_keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -103,8 +105,11 @@ _TABLE = (
     Entry("keys", 2, False, keys_.keys_),
     Entry("randomkey", 1, False, keys_.randomkey),
     Entry("dbsize", 1, False, keys_.dbsize),
-    Entry("flushall", -1, True, keys_.flushall),
-    Entry("flushdb", -1, True, keys_.flushall),
+    Entry("select", 2, False, databases_.select, local=True),
+    Entry("move", 3, True, databases_.move, _ONE),
+    Entry("swapdb", 3, True, databases_.swapdb),
+    Entry("flushall", -1, True, databases_.flushall),
+    Entry("flushdb", -1, True, databases_.flushdb),
     Entry("hset", -4, True, hashes.hset, _ONE),
     Entry("hmset", -4, True, hashes.hmset, _ONE),
     Entry("hsetnx", 4, True, hashes.hsetnx, _ONE),
@@ -186,7 +191,6 @@ _TABLE = (
     Entry("config", -2, False, server.config, local=True, subcommands={"get": -3}),
     Entry("ping", -1, False, server.ping, local=True),
     Entry("echo", 2, False, server.echo, local=True),
-    Entry("select", 2, False, server.select, local=True),
     Entry("auth", -2, False, clients.auth, local=True),
     Entry("hello", -1, False, clients.hello, local=True),
     Entry("client", -2, False, clients.client, local=True, subcommands={
@@ -240,11 +244,13 @@ def rejected(args: Command, session: Session, why: CommandError) -> CommandError
 
 
 def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
-    """Do a command; its reply, encoded, or nothing if the session waits now. Never raises.
+    """Do a command on the database that the session has selected; its reply, encoded, or nothing if the session
+    waits now. Never raises.
 
-    ``now``: milliseconds since the epoch.
+    ``keys``: any of the databases. ``now``: milliseconds since the epoch.
     """
-    keys.now = now
+    databases = keys.databases
+    databases.now = now
     try:
         try:
             entry = look_up(args)
@@ -252,6 +258,6 @@ def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
                 return transactions.enqueue(session, args)
         except CommandError as e:
             raise rejected(args, session, e) from None
-        return entry.handler(keys, args, session)
+        return entry.handler(databases.all[session.database], args, session)
     except CommandError as e:
         return error(str(e))

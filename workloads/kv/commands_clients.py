@@ -102,7 +102,8 @@ def _line(session: Session) -> bytes:
     fields = {
         "id": session.number, "addr": session.peer, "laddr": session.local, "name": session.name.decode(),
         "age": (now - session.began_ns) // 1_000_000_000,
-        "idle": (now - session.last_ns) // 1_000_000_000 if session.last_ns else 0, "flags": flags or "N", "db": 0,
+        "idle": (now - session.last_ns) // 1_000_000_000 if session.last_ns else 0, "flags": flags or "N",
+        "db": session.database,
         "multi": -1 if session.queue is None else len(session.queue), "watch": len(session.watching),
         "cmd": printable(session.last[:32]).lower().replace(" ", "?") or "NULL", "user": "default",
         "lib-name": session.lib_info.get(b"LIB-NAME", b"").decode(),
@@ -128,6 +129,6 @@ def quit_(_keys: Keyspace, _args: Command, session: Session) -> bytes:
 
 def reset(_keys: Keyspace, _args: Command, session: Session) -> bytes:
     """RESET"""
-    session.version, session.name = 2, b""
+    session.version, session.name, session.database = 2, b"", 0
     session.forget_transaction()
     return b"+RESET\r\n"

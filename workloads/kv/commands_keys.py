@@ -204,14 +204,6 @@ def dbsize(keys: Keyspace, _args: Command, _session: Session) -> bytes:
     return integer_reply(len(keys))
 
 
-def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """FLUSHALL [ASYNC|SYNC]"""
-    if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
-        raise CommandError(SYNTAX)
-    keys.clear()
-    return OK
-
-
 def _matching(found: list[bytes], pattern: bytes) -> list[bytes]:
     if pattern == b"*":
         return found

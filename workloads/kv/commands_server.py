@@ -8,17 +8,16 @@ import time
 from collections.abc import Sequence
 
 from smtstack import __version__
-from workloads.kv import commands_persistence
-from workloads.kv.arguments import Facts, Session, arity_error, integer
+from workloads.kv import commands_databases, commands_persistence
+from workloads.kv.arguments import Facts, Session, arity_error
 from workloads.kv.commands_clients import REDIS_VERSION
 from workloads.kv.commands_keys import glob
-from workloads.kv.resp import OK, Command, array, bulk, mapping, null, printable
+from workloads.kv.resp import Command, array, bulk, mapping, null, printable
 from workloads.kv.resp import integer as integer_reply
-from workloads.kv.store import CommandError, Keyspace
+from workloads.kv.store import Keyspace
 
 #: What tools ask before they begin.
-_CONFIG = {b"save": b"", b"maxmemory": b"0", b"maxmemory-policy": b"noeviction", b"databases": b"1",
-           b"timeout": b"0"}
+_CONFIG = {b"save": b"", b"maxmemory": b"0", b"maxmemory-policy": b"noeviction", b"timeout": b"0"}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -34,18 +33,12 @@ def echo(_keys: Keyspace, args: Command, _session: Session) -> bytes:
     return bulk(args[1])
 
 
-def select(_keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SELECT 0"""
-    if integer(args[1], "ERR value is not an integer or out of range"):
-        raise CommandError("ERR DB index is out of range")
-    return OK
-
-
 def config(keys: Keyspace, args: Command, session: Session) -> bytes:
     """CONFIG GET pattern [pattern ...]: what Redis's own tools look at"""
     patterns = [glob(pattern.lower()) for pattern in args[2:]]
     kept: dict[str, object] = {"appendonly": "no"} if keys.persistence is None else keys.persistence.settings()
-    known = {**_CONFIG, b"proto-max-bulk-len": b"%d" % keys.longest,
+    known = {**_CONFIG, b"databases": b"%d" % len(keys.databases.all),
+             b"proto-max-bulk-len": b"%d" % keys.longest,
              **{name.encode(): str(value).encode() for name, value in kept.items()}}
     found = [pair for pair in known.items() if any(p.fullmatch(pair[0]) for p in patterns)]
     return mapping([bulk(x) for pair in found for x in pair], session.version)
@@ -74,6 +67,7 @@ def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = max(used, usage.ru_maxrss * 1024)
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    count = keys.databases.count
     memory: dict[str, object] = {}
     for name, value in (("used_memory", used), ("used_memory_rss", used), ("used_memory_peak", peak),
                         ("total_system_memory", total), ("maxmemory", 0)):
@@ -89,11 +83,11 @@ def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
         "Memory": {**memory, "maxmemory_policy": "noeviction", "mem_fragmentation_ratio": "1.00"},
         "Persistence": {"rdb_bgsave_in_progress": 0, **commands_persistence.section(keys)},
         "Stats": {"total_connections_received": facts.connections, "total_messages_received": facts.messages,
-                  "total_commands_processed": facts.commands, "expired_keys": keys.expired, "evicted_keys": 0,
-                  "keyspace_hits": keys.hits, "keyspace_misses": keys.misses},
+                  "total_commands_processed": facts.commands, "expired_keys": count("expired"), "evicted_keys": 0,
+                  "keyspace_hits": count("hits"), "keyspace_misses": count("misses")},
         "Replication": {"role": "master", "connected_slaves": 0},
         "CPU": {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"},
-        "Keyspace": {"db0": f"keys={len(keys)},expires={keys.expiring},avg_ttl=0"} if len(keys) else {},
+        "Keyspace": commands_databases.section(keys),
     }
 
 

@@ -77,7 +77,8 @@ def run_queue(keys: Keyspace, session: Session, do: Handler) -> bytes:
 
 def changed_since(keys: Keyspace, session: Session) -> bool:
     """Whether a key that the client watches was changed or has ended."""
-    return not all(keys.is_unchanged(key, version) for key, version in session.watching.items())
+    return not all(keys.databases.all[number].is_unchanged(key, version)
+                   for (number, key), version in session.watching.items())
 
 
 def watch(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -85,7 +86,7 @@ def watch(keys: Keyspace, args: Command, session: Session) -> bytes:
     _check_watch(session, len(args) - 1)
     for key in args[1:]:
         # Watched twice, it must not have changed since the first time.
-        session.watching.setdefault(key, keys.version(key))
+        session.watching.setdefault((session.database, key), keys.version(key))
     return OK
 
 
@@ -110,7 +111,8 @@ def watch_versions(_keys: Keyspace, args: Command, session: Session) -> bytes:
     for key, text in zip(args[1::2], args[2::2], strict=True):
         version = integer(text)
         # No version is below 0: what is demanded to be two things at once has changed.
-        session.watching[key] = version if session.watching.get(key, version) == version else -1
+        where = session.database, key
+        session.watching[where] = version if session.watching.get(where, version) == version else -1
     return OK
 
 

@@ -1,10 +1,11 @@
 """A real Redis server as the store: our front ends forward what is about keys, and Redis does it.
 
-Commands of all clients go to it on one connection (and one more for clients of RESP 3, as the reply depends on
-it), pipelined. Only commands of our own table are forwarded; what a client says about its own connection (HELLO,
-CLIENT, ...) is answered here, and a transaction is kept here until it is whole. A client that watches keys, or
-waits for one, has a connection of its own from then on: Redis remembers these by connection. A command is never
-sent twice: when Redis goes away, those under way are answered with an error, and the next one connects anew.
+Commands of all clients go to it on one connection, pipelined (and one more for each database that is selected, and
+for clients of RESP 3, as the reply depends on it). Only commands of our own table are forwarded; what a client
+says about its own connection (HELLO, SELECT, CLIENT ...) is answered here, and a transaction is kept here until it
+is whole. A client that watches keys, or waits for one, has a connection of its own from then on: Redis remembers
+these by connection. A command is never sent twice: when Redis goes away, those under way are answered with an
+error, and the next one connects anew.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
 from workloads.kv.commands import Entry, execute, look_up, rejected
 from workloads.kv.commands_transactions import enqueue
-from workloads.kv.resp import Command, ReplyCutter, RespError, command, error
-from workloads.kv.store import CommandError, Keyspace
+from workloads.kv.resp import OK, Command, ReplyCutter, RespError, command, error, printable
+from workloads.kv.store import MAX_DATABASES, CommandError, open_databases
 from workloads.kv.waiting import Done
 from workloads.options import parse_address
 
@@ -36,6 +37,10 @@ _MOST = 256
 _TRANSACTION = frozenset(("multi", "exec", "discard", "unwatch"))
 #: In the place of a version: what was watched is not any more.
 _LOST = -1
+#: ... and what it is does not matter here.
+_SOMETHING = (0, b"")
+#: Whose a connection is: clients' of a version of RESP and a database, or one client's own.
+_Where = tuple[int, int] | Session
 
 
 class _Batch:
@@ -59,9 +64,9 @@ class _Lost(Exception):
 
 
 class _Connection:
-    """One connection to Redis. Raises :class:`_Lost`."""
+    """One connection to Redis, with a database selected. Raises :class:`_Lost`."""
 
-    def __init__(self, where: str, patience_s: float, version: int) -> None:
+    def __init__(self, where: str, patience_s: float, version: int, database: int = 0) -> None:
         kind, address = parse_store(where)
         try:
             self._sock = socket.socket(kind, socket.SOCK_STREAM)
@@ -75,13 +80,35 @@ class _Connection:
         except OSError as e:
             self._sock.close()
             raise _Lost(e.strerror or "no answer") from None
-        self._sock.setblocking(False)
         self._cutter = ReplyCutter()
+        self._patience_s = patience_s
+        # Before anything else: nothing must be done in another database than its own.
+        if database and (reply := self.ask(["SELECT", database])) != OK:
+            self._sock.close()
+            raise _Lost(f"SELECT {database}: {printable(reply[:100])}")
+        self._sock.setblocking(False)
         self._out = bytearray()
         #: Whose reply comes next, and which of theirs it is.
         self.waiting: deque[tuple[_Batch, int]] = deque()
         if version == 3:
             self.send(command(["HELLO", 3]), _Batch(lambda _reply: None), 0)
+
+    def ask(self, args: list[str | int]) -> bytes:
+        """The reply to a command, before there are others."""
+        replies: list[bytes] = []
+        try:
+            self._sock.settimeout(self._patience_s)
+            self._sock.sendall(command(args))
+            while not replies:
+                data = self._sock.recv(_CHUNK)
+                if not data:
+                    raise _Lost("it closed the connection")
+                replies = self._cutter.take(data)
+        except (OSError, RespError, ValueError) as e:
+            self._sock.close()
+            raise _Lost(f"it does not answer {args[0]}: {e}") from None
+        self._sock.setblocking(False)
+        return replies[0]
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -147,25 +174,35 @@ class RedisStore(Backend):
         self._where = where
         super().__init__()
         self._epoll = select.epoll()
-        #: By the version of RESP: those that clients share; or by the client whose own it is.
-        self._connections: dict[int | Session, _Connection] = {}
-        #: Nothing is in it: commands that are done here do not look at keys.
-        self._keys = Keyspace()
+        #: By the version of RESP and the database: those that clients share; or by the client whose own it is.
+        self._connections: dict[_Where, _Connection] = {}
         self._retry_at = 0
         self._forwarded = self._lost = 0
         try:
-            self._connect(2, 2, _PATIENCE_S)
+            #: Nothing is in them: commands that are done here do not look at keys.
+            self._keys = open_databases(self._count())
+            self._connect((2, 0), Session(), _PATIENCE_S)
         except _Lost as e:
             self._epoll.close()
             raise ConfigError(f"--store {where}: no Redis there ({e}); start one: redis-server --port 0 "
                               f"--unixsocket /path, or name its IP:PORT") from None
 
+    def _count(self) -> int:
+        """How many databases Redis has: 1 if it does not say, so that there is nothing to select."""
+        connection = _Connection(self._where, _PATIENCE_S, 2)
+        reply = connection.ask(["CONFIG", "GET", "databases"])
+        connection.close()
+        number = reply.rstrip().rpartition(b"\r\n")[2]
+        return min(int(number), MAX_DATABASES) if reply[:1] == b"*" and number.isdigit() else 1
+
     def submit(self, session: Session, commands: deque[Command], done: Done, limit: int) -> bytes | None:
         batch = _Batch(done)
-        version = session.version
+        version, database = session.version, session.database
         replies = batch.replies
         session.last_ns = time.monotonic_ns()
-        while commands and len(replies) < _MOST and not session.closing and session.version == version:
+        # What comes behind another version or database goes over another connection, so after this.
+        while (commands and len(replies) < _MOST and not session.closing
+               and (session.version, session.database) == (version, database)):
             args = commands.popleft()
             session.last = args[0]
             try:
@@ -182,8 +219,8 @@ class RedisStore(Backend):
                 if local is not None:
                     replies.append(local)
                     continue
-                where: int | Session = session if own else version
-                connection = self._connections.get(where) or self._reconnect(where, version)
+                where: _Where = session if own else (version, database)
+                connection = self._connections.get(where) or self._reconnect(where, session)
                 if alone and session.watching:
                     raise CommandError(f"ERR {entry.name.upper()} is not possible between WATCH and EXEC with "
                                        f"--store redis in a message")
@@ -213,6 +250,8 @@ class RedisStore(Backend):
                 self._tell(session, [b"UNWATCH"])
             if name in {"hello", "reset"}:
                 self._tell(session, [b"HELLO", b"%d" % session.version])
+            if name in {"select", "reset"}:
+                self._tell(session, [b"SELECT", b"%d" % session.database])
             return reply
         if name == "exec":
             if session.queue is None:
@@ -226,7 +265,7 @@ class RedisStore(Backend):
         elif name == "watch":
             if session.queue is not None:
                 return error("ERR WATCH inside MULTI is not allowed")
-            session.watching.setdefault(b"", 0)
+            session.watching.setdefault(_SOMETHING, 0)
         elif name == "unwatch":
             session.watching = {}
         return None
@@ -284,17 +323,18 @@ class RedisStore(Backend):
             connection.close()
         self._epoll.close()
 
-    def _connect(self, where: int | Session, version: int, patience_s: float) -> _Connection:
-        connection = self._connections[where] = _Connection(self._where, patience_s, version)
+    def _connect(self, where: _Where, session: Session, patience_s: float) -> _Connection:
+        connection = self._connections[where] = _Connection(self._where, patience_s, session.version,
+                                                            session.database)
         self._epoll.register(connection, select.EPOLLIN)
         return connection
 
-    def _reconnect(self, where: int | Session, version: int) -> _Connection:
+    def _reconnect(self, where: _Where, session: Session) -> _Connection:
         now = time.monotonic_ns()
         if now < self._retry_at:
             raise _Lost("tried just now")
         try:
-            return self._connect(where, version, _IMPATIENCE_S)
+            return self._connect(where, session, _IMPATIENCE_S)
         except _Lost:
             self._retry_at = now + _RETRY_NS
             raise
@@ -306,10 +346,10 @@ class RedisStore(Backend):
         if not batch.left:
             batch.done(b"".join(batch.replies))
 
-    def _lose(self, where: int | Session, why: _Lost) -> None:
+    def _lose(self, where: _Where, why: _Lost) -> None:
         connection = self._connections.pop(where)
         if isinstance(where, Session) and where.watching:
-            where.watching = {b"": _LOST}
+            where.watching = {_SOMETHING: _LOST}
         self._epoll.unregister(connection)
         connection.close()
         self._lost += 1

@@ -1,4 +1,4 @@
-"""The keyspace of the embedded store: values by key, when they expire, and an order to scan them in.
+"""A keyspace of the embedded store, a database: values by key, when they expire, and an order to scan them in.
 
 No I/O, no clock: ``now`` is an argument everywhere, milliseconds since the epoch.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from workloads.kv.databases import Databases, Journal, Persistence
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
 
@@ -112,38 +113,25 @@ KINDS: dict[type, Kind] = {
 }
 
 
-class Persistence(Protocol):
-    """What keeps the journal."""
-
-    def info(self) -> dict[str, object]:
-        """As INFO tells it."""
-
-    def settings(self) -> dict[str, object]:
-        """As CONFIG GET tells them."""
-
-    def ask_rewrite(self) -> bool:
-        """Have what is kept written anew, soon; whether that is not being done already."""
-
-
 class Keyspace:
-    """All keys. Every change is told to :meth:`log`: from there it is in :attr:`journal`, if there is one, in
-    order, and whoever watches the key learns of it.
+    """All keys of one database. Every change is told to :meth:`log`: from there it is in :attr:`journal`, if there
+    is one, in order, and whoever watches the key learns of it.
 
-    A journal entry is a command that gives the same change when it is replayed, whenever that is.
+    A journal entry is a command that gives the same change when it is replayed, whenever that is. ``databases``:
+    those that this one joins; without, it is the first of its own. Whatever takes the keys of a server takes any
+    of its databases.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, databases: Databases | None = None) -> None:
+        self.databases = Databases() if databases is None else databases
+        self.number = len(self.databases.all)
+        self.databases.all.append(self)
         self._values: dict[bytes, Value] = {}
         self._expires: dict[bytes, int] = {}
         self._slots = Slots()
         self._expiring = Slots()
         #: Where active expiry goes on.
         self._cursor = 0
-        self.now = 0
-        #: Bytes of the longest string that a command may make out of others.
-        self.longest = 512 << 20
-        self.journal: list[Command] | None = None
-        self.persistence: Persistence | None = None
         self.expired = 0
         self.hits = 0
         self.misses = 0
@@ -151,12 +139,41 @@ class Keyspace:
         #: not even by another process.
         self._versions: dict[bytes, int] = {}
         self._version = secrets.randbits(62)
-        #: Keys that clients wait for, and which of them have got a value since, in order.
-        self.awaited: Container[bytes] = ()
-        self.ready: dict[bytes, None] = {}
+        #: Keys that clients wait for.
+        self.awaited: Collection[bytes] = ()
 
     def __len__(self) -> int:
         return len(self._values)
+
+    # -- what it shares with the other databases -------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        """The time of all databases."""
+        return self.databases.now
+
+    @now.setter
+    def now(self, now: int) -> None:
+        self.databases.now = now
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest string that a command may make out of others."""
+        return self.databases.longest
+
+    @property
+    def journal(self) -> Journal | None:
+        """Where changes are noted."""
+        return self.databases.journal
+
+    @journal.setter
+    def journal(self, journal: Journal | None) -> None:
+        self.databases.journal = journal
+
+    @property
+    def persistence(self) -> Persistence | None:
+        """What keeps the journal."""
+        return self.databases.persistence
 
     # -- values ----------------------------------------------------------------------------------------------
 
@@ -180,7 +197,7 @@ class Keyspace:
         if key not in self._values:
             self._slots.add(key)
             if key in self.awaited:
-                self.ready[key] = None
+                self.databases.ready[self.number, key] = None
         self._values[key] = value
         if not keep_ttl and self._expires:
             self.persist(key)
@@ -193,14 +210,35 @@ class Keyspace:
 
     def clear(self) -> None:
         """Delete everything."""
+        self.empty()
+        if self.journal is not None:
+            self.journal.add(self.number, [b"FLUSHDB"])
+
+    def empty(self) -> None:
+        """The same, and the journal is the caller's business."""
         for key in self._versions:
             if key in self._values:
                 self.touch(key)
-        if self.journal is not None:
-            self.journal.append([b"FLUSHALL"])
         self._values.clear()
         self._expires.clear()
         self._slots, self._expiring = Slots(), Slots()
+
+    def swap(self, other: Keyspace) -> None:
+        """Exchange all values with another database. Who watches or waits does so where it did."""
+        for keys in (self, other):
+            for key in keys._versions:
+                if self.get(key) is not None or other.get(key) is not None:
+                    keys.touch(key)
+        self._values, other._values = other._values, self._values
+        self._expires, other._expires = other._expires, self._expires
+        self._slots, other._slots = other._slots, self._slots
+        self._expiring, other._expiring = other._expiring, self._expiring
+        for keys in (self, other):
+            for key in keys.awaited:
+                if key in keys._values:
+                    self.databases.ready[keys.number, key] = None
+        if self.journal is not None:
+            self.journal.add(self.number, [b"SWAPDB", b"%d" % self.number, b"%d" % other.number])
 
     def _drop(self, key: bytes) -> bool:
         if self._values.pop(key, None) is None:
@@ -230,7 +268,7 @@ class Keyspace:
 
     def _over(self, key: bytes) -> bool:
         at = self._expires.get(key)
-        if at is None or at > self.now:
+        if at is None or at > self.databases.now:
             return False
         self._drop(key)
         self.expired += 1
@@ -285,8 +323,9 @@ class Keyspace:
         """Note a change of one key, as the command that makes it."""
         if self._versions:
             self.touch(key)
-        if self.journal is not None:
-            self.journal.append([name, key, *rest])
+        journal = self.databases.journal
+        if journal is not None:
+            journal.add(self.number, [name, key, *rest])
 
     def version(self, key: bytes) -> int:
         """A number that is another one once the key was changed, or has ended; or has to be taken for changed."""
@@ -322,3 +361,15 @@ class Keyspace:
             yield from KINDS[type(value)].rebuild(key, value)
             if (at_ms := self._expires.get(key)) is not None:
                 yield [b"PEXPIREAT", key, b"%d" % at_ms]
+
+
+#: As many as Redis has, and at most: each is looked at ten times a second.
+DATABASES, MAX_DATABASES = 16, 10_000
+
+
+def open_databases(count: int = DATABASES) -> Keyspace:
+    """The first of so many, all empty."""
+    first = Keyspace()
+    for _ in range(count - 1):
+        Keyspace(first.databases)
+    return first

@@ -21,10 +21,12 @@ _STALE = 64
 class _Waiter:
     """A client and its command."""
 
-    __slots__ = ("done", "session", "what")
+    __slots__ = ("by_key", "done", "session", "what")
 
-    def __init__(self, session: Session, what: Wait, done: Done) -> None:
+    def __init__(self, session: Session, what: Wait, done: Done, by_key: dict[bytes, dict[_Waiter, None]]) -> None:
         self.session = session
+        #: All that wait in its database.
+        self.by_key = by_key
         self.what = what
         self.done = done
 
@@ -33,12 +35,14 @@ class Waiting:
     """All that wait, in the order in which they came. Time is an argument, a ``time.monotonic_ns()``."""
 
     def __init__(self, keys: Keyspace) -> None:
-        self._keys = keys
+        self._databases = keys.databases
         self._waiters: dict[Session, _Waiter] = {}
-        self._by_key: dict[bytes, dict[_Waiter, None]] = {}
+        #: By database.
+        self._by_key: list[dict[bytes, dict[_Waiter, None]]] = [{} for _ in keys.databases.all]
         self._deadlines: list[tuple[int, int, _Waiter]] = []
         self._order = count()
-        keys.awaited = self._by_key
+        for one, by_key in zip(keys.databases.all, self._by_key, strict=True):
+            one.awaited = by_key
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -47,9 +51,10 @@ class Waiting:
         """A client has :attr:`~Session.waiting` set: ``done`` gets its reply."""
         what = session.waiting
         assert what is not None
-        waiter = self._waiters[session] = _Waiter(session, what, done)
+        by_key = self._by_key[session.database]
+        waiter = self._waiters[session] = _Waiter(session, what, done, by_key)
         for key in what.keys:
-            self._by_key.setdefault(key, {})[waiter] = None
+            by_key.setdefault(key, {})[waiter] = None
         if what.timeout_ms:
             heapq.heappush(self._deadlines, (now_ns + what.timeout_ms * 1_000_000, next(self._order), waiter))
         if len(self._deadlines) > 2 * len(self._waiters) + _STALE:
@@ -59,16 +64,17 @@ class Waiting:
     def serve(self) -> list[Answer]:
         """After a command, or a transaction: who has waited longest for a key that has a value now gets it."""
         answers: list[Answer] = []
-        ready = self._keys.ready
+        ready = self._databases.ready
         while ready:
             # A client that moves an element to another key makes that one ready.
-            key = next(iter(ready))
-            del ready[key]
-            for waiter in list(self._by_key.get(key, ())):
-                if type(self._keys.get(key)) is not waiter.what.kind:
+            number, key = where = next(iter(ready))
+            del ready[where]
+            keys = self._databases.all[number]
+            for waiter in list(self._by_key[number].get(key, ())):
+                if type(keys.get(key)) is not waiter.what.kind:
                     continue
                 try:
-                    reply = waiter.what.serve(self._keys, key)
+                    reply = waiter.what.serve(keys, key)
                 except CommandError as e:
                     # Where it was to be moved to.
                     reply = error(str(e))
@@ -100,8 +106,8 @@ class Waiting:
             return
         session.waiting = None
         for key in waiter.what.keys:
-            others = self._by_key.get(key)
+            others = waiter.by_key.get(key)
             if others is not None:
                 others.pop(waiter, None)
                 if not others:
-                    del self._by_key[key]
+                    del waiter.by_key[key]

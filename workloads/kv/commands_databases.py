@@ -1,0 +1,86 @@
+"""Commands about databases: which one is selected, what goes from one to another, emptying them."""
+
+from __future__ import annotations
+
+from workloads.kv.arguments import SYNTAX, Session, integer
+from workloads.kv.resp import OK, ONE, ZERO, Command
+from workloads.kv.store import CommandError, Keyspace
+
+OUT_OF_RANGE = "ERR DB index is out of range"
+#: Bits of a number of a database, sign included.
+_INT = 32
+
+
+def _number(keys: Keyspace, text: bytes, complaint: str, too_large: str) -> int:
+    number = integer(text, complaint)
+    if not -(1 << _INT - 1) <= number < 1 << _INT - 1:
+        raise CommandError(too_large)
+    if not 0 <= number < len(keys.databases.all):
+        raise CommandError(OUT_OF_RANGE)
+    return number
+
+
+def _plain_number(keys: Keyspace, text: bytes) -> int:
+    return _number(keys, text, "ERR value is not an integer or out of range",
+                   f"ERR value is out of range, value must between {-(1 << _INT - 1)} and {(1 << _INT - 1) - 1}")
+
+
+def select(keys: Keyspace, args: Command, session: Session) -> bytes:
+    """SELECT database"""
+    session.database = _plain_number(keys, args[1])
+    return OK
+
+
+def move(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """MOVE key database"""
+    key = args[1]
+    target = keys.databases.all[_plain_number(keys, args[2])]
+    if target is keys:
+        raise CommandError("ERR source and destination objects are the same")
+    value = keys.get(key)
+    if value is None or target.get(key) is not None:
+        return ZERO
+    at = keys.expires_at(key)
+    keys.delete(key)
+    target.put(key, value)
+    if at is not None:
+        target.expire_at(key, at)
+    keys.log(b"MOVE", key, b"%d" % target.number)
+    target.touch(key)
+    return ONE
+
+
+def swapdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """SWAPDB database database"""
+    numbers = [integer(text, f"ERR invalid {which} DB index")
+               for which, text in zip(("first", "second"), args[1:], strict=True)]
+    one, other = [keys.databases.all[_number(keys, b"%d" % number, "", f"ERR invalid {which} DB index")]
+                  for which, number in zip(("first", "second"), numbers, strict=True)]
+    if one is not other:
+        one.swap(other)
+    return OK
+
+
+def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """FLUSHALL [ASYNC|SYNC]"""
+    _check_flush(args)
+    keys.databases.flush()
+    return OK
+
+
+def flushdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """FLUSHDB [ASYNC|SYNC]"""
+    _check_flush(args)
+    keys.clear()
+    return OK
+
+
+def _check_flush(args: Command) -> None:
+    if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
+        raise CommandError(SYNTAX)
+
+
+def section(keys: Keyspace) -> dict[str, object]:
+    """The section of INFO: a line for each that has keys."""
+    return {f"db{one.number}": f"keys={len(one)},expires={one.expiring},avg_ttl=0"
+            for one in keys.databases.all if len(one)}
