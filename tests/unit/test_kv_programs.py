@@ -144,16 +144,6 @@ def test_redis_py_does_what_ordinary_programs_do(reached: Reached):
             reached.redis(username="u", password="x").ping()
 
 
-def test_a_lock_of_redis_py_says_that_there_are_no_scripts(tmp_path):
-    redis = pytest.importorskip("redis")
-    with over_tcp(tmp_path) as reached, reached.redis() as client:
-        lock = client.lock("lk", timeout=100)
-        assert lock.acquire()
-        assert not client.lock("lk", timeout=100).acquire(blocking=False)
-        with pytest.raises(redis.ResponseError, match="no scripting"):
-            lock.release()
-
-
 def test_whoever_waits_holds_up_nobody_and_gets_what_comes(reached: Reached):
     with reached.redis() as one, reached.redis() as two:
         one.delete("w")

@@ -11,7 +11,8 @@ local pcall, rawequal, rawget, rawset, select = pcall, rawequal, rawget, rawset,
 local setfenv, setmetatable, tonumber, tostring, type, unpack = setfenv, setmetatable, tonumber, tostring, type, unpack
 local xpcall, loadstring, collectgarbage = xpcall, loadstring, collectgarbage
 local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
-local byte, find, format, match, rep, sub = string.byte, string.find, string.format, string.match, string.rep, string.sub
+local byte, find, format, gsub, match = string.byte, string.find, string.format, string.gsub, string.match
+local rep, sub = string.rep, string.sub
 local concat, insert, huge, ceil, floor = table.concat, table.insert, math.huge, math.ceil, math.floor
 local create, resume, yield = coroutine.create, coroutine.resume, coroutine.yield
 
@@ -108,7 +109,7 @@ end
 lib.string.find = patterned(find, true)
 lib.string.match = patterned(match, true)
 lib.string.gmatch = patterned(string.gmatch, false)
-lib.string.gsub = patterned(string.gsub, true)
+lib.string.gsub = patterned(gsub, true)
 lib.string.rep = function(s, n)
   check()
   if type(s) == 'number' then s = tostring(s) end
@@ -149,8 +150,20 @@ local globals = {math = lib.math, string = lib.string, table = lib.table, corout
   assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, rawequal = rawequal, rawget = rawget,
   select = select, tonumber = tonumber, tostring = tostring, type = type, unpack = unpack,
   _VERSION = _VERSION, setmetatable = setmetatable, getmetatable = getmetatable}
-globals.pcall = function(...) return after(pcall(...)) end
-globals.xpcall = function(...) return after(xpcall(...)) end
+local function caught(ok, e, ...)
+  -- As Redis: an error of a command is its text.
+  if not ok and type(e) == 'table' and type(rawget(e, 'err')) == 'string' then return false, rawget(e, 'err') end
+  return ok, e, ...
+end
+globals.pcall = function(...) return caught(after(pcall(...))) end
+globals.xpcall = function(f, handle)
+  -- Not by xpcall: a handler of what check() raises would be run within the hook, and nothing interrupts that.
+  local function handled(ok, e, ...)
+    if ok then return ok, e, ... end
+    return false, select(2, after(pcall(handle, e)))
+  end
+  return handled(after(pcall(f)))
+end
 local closed = {}
 globals.rawset = function(t, k, v)
   if closed[t] then error('Attempt to modify a readonly table', 2) end
@@ -230,10 +243,10 @@ local function parse(text, at)
   return kind == '~' and {set = found} or found, at
 end
 local inner, outer = '2', '2'
-local function line(text) return (text:gsub('[\r\n]', ' ')) end
+local function line(text) return (gsub(text, '[\r\n]', ' ')) end
 local function whole(v)
   if v ~= v or v >= 2 ^ 63 or v < -2 ^ 63 then return '-9223372036854775808' end
-  return (format('%.0f', v < 0 and ceil(v) or floor(v)):gsub('^%-0$', '0'))
+  return (gsub(format('%.0f', v < 0 and ceil(v) or floor(v)), '^%-0$', '0'))
 end
 local function render(v, out, depth)
   if depth > 100 then
@@ -289,7 +302,7 @@ local redis = {LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3}
 local function failure(text) return {err = text} end
 local function perform(...)
   local n = select('#', ...)
-  if n == 0 then return failure('ERR Please specify at least one argument for this redis.lib call') end
+  if n == 0 then return failure('ERR Please specify at least one argument for this redis lib call') end
   local args = {...}
   for i = 1, n do
     local kind = type(args[i])
@@ -329,8 +342,8 @@ redis.sha1hex = function(...)
   return ask('sha1', tostring((...)))
 end
 redis.setresp = function(...)
-  if select('#', ...) ~= 1 then error('redis.setresp() requires one argument.', 2) end
-  if (...) ~= 2 and (...) ~= 3 then error('RESP version must be 2 or 3.', 2) end
+  if select('#', ...) ~= 1 then error('redis.setresp() requires one argument.', 0) end
+  if (...) ~= 2 and (...) ~= 3 then error('RESP version must be 2 or 3.', 0) end
   inner = tostring((...))
 end
 redis.replicate_commands = function() return true end
