@@ -59,7 +59,8 @@ setup(
         # Handshakes of transport smt (the ssl module has no exporter, and keeps from ktls the keys that the
         # kernel wants), and its tickets.
         "session": ["pyOpenSSL>=25.2", "dnspython>=2.3"],
-        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2", "lupa>=2.1", "redis"],
+        "test": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scapy", "hiredis>=2",
+                 "lupa>=2.1", "redis"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
         "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],

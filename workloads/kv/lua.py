@@ -1,7 +1,7 @@
 """Runs one script of Lua 5.1, as Redis has it, by lupa: nothing but commands gets out of it, and it ends.
 
-Each script has a runtime of its own: what one leaves behind no other finds. lupa must never have to give Lua what it
-has no memory for, so only strings pass, each after a look at what is left (:mod:`workloads.kv.lua_prelude`).
+Each script has a runtime of its own: what one leaves behind no other finds. lupa must never have to give Lua what
+it has no memory for, so only strings pass, each after a look at what is left (:mod:`workloads.kv.lua_prelude`).
 """
 
 from __future__ import annotations

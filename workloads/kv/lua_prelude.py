@@ -8,7 +8,8 @@ PRELUDE = rb"""
 local bridge, MEMORY, RESERVE, FIRST_S, ALL_S = ...
 local assert, error, getmetatable, ipairs, next, pairs = assert, error, getmetatable, ipairs, next, pairs
 local pcall, rawequal, rawget, rawset, select = pcall, rawequal, rawget, rawset, select
-local setfenv, setmetatable, tonumber, tostring, type, unpack = setfenv, setmetatable, tonumber, tostring, type, unpack
+local setfenv, setmetatable, tonumber, tostring = setfenv, setmetatable, tonumber, tostring
+local type, unpack = type, unpack
 local xpcall, loadstring, collectgarbage = xpcall, loadstring, collectgarbage
 local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
 local byte, find, format, gsub, match = string.byte, string.find, string.format, string.gsub, string.match
@@ -147,7 +148,8 @@ end
 
 -- Globals: those there are, and no others.
 local globals = {math = lib.math, string = lib.string, table = lib.table, coroutine = lib.coroutine,
-  assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, rawequal = rawequal, rawget = rawget,
+  assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, rawequal = rawequal,
+  rawget = rawget,
   select = select, tonumber = tonumber, tostring = tostring, type = type, unpack = unpack,
   _VERSION = _VERSION, setmetatable = setmetatable, getmetatable = getmetatable}
 local function caught(ok, e, ...)
@@ -218,7 +220,9 @@ local function parse(text, at)
   if kind == '+' then return {ok = line}, at end
   if kind == '-' then return {err = line}, at end
   if kind == ':' then return tonumber(line), at end
-  if kind == ',' then return {double = tonumber(line) or (line == 'inf' and huge) or (line == '-inf' and -huge) or 0/0}, at end
+  if kind == ',' then
+    return {double = tonumber(line) or (line == 'inf' and huge) or (line == '-inf' and -huge) or 0/0}, at
+  end
   if kind == '#' then return line == 't', at end
   if kind == '_' then return nil, at end
   local n = tonumber(line)
