@@ -237,7 +237,8 @@ def test_random_scripts_do_what_their_commands_do():
     one, two = Ours(), Ours()
     for _ in range(60):
         calls = [chance.choice([
-            ["set", k, n], ["incrby", k, n], ["append", k, n], ["rpush", k, n], ["sadd", k, n], ["hset", k, "f", n],
+            ["set", k, n], ["incrby", k, n], ["append", k, n], ["rpush", k, n], ["sadd", k, n], ["hset", k,
+            "f", n],
             ["del", k],
             ["zadd", k, n, "m"], ["lpop", k], ["expire", k, "100"]])
             for k, n in [(chance.choice("abc"), str(chance.randrange(-9, 99))) for _ in range(6)]]
