@@ -279,3 +279,19 @@ def test_over_messages_a_script_is_a_command_and_is_remembered():
     assert ask(messages, store, both) == b"+OK\r\n$1\r\nv\r\n"
     again = command([b"EVALSHA", lua.sha1(b"return redis.call('get',KEYS[1])"), b"1", b"k"])
     assert ask(messages, store, command([b"MULTI"]) + again + command([b"EXEC"])).endswith(b"*1\r\n$1\r\nv\r\n")
+
+
+def test_nothing_is_left_of_a_script():
+    freed = []
+    ours = Ours()
+    for text in ("return 1", "error('x')"):
+        before = _resident()
+        for _ in range(20):
+            assert ours("EVAL", "local s = string.rep('x', 8000000) " + text, 0)
+        freed.append(_resident() - before)
+    assert max(freed) < 80_000_000
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * 4096
