@@ -193,7 +193,7 @@ def fails(hosts: Hosts, at_client: str, at_server: str, tamper: Tamper | None = 
     assert client.counters()["handshakes_failed"] == 1
     if at_server:
         assert server.last_failure.startswith("10.0.0.1:32768: ")
-        assert at_server in server.last_failure
+        assert at_server in server.last_failure, server.last_failure
         assert server.counters()["handshakes_failed"] >= 1
     else:
         assert rig.sent_frames == []

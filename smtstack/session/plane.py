@@ -78,6 +78,8 @@ class Plane:
         unsched = max(params.unsched_bytes, _UNSCHED_BYTES)
         own = replace(params, max_message_length=MAX_FLIGHT, unsched_bytes=unsched,
                       resend_interval=_RESEND_INTERVAL, timeout_resends=resends,
+                      # A server forgets its answer soon, unless it is asked for steadily.
+                      resend_doublings=0,
                       timeout_resends_served=_RESENDS_SERVED,
                       incast_threshold=0, max_rpcs_per_host=_MAX_RPCS_PER_HOST, max_server_rpcs=_MAX_RPCS,
                       max_rx_bytes_per_host=_MAX_BYTES_PER_HOST, max_rx_bytes=_MAX_BYTES)

@@ -80,8 +80,10 @@ class TransportParams:
     resend_ticks: int = 15
     """Ticks of silence before the first RESEND."""
     resend_interval: int = 10
-    """Ticks between RESENDs of an RPC, and between NEED_ACKs; from the sixth on it doubles each time, up to 16 of
-    these."""
+    """Ticks between RESENDs of an RPC, and between NEED_ACKs."""
+    resend_doublings: int = 4
+    """How often that doubles after the fifth: a process that does not run must not find thousands of RESENDs, nor
+    may one that runs again wait long for the next. Ours."""
     timeout_resends: int = 5
     """Intervals of silence after ``resend_ticks`` after which a host counts as gone, and its RPCs fail."""
     timeout_resends_served: int = 0
@@ -130,6 +132,8 @@ class TransportParams:
                      "incast_unsched_bytes", "held_ticks", "stalled_ticks", "keep_response_ticks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.resend_doublings <= 16:
+            raise ConfigError(f"resend_doublings is {self.resend_doublings}; 0 to 16")
         if self.timeout_resends_served < 0:
             raise ConfigError(f"timeout_resends_served is {self.timeout_resends_served}; at least 0, which is as "
                               "timeout_resends")

@@ -29,9 +29,6 @@ PROBE_LENGTH = 100
 DOUBT_RESENDS = 3
 #: Ranges one round of RESENDs asks for; the rest waits for the next.
 MAX_RESEND_RANGES = 16
-#: Times that the interval between RESENDs doubles: a process that does not run must not find thousands of them,
-#: nor may one that runs again wait long for the next.
-MAX_BACKOFF = 4
 #: What more there is to say of an RPC whose host is not silent.
 STALLED = "its host lives, but with this RPC it gets no further"
 _NEVER = 1 << 60
@@ -312,7 +309,7 @@ class Recovery:
     def _gap(self, rpc: Rpc) -> int:
         """Ticks between the last RESEND or NEED_ACK about ``rpc`` and the next."""
         beyond = rpc.resends - MIN_RESENDS
-        return self._p.resend_interval << (min(beyond, MAX_BACKOFF) if beyond > 0 else 0)
+        return self._p.resend_interval << (min(beyond, self._p.resend_doublings) if beyond > 0 else 0)
 
     def _end(self, rpc: Rpc) -> int:
         """Tick at which ``rpc`` is given up, as far as can be said now: an interval after a RESEND or later."""

@@ -144,16 +144,6 @@ def test_redis_py_does_what_ordinary_programs_do(reached: Reached):
             reached.redis(username="u", password="x").ping()
 
 
-def test_a_lock_of_redis_py_says_that_there_are_no_scripts(tmp_path):
-    redis = pytest.importorskip("redis")
-    with over_tcp(tmp_path) as reached, reached.redis() as client:
-        lock = client.lock("lk", timeout=100)
-        assert lock.acquire()
-        assert not client.lock("lk", timeout=100).acquire(blocking=False)
-        with pytest.raises(redis.ResponseError, match="no scripting"):
-            lock.release()
-
-
 def test_whoever_waits_holds_up_nobody_and_gets_what_comes(reached: Reached):
     with reached.redis() as one, reached.redis() as two:
         one.delete("w")
@@ -282,7 +272,7 @@ def test_a_redis_that_is_lost_while_keys_are_watched_has_nothing_done():
 
 def test_redis_cli_knows_that_it_is_in_a_transaction():
     with serving() as server:
-        assert cli(server, "EVAL", "return 1", "0").startswith("ERR EVAL: this server has no scripting")
+        assert cli(server, "EVAL", "return {1, KEYS[1]}", "1", "k") == "1\nk"
         run = subprocess.run(["redis-cli", "-p", str(server.port)], input="MULTI\nSET a 1\nGET a\nEXEC\n",
                              capture_output=True, text=True, timeout=PATIENCE, check=True)
         assert run.stdout.split() == ["OK", "QUEUED", "QUEUED", "OK", "1"]

@@ -69,7 +69,8 @@ def contents(keys: Keyspace) -> list[list[bytes]]:
 
 
 def test_every_write_has_its_example():
-    assert set(CHANGES) == {name for name, entry in COMMANDS.items() if entry.write}
+    # A script changes what its commands change.
+    assert set(CHANGES) == {name for name, entry in COMMANDS.items() if entry.write} - {"eval", "evalsha"}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -32,6 +32,8 @@ class Facts:
     messages: int = 0
     """Over smt, homa and linux."""
     commands: int = 0
+    scripts: dict[bytes, bytes] = field(default_factory=dict)
+    """Those remembered, by their SHA-1 in hexadecimal digits."""
     blocked: Callable[[], int] = int
     """How many clients wait."""
 

@@ -12,6 +12,7 @@ from workloads.kv import commands_keys as keys_
 from workloads.kv import commands_lists as lists
 from workloads.kv import commands_persistence as persistence
 from workloads.kv import commands_ranges as ranges
+from workloads.kv import commands_scripts as scripts
 from workloads.kv import commands_server as server
 from workloads.kv import commands_sets as sets
 from workloads.kv import commands_sorted as sorted_
@@ -43,6 +44,8 @@ class Entry:
     """Second words that there are, and the arity with each: those of its handler."""
     ours: bool = False
     """Redis does not have it."""
+    no_script: bool = False
+    """No script may call it."""
 
 
 def _exec(keys: Keyspace, _args: Command, session: Session) -> bytes:
@@ -139,10 +142,10 @@ _TABLE = (
     Entry("linsert", 5, True, lists.linsert, _ONE),
     Entry("lmove", 5, True, lists.lmove, _TWO),
     Entry("rpoplpush", 3, True, lists.rpoplpush, _TWO),
-    Entry("blpop", -3, True, lists.blpop, _WAITED, stateful=True),
-    Entry("brpop", -3, True, lists.brpop, _WAITED, stateful=True),
-    Entry("blmove", 6, True, lists.blmove, _TWO, stateful=True),
-    Entry("brpoplpush", 4, True, lists.brpoplpush, _TWO, stateful=True),
+    Entry("blpop", -3, True, lists.blpop, _WAITED, stateful=True, no_script=True),
+    Entry("brpop", -3, True, lists.brpop, _WAITED, stateful=True, no_script=True),
+    Entry("blmove", 6, True, lists.blmove, _TWO, stateful=True, no_script=True),
+    Entry("brpoplpush", 4, True, lists.brpoplpush, _TWO, stateful=True, no_script=True),
     Entry("sadd", -3, True, sets.sadd, _ONE),
     Entry("srem", -3, True, sets.srem, _ONE),
     Entry("smembers", 2, False, sets.smembers, _ONE),
@@ -163,8 +166,8 @@ _TABLE = (
     Entry("zmscore", -3, False, sorted_.zmscore, _ONE),
     Entry("zpopmin", -2, True, sorted_.zpopmin, _ONE),
     Entry("zpopmax", -2, True, sorted_.zpopmax, _ONE),
-    Entry("bzpopmin", -3, True, sorted_.bzpopmin, _WAITED, stateful=True),
-    Entry("bzpopmax", -3, True, sorted_.bzpopmax, _WAITED, stateful=True),
+    Entry("bzpopmin", -3, True, sorted_.bzpopmin, _WAITED, stateful=True, no_script=True),
+    Entry("bzpopmax", -3, True, sorted_.bzpopmax, _WAITED, stateful=True, no_script=True),
     Entry("zrange", -4, False, ranges.zrange, _ONE),
     Entry("zrevrange", -4, False, ranges.zrevrange, _ONE),
     Entry("zrangebyscore", -4, False, ranges.zrangebyscore, _ONE),
@@ -178,25 +181,31 @@ _TABLE = (
     Entry("zremrangebyrank", 4, True, ranges.zremrangebyrank, _ONE),
     Entry("zremrangebyscore", 4, True, ranges.zremrangebyscore, _ONE),
     Entry("zremrangebylex", 4, True, ranges.zremrangebylex, _ONE),
-    Entry("multi", 1, False, transactions.multi, stateful=True, immediate=True),
-    Entry("exec", 1, False, _exec, stateful=True, immediate=True),
-    Entry("discard", 1, False, transactions.discard, stateful=True, immediate=True),
-    Entry("watch", -2, False, transactions.watch, _ALL, stateful=True, immediate=True),
-    Entry("unwatch", 1, False, transactions.unwatch, stateful=True),
+    Entry("multi", 1, False, transactions.multi, stateful=True, immediate=True, no_script=True),
+    Entry("exec", 1, False, _exec, stateful=True, immediate=True, no_script=True),
+    Entry("discard", 1, False, transactions.discard, stateful=True, immediate=True, no_script=True),
+    Entry("watch", -2, False, transactions.watch, _ALL, stateful=True, immediate=True, no_script=True),
+    Entry("unwatch", 1, False, transactions.unwatch, stateful=True, no_script=True),
     Entry("smt.versions", -2, False, transactions.versions, _ALL, ours=True),
-    Entry("smt.watch", -3, False, transactions.watch_versions, _PAIRS, immediate=True, ours=True),
-    Entry("bgrewriteaof", 1, False, persistence.bgrewriteaof),
+    Entry("smt.watch", -3, False, transactions.watch_versions, _PAIRS, immediate=True, ours=True, no_script=True),
+    Entry("eval", -3, True, scripts.eval_, no_script=True),
+    Entry("evalsha", -3, True, scripts.evalsha, no_script=True),
+    Entry("eval_ro", -3, False, scripts.eval_, no_script=True),
+    Entry("evalsha_ro", -3, False, scripts.evalsha, no_script=True),
+    Entry("script", -2, False, scripts.script, no_script=True,
+          subcommands={"load": 3, "exists": -3, "flush": -2}),
+    Entry("bgrewriteaof", 1, False, persistence.bgrewriteaof, no_script=True),
     Entry("info", -1, False, server.info),
     Entry("time", 1, False, server.time_),
-    Entry("config", -2, False, server.config, local=True, subcommands={"get": -3}),
+    Entry("config", -2, False, server.config, local=True, subcommands={"get": -3}, no_script=True),
     Entry("ping", -1, False, server.ping, local=True),
     Entry("echo", 2, False, server.echo, local=True),
-    Entry("auth", -2, False, clients.auth, local=True),
-    Entry("hello", -1, False, clients.hello, local=True),
+    Entry("auth", -2, False, clients.auth, local=True, no_script=True),
+    Entry("hello", -1, False, clients.hello, local=True, no_script=True),
     Entry("client", -2, False, clients.client, local=True, subcommands={
-        "id": 2, "getname": 2, "setname": 3, "setinfo": 4, "info": 2, "list": -2, "no-evict": 3}),
-    Entry("quit", -1, False, clients.quit_, local=True, immediate=True),
-    Entry("reset", 1, False, clients.reset, local=True, immediate=True),
+        "id": 2, "getname": 2, "setname": 3, "setinfo": 4, "info": 2, "list": -2, "no-evict": 3}, no_script=True),
+    Entry("quit", -1, False, clients.quit_, local=True, immediate=True, no_script=True),
+    Entry("reset", 1, False, clients.reset, local=True, immediate=True, no_script=True),
     Entry("command", -1, False, _describe, local=True, subcommands={"count": 2, "docs": -2, "info": -2}),
 )
 COMMANDS = {entry.name: entry for entry in _TABLE}
@@ -204,18 +213,10 @@ COMMANDS = {entry.name: entry for entry in _TABLE}
 _BY_BYTES = {spelling.encode(): entry for entry in _TABLE for spelling in (entry.name, entry.name.upper())}
 
 
-#: What this server never has, so that nobody thinks it mistyped.
-_SCRIPTS = frozenset((b"eval", b"evalsha", b"eval_ro", b"evalsha_ro", b"script", b"fcall", b"fcall_ro",
-                      b"function"))
-
-
 def look_up(args: Command) -> Entry:
     """The command that ``args`` are; raises :class:`CommandError` if there is none or too few or many."""
     entry = _BY_BYTES.get(args[0]) or _BY_BYTES.get(args[0].lower())
     if entry is None:
-        if args[0].lower() in _SCRIPTS:
-            raise CommandError(f"ERR {printable(args[0]).upper()}: this server has no scripting (Lua); what must "
-                               f"be done together goes between MULTI and EXEC")
         name = printable(args[0][:128])
         shown = ""
         for arg in args[1:]:
