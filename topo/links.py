@@ -103,8 +103,8 @@ class SmtLink(Link):
         self.options = (options or LinkOptions()).changed(given)
         if self.options.fabric_mbps is not None and isinstance(node1, Switch) and isinstance(node2, Switch):
             self.options = replace(self.options, rate_mbps=self.options.fabric_mbps)
-        one, params["params1"] = self._end(node1, params.pop("params1", None), given)
-        two, params["params2"] = self._end(node2, params.pop("params2", None), given)
+        one, params["params1"] = self._options_of(node1, params.pop("params1", None), given)
+        two, params["params2"] = self._options_of(node2, params.pop("params2", None), given)
         self.ends = (one, two)
         self._has_wire = one.has_wire or two.has_wire
         self.wire: Wire | None = None
@@ -128,8 +128,8 @@ class SmtLink(Link):
             self.stop()
             raise
 
-    def _end(self, node: Any, own: dict[str, Any] | None,
-             given: dict[str, Any]) -> tuple[LinkOptions, dict[str, Any]]:
+    def _options_of(self, node: Any, own: dict[str, Any] | None,
+                    given: dict[str, Any]) -> tuple[LinkOptions, dict[str, Any]]:
         """What holds at one end, and what Mininet is to get of its ``params1`` or ``params2``. As in Mininet, what
         was given for both ends comes first."""
         rest = dict(own or {})
