@@ -62,7 +62,7 @@ setup(
         # kernel wants), and its tickets.
         "session": ["pyOpenSSL>=25.2", "dnspython>=2.7"],
         "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scapy>=2.6",
-                 "hiredis>=3.1", "lupa>=2.8", "redis>=5"],
+                 "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4", "redis>=5", "zstandard>=0.23"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
         "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],

@@ -364,8 +364,8 @@ def do_smt(self: Any, line: str) -> None:
 
 
 def note_failure(cli: Any, line: str) -> None:
-    """A line of a script failed. At a terminal, whoever typed it has seen that."""
-    if cli.inputFile is not None or not cli.isatty():
+    """A line of a script (``--pre``, ``--post``, ``source``) failed. At the prompt, whoever gave it saw that."""
+    if cli.inputFile is not None:
         failures.append(line)
 
 

@@ -116,7 +116,7 @@ def find(text: str, cap: int = DEFAULT_CAP) -> Distribution:
         return workload(text, cap)
     path = Path(text)
     if not path.exists():
-        raise ConfigError(f"sizes {text!r}: a workload ({', '.join(WORKLOADS)}), or a file; there is no such file")
+        raise ConfigError(f"size {text!r}: a workload ({', '.join(WORKLOADS)}), or a file; there is no such file")
     return load_table(path, cap)
 
 

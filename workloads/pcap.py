@@ -73,13 +73,14 @@ def read_into(decoder: Decoder, file: CaptureFile) -> list[str]:
     """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
     with file.open() as stream, reading(file):
         reader = Reader(stream)
+        host_side = 0
         for captured in reader.frames_untrusted():
             if captured.interface.endswith(HOST_SIDE):
-                decoder.sorter.other(HOST_SEGMENTS)
+                host_side += 1
             else:
                 decoder.add(captured.link_type, captured.frame, captured.missing)
     notes = file_notes(reader, file)
-    if host_side := decoder.sorter.others[HOST_SEGMENTS]:
+    if host_side:
         notes.append(f"{host_side} {HOST_SEGMENTS}, are left out")
     return notes
 

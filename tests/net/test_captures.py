@@ -52,7 +52,7 @@ def test_what_a_host_recorded_opens_with_its_keylog(net: Net, certs: Path, tmp_p
     assert {line.split("_")[0] for line in (tmp_path / "tls").read_text().splitlines()} == {
         "CLIENT", "SERVER", "EXPORTER"}
     keylog = load_keylog(log)
-    counts, notes = write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), wire, out)
+    counts, notes = write_decrypted(Decrypter("smt", keylog, tls_lines=keylog.tls), CaptureFile(wire), out)
     assert notes == []
     assert (counts.records_failed, counts.unknown, counts.bad_packets, counts.acks_unproven) == (0, 0, 0, 0)
     # To resume there must have been a session before.

@@ -84,8 +84,13 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
         raise ConfigError("--state is for servers: it is they who must not forget anything")
     if settings.transport in PACKET_TRANSPORTS:
         end = _end(settings)
-        check_ways(end[1].interface, peers)
-        return MessageCaller(SmtSocket(*end), peers)
+        socket = SmtSocket(*end)
+        try:
+            check_ways(end[1].interface, peers)
+        except ConfigError:
+            socket.close()
+            raise
+        return MessageCaller(socket, peers)
     local_ip = settings.local[0] if settings.local is not None else None
     return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
 
