@@ -112,7 +112,7 @@ bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (sm
 compiled: $(COMPILED)/.stamp  ## the hot packages compiled by mypyc, for PYTHONPATH=.venv/compiled
 
 # A copy beside the sources: a compiled module in the checkout would hide every later edit of its source.
-$(COMPILED)/.stamp: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py workloads/*.py)
+$(COMPILED)/.stamp: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
 	@echo 'compiled: mypyc and cc, about 40 s'
 	rm -rf $(COMPILED) $(COMPILED)-base $(COMPILED)-c
 	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build --build-base=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }

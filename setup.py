@@ -8,7 +8,7 @@ from setuptools import Extension, find_packages, setup
 #: What is compiled: what a packet passes through. The rest waits for people or for the kernel.
 #: Of sessions and captures, what derives from a compiled class: it must be compiled, too.
 HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "session/plane.py", "session/manager.py",
-       "capture/keylog.py", "io/loop.py", "io/packet_socket.py", "io/ring.py")
+       "capture/keylog.py", "loop.py", "io/packet_socket.py", "io/ring.py")
 
 
 def compiled_modules() -> list[Extension]:
@@ -42,7 +42,7 @@ setup(
     # The checkout itself goes on sys.path, so a package added later is found. Here, as pip before 22.1
     # (Ubuntu 22.04) cannot be told on its command line.
     options={"editable_wheel": {"mode": "compat"}},
-    entry_points={"console_scripts": ["smtnet = workloads.cli:main"]},
+    entry_points={"console_scripts": ["smtnet = workloads.commands.main:main"]},
     # Every bound is one that the tests pass with (uv pip install --resolution lowest-direct), on every Python from
     # 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
     install_requires=[

@@ -23,10 +23,10 @@ from typing import Any
 from mininet.node import Controller
 
 from controllers.fabric import Fabric
-from controllers.launch import EXIT_ENVIRONMENT, EXIT_USAGE
 from controllers.live import fabric_of
 from controllers.plan import POLICIES
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_USAGE
 from topo.commands import die_with_parent
 from topo.interpreter import host_environment, host_python
 
@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {"multipath": "flow", "seed": 1, "lldp_s": 0.4}
 
 
 class RyuController(Controller):
-    """Ryu with :mod:`controllers.fanout`, listening on this machine only, on ports that are free.
+    """Ryu with :mod:`controllers.multipath`, listening on this machine only, on ports that are free.
 
     Options by name, see :data:`DEFAULTS`: ``multipath`` one of :data:`controllers.plan.POLICIES`, ``seed`` of the
     choice among equal ways, ``lldp_s`` seconds between two probes of a link (0: none). ``log``: the file it writes

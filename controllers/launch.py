@@ -1,7 +1,7 @@
 """Ryu with our application: ``python -m controllers.launch fanout --smtnet-fabric fabric.json``.
 
-Takes what ``ryu-manager`` takes; ``fanout`` is short for :mod:`controllers.fanout`. Ryu 4.34 is not maintained any
-more: it looks for a name that eventlet 0.30.3 and later do not have, so ``ryu-manager`` itself does not start.
+Takes what ``ryu-manager`` takes; ``fanout`` is short for :mod:`controllers.multipath`. Ryu 4.34 is not maintained
+any more: it looks for a name that eventlet 0.30.3 and later do not have, so ``ryu-manager`` itself does not start.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from controllers.fabric import Fabric
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.exit_codes import EXIT_INTERRUPTED, exit_code
 from smtstack.io.standard_streams import run_program
 
 #: Short names of applications.
-APPS = {"fanout": "controllers.fanout"}
-EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 1, 2, 3, 130
+APPS = {"fanout": "controllers.multipath"}
 _LOCALHOST = "127.0.0.1"
 #: IANA's, and Ryu's default.
 _OPENFLOW_PORT = 6653
@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
-        if isinstance(e, ConfigError):
-            return EXIT_USAGE
-        return EXIT_ENVIRONMENT if isinstance(e, Unsupported) else EXIT_FAILED
+        return exit_code(e)
 
 
 def _run(arguments: list[str]) -> int:
@@ -69,7 +67,7 @@ def _run(arguments: list[str]) -> int:
     manager.CONF.set_default("ofp_listen_host", _LOCALHOST)
     manager.CONF.set_default("wsapi_host", _LOCALHOST)
     if APPS["fanout"] in arguments:
-        from controllers import fanout  # it adds its options
+        from controllers import multipath as fanout
 
         # Ryu would read them only after it has begun to listen, and then print a traceback.
         manager.CONF(args=arguments, project="ryu", version="smtnet", default_config_files=[])

@@ -16,7 +16,7 @@ from topo.shaping import priority_counters
 
 if TYPE_CHECKING:
     from controllers.fabric import Link
-    from controllers.fanout import Fanout
+    from controllers.multipath import Fanout
 
 #: Name under which the application is handed to requests.
 APP = "fanout"

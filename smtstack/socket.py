@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 from smtstack.crypto import keys as key_files
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
-from smtstack.io.loop import PacketLoop
 from smtstack.io.neighbours import Neighbours
-from smtstack.io.nic_state import Port
 from smtstack.io.packet_socket import Fanout, PacketSocket, interface_mtu
+from smtstack.loop import PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.impairments import Impairments
+from smtstack.nicshare.state import Port
 from smtstack.session.offer import Offer
 from smtstack.transport import events
 from smtstack.transport.endpoint import Endpoint
@@ -39,10 +39,10 @@ from smtstack.wire.ipv4 import address, format_address
 
 if TYPE_CHECKING:
     # Needs pyOpenSSL, which key files and profiles homa and linux do without.
-    from smtstack.io.session_host import SessionHost
     from smtstack.session.manager import SessionManager
     from smtstack.session.registry import SessionInfo
     from smtstack.session.resumption import PskStore
+    from smtstack.session_io.host import SessionHost
 
 Address = tuple[str, int]
 #: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
@@ -118,7 +118,7 @@ class SmtContext:
         if self.keys is not None:
             raise ConfigError("certs and keys are two ways to get keys: give one of them")
         try:
-            from smtstack.io.session_host import SessionHost, SessionOptions
+            from smtstack.session_io.host import SessionHost, SessionOptions
         except ImportError as e:
             raise Unsupported(f"sessions by handshake need {e.name}: pip install 'smtnet[session]', or use a key "
                               "file") from None

@@ -19,7 +19,7 @@ from smtstack.capture.links import LINK_ETHERNET
 from smtstack.capture.pcapfile import Reader
 from smtstack.capture.twins import LINK_UPPER_PDU
 from smtstack.crypto.keys import KeyStore
-from workloads.pcap_dissector import script
+from workloads.commands.pcap_dissector import script
 
 #: When the first frame of a capture was seen, nanoseconds since 1970.
 START = 1_800_000_000_000_000_000

@@ -70,7 +70,7 @@ def walk(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterato
 @cache
 def all_lines() -> tuple[CommandLine, ...]:
     """All of them, each once."""
-    from workloads.cli import build_parser
+    from workloads.commands.main import build_parser
 
     found: list[CommandLine] = []
     for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, TrafficSecrets
-from smtstack.crypto.session import SessionParams, SmtSession
 from smtstack.nic.driver import ContextPolicy
 from smtstack.transport.events import Event, Failed, Reason, Request
 from smtstack.transport.params import TransportParams

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from smtstack.crypto import tls12, tls13
+from smtstack.crypto.epochs import LinuxSession, Session, SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, demo_keys
-from smtstack.crypto.session import LinuxSession, Session, SessionParams, SmtSession
 from smtstack.nic.device import NicConfig
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response

@@ -20,12 +20,12 @@ from smtstack.capture.links import LINK_ETHERNET
 from smtstack.capture.long_term import LongTermKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
-from smtstack.io import dns_exchange
 from smtstack.session import flights, offer, resumption, tickets
 from smtstack.session.flights import Flight, Kind, Refusal
 from smtstack.session.hello import EarlyServer, Refused
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.state import ServerState
+from smtstack.session_io import dns_exchange
 from tests.certificates import IP_A, IP_B, UTC
 from tests.tickets import AT_B, PORT_A, PORT_B, begin, make_psk, make_server, make_ticket
 
@@ -166,7 +166,7 @@ def targets(frames: list[bytes]) -> list[Target]:
         Target(f"{session}.offer.agreement_untrusted",
                _survives(offer.agreement_untrusted, offer.agreement_untrusted), [Agreement().pack()]),
         Target(f"{session}.tickets.parse_untrusted", _ticket, [ticket]),
-        Target("smtstack.io.dns_exchange._ticket_untrusted", _record, [base64.b64encode(ticket)]),
+        Target("smtstack.session_io.dns_exchange._ticket_untrusted", _record, [base64.b64encode(ticket)]),
         Target(f"{session}.resumption.psk_untrusted", lambda b: resumption.psk_untrusted(b, bytes(32), "b"),
                [given]),
         Target(f"{session}.resumption.open_untrusted", _resumption(psk_state, psk.blob), [psk.blob], (AuthError,)),

@@ -13,13 +13,13 @@ from smtstack.session.registry import SessionInfo
 from smtstack.session.resumption import PskStore
 from smtstack.session.state import MemoryState
 from smtstack.session.tickets import Ticket, issue
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 from smtstack.transport.endpoint import FIRST_CLIENT_PORT
 from smtstack.transport.events import Failed, Reason
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from tests.certificates import UTC, pair
 from tests.rig import Rig, Tamper, answer
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 
 #: Made once: keys take time.
 CLIENT_ID, SERVER_ID = pair()

@@ -15,6 +15,7 @@ from random import Random
 
 from smtstack.crypto.keys import LinuxKeys, demo_keys
 from smtstack.nic.device import NicConfig
+from smtstack.sim.pair import Side
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.params import TransportParams
@@ -22,7 +23,6 @@ from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4
-from workloads.pair import Side
 
 OUR_IP, MODULE_IP = 0x0A000001, 0x0A000002
 OUR_PORT = 2000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from smtstack.crypto.epochs import SmtSession
 from smtstack.crypto.keys import KeyStore, demo_keys
-from smtstack.crypto.session import SmtSession
 from smtstack.nic.device import Arbiter, NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver
 from smtstack.transport.endpoint import Endpoint

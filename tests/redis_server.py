@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads import redis_program
+from workloads.fleet import redis as redis_program
 from workloads.kv import resp
 from workloads.kv.resp import ReplyCutter
 

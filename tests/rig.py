@@ -11,10 +11,10 @@ from collections.abc import Callable
 from smtstack.crypto.keys import KeyStore
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Side
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Side
 
 DELAY_NS = 5_000
 #: Steps after which a conversation that has not ended never will.

@@ -53,7 +53,7 @@ def _stream(kind: str, descriptor: int, path: Path) -> Any:
 
 def main(folder: Path) -> None:
     """All of them; in each fork it ends by that fork's SystemExit, up to the interpreter's own end."""
-    from workloads import cli
+    from workloads.commands import main as cli
 
     cli.build_parser()  # what the forks would import, each by itself
     gc.freeze()

@@ -17,21 +17,35 @@ ROOT = Path(__file__).resolve().parent.parent
 # A unit may import itself and lower ranks; units of one rank stand beside each other.
 RANK = {
     "smtstack": 0,  # smtstack/__init__.py and smtstack.errors are one unit, which everybody may import
+    "smtstack.exit_codes": 1,
+    "smtstack.quantities": 1,
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
     "smtstack.transport": 3,
     "smtstack.session": 4,
     "smtstack.nic": 5,
     "smtstack.capture": 5,
-    "smtstack.io": 6,
-    "smtstack.sim": 6,
-    "smtstack.socket": 7,
-    "smtstack.aio": 8,  # the asyncio face of smtstack.socket
-    "topo": 9,  # starts workloads by their command line, never by import
-    "controllers": 10,
-    "topo.mn_plugin": 11,  # plain mn's entrance to all that, as workloads is ours
-    "topo.mn": 12,
-    "workloads": 12,
+    "smtstack.io": 7,
+    "smtstack.sim": 7,
+    "smtstack.nicshare": 8,
+    "smtstack.loop": 9,
+    "smtstack.session_io": 9,
+    "smtstack.socket": 10,
+    "smtstack.aio": 11,  # the asyncio face of smtstack.socket
+    "topo": 12,  # starts workloads by their command line, never by import
+    "controllers": 13,
+    "topo.mn_plugin": 14,  # plain mn's entrance to all that, as workloads is ours
+    "topo.mn": 15,
+    "workloads.transports": 14,
+    "workloads.results": 15,
+    "workloads.options": 16,
+    "workloads.kv": 17,
+    "workloads.load": 18,
+    "workloads.vectors": 18,
+    "workloads.fleet": 19,
+    "workloads.experiments": 20,
+    "workloads.commands": 21,
+    "workloads": 22,  # python -m workloads
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic"}
@@ -149,12 +163,12 @@ def test_no_module_is_too_long():
         ("smtstack.io.udp", "import smtstack.sim"),
         ("smtstack.sim.clock", "import smtstack.io"),
         ("smtstack.socket", "import smtstack.aio"),
-        ("topo.lab", "import workloads.cli"),
+        ("topo.lab", "import workloads.commands.main"),
         ("topo.network", "from controllers.plan import Plan"),
         ("topo.network", "from topo import mn_plugin"),
         ("controllers.plan", "import topo.mn"),
-        ("topo.mn", "import workloads.cli"),
-        ("controllers.app", "import workloads.cli"),
+        ("topo.mn", "import workloads.commands.main"),
+        ("controllers.app", "import workloads.commands.main"),
         ("smtstack.aio", "import mininet.net"),
         ("smtstack.io.udp", "from ryu.lib import packet"),
         ("smtstack.transport.conn", "import time"),
@@ -179,7 +193,7 @@ def test_checker_reports(module, source):
         ("smtstack.nic.impairments", "import random\ndef f(seed):\n    return random.Random(seed)"),
         ("smtstack.socket", "import socket\nimport time\nfrom . import io, sim"),
         ("smtstack.io.udp", "import socket"),
-        ("workloads.cli", "import smtstack.aio\nimport mininet.net\nimport topo.network\nfrom . import bench"),
+        ("workloads", "import smtstack.aio\nimport mininet.net\nimport topo.network\nfrom . import bench"),
         ("smtstack.errors", "import smtstack"),
         ("controllers.fabric", "from topo.topologies import SmtTopo"),
         ("topo.mn_plugin", "from controllers.controller import RyuController\nfrom topo import network"),

@@ -12,9 +12,9 @@ from typing import Any
 from mininet.log import error, output
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.io.nic_state import NicState
-from smtstack.io.nic_text import describe
-from smtstack.io.quantities import PER_CENT
+from smtstack.nicshare.state import NicState
+from smtstack.nicshare.text import describe
+from smtstack.quantities import PER_CENT
 from topo import kv
 from topo.echo import EchoResult, run_pairs, table
 from topo.wire import SIDES, Wire

@@ -17,7 +17,7 @@ from typing import Any
 
 from smtstack.errors import ConfigError, SmtError
 from smtstack.io.namespaces import within
-from smtstack.io.tsig_file import ALGORITHM, DNS_PORT, NAME_CHARACTERS, ZONE, TsigKey
+from smtstack.session_io.tsig_file import ALGORITHM, DNS_PORT, NAME_CHARACTERS, ZONE, TsigKey
 from topo import sandbox
 from topo.commands import die_with_parent, program
 

@@ -12,7 +12,7 @@ from topo.probes import PACKAGES, Facts
 Status = Literal["ok", "warn", "fail"]
 
 MIN_PYTHON = (3, 10)
-#: Beyond this share of steal a run is not faithful (as in workloads.fidelity, which is above us).
+#: Beyond this share of steal a run is not faithful (as in workloads.results.fidelity, which is above us).
 MAX_STEAL = 0.02
 #: Microseconds to seal 1 KB beyond which encryption, elsewhere 1, is no longer beside the point.
 SLOW_SEAL_US = 5.0

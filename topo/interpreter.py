@@ -40,7 +40,7 @@ def borrow_packages() -> None:
 
 @cache
 def host_python() -> str:
-    """The interpreter for ``-m workloads.cli`` in a host."""
+    """The interpreter for ``-m workloads`` in a host."""
     venv = ROOT / ".venv/bin/python"
     # A venv's own interpreter is the one its user chose.
     if not venv.exists() or sys.prefix != sys.base_prefix:

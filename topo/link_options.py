@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smtstack.errors import ConfigError
-from smtstack.io.nic_settings import Settings
-from smtstack.io.quantities import MICROSECONDS, PER_CENT, RATE, SIZE, Quantity
 from smtstack.nic.impairments import ImpairmentRates
+from smtstack.nicshare.settings import Settings
+from smtstack.quantities import MICROSECONDS, PER_CENT, RATE, SIZE, Quantity
 from topo.shaping import HIGHEST_MBPS, LOWEST_MBPS, Queue
 
 _CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off")}

@@ -24,7 +24,7 @@ from mininet.node import Host, Switch
 
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io.namespaces import within
-from smtstack.io.nic_state import NicState
+from smtstack.nicshare.state import NicState
 from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
 from topo.link_options import NAMES, OF_THE_LINK, LinkOptions, read, unknown

@@ -25,6 +25,7 @@ from mininet.util import buildTopo, splitArgs
 
 from controllers.controller import RyuController, checked
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, exit_code
 from topo import cli_verbs, ovs
 from topo.devices import check_free, silence, whose
 from topo.echo import pairs_of, run_pairs, table
@@ -35,8 +36,6 @@ from topo.links import SmtLink, keep_apart
 from topo.programs import check_session, unreachable
 from topo.switches import AutoSwitch, choose, port_names
 from topo.topologies import TOPOS
-
-EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 #: Networks that were made, to be ended whatever happens.
 _networks: list[Any] = []
@@ -222,7 +221,7 @@ def _begin_with_exit_code(begin: Callable[[Any], None]) -> Callable[[Any], None]
             raise
         except Exception as e:  # whatever it was, mn must not "clean up" after it
             debug(traceback.format_exc())
-            _end(_exit_code(e), f"{e}" if isinstance(e, SmtError) else f"{type(e).__name__}: {e}")
+            _end(exit_code(e), f"{e}" if isinstance(e, SmtError) else f"{type(e).__name__}: {e}")
         if _failures or cli_verbs.failures:
             for line in cli_verbs.failures:
                 error(f"smtnet: failed: {line.strip()}\n")
@@ -280,12 +279,6 @@ def _known(option: str, name: str, known: dict[str, Any]) -> None:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"--{option} {name}: unknown; {hint}there are {', '.join(sorted(known))}")
-
-
-def _exit_code(problem: Exception) -> int:
-    if isinstance(problem, ConfigError):
-        return EXIT_USAGE
-    return EXIT_ENVIRONMENT if isinstance(problem, Unsupported) else EXIT_FAILED
 
 
 def _end(code: int, text: str) -> None:

@@ -18,7 +18,7 @@ from mininet.net import Mininet
 from mininet.node import Switch
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.io.nic_state import NicState
+from smtstack.nicshare.state import NicState
 from topo import ovs, sandbox, switches
 from topo.commands import in_namespace, run
 from topo.host import SmtHost

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.io.tsig_file import TSIG, read_tsig
 from smtstack.session.established import MODES
+from smtstack.session_io.tsig_file import TSIG, read_tsig
 from topo.commands import die_with_parent
 from topo.dns import DnsServer
 from topo.interpreter import host_environment, host_python
@@ -143,7 +143,7 @@ def ask(work: str, client: Any, server: Any, number: int, arguments: Sequence[st
 
 
 def _smtnet(*args: str) -> list[str]:
-    return [host_python(), "-m", "workloads.cli", *args]
+    return [host_python(), "-m", "workloads", *args]
 
 
 def _make_secrets(folder: Path, pairs: Sequence[tuple[Any, Any]], transport: str) -> Secrets:

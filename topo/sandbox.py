@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
 
     SIGINT, SIGTERM and SIGHUP are handed on to it. Raises :class:`Unsupported` without root.
     """
-    return run_command([sys.executable, "-m", "workloads.cli", *argv])
+    return run_command([sys.executable, "-m", "workloads", *argv])
 
 
 def run_command(command: Sequence[str]) -> int:

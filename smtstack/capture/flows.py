@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from smtstack.capture.keylog import SeenKeys
 from smtstack.crypto.aead import DirectionKeys
+from smtstack.crypto.epochs import EpochKeys, LinuxSession, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore
-from smtstack.crypto.session import EpochKeys, LinuxSession, SmtSession
 from smtstack.wire import homa
 
 #: The wire shows the low 8 bits of an epoch. A capture that starts late may be in a later round of them.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from smtstack.crypto import aead, padding
 from smtstack.crypto.composite import CompositeNumber
+from smtstack.crypto.epochs import NO_KEYS, Session, SessionParams, SmtSession
 from smtstack.crypto.keys import SECRET_LEN, Endpoints, KeyStore, TrafficSecrets
-from smtstack.crypto.session import NO_KEYS, Session, SessionParams, SmtSession
 from smtstack.errors import BadPacket, ConfigError
 from smtstack.wire import ipv4
 

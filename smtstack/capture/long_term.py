@@ -11,9 +11,9 @@ import hmac
 
 from smtstack.capture.flows import Flow
 from smtstack.capture.keylog import LoggedSecret, SeenKeys
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import Endpoints
 from smtstack.crypto.padding import padding_named
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import AuthError, BadPacket
 from smtstack.session import resumption
 from smtstack.session.early_keys import MAC_LEN, EarlySecret, Kind, Transcript

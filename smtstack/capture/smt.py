@@ -11,7 +11,7 @@ from smtstack.capture.flows import SmtFlow
 from smtstack.capture.messages import SeenMessage, Tally
 from smtstack.capture.nonces import NonceLedger
 from smtstack.crypto import tls13
-from smtstack.crypto.session import EpochKeys, SmtSession
+from smtstack.crypto.epochs import EpochKeys, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
 from smtstack.transport.params import MAX_SEGMENT_PACKETS, PACKET_HEADERS, TransportParams
 from smtstack.transport.stream_message import Geometry

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
-from smtstack.crypto.session import FIRST_ID, NO_KEYS, LinuxSession, Session, SessionParams, SmtSession
+from smtstack.crypto.epochs import FIRST_ID, NO_KEYS, LinuxSession, Session, SessionParams, SmtSession
 from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.ipv4 import address, format_address
 

@@ -1,1 +1,1 @@
-"""Raw sockets, neighbours, polling: the only place that touches the operating system."""
+"""Packets to and from the operating system: raw sockets, rings, neighbours, namespaces, polling."""

@@ -12,12 +12,11 @@ import contextlib
 import io
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-EXIT_FAILED, EXIT_READER_GONE = 1, 128 + signal.SIGPIPE
+from smtstack.exit_codes import EXIT_FAILED, EXIT_READER_GONE
 
 
 def run_program(work: Callable[[], int]) -> int:

@@ -15,7 +15,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-from smtstack.crypto.session import SmtSession
+from smtstack.crypto.epochs import SmtSession
 from smtstack.errors import AuthError, BadPacket, HandshakeError, PeerError, SmtError
 from smtstack.session.established import Established
 from smtstack.session.flights import ID_LEN, Flight, Kind, Refusal, parse_untrusted, refusal_text

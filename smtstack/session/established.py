@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from smtstack.crypto.epochs import KeySchedule, SessionParams, SmtSession
 from smtstack.crypto.keys import EarlySecrets, Endpoints, TrafficSecrets
 from smtstack.crypto.padding import padding_named
-from smtstack.crypto.session import KeySchedule, SessionParams, SmtSession
 from smtstack.session.offer import Agreement, cipher_of
 
 #: Ways a session begins. ``-fs``: with a forward-secret key after the first flight.

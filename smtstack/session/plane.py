@@ -12,9 +12,9 @@ import secrets
 from collections import deque
 from dataclasses import replace
 
+from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.crypto.replay import ReplayGuard
-from smtstack.crypto.session import Session
 from smtstack.session.flights import MAX_FLIGHT, VERSION, Flight, Kind
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event, Request

@@ -6,8 +6,8 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from smtstack.crypto.epochs import SmtSession
 from smtstack.crypto.keys import Endpoints, expand_label
-from smtstack.crypto.session import SmtSession
 from smtstack.session.config import SessionConfig
 from smtstack.session.established import Established
 from smtstack.session.flights import PROOF_LEN

@@ -2,7 +2,7 @@
 
 A ticket is the server's long-term X25519 share, what the server would agree to, until when, and for which
 address, with the server's certificate and a signature over all of it. It is public: DNS hands it out
-(``io/ticket_dns.py``). The private half stays in the server's state (``state.py``).
+(``session_io/ticket_dns.py``). The private half stays in the server's state (``state.py``).
 
 On the wire, all numbers big-endian::
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
-from smtstack.crypto.session import Session
 from smtstack.errors import AuthError, BadPacket, ConfigError, LocalError
 from smtstack.transport import rpc as states
 from smtstack.transport.counters import Counters

@@ -11,8 +11,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from smtstack.crypto.epochs import Session, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore
-from smtstack.crypto.session import Session, SmtSession
 
 if TYPE_CHECKING:
     from smtstack.transport.endpoint import Endpoint

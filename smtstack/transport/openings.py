@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from smtstack.crypto.session import Session
+from smtstack.crypto.epochs import Session
 from smtstack.errors import LocalError
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason

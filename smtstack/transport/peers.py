@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smtstack.crypto.session import EpochKeys, Session
+from smtstack.crypto.epochs import EpochKeys, Session
 from smtstack.errors import LocalError
 from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
 from smtstack.transport.rpc import Rpc

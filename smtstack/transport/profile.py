@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from smtstack.crypto import tls13
-from smtstack.crypto.session import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
+from smtstack.crypto.epochs import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
 from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.message import InMessage, OutMessage

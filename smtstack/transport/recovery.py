@@ -8,7 +8,7 @@ proof. docs/protocol.md, "What a forger can do", has the list.
 
 from __future__ import annotations
 
-from smtstack.crypto.session import EpochKeys
+from smtstack.crypto.epochs import EpochKeys
 from smtstack.errors import LocalError
 from smtstack.transport import rpc as states
 from smtstack.transport.counters import Counters

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from smtstack.errors import LocalError
 
 if TYPE_CHECKING:
-    from smtstack.crypto.session import EpochKeys
+    from smtstack.crypto.epochs import EpochKeys
     from smtstack.transport.message import InMessage, OutMessage
     from smtstack.transport.peers import Peer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from smtstack.crypto import tls13
 from smtstack.crypto.aead import DirectionKeys
-from smtstack.crypto.session import EpochKeys, SmtSession
+from smtstack.crypto.epochs import EpochKeys, SmtSession
 from smtstack.errors import AuthError
 from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import TransportParams

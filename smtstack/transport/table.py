@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from smtstack.crypto.epochs import NO_SESSION, EpochKeys, Session
 from smtstack.crypto.keys import Endpoints, KeyStore
-from smtstack.crypto.session import NO_SESSION, EpochKeys, Session
 from smtstack.errors import ConfigError
 from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from smtstack.crypto.session import Session
+from smtstack.crypto.epochs import Session
 from smtstack.transport.rpc import Rpc
 
 

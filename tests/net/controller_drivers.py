@@ -21,7 +21,7 @@ from controllers.controller import RyuController
 from controllers.fabric import Fabric
 from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
-from smtstack.io.nic_state import NicState
+from smtstack.nicshare.state import NicState
 from smtstack.wire.ethernet import path_mac
 from tests.net.topo_drivers import arrivals, complaint, ends, frame, say
 from topo import programs

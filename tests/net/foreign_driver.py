@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smtstack.io.nic_state import NicState
+from smtstack.nicshare.state import NicState
 from tests.net.mn_driver import leftovers
 from topo import ovs
 from topo.commands import run

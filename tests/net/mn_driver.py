@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from smtstack.io.nic_file import sweep
+from smtstack.nicshare.file import sweep
 from topo import ovs
 from topo.commands import run
 from topo.sandbox import inside, run_command

@@ -127,7 +127,7 @@ class Net:
     def make_keys(self, name: str) -> str:
         """A fresh key file."""
         path = self.folder / name
-        done = run([sys.executable, "-m", "workloads.cli", "keys", str(path), "--pair", f"{A},{B}"])
+        done = run([sys.executable, "-m", "workloads", "keys", str(path), "--pair", f"{A},{B}"])
         assert done.returncode == 0, done.stderr
         return str(path)
 
@@ -141,7 +141,7 @@ class Net:
 
     def serve(self, profile: str, *options: str, port: int = 2000) -> Running:
         """An echo server on host b."""
-        return self.start(self.b, "workloads.cli", "serve", "echo", "--iface", IFACE, "--addr", f"{B}:{port}",
+        return self.start(self.b, "workloads", "serve", "echo", "--iface", IFACE, "--addr", f"{B}:{port}",
                           "--profile", profile, *self.keys_for(profile), "--json", *PATIENT, *options,
                           ready="serving")
 
@@ -154,7 +154,7 @@ class Net:
     def call_command(self, profile: str, *options: str, port: int = 2000) -> list[str]:
         """What :meth:`call` runs. Options given twice: the last one counts, and a peer is none besides B."""
         peer = [] if "--peer" in options else ["--peer", f"{B}:{port}"]
-        return [sys.executable, "-m", "workloads.cli", "call", "echo", "--iface", IFACE,
+        return [sys.executable, "-m", "workloads", "call", "echo", "--iface", IFACE,
                 "--addr", f"{A}:{self.port()}", *peer, "--profile", profile,
                 *self.keys_for(profile), "--json", *PATIENT, *options]
 

@@ -10,8 +10,8 @@ from topo.commands import run
 from topo.link_options import LinkOptions
 from topo.network import open_network
 from topo.shaping import queues_of
-from workloads.priorities import all_classes
-from workloads.priority_port import OnePort, PriorityPort
+from workloads.experiments.priorities.arithmetic import all_classes
+from workloads.experiments.priorities.port import OnePort, PriorityPort
 
 
 def flat() -> None:

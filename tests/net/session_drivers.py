@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from smtstack.io.tsig_file import read_tsig
 from smtstack.session.established import MODES
+from smtstack.session_io.tsig_file import read_tsig
 from topo.dns import DnsServer, LocalHost
 from topo.link_options import LinkOptions
 from topo.network import open_network
-from workloads.experiment import Fleet
-from workloads.fleet_setup import Setup
-from workloads.kv_fleet import KvFleet
-from workloads.load import Load
-from workloads.ycsb_load import LOAD_PHASE, YcsbLoad
+from workloads.fleet.fleet import Fleet
+from workloads.fleet.kv import KvFleet
+from workloads.fleet.setup import Setup
+from workloads.load.loops import Load
+from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 
 TOPO = "back2back"
 #: RPCs of echo, operations of YCSB.

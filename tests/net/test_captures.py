@@ -11,15 +11,15 @@ import pytest
 
 from smtstack.capture.decode import Decoder
 from smtstack.capture.decrypt import Decrypter
+from smtstack.capture.files import CaptureFile
+from smtstack.capture.reading import load_keylog, read_into
 from tests.captures import read_opened, tshark
 from tests.net.netns import IFACE, PATIENT, A, B, Net, run
-from workloads import pcap
-from workloads.capture_files import CaptureFile
-from workloads.pcap_decrypt import load_keylog, write_decrypted
+from workloads.commands.pcap_decrypt import write_decrypted
 
 pytestmark = pytest.mark.root
 
-SMTNET = [sys.executable, "-m", "workloads.cli"]
+SMTNET = [sys.executable, "-m", "workloads"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_what_a_host_recorded_opens_with_its_keylog(net: Net, certs: Path, tmp_p
     wire, log, out = tmp_path / "wire.pcapng", tmp_path / "keylog", tmp_path / "open.pcapng"
     on_a = ["ip", "netns", "exec", net.a, *SMTNET]
     common = ["--iface", IFACE, "--session", session, "--nic", nic, "--json", *PATIENT, "--mtu", "1500"]
-    with net.start(net.b, "workloads.cli", "serve", "echo", "--addr", f"{B}:2000", "--certs", str(certs / "b"),
+    with net.start(net.b, "workloads", "serve", "echo", "--addr", f"{B}:2000", "--certs", str(certs / "b"),
                    *common, ready="serving"):
         assert run([*on_a, "nic", IFACE, "tap", "start", str(wire)]).returncode == 0
         try:
@@ -64,7 +64,7 @@ def test_what_a_host_recorded_opens_with_its_keylog(net: Net, certs: Path, tmp_p
     ways = {(twin.said["role"], twin.said["offload"]) for twin in opened.twins()}
     assert ways == {("request", nic), ("response", "unknown")}
     decoder = Decoder("smt", keylog)
-    assert pcap.read_into(decoder, CaptureFile(wire)) == []
+    assert read_into(decoder, CaptureFile(wire)) == []
     result = decoder.result()
     assert (result.records_bad, result.nonce_reuse, result.messages_complete) == (0, 0, 60)
     if shutil.which("tshark") is not None:

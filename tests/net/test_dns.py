@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from smtstack.errors import SmtError
-from smtstack.io.tsig_file import make_tsig, read_tsig, write_tsig
+from smtstack.session_io.tsig_file import make_tsig, read_tsig, write_tsig
 from tests.net.netns import IFACE, PATIENCE, PATIENT, A, B, Net, run
 from topo.dns import DnsServer
-from workloads import ca
+from workloads.fleet import authority as ca
 
 pytest.importorskip("dns", reason="dnspython is not installed")
 pytestmark = [pytest.mark.root, pytest.mark.skipif(
@@ -62,7 +62,7 @@ class Tickets:
 
     def command(self, *arguments: str, host: str = "b") -> subprocess.CompletedProcess[str]:
         namespace = self._net.a if host == "a" else self._net.b
-        done = run(["ip", "netns", "exec", namespace, sys.executable, "-m", "workloads.cli", "tickets", *arguments,
+        done = run(["ip", "netns", "exec", namespace, sys.executable, "-m", "workloads", "tickets", *arguments,
                     "--state", str(self.state)])
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -134,11 +134,11 @@ def test_a_running_server_replaces_a_ticket_that_is_revoked(net: Net, tickets: T
                 "ticket", "--dns", B, "--json", *PATIENT]
 
     def call() -> tuple[dict[str, Any], str]:
-        done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads.cli", "call", "echo",
+        done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", "call", "echo",
                     *options("a", f"{A}:{net.port()}"), "--peer", f"{B}:2000", "--size", "64", "--count", "5"])
         return json.loads(done.stdout) if done.stdout else {}, done.stderr
 
-    with net.start(net.b, "workloads.cli", "serve", "echo", *options("b", f"{B}:2000"),
+    with net.start(net.b, "workloads", "serve", "echo", *options("b", f"{B}:2000"),
                    "--state", str(tickets.state), ready="serving") as server:
         first = tickets.drive("lookup", "a")["id"]
         numbers, said = call()

@@ -20,7 +20,7 @@ def _interfaces() -> set[str]:
 
 def test_doctor_tries_everything_and_leaves_nothing():
     before = _interfaces()
-    done = subprocess.run([sys.executable, "-m", "workloads.cli", "doctor", "--json"], cwd=ROOT, check=False,
+    done = subprocess.run([sys.executable, "-m", "workloads", "doctor", "--json"], cwd=ROOT, check=False,
                           capture_output=True, text=True, timeout=60)
     assert not done.stderr
     out = json.loads(done.stdout)

@@ -87,7 +87,7 @@ def test_a_port_used_twice(net: Net):
         command = ["ip", "netns", "exec", net.b, *net.call_command("smt", "--addr", f"{B}:2000")]
         done = run(command)
         # Workers share a port with each other only.
-        shared = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads.cli", "serve", "echo",
+        shared = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads", "serve", "echo",
                       "--iface", IFACE, "--addr", f"{B}:2000", "--keys", net.keys, "--workers", "2"])
         # Another port is another socket.
         with net.serve("smt", port=2001):
@@ -111,7 +111,7 @@ def test_without_the_right_to_open_raw_sockets(net: Net):
 
 def test_key_files(net: Net):
     assert (net.folder / "run.keys").stat().st_mode & 0o777 == 0o600
-    keys = [sys.executable, "-m", "workloads.cli", "keys"]
+    keys = [sys.executable, "-m", "workloads", "keys"]
     for options, words in [([net.keys, "--pair", f"{A},{B}"], "is there already"),
                            (["/no/such/folder/k", "--pair", f"{A},{B}"], "No such file"),
                            ([str(net.folder / "k"), "--pair", A], "two different hosts"),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.root
 
 def serve(net: Net, *options: str) -> Running:
     """A key-value server on host b."""
-    return net.start(net.b, "workloads.cli", "serve", "kv", "--iface", IFACE, "--keys", net.keys, "--json",
+    return net.start(net.b, "workloads", "serve", "kv", "--iface", IFACE, "--keys", net.keys, "--json",
                      *PATIENT, *options, ready="serving")
 
 
@@ -73,7 +73,7 @@ def test_no_write_is_lost_or_done_twice(net: Net, fsync, tmp_path):
 
 def test_a_busy_port_is_one_line(net: Net):
     with serve(net, "--transport", "tcp", "--addr", f"{B}:7001"):
-        done = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads.cli", "serve", "kv",
+        done = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads", "serve", "kv",
                     "--transport", "tcp", "--addr", f"{B}:7001"])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -27,13 +27,13 @@ def options(net: Net, transport: str, folder: Path) -> list[str]:
         return ["--keys", "demo"]
     if transport == "homa":
         return []
-    done = run([sys.executable, "-m", "workloads.cli", "ca", str(folder / "ca"), "--host", f"a={LO}"])
+    done = run([sys.executable, "-m", "workloads", "ca", str(folder / "ca"), "--host", f"a={LO}"])
     assert done.returncode == 0, done.stderr
     return ["--certs", str(folder / "ca" / "a")]
 
 
 def cli(net: Net, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads.cli", *arguments])
+    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", *arguments])
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -42,7 +42,7 @@ def cli(net: Net, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("transport", ["smt", "homa", "linux"])
 def test_loopback_carries_every_size(host: Net, tmp_path: Path, transport: str, nic: str):
     end = ["--iface", "lo", "--transport", transport, "--nic", nic, *options(host, transport, tmp_path)]
-    with host.start(host.a, "workloads.cli", "serve", "echo", *end, "--addr", f"{LO}:2000", "--json",
+    with host.start(host.a, "workloads", "serve", "echo", *end, "--addr", f"{LO}:2000", "--json",
                     ready="serving") as server:
         done = cli(host, "call", "echo", *end, "--addr", f"{LO}:{host.port()}", "--peer", f"{LO}:2000", "--size",
                    "1,1400,65536,200000", "--count", "20", "--concurrency", "4", "--warm-up", "1", "--json")
@@ -59,7 +59,7 @@ def test_loopback_carries_every_size(host: Net, tmp_path: Path, transport: str, 
 
 def test_the_key_value_store_is_there_too(host: Net, tmp_path: Path):
     end = ["--iface", "lo", "--transport", "homa"]
-    with host.start(host.a, "workloads.cli", "serve", "kv", *end, "--addr", f"{LO}:6379", ready="serving"):
+    with host.start(host.a, "workloads", "serve", "kv", *end, "--addr", f"{LO}:6379", ready="serving"):
         where = [*end, "--addr", LO, "--peer", f"{LO}:6379"]
         assert cli(host, "kv", *where, "SET", "foo", "bar").returncode == 0
         assert "bar" in cli(host, "kv", *where, "GET", "foo").stdout

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 
 from smtstack.capture.decode import Decoder
+from smtstack.capture.files import CaptureFile
 from smtstack.capture.pcapfile import Reader
+from smtstack.capture.reading import read_into
 from smtstack.crypto import keys as key_files
 from smtstack.errors import ConfigError
-from smtstack.io import nic_file
 from smtstack.io.namespaces import Census
-from smtstack.io.nic_state import NicState
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.nicshare import file as nic_file
+from smtstack.nicshare.state import NicState
 from tests.net.netns import IFACE, PATIENCE, Net, Running, run
-from workloads import nic as nic_command
-from workloads import pcap
-from workloads.capture_files import CaptureFile
+from workloads.commands import nic as nic_command
 
 pytestmark = pytest.mark.root
 
@@ -139,7 +139,7 @@ def test_recordings_while_traffic_runs(net, client, state, tmp_path):
         moved(state)
         assert path.stat().st_size == size
         decoder = Decoder("smt", key_files.load(net.keys, "smt"))
-        notes = pcap.read_into(decoder, CaptureFile(path))
+        notes = read_into(decoder, CaptureFile(path))
         assert [note for note in notes if "host side" not in note] == []
         result = decoder.result()
         assert (result.records_bad, result.bad_packets, result.ignored, result.nonce_reuse) == (0, 0, 0, 0)

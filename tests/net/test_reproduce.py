@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.net.netns import ROOT
-from workloads.fig12_report import BASE, WAYS
-from workloads.padding_model import POLICIES
+from workloads.experiments.fig12.report import BASE, WAYS
+from workloads.experiments.padding.model import POLICIES
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +23,7 @@ PATIENCE = 240
 def reproduce(folder: Path, *args: str):
     """(its JSON, its folder)."""
     pytest.importorskip("matplotlib")
-    command = [sys.executable, "-m", "workloads.cli", "reproduce", *args, "--results", str(folder), "--json"]
+    command = [sys.executable, "-m", "workloads", "reproduce", *args, "--results", str(folder), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr

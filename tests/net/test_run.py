@@ -28,7 +28,7 @@ PATIENCE = 120
 
 
 def command(folder: Path, *args: str) -> list[str]:
-    return [sys.executable, "-m", "workloads.cli", *args, "--results", str(folder), "--json"]
+    return [sys.executable, "-m", "workloads", *args, "--results", str(folder), "--json"]
 
 
 def smtnet(folder: Path, *args: str):
@@ -173,7 +173,7 @@ def test_a_signal_ends_a_run_in_the_middle_of_its_load_and_nothing_stays(tmp_pat
     try:
         parent = psutil.Process(run.pid)
         end = time.monotonic() + PATIENCE
-        while not [c for c in _find(parent, ("workloads.agent",)) if sum(c.cpu_times()[:2]) > 1]:
+        while not [c for c in _find(parent, ("workloads.fleet.agent",)) if sum(c.cpu_times()[:2]) > 1]:
             assert run.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -191,7 +191,7 @@ def test_a_signal_ends_a_run_in_the_middle_of_its_load_and_nothing_stays(tmp_pat
     assert not secrets_in(tmp_path)
 
 
-@pytest.mark.parametrize("victim", [("serve", "echo"), ("workloads.agent",)])
+@pytest.mark.parametrize("victim", [("serve", "echo"), ("workloads.fleet.agent",)])
 def test_a_killed_peer_ends_the_run_with_its_name(tmp_path, victim):
     run = subprocess.Popen(command(tmp_path, "run", "echo", "--topo", "back2back", "--transport", "smt", "--size",
                                    "500000", "--seconds", "60", "--concurrency", "8", "--trials", "1"),
@@ -201,7 +201,7 @@ def test_a_killed_peer_ends_the_run_with_its_name(tmp_path, victim):
         end = time.monotonic() + PATIENCE
         found: list[psutil.Process] = []
         # Under way: both processes are there, and the client has worked for a while.
-        while not (found and [c for c in _find(parent, ("workloads.agent",)) if sum(c.cpu_times()[:2]) > 1]):
+        while not (found and [c for c in _find(parent, ("workloads.fleet.agent",)) if sum(c.cpu_times()[:2]) > 1]):
             assert run.poll() is None
             assert time.monotonic() < end
             found = list(_find(parent, victim))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, run
 from tests.net.test_mn import SMT, answers, mn
-from workloads import redis_program
+from workloads.fleet import redis as redis_program
 
 pytestmark = pytest.mark.root
 
@@ -27,7 +27,7 @@ redis = pytest.mark.skipif(not redis_program.is_installed(),
 
 
 def command(folder: Path, *args: str) -> list[str]:
-    return [sys.executable, "-m", "workloads.cli", "run", "kv", *args, "--results", str(folder), "--json"]
+    return [sys.executable, "-m", "workloads", "run", "kv", *args, "--results", str(folder), "--json"]
 
 
 def run_kv(folder: Path, *args: str):
@@ -141,7 +141,7 @@ def test_a_killed_server_ends_the_run_with_its_name(tmp_path, victim, words):
         end = time.monotonic() + PATIENCE
         found: list[psutil.Process] = []
         # Under way: the client has worked for a while, so the records are loaded or being so.
-        while not (found and sum(sum(c.cpu_times()[:2]) for c in _find(parent, "workloads.agent")) > 1):
+        while not (found and sum(sum(c.cpu_times()[:2]) for c in _find(parent, "workloads.fleet.agent")) > 1):
             assert process.poll() is None
             assert time.monotonic() < end
             found = _find(parent, victim)
@@ -177,9 +177,9 @@ def server(net: Net):
     keys = net.make_keys("kv.keys")
     options = ["--listen", f"smt:{B}:2100", "--listen", f"tcp:{B}:2101", "--keys", keys, "--iface", IFACE,
                *PATIENT]
-    with net.start(net.b, "workloads.cli", "serve", "kv", *options, "--json", ready="serving") as running:
+    with net.start(net.b, "workloads", "serve", "kv", *options, "--json", ready="serving") as running:
         assert running.code is None
-        yield lambda *words: run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads.cli", *words]), [
+        yield lambda *words: run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", *words]), [
             "--transport", "smt", "--iface", IFACE, "--keys", keys, "--peer", f"{B}:2100", *PATIENT]
 
 

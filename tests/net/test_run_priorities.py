@@ -26,7 +26,7 @@ DRIVER = [sys.executable, "-c", "import sys; from topo import sandbox; sys.exit(
     # Where Open vSwitch learned of a lost frame, it lost others of any priority with it.
     pytest.param("ovs-user", marks=pytest.mark.skipif(not ovs.is_installed(), reason="no Open vSwitch"))])
 def test_eight_classes_get_what_strict_priority_gives_them(switch, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "workloads.cli", "run", "priorities", "--classes", EIGHT,
+    done = subprocess.run([sys.executable, "-m", "workloads", "run", "priorities", "--classes", EIGHT,
                            "--seconds", "1.5", "--trials", "1", "--switch", switch, "--buffer", "1000000",
                            "--results", str(tmp_path), "--allow-unfaithful", "--json"], cwd=ROOT,
                           capture_output=True, text=True, timeout=PATIENCE, check=False)

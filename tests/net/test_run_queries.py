@@ -23,7 +23,7 @@ PATIENCE = 120
 
 def run(folder: Path, *words: str) -> tuple[dict[str, Any], Path]:
     """(its JSON, its folder). How busy this machine is, is not the test's business."""
-    done = subprocess.run([sys.executable, "-m", "workloads.cli", "run", *words, "--results", str(folder),
+    done = subprocess.run([sys.executable, "-m", "workloads", "run", *words, "--results", str(folder),
                            "--json", "--allow-unfaithful"], cwd=ROOT, capture_output=True, text=True,
                           timeout=PATIENCE, check=False)
     assert "Traceback" not in done.stderr, done.stderr

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from smtstack.io.tsig_file import TSIG, make_tsig, write_tsig
 from smtstack.session.established import MODES
+from smtstack.session_io.tsig_file import TSIG, make_tsig, write_tsig
 from tests.net import session_drivers
 from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, Running, run
 from tests.net.test_run import CANARY, check, smtnet
@@ -81,20 +81,20 @@ def test_mistakes_cost_one_line_and_no_results(tmp_path, args, words):
 def folder_of(net: Net, name: str, **hosts: str) -> Path:
     """Certificates of an authority of its own."""
     folder = net.folder / name
-    done = run([sys.executable, "-m", "workloads.cli", "ca", str(folder),
+    done = run([sys.executable, "-m", "workloads", "ca", str(folder),
                 *(f"--host={host}={ip}" for host, ip in hosts.items())])
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def serve(net: Net, certs: Path, *options: str) -> Running:
-    return net.start(net.b, "workloads.cli", "serve", "echo", "--iface", IFACE, "--addr", f"{B}:2000", "--json",
+    return net.start(net.b, "workloads", "serve", "echo", "--iface", IFACE, "--addr", f"{B}:2000", "--json",
                      "--certs", str(certs), *PATIENT, *options, ready="serving")
 
 
 def call(net: Net, certs: Path, *options: str) -> tuple[dict[str, Any], str, int]:
     """(its JSON, the last thing it said to people, exit code)."""
-    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads.cli", "call", "echo",
+    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", "call", "echo",
                 "--iface", IFACE, "--addr", f"{A}:{net.port()}", "--peer", f"{B}:2000", "--json", "--count", "10",
                 "--certs", str(certs), *PATIENT, *options])
     assert "Traceback" not in done.stderr, done.stderr
@@ -178,7 +178,7 @@ def test_dns_is_gone(net: Net):
         served = server.stop()
     assert served["requests"] == 30
     assert served["session"]["early_accepted"] == 1
-    done = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads.cli", "serve", "echo",
+    done = run(["ip", "netns", "exec", net.b, sys.executable, "-m", "workloads", "serve", "echo",
                 "--iface", IFACE, "--addr", f"{B}:2000", "--certs", str(certs / "b"), *mode])
     assert done.returncode == FAILED
     assert f"no DNS server answers at {B}:53" in done.stderr
@@ -186,7 +186,7 @@ def test_dns_is_gone(net: Net):
 
 @pytest.mark.parametrize("work", [["serve", "echo"], ["serve", "kv"], ["call", "echo", "--peer", f"{B}:2000"]])
 def test_neither_certificates_nor_keys(net: Net, work):
-    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads.cli", *work, "--iface", IFACE,
+    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", *work, "--iface", IFACE,
                 "--addr", f"{A}:40000"])
     assert done.returncode == USAGE
     assert "'smtnet ca'" in done.stderr

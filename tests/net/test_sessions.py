@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from smtstack.io.tsig_file import read_tsig
 from smtstack.session.established import MODES
+from smtstack.session_io.tsig_file import read_tsig
 from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, Running, run
 from topo.dns import DnsServer
-from workloads import ca
+from workloads.fleet import authority as ca
 
 pytest.importorskip("OpenSSL", reason="pyOpenSSL is not installed")
 pytest.importorskip("dns", reason="dnspython is not installed")
@@ -63,12 +63,12 @@ class Lab:
         return ["--iface", IFACE, "--certs", self.certs(host), "--session", mode, *dns, "--json", *PATIENT]
 
     def serve(self, mode: str, *options: str) -> Running:
-        return self.net.start(self.net.b, "workloads.cli", "serve", "echo", "--addr", f"{B}:2000",
+        return self.net.start(self.net.b, "workloads", "serve", "echo", "--addr", f"{B}:2000",
                               *self.options("b", mode), *options, ready="serving")
 
     def call(self, mode: str, number: int, *options: str) -> dict[str, Any]:
         """So many RPCs, one after the other."""
-        done = run(["ip", "netns", "exec", self.net.a, sys.executable, "-m", "workloads.cli", "call", "echo",
+        done = run(["ip", "netns", "exec", self.net.a, sys.executable, "-m", "workloads", "call", "echo",
                     "--addr", f"{A}:{self.net.port()}", "--peer", f"{B}:2000", *self.options("a", mode),
                     "--count", str(number), "--warm-up", "0", *options])
         assert done.returncode in (0, 4), done.stderr

@@ -22,10 +22,10 @@ PROFILES = ["smt", "homa", "linux"]
 def load(net: Net, profile: str, *options: str):
     """A server, and a client in mid-load."""
     common = ["--iface", IFACE, "--profile", profile, *net.keys_for(profile), "--json"]
-    with net.start(net.b, "workloads.cli", "serve", "echo", *common, "--addr", f"{B}:2000",
+    with net.start(net.b, "workloads", "serve", "echo", *common, "--addr", f"{B}:2000",
                    ready="serving") as server:
         before = _sent(net)
-        client = net.start(net.a, "workloads.cli", "call", "echo", *common, "--addr", f"{A}:{net.port()}",
+        client = net.start(net.a, "workloads", "call", "echo", *common, "--addr", f"{A}:{net.port()}",
                            "--peer", f"{B}:2000", "--warm-up", "0", *options, ready="")
         try:
             _await_frames(net, before)

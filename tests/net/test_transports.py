@@ -14,8 +14,9 @@ import pytest
 
 from smtstack.errors import Unsupported
 from tests.net.netns import IFACE, PATIENCE, PATIENT, A, B, Net, Running, run
-from workloads import credentials, transports
-from workloads.credentials import Credentials
+from workloads import transports
+from workloads.fleet import credentials
+from workloads.fleet.credentials import Credentials
 
 pytestmark = pytest.mark.root
 
@@ -52,12 +53,12 @@ class Echo:
                 "--transport", transport, *packets, *keys]
 
     def serve(self, transport: str, *options: str, port: int = 2000, own: Credentials | None = None) -> Running:
-        command = self._command("b", transport, own or self.credentials[transport], "workloads.cli", "serve",
+        command = self._command("b", transport, own or self.credentials[transport], "workloads", "serve",
                                 "echo", "--addr", f"{B}:{port}", "--json", *options)
         return Running(command, "serving")
 
     def command(self, transport: str, *options: str, own: Credentials | None = None,
-                module: tuple[str, ...] = ("workloads.cli", "call", "echo", "--json")) -> list[str]:
+                module: tuple[str, ...] = ("workloads", "call", "echo", "--json")) -> list[str]:
         peer = [] if "--peer" in options else ["--peer", f"{B}:2000"]
         return self._command("a", transport, own or self.credentials[transport], *module,
                              "--addr", f"{A}:{self.net.port()}", *peer, *options)
@@ -159,7 +160,7 @@ def test_workers_share_connections(echo: Echo):
 
 def echo_server_once(echo: Echo, transport: str, *options: str) -> tuple[str, str, int]:
     """A server that is expected to end at once."""
-    command = echo._command("b", transport, echo.credentials[transport], "workloads.cli", "serve", "echo",
+    command = echo._command("b", transport, echo.credentials[transport], "workloads", "serve", "echo",
                             "--addr", f"{B}:2000", *options)
     done = run(command)
     return done.stdout, done.stderr, done.returncode
@@ -178,7 +179,7 @@ def test_one_process_serves_two_transports_from_one_event_loop(echo: Echo):
 
 @pytest.mark.parametrize("transport", ["smt", "tls"])
 def test_agent_takes_loads_and_begins_when_told(echo: Echo, transport, tmp_path):
-    command = echo.command(transport, module=("workloads.agent",))
+    command = echo.command(transport, module=("workloads.fleet.agent",))
     with echo.serve(transport) as server:
         agent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                  text=True, cwd=Path(__file__).resolve().parents[2])

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from smtstack.errors import SmtError
-from smtstack.io.identity_files import load_identity
-from smtstack.io.session_state import SqliteState
-from smtstack.io.ticket_dns import DnsTickets, TicketPublisher
-from smtstack.io.tsig_file import read_tsig
 from smtstack.session.offer import Offer
+from smtstack.session_io.identity_files import load_identity
+from smtstack.session_io.state_file import SqliteState
+from smtstack.session_io.ticket_dns import DnsTickets, TicketPublisher
+from smtstack.session_io.tsig_file import read_tsig
 from smtstack.wire.ipv4 import address
 from tests.net.netns import B
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
-from smtstack.io.nic_state import NicState
+from smtstack.nicshare.state import NicState
 from smtstack.wire.ipv4 import IPv4, address
 from topo import host as host_module
 from topo import network, ovs

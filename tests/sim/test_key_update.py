@@ -18,8 +18,8 @@ import pytest
 from smtstack.capture.decode import Decoder, Result
 from smtstack.capture.pcapfile import Reader, Writer
 from smtstack.crypto import tls13
+from smtstack.crypto.epochs import EPOCHS_AHEAD, SessionParams, SmtSession
 from smtstack.crypto.keys import DEMO_SECRET, Endpoints, TrafficSecrets, demo_keys
-from smtstack.crypto.session import EPOCHS_AHEAD, SessionParams, SmtSession
 from smtstack.nic.device import NicConfig
 from smtstack.nic.driver import ContextPolicy
 from smtstack.nic.impairments import ImpairmentRates, Impairments

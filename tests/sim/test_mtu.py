@@ -13,13 +13,13 @@ from smtstack.session.established import MODES
 from smtstack.session.offer import Offer
 from smtstack.sim.host import SimEndpoint
 from smtstack.sim.network import Network
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 from smtstack.transport.endpoint import FIRST_CLIENT_PORT
 from smtstack.transport.events import Event, Failed, Reason, Request, Response
 from smtstack.transport.params import SOFTWARE
 from smtstack.wire.ethernet import HEADER_LEN
 from smtstack.wire.frame import TRANSPORT_OFFSET
 from tests.handshakes import Hosts, known
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 
 #: Of client and server.
 MTUS = [(1500, 9000), (9000, 1500), (576, 9000), (9000, 296), (1500, 1500)]

@@ -12,6 +12,7 @@ from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.session.established import MODES
 from smtstack.session.manager import Role
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.events import Failed, Reason, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import FLAGS_AT, TRANSPORT_OFFSET, is_handshake
@@ -19,7 +20,6 @@ from smtstack.wire.homa import PLACED
 from tests.certificates import A, Authority, B
 from tests.handshakes import Hosts, known, to_client, to_server
 from tests.rig import Rig
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 
 PATIENT = TransportParams(timeout_resends=1000)
 CANARY = b"*canary of the plaintext*"

@@ -10,10 +10,18 @@ from statistics import fmean
 import pytest
 
 from smtstack.errors import ConfigError
-from workloads import slowdown
-from workloads.distributions import workload
-from workloads.slowdown_report import Bucket, Published, buckets, load_published, rank, simulated, table
-from workloads.slowdown_run import LoadRun, Result, Setting, homa_wire_bytes, unloaded_ns
+from workloads.commands import slowdown
+from workloads.experiments.slowdown.report import (
+    Bucket,
+    Published,
+    buckets,
+    load_published,
+    rank,
+    simulated,
+    table,
+)
+from workloads.experiments.slowdown.run import LoadRun, Result, Setting, homa_wire_bytes, unloaded_ns
+from workloads.load.distributions import workload
 
 
 def buckets_of(result: Result, unloaded: dict[int, int], published: Published | None = None) -> list[Bucket]:

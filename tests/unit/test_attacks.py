@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import PairKeys, demo_keys
-from smtstack.crypto.session import SessionParams
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, ipv4
 from tests.rig import DELAY_NS, Rig
 from tests.unit.test_engine import content
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 
 
 def rebuild(frame: bytes, **fields: int) -> bytes:

@@ -13,14 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from smtstack.errors import ConfigError, HandshakeError
-from smtstack.io.identity_files import load_identity
-from smtstack.io.tsig_file import read_tsig
 from smtstack.session.tls import TlsClient, TlsServer
+from smtstack.session_io.identity_files import load_identity
+from smtstack.session_io.tsig_file import read_tsig
 from smtstack.wire.ipv4 import address
 from tests.certificates import IP_A, IP_B
 from tests.unit.test_tls import CHOICE, OFFER
-from workloads import ca
-from workloads.cli import main
+from workloads.commands.main import main
+from workloads.fleet import authority as ca
 
 HOSTS = ("--host", "a=10.0.0.1", "--host", "b=10.0.0.2")
 DAY = 24 * 3600

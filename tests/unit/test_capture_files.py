@@ -17,6 +17,7 @@ import pytest
 from smtstack.capture import pcapng
 from smtstack.capture.captured import Captured
 from smtstack.capture.decrypt import Decrypter
+from smtstack.capture.files import CaptureFile, naming
 from smtstack.capture.pcapfile import Reader
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import ConfigError
@@ -24,8 +25,7 @@ from smtstack.wire import homa
 from tests.captures import START
 from tests.unit.test_decode import PROFILES, Collector, flip, is_data, save, talk
 from tests.unit.test_decrypt import conversation
-from workloads import pcap
-from workloads.capture_files import CaptureFile, naming
+from workloads.commands import pcap
 
 SAID = {profile: talk(profile, (64, 5000), seed=1) for profile in PROFILES}
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}

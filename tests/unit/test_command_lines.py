@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
+from smtstack import exit_codes
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, walk
 from tests.mn_parser import PARSED
 from topo import cli_verbs, sandbox
-from workloads import cli
+from workloads.commands import main as cli
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
 _NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets"}
@@ -178,11 +179,11 @@ def test_what_needs_nobody_else_runs(line, tmp_path, monkeypatch, capsys):
     code = cli.main([*line.words[1:], *_SHORT.get(line.words[1], ())])
     said = capsys.readouterr()
     assert "Traceback" not in said.err
-    if code == cli.EXIT_USAGE:
+    if code == exit_codes.EXIT_USAGE:
         assert _MISSING.search(said.err), said.err
     else:
         # A machine may lack something that "doctor" looks for.
-        assert code == 0 or (line.words[1] == "doctor" and code == cli.EXIT_ENVIRONMENT), said.err
+        assert code == 0 or (line.words[1] == "doctor" and code == exit_codes.EXIT_ENVIRONMENT), said.err
 
 
 def _asks_by_stream() -> list[CommandLine]:
@@ -196,7 +197,7 @@ def test_clients_run_against_a_server_of_ours(line):
     """Of the line only the server's address is another."""
     words = list(line.words[1:])
     what = "kv" if "kv" in words[:2] else "echo"
-    command = [sys.executable, "-m", "workloads.cli"]
+    command = [sys.executable, "-m", "workloads"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         peer = f"127.0.0.1:{free.getsockname()[1]}"
     words[words.index("--peer") + 1] = peer
@@ -210,8 +211,8 @@ def test_clients_run_against_a_server_of_ours(line):
         assert "serving" in server.stderr.readline()
         done = subprocess.run([*command, *words, *short], cwd=ROOT, capture_output=True, text=True, check=False,
                               timeout=60, input="")
-        if done.returncode != cli.EXIT_USAGE or not _MISSING.search(done.stderr):
-            assert done.returncode in (0, cli.EXIT_UNFAITHFUL), done.stderr
+        if done.returncode != exit_codes.EXIT_USAGE or not _MISSING.search(done.stderr):
+            assert done.returncode in (0, exit_codes.EXIT_UNFAITHFUL), done.stderr
     finally:
         server.terminate()
         server.communicate(timeout=30)
@@ -236,7 +237,7 @@ def test_lines_of_mn(line):
         pytest.skip("there is no mn here")
     done = subprocess.run([sys.executable, "-m", "tests.mn_parser", program, *line.words[1:]], cwd=ROOT,
                           capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode in (PARSED, cli.EXIT_ENVIRONMENT), done.stdout + done.stderr
+    assert done.returncode in (PARSED, exit_codes.EXIT_ENVIRONMENT), done.stdout + done.stderr
 
 
 class _EmptyNet:

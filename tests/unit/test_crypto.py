@@ -11,8 +11,8 @@ from smtstack.crypto import keys as key_module
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import demo_keys, linux_keys
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import AuthError, ConfigError, LocalError
 from tests.pair import SERVER, SERVER_PORT, Pair, pattern
 

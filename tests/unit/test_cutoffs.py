@@ -7,8 +7,8 @@ import pytest
 from smtstack.errors import ConfigError
 from smtstack.transport.params import INT_MAX, TransportParams
 from tests.golden import golden
-from workloads.cutoffs import unsched_cutoffs
-from workloads.distributions import WORKLOADS, Distribution, load_table, workload
+from workloads.load.cutoffs import unsched_cutoffs
+from workloads.load.distributions import WORKLOADS, Distribution, load_table, workload
 
 #: Longest message of all levels but the last, for 10 KB and 60 KB unscheduled, 8 priorities, 1 MB cap.
 PUBLISHED = {

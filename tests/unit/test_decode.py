@@ -16,10 +16,11 @@ from smtstack.capture.decode import Decoder, Message, Result
 from smtstack.capture.links import LINK_ETHERNET, LINK_RAW
 from smtstack.capture.pcapfile import Reader, Writer
 from smtstack.crypto import keys, tls12, tls13
+from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, LinuxKeys, PairKeys, demo_keys, linux_keys
-from smtstack.crypto.session import SessionParams, SmtSession
 from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import SEGMENT_HEADER
 from smtstack.transport.params import TransportParams
@@ -27,8 +28,7 @@ from smtstack.wire import homa
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT
 from smtstack.wire.ipv4 import IPv4
 from tests.golden import golden
-from workloads import pcap
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from workloads.commands import pcap
 
 PROFILES = ("smt", "homa", "linux")
 SEALED = ("smt", "linux")

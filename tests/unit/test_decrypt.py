@@ -19,12 +19,13 @@ from smtstack.capture.keylog import Keylog, LoggedSecret, SeenKeys
 from smtstack.capture.pcapfile import LINK_ETHERNET, Captured, Reader
 from smtstack.capture.twins import LINK_UPPER_PDU
 from smtstack.crypto import keys
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import PairKeys, demo_keys
 from smtstack.crypto.padding import padding_named
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig
 from smtstack.session import keylog as writing
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 from smtstack.transport.params import TransportParams
 from smtstack.wire import homa
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT
@@ -42,8 +43,7 @@ from tests.unit.test_decode import (
     save,
     talk,
 )
-from workloads import pcap
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
+from workloads.commands import pcap
 
 PROFILES = ("smt", "homa", "linux")
 SIZES = (1, 64, 1404, 1426, 5000, 20_000, 70_000)

@@ -13,11 +13,13 @@ import pytest
 
 from smtstack.capture import pcapng
 from smtstack.capture.decrypt import Decrypter
+from smtstack.capture.files import CaptureFile
 from smtstack.capture.keylog import Keylog
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import BadPacket
 from smtstack.session.flights import Flight, Kind, Refusal, refused
 from smtstack.session.offer import Agreement, Offer
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP
 from smtstack.transport.params import TransportParams
 from smtstack.wire import homa
 from smtstack.wire.ethernet import Ethernet
@@ -26,10 +28,8 @@ from smtstack.wire.ipv4 import IPv4, parse_untrusted
 from tests.captures import captured, tshark, tshark_text
 from tests.unit.test_decode import MODULE, module_frames, save, talk
 from tests.unit.test_decrypt import conversation
-from workloads import pcap
-from workloads.capture_files import CaptureFile
-from workloads.pair import CLIENT_IP, SERVER_IP
-from workloads.pcap_decrypt import write_decrypted
+from workloads.commands import pcap
+from workloads.commands.pcap_decrypt import write_decrypted
 
 pytestmark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed (Debian: tshark)")
 

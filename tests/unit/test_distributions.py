@@ -8,9 +8,9 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.golden import golden
-from workloads.distributions import WORKLOADS, Distribution, find, load_table, workload
-from workloads.load import Load, Requests, parse_size, size_name
-from workloads.mix import Mix
+from workloads.experiments.mix.arithmetic import Mix
+from workloads.load.distributions import WORKLOADS, Distribution, find, load_table, workload
+from workloads.load.loops import Load, Requests, parse_size, size_name
 
 #: Mean bytes at the 1 MB cap and without it, as published.
 MEANS = {"w1": (189.2, 189.2), "w2": (433.3, 441.6), "w3": (2423, 2927.7), "w4": (60_175, 127_797),

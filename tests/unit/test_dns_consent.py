@@ -22,9 +22,9 @@ import dns.name
 import dns.query
 
 from smtstack.errors import PeerError
-from smtstack.io import dns_exchange
-from smtstack.io.tsig_file import TsigKey, make_tsig
 from smtstack.session.state import MemoryState
+from smtstack.session_io import dns_exchange
+from smtstack.session_io.tsig_file import TsigKey, make_tsig
 from tests.tickets import PORT_B, make_ticket
 
 KEY = make_tsig()

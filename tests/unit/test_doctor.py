@@ -12,7 +12,7 @@ import pytest
 from topo import probes
 from topo.doctor import Check, checks
 from topo.probes import PACKAGES, Facts
-from workloads import doctor
+from workloads.commands import doctor
 
 TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls")
 GOOD = Facts(

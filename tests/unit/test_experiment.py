@@ -9,9 +9,9 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads import fleet_programs
-from workloads.experiment import share_of, split_cores
-from workloads.load import Load, parse_also
+from workloads.fleet import programs as fleet_programs
+from workloads.fleet.fleet import share_of, split_cores
+from workloads.load.loops import Load, parse_also
 
 
 @given(st.integers(1, 9), st.integers(1, 1000), st.integers(1, 50), st.integers(0, 30))

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
+from smtstack import exit_codes
 from tests.rows import row
 from tests.streams_driver import ROOT
-from workloads import call, fidelity, waits
-from workloads.fidelity import QUOTED, TAILS, judge_figures, verdict
-from workloads.results import middle, overall
-from workloads.rtt import rtt_summary
-from workloads.table import text
+from workloads.load.rtt import rtt_summary
+from workloads.results import fidelity, waits
+from workloads.results.fidelity import QUOTED, TAILS, judge_figures, verdict
+from workloads.results.rows import middle, overall
+from workloads.results.table import text
 
 RPCS = 20_000
 #: Share of the RPCs that wait, and how long in us; all of them on top of what the network takes.
@@ -146,7 +147,7 @@ def test_rounding_is_down_and_by_little(us: int):
 
 def test_p99_beside_busy_loops_is_not_the_transports():
     """No root: tcp over loopback, and more programs that want to run than there are processors."""
-    command = [sys.executable, "-m", "workloads.cli"]
+    command = [sys.executable, "-m", "workloads"]
     for port in (random.randrange(20_000, 30_000) for _ in count()):
         server = subprocess.Popen([*command, "serve", "echo", "--transport", "tcp", "--addr", f"127.0.0.1:{port}"],
                                   cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -168,5 +169,5 @@ def test_p99_beside_busy_loops_is_not_the_transports():
     result = json.loads(done.stdout)
     assert result["content_ok"]
     assert not result["fidelity"]["figures"]["p99"], result
-    assert (done.returncode, result["fidelity"]["ok"]) == (call.EXIT_UNFAITHFUL, False)
+    assert (done.returncode, result["fidelity"]["ok"]) == (exit_codes.EXIT_UNFAITHFUL, False)
     assert "p99" in done.stderr or "waited for a processor" in done.stderr

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from tests.rows import row
-from workloads import fig12, fig12_report, first_rpc, plots, report, table
-from workloads.fig12_report import BASE, INIT, INIT_FS, ONE_RTT, RSMP, RSMP_FS, WAYS
-from workloads.results import ResultFolder, overall
+from workloads.experiments.fig12 import program as first_rpc
+from workloads.experiments.fig12 import report as fig12_report
+from workloads.experiments.fig12 import run as fig12
+from workloads.experiments.fig12.report import BASE, INIT, INIT_FS, ONE_RTT, RSMP, RSMP_FS, WAYS
+from workloads.results import plots, report, table
+from workloads.results.rows import ResultFolder, overall
 
 #: Median microseconds; an RPC of a session that exists takes 200.
 US = {ONE_RTT: 2000.0, INIT: 1000.0, INIT_FS: 1200.0, RSMP: 700.0, RSMP_FS: 1050.0, "Init + DNS": 2500.0,

@@ -15,12 +15,12 @@ from smtstack.session.established import MODES
 from smtstack.session.flights import ID_LEN, PROOF_LEN, Flight, Kind, Refusal, parse_untrusted, refused
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.state import MemoryState
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 from smtstack.wire.frame import DATA_FRAME, IP_OFFSET, PAYLOAD_AT, TRANSPORT_OFFSET, TYPE_AT, is_handshake
 from smtstack.wire.homa import DATA, HANDSHAKE
 from smtstack.wire.ipv4 import checksum
 from tests.certificates import UTC, A, Authority, B
 from tests.handshakes import CLIENT_ID, EARLY, SERVER_ID, Hosts, SessionRig, works
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT
 
 #: Nanoseconds: what comes before is no matter of a time that is over.
 PROMPT = 100_000_000

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from smtstack.capture.keylog import SeenKeys
-from smtstack.io.session_state import SqliteState
 from smtstack.session.flights import Kind
+from smtstack.session_io.state_file import SqliteState
 from tests.captures import Opened, captured, decrypt
 from tests.handshakes import SessionRig
 from tests.rig import answer
 from tests.unit.test_decode import save
 from tests.unit.test_decrypt import LoggedHosts
-from workloads import pcap
-from workloads.pcap_decrypt import read_state
+from workloads.commands import pcap
+from workloads.commands.pcap_decrypt import read_state
 
 #: Waiting when the session begins, so that they are its first flight; and asked when it is there.
 FIRST = (b"first flight, short", b"first flight, long; " * 2000)

@@ -7,8 +7,8 @@ from random import Random
 import pytest
 
 from smtstack.crypto.aead import Cipher
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import PairKeys, demo_keys
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import BadPacket
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import TransportParams

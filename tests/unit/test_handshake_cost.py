@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from smtstack.errors import SmtError
-from workloads import handshake_cost, handshake_flows, handshake_steps
+from workloads.experiments.table2 import flows as handshake_flows
+from workloads.experiments.table2 import run as handshake_cost
+from workloads.experiments.table2 import steps as handshake_steps
 
 
 def test_the_key_schedule_is_that_of_rfc_8448():
@@ -57,7 +59,7 @@ def test_whole_handshakes():
 
 def test_different_secrets_are_noticed(monkeypatch):
     made = iter((b"a", b"b"))
-    monkeypatch.setattr("workloads.handshake_flows.TlsClient.secret",
+    monkeypatch.setattr("workloads.experiments.table2.flows.TlsClient.secret",
                         property(lambda _self: next(made), lambda *_given: None), raising=False)
     with pytest.raises(SmtError, match="different secrets"):
         handshake_flows.flows()[0].shake(handshake_flows.Stopwatch())

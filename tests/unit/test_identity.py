@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, HandshakeError
-from smtstack.io.identity_files import keylog_wanted, load_identity, load_names, open_keylog
 from smtstack.session.established import Established
 from smtstack.session.identity import MAX_CHAIN, Identity, verify_signature
 from smtstack.session.offer import Agreement
+from smtstack.session_io.identity_files import keylog_wanted, load_identity, load_names, open_keylog
 from smtstack.wire.ipv4 import address
 from tests.certificates import GOOD, HOUR, IP_A, IP_B, NAMES, UTC, A, Authority, B, Leaf, new_key, pair
 

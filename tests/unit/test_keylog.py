@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtstack.capture.keylog import Keylog
+from smtstack.capture.reading import load_keylog
 from smtstack.crypto.aead import DirectionKeys
 from smtstack.crypto.keys import EarlySecrets, Endpoints, TrafficSecrets
 from smtstack.crypto.padding import padding_named
 from smtstack.errors import BadPacket, ConfigError
-from smtstack.io.identity_files import open_keylog
 from smtstack.session import keylog as writing
 from smtstack.session.established import Established
 from smtstack.session.offer import Agreement, cipher_of
+from smtstack.session_io.identity_files import open_keylog
 from smtstack.wire.ipv4 import address
-from workloads.pcap_decrypt import load_keylog
 
 CLIENT, SERVER = ("10.0.0.1", 40_000), ("10.0.0.2", 2000)
 SECRET, EARLY = bytes(range(32)), bytes(range(32, 64))

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, PeerError
 from smtstack.socket import Address, RpcTimeout
-from workloads import kv_client
-from workloads.kv_client import KvCall, KvClient, KvError, KvUnknown, ReplyInbox, is_error, is_read, pack
+from workloads.kv import client as kv_client
+from workloads.kv.client import KvCall, KvClient, KvError, KvUnknown, ReplyInbox, is_error, is_read, pack
+from workloads.load.ycsb import INDEX, KINDS
+from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad, YcsbSeries, YcsbTally, kinds_summary
 from workloads.transports import Settings
 from workloads.transports.framing import FramingError
-from workloads.ycsb import INDEX, KINDS
-from workloads.ycsb_load import LOAD_PHASE, YcsbLoad, YcsbSeries, YcsbTally, kinds_summary
 
 hiredis = pytest.importorskip("hiredis")
 

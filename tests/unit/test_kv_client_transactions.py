@@ -12,12 +12,12 @@ import pytest
 from smtstack.socket import Address
 from tests.redis_server import PATIENCE
 from tests.unit.test_kv_server import serving
-from workloads import kv_client
+from workloads.commands.kv import Shell
+from workloads.kv import client as kv_client
 from workloads.kv.backend import EmbeddedStore
+from workloads.kv.client import KvClient, KvError, is_read
 from workloads.kv.server import RespMessages
 from workloads.kv.store import open_databases
-from workloads.kv_client import KvClient, KvError, is_read
-from workloads.kv_shell import Shell
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 

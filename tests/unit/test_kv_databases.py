@@ -32,19 +32,19 @@ from tests.redis_server import RawClient, redis_server
 from tests.unit.test_kv_client_transactions import Connect, in_messages, on_streams
 from tests.unit.test_kv_server import ask, cli, refused, serving
 from tests.unit.test_kv_waiting import Clients, beside_redis, popped
-from workloads.cli import main as cli_main
+from workloads.commands.kv import Shell
+from workloads.commands.main import main as cli_main
 from workloads.kv import aof_file, resp
 from workloads.kv.aof import Aof
 from workloads.kv.arguments import Session
 from workloads.kv.backend import EmbeddedStore
+from workloads.kv.client import KvError
 from workloads.kv.commands import execute
 from workloads.kv.databases import Journal
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.resp import ReplyCutter
 from workloads.kv.server import RespMessages
 from workloads.kv.store import Keyspace, open_databases
-from workloads.kv_client import KvError
-from workloads.kv_shell import Shell
 
 NOW = 1_700_000_000_000
 LIMIT = 1_000_000
@@ -378,7 +378,7 @@ def test_programs_use_the_database_they_name():
 
 def smtnet_kv(port: int, *words_: str) -> tuple[int, str]:
     """Its exit code, and what it prints."""
-    run = subprocess.run([sys.executable, "-m", "workloads.cli", "kv", "--transport", "tcp", "--peer",
+    run = subprocess.run([sys.executable, "-m", "workloads", "kv", "--transport", "tcp", "--peer",
                           f"127.0.0.1:{port}", "--raw", *words_], capture_output=True, text=True, check=False,
                          timeout=PATIENCE_S)
     assert "Traceback" not in run.stderr

@@ -17,7 +17,7 @@ import pytest
 
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
 from tests.unit.test_kv_server import Server, cli, serving
-from workloads import credentials
+from workloads.fleet import credentials
 from workloads.kv.resp import bulk
 from workloads.transports.tls import CA, CERTIFICATE, KEY
 

@@ -21,14 +21,15 @@ import psutil
 import pytest
 
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
-from workloads import credentials, redis_program
+from workloads.fleet import credentials
+from workloads.fleet import redis as redis_program
 from workloads.kv import resp
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend, EmbeddedStore
+from workloads.kv.client import KvClient
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages
 from workloads.kv.store import Keyspace
-from workloads.kv_client import KvClient
 from workloads.transports import Settings
 from workloads.transports.stream import Stream
 from workloads.transports.tls import CA, CERTIFICATE, KEY
@@ -45,7 +46,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "workloads.cli", "serve", "kv", "--transport", transport, "--addr",
+            [sys.executable, "-m", "workloads", "serve", "kv", "--transport", transport, "--addr",
              f"127.0.0.1:{self.port}", "--json", *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
         assert self._process.stderr is not None
@@ -239,7 +240,7 @@ def test_limits_are_set_by_options_and_named_where_they_hold():
 
 
 def refused_usage(*options: str) -> str:
-    run = subprocess.run([sys.executable, "-m", "workloads.cli", "serve", "kv", *options], capture_output=True,
+    run = subprocess.run([sys.executable, "-m", "workloads", "serve", "kv", *options], capture_output=True,
                          text=True, cwd=ROOT, timeout=PATIENCE, check=False)
     assert run.returncode == 2
     return run.stderr
@@ -287,7 +288,7 @@ def test_protocol_errors_are_told_and_end_the_connection_only(server: Server):
 
 def refused(*options: str) -> str:
     """What a server says that does not start for a reason a user can mend."""
-    run = subprocess.run([sys.executable, "-m", "workloads.cli", "serve", "kv", "--transport", "tcp", "--addr",
+    run = subprocess.run([sys.executable, "-m", "workloads", "serve", "kv", "--transport", "tcp", "--addr",
                           "127.0.0.1:1", *options], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE,
                          check=False)
     assert run.returncode == 2

@@ -19,11 +19,11 @@ from smtstack.errors import SmtError
 pytest.importorskip("OpenSSL", reason="pyOpenSSL is not installed")
 from OpenSSL import SSL
 
-from smtstack.io.session_state import SqliteState
 from smtstack.session.pool import agree, make_key
 from smtstack.session.tls import _make_context
+from smtstack.session_io.state_file import SqliteState
 from tests.handshakes import CLIENT_ID
-from workloads.ca import make_folder
+from workloads.fleet.authority import make_folder
 from workloads.transports import tls as streams
 
 

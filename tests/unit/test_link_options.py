@@ -16,8 +16,8 @@ from smtstack.nic.impairments import ImpairmentRates, Impairments
 from topo.link_options import NAMES, OF_THE_LINK, LinkOptions
 from topo.links import SmartNicIntf, SmtLink
 from topo.shaping import Queue
-from workloads import cli
-from workloads.network_options import link_options
+from workloads.commands import main as cli
+from workloads.options.network import link_options
 
 #: Every option, a value, and what comes of it: fields of LinkOptions, or a part of the error.
 WORK: dict[str, tuple[str, dict[str, Any]]] = {

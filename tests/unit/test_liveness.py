@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smtstack.nic.impairments import ImpairmentRates
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair
 from smtstack.transport.events import Failed, Reason, Request, Response
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire import frame as wire_frame
@@ -12,7 +13,6 @@ from smtstack.wire import homa
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4
 from tests.rig import Rig
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -11,11 +11,12 @@ import pytest
 
 from smtstack.errors import ConfigError
 from smtstack.socket import RpcError, RpcTimeout
-from workloads import fidelity, options
-from workloads.distributions import workload
-from workloads.load import MAX_UNDER_WAY, ClosedLoop, Load, OpenLoop, Requests, Tally, echo_reply, parse_also
-from workloads.measure import Point, merge, result, write_raw
-from workloads.rtt import PERCENTILES, percentile, rtt_summary
+from workloads.load.distributions import workload
+from workloads.load.loops import MAX_UNDER_WAY, ClosedLoop, Load, OpenLoop, Requests, Tally, echo_reply, parse_also
+from workloads.load.measure import Point, merge, result, write_raw
+from workloads.load.rtt import PERCENTILES, percentile, rtt_summary
+from workloads.options import common as options
+from workloads.results import fidelity
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 

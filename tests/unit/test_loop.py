@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from smtstack.io import loop
-from smtstack.io.loop import MAX_BACKLOG, RECEIVE_BATCH, PacketLoop
+from smtstack import loop
+from smtstack.loop import MAX_BACKLOG, RECEIVE_BATCH, PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.transport.counters import Counters
 from smtstack.transport.params import TransportParams

@@ -10,7 +10,7 @@ from smtstack.session.offer import Offer
 from smtstack.socket import RpcFuture, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from tests.cable import CLIENT, SERVER, connect
-from workloads.ca import make_folder
+from workloads.fleet.authority import make_folder
 from workloads.transports.contract import Incoming
 from workloads.transports.messages import MessageServer
 

@@ -20,16 +20,17 @@ from smtstack.transport.params import INT_MAX, software
 from tests.rows import row
 from tests.unit.test_load import MS, FakeCaller
 from topo import sandbox
-from workloads import mix_report, run_mix
-from workloads import slowdown_report as slowdown
-from workloads.distributions import WORKLOADS, workload
-from workloads.experiment import share_of
-from workloads.load import Load, OpenLoop, Requests, Tally
-from workloads.mix import Mix, Unloaded, lag, shortfall, spread
-from workloads.mix_fleet import judge
-from workloads.mix_load import MixLoad, MixLoop, MixSeries
-from workloads.options import parse_param
-from workloads.slowdown_report import Message
+from workloads.experiments.mix import report as mix_report
+from workloads.experiments.mix import run as run_mix
+from workloads.experiments.mix.arithmetic import Mix, Unloaded, lag, shortfall, spread
+from workloads.experiments.mix.fleet import judge
+from workloads.experiments.slowdown import report as slowdown
+from workloads.experiments.slowdown.report import Message
+from workloads.fleet.fleet import share_of
+from workloads.load.distributions import WORKLOADS, workload
+from workloads.load.loops import Load, OpenLoop, Requests, Tally
+from workloads.load.mix import MixLoad, MixLoop, MixSeries
+from workloads.options.common import parse_param
 from workloads.transports import Settings
 
 #: On the link: Ethernet 14, IP 20, DATA 40, and preamble, FCS and gap 24.

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
+from smtstack.crypto.epochs import NO_KEYS, SessionParams, SmtSession
 from smtstack.crypto.keys import EarlySecrets, PlainKeys
-from smtstack.crypto.session import NO_KEYS, SessionParams, SmtSession
 from smtstack.errors import LocalError
 from smtstack.transport.events import Reason, Response
 from smtstack.transport.params import TransportParams

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtstack.crypto.aead import AES_256_GCM, CHACHA20_POLY1305
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import demo_keys
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver

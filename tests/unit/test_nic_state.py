@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 
 from smtstack.errors import ConfigError, Unsupported
-from smtstack.io import nic_file
 from smtstack.io.namespaces import Namespace, locate
-from smtstack.io.nic_control import NicControl
-from smtstack.io.nic_file import COUNTERS, SLOTS, sweep
-from smtstack.io.nic_settings import Faults, Settings, TapSetting
-from smtstack.io.nic_state import NicState, Port
-from smtstack.io.nic_text import describe
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.nic.descriptors import Resync, Send
 from smtstack.nic.device import FEATURES, NicConfig, SmartNic
 from smtstack.nic.driver import NicDriver
 from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.nicshare import file as nic_file
+from smtstack.nicshare.control import NicControl
+from smtstack.nicshare.file import COUNTERS, SLOTS, sweep
+from smtstack.nicshare.settings import Faults, Settings, TapSetting
+from smtstack.nicshare.state import NicState, Port
+from smtstack.nicshare.text import describe
 from smtstack.socket import SmtContext, SmtSocket
 from smtstack.wire.ipv4 import address
 from tests.cable import exchange, joined

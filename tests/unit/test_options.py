@@ -10,7 +10,7 @@ import pytest
 
 from smtstack.errors import ConfigError
 from smtstack.transport.params import FAST_MBPS, SOFTWARE, TransportParams, software
-from workloads.options import add_transport_options, parse_param, settings
+from workloads.options.common import add_transport_options, parse_param, settings
 
 
 def params(*options: str, transport: str = "smt") -> TransportParams:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtstack.crypto import padding
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import demo_keys
-from smtstack.crypto.session import SessionParams
 from smtstack.errors import ConfigError, LocalError
 from smtstack.wire import homa
 from tests.pair import Pair, pattern

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import DEMO_SECRET, PairKeys
 from smtstack.crypto.padding import padding_named
-from smtstack.crypto.session import SessionParams
+from smtstack.sim.pair import MemoryPair
 from smtstack.transport.params import SOFTWARE
 from smtstack.wire import homa
 from smtstack.wire.frame import TYPE_AT
 from tests.rows import row
-from workloads import padding_report
-from workloads.distributions import WORKLOADS, Distribution, workload
-from workloads.padding_model import POLICIES, cost, costs, frame_bytes, sent_bytes
-from workloads.pair import MemoryPair
+from workloads.experiments.padding import report as padding_report
+from workloads.experiments.padding.model import POLICIES, cost, costs, frame_bytes, sent_bytes
+from workloads.load.distributions import WORKLOADS, Distribution, workload
 
 SIZES = (1, 64, 1400, 1418, 1419, 9000, 20_000)
 

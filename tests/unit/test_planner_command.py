@@ -9,7 +9,7 @@ import pytest
 from controllers.fabric import Fabric
 from controllers.planner import make_plan
 from tests.fabrics import real
-from workloads.cli import main
+from workloads.commands.main import main
 
 
 def test_a_plan_for_people(capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from smtstack.errors import Unsupported
 from tests.rows import BASE, comparison, row
-from workloads import plots
+from workloads.results import plots
 
 
 @pytest.fixture

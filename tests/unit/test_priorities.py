@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 
 from smtstack.wire import ethernet, ipv4
 from topo.link_options import LinkOptions
-from workloads import class_traffic, cli, priority_report, report, run_priorities
-from workloads.priorities import all_classes, breach, classes, expected, named, tolerance
-from workloads.priority_port import Frames, OnePort, PriorityPort
-from workloads.results import ResultFolder, Row
+from workloads.commands import main as cli
+from workloads.experiments.priorities import program as class_traffic
+from workloads.experiments.priorities import report as priority_report
+from workloads.experiments.priorities import run as run_priorities
+from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
+from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
+from workloads.results import report
+from workloads.results.rows import ResultFolder, Row
 
 SHARES = st.dictionaries(st.integers(0, 7), st.floats(0.01, 3), min_size=1)
 #: Of the port below: frames of 1538 bytes on the cable, at 12.304 Mbit/s.

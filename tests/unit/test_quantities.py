@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtstack import quantities
 from smtstack.errors import ConfigError
-from smtstack.io import quantities
-from smtstack.io.quantities import BYTES, MBPS, PER_CENT, SECONDS, Quantity
-from workloads import cli, options
+from smtstack.quantities import BYTES, MBPS, PER_CENT, SECONDS, Quantity
+from workloads.commands import main as cli
+from workloads.options import common as options
 
 #: Of each kind: a text with a unit, one of another kind, and a unit that the error has to name.
 SAMPLES = {"time": ("2s", "3Gbit", "ms"), "rate": ("20M", "1ms", "Mbit"), "size": ("1KB", "1ms", "KB"),

@@ -8,8 +8,8 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.unit.test_load import MS, FakeCaller
-from workloads.load import ClosedLoop, OpenLoop, Requests, Tally
-from workloads.queries import LEAVES_SUFFIX, QueryLoad, QuerySeries, Scatter
+from workloads.load.loops import ClosedLoop, OpenLoop, Requests, Tally
+from workloads.load.queries import LEAVES_SUFFIX, QueryLoad, QuerySeries, Scatter
 from workloads.transports import Settings
 from workloads.transports.contract import Call
 

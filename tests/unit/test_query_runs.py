@@ -13,13 +13,18 @@ import pytest
 from tests.rows import row
 from topo.link_options import LinkOptions
 from topo.topologies import make_topo
-from workloads import cli, curves, query_options, report, run_fanout, run_incast
-from workloads.fidelity import doubted
-from workloads.progress import Progress
-from workloads.query_options import answer_bytes, hops, ideal_us, numbers, systems
-from workloads.results import ResultFolder, Row, points
-from workloads.retransmissions import kernel_counter
-from workloads.table import text
+from workloads.commands import main as cli
+from workloads.experiments import fanout as run_fanout
+from workloads.experiments import incast as run_incast
+from workloads.experiments import queries as query_options
+from workloads.experiments import query_curves as curves
+from workloads.experiments.queries import answer_bytes, hops, ideal_us, numbers, systems
+from workloads.fleet.retransmissions import kernel_counter
+from workloads.results import report
+from workloads.results.fidelity import doubted
+from workloads.results.progress import Progress
+from workloads.results.rows import ResultFolder, Row, points
+from workloads.results.table import text
 
 TIMES = ("min", "p50", "p90", "p99", "p999", "max", "mean")
 

@@ -7,8 +7,8 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtstack.crypto.epochs import SmtSession
 from smtstack.crypto.keys import Endpoints, demo_keys
-from smtstack.crypto.session import SmtSession
 from smtstack.transport import stream_message
 from smtstack.transport.params import TransportParams
 from smtstack.transport.stream_message import Geometry, SealedIn, SealedOut, StreamIn

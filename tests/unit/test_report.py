@@ -16,8 +16,8 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.rows import comparison, row
-from workloads import report
-from workloads.results import ResultFolder, Row, overall
+from workloads.results import report
+from workloads.results.rows import ResultFolder, Row, overall
 
 HOSTILE = '<script>alert(1)</script>"onload=\'x\'&amp;'
 

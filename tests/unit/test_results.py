@@ -17,9 +17,9 @@ import pytest
 
 from smtstack.errors import ConfigError, SmtError
 from tests.rows import comparison, row
-from workloads import table
-from workloads.environment import environment, git_state
-from workloads.results import ResultFolder, label, metric, middle, overall, points, ratio, size_text
+from workloads.results import table
+from workloads.results.environment import environment, git_state
+from workloads.results.rows import ResultFolder, label, metric, middle, overall, points, ratio, size_text
 
 NOBODY = 65534
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from smtstack.crypto.epochs import NO_KEYS, EpochKeys, Session, SessionParams
 from smtstack.crypto.keys import demo_keys
-from smtstack.crypto.session import NO_KEYS, EpochKeys, Session, SessionParams
 from smtstack.errors import ConfigError
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.params import INT_MAX, TransportParams
 from smtstack.transport.peers import Host, Peer
@@ -18,7 +19,6 @@ from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, ipv4
 from tests.rig import Rig
 from tests.unit.test_engine import content
-from workloads.pair import SERVER_IP, SERVER_PORT
 
 
 def parsed(frames: list[tuple[bool, bytes]], profile: str = "homa") -> list[tuple[bool, ipv4.IPv4, homa.Packet]]:

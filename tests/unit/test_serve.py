@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from workloads.serve import EchoServer
+from workloads.commands.serve import EchoServer
 
 
 class Idle:

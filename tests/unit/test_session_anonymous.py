@@ -11,12 +11,12 @@ from smtstack.nic.driver import NicDriver
 from smtstack.session.config import SessionConfig
 from smtstack.session.identity import Identity
 from smtstack.session.manager import SessionManager
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event, Failed, Request, Response
 from tests.certificates import Authority
 from tests.handshakes import CLIENT_ID, SERVER_ID, Hosts, SessionRig, known, to_client, to_server
 from tests.rig import answer
-from workloads.pair import SERVER_IP, SERVER_PORT
 
 SECRET = b"what is for the server alone"
 

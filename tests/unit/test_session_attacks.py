@@ -20,13 +20,13 @@ from smtstack.session.manager import SessionManager
 from smtstack.session.offer import Offer
 from smtstack.session.plane import Plane
 from smtstack.session.tls import TlsClient
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import is_handshake
 from tests.certificates import UTC, A, Authority
 from tests.handshakes import CLIENT_ID, IMPATIENT, Hosts, SessionRig, to_client
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 
 
 class Forger:

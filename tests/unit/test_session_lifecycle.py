@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtstack.crypto.epochs import NO_KEYS, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, PlainKeys
-from smtstack.crypto.session import NO_KEYS, SmtSession
 from smtstack.errors import LocalError
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Reason, Response

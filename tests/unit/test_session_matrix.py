@@ -22,7 +22,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.io.session_state import SqliteState
 from smtstack.session.established import MODES
 from smtstack.session.flights import VERSION, Flight, Kind
 from smtstack.session.hello import EarlyClient
@@ -31,6 +30,8 @@ from smtstack.session.manager import Role
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.state import MemoryState
 from smtstack.session.tickets import Ticket
+from smtstack.session_io.state_file import SqliteState
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.events import Reason
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT, is_handshake
 from smtstack.wire.homa import DATA
@@ -53,7 +54,6 @@ from tests.handshakes import (
     works,
 )
 from tests.rig import Rig, Tamper
-from workloads.pair import SERVER_IP, SERVER_PORT, Side
 
 AUTHORITY, OTHERS = Authority(), Authority(name="others")
 
@@ -218,8 +218,8 @@ def test_resumptions_of_resumptions_end(mode):
 def test_dns_is_gone(mode):
     pytest.importorskip("dns", reason="dnspython is not installed")
     from smtstack.errors import PeerError
-    from smtstack.io.ticket_dns import DnsTickets, TicketPublisher
-    from smtstack.io.tsig_file import make_tsig
+    from smtstack.session_io.ticket_dns import DnsTickets, TicketPublisher
+    from smtstack.session_io.tsig_file import make_tsig
     from tests.unit.test_ticket_dns import answering, encoded, given
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:

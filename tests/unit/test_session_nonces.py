@@ -11,10 +11,10 @@ from smtstack.crypto.aead import Aead, Cipher, DirectionKeys
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.session.established import MODES
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 from smtstack.transport.params import TransportParams
 from tests.handshakes import Hosts, SessionRig, to_client, to_server
 from tests.rig import Rig
-from workloads.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
 
 LOSSY = ImpairmentRates(drop=0.05, duplicate=0.1, reorder=0.1)
 PATIENT = TransportParams(timeout_resends=1000)

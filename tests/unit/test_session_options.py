@@ -12,12 +12,12 @@ import pytest
 
 from smtstack.crypto import aead
 from smtstack.errors import ConfigError, Unsupported
-from smtstack.io.tsig_file import TSIG
 from smtstack.session.established import MODES
-from workloads import fleet_dns
-from workloads.options import add_transport_options, settings
-from workloads.outcome import session_lines
-from workloads.session_options import add_experiment_sessions, check_sessions, session_words
+from smtstack.session_io.tsig_file import TSIG
+from workloads.fleet import dns as fleet_dns
+from workloads.options.common import add_transport_options, settings
+from workloads.options.session import add_experiment_sessions, check_sessions, session_words
+from workloads.results.outcome import session_lines
 from workloads.transports import Settings, open_caller
 from workloads.transports.sessions import FROM_TICKETS, SessionSettings, summary
 

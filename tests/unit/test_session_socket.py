@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 import smtstack.socket
+from smtstack import loop
 from smtstack.aio import AioSocket
 from smtstack.errors import ConfigError, LocalError, PeerError, Unsupported
-from smtstack.io import loop
 from smtstack.io.packet_socket import Fanout
-from smtstack.io.psk_file import PskFile
 from smtstack.session.established import Established
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.resumption import Psk, PskStore
 from smtstack.session.workers import closed, opened
+from smtstack.session_io.psk_file import PskFile
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from tests.cable import CLIENT, SERVER, connect
-from workloads.ca import make_folder
+from workloads.fleet.authority import make_folder
 
 #: A peer is given up only after seconds: others use this machine, too.
 PATIENT = TransportParams(timeout_resends=1000)

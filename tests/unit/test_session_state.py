@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from smtstack.errors import ConfigError
-from smtstack.io import session_state
-from smtstack.io.session_state import SqliteState
 from smtstack.session import state as state_module
 from smtstack.session import tickets
 from smtstack.session.flights import Refusal
 from smtstack.session.offer import Offer
 from smtstack.session.state import SEALING_S, MemoryState, ServerState, StateError
 from smtstack.session.tickets import SKEW_S, TicketSecret
+from smtstack.session_io import state_file as session_state
+from smtstack.session_io.state_file import SqliteState
 from tests.certificates import IP_B, UTC
 from tests.tickets import PORT_B, SERVER, make_client, make_psk, make_server, make_ticket, refusal
 
@@ -298,7 +298,7 @@ def test_a_hello_counts_once_among_forked_workers(tmp_path: Path):
 _RACER = """
 import sys
 from pathlib import Path
-from smtstack.io.session_state import SqliteState
+from smtstack.session_io.state_file import SqliteState
 state = SqliteState(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -331,7 +331,7 @@ def test_of_several_processes_one_is_told_that_a_hello_is_new(tmp_path: Path):
 _VICTIM = """
 import sys
 from pathlib import Path
-from smtstack.io.session_state import SqliteState
+from smtstack.session_io.state_file import SqliteState
 state = SqliteState(Path(sys.argv[1]))
 n = 0
 while True:

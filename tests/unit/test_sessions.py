@@ -21,6 +21,7 @@ from smtstack.crypto.aead import (
     DirectionKeys,
     cipher_named,
 )
+from smtstack.crypto.epochs import EPOCHS_AHEAD, MAX_LATE, NO_KEYS, EpochKeys, SessionParams, SmtSession
 from smtstack.crypto.keys import (
     DEMO_SECRET,
     EarlySecrets,
@@ -31,7 +32,6 @@ from smtstack.crypto.keys import (
     TrafficSecrets,
     demo_keys,
 )
-from smtstack.crypto.session import EPOCHS_AHEAD, MAX_LATE, NO_KEYS, EpochKeys, SessionParams, SmtSession
 from smtstack.errors import ConfigError, LocalError
 from smtstack.transport.endpoint import Endpoint
 from smtstack.wire import homa

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.streams_driver import CLOSED, FULL, GONE, GOOD, ROOT, Ended, run_each
-from workloads import cli
+from workloads.commands import main as cli
 
 #: One cheap run at least of every command; some fail by themselves, which broken streams must not change.
 RUNS = [
@@ -100,7 +100,7 @@ def test_the_driver_sees_what_is_written(tmp_path: Path):
 @pytest.mark.parametrize("more", [[], ["-u"]])
 def test_head_ends_a_long_answer_without_a_word(more: list[str]):
     """More than a pipe holds; the reader takes one line."""
-    command = [sys.executable, *more, "-m", "workloads.cli", "plan", "fattree,4", "--json"]
+    command = [sys.executable, *more, "-m", "workloads", "plan", "fattree,4", "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -113,7 +113,7 @@ def test_head_ends_a_long_answer_without_a_word(more: list[str]):
 
 def test_a_pipe_that_does_not_block_gets_all(tmp_path: Path):
     """Some programs make theirs so, for all that share it."""
-    command = [sys.executable, "-m", "workloads.cli", "plan", "fattree,4", "--json"]
+    command = [sys.executable, "-m", "workloads", "plan", "fattree,4", "--json"]
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with subprocess.Popen(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE) as process:

@@ -9,9 +9,9 @@ import socket
 import pytest
 
 from smtstack.io import bpf
-from workloads import sessions
-from workloads.sessions import Stage
-from workloads.swarm import range_filter
+from workloads.experiments.sessions import run as sessions
+from workloads.experiments.sessions.run import Stage
+from workloads.experiments.sessions.swarm import range_filter
 
 MB = 1 << 20
 IP, PORTS, PROTOCOL = 0x0A000001, range(32_768, 42_768), 146

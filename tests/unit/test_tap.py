@@ -13,18 +13,18 @@ import pytest
 
 from smtstack.capture import pcapng
 from smtstack.capture.decode import Decoder
+from smtstack.capture.files import CaptureFile
 from smtstack.capture.pcapfile import Captured, Reader
+from smtstack.capture.reading import read_into
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import ConfigError
-from smtstack.io import nic_file
-from smtstack.io.nic_state import NicState
 from smtstack.nic.device import NicConfig
+from smtstack.nicshare import file as nic_file
+from smtstack.nicshare.state import NicState
 from smtstack.socket import SmtContext, SmtSocket
 from tests.cable import exchange, joined
 from tests.captures import decrypt
-from workloads import pcap
-from workloads.capture_files import CaptureFile
 
 IFACE = "lo"
 CANARY = b"plaintext canary"
@@ -122,7 +122,7 @@ def test_the_wire_side_is_sealed_and_whole(monkeypatch, tmp_path):
     assert {c.interface for c in got} == {IFACE}
     assert not any(CANARY in c.frame for c in got)
     decoder = Decoder("linux", demo_keys("linux"))
-    assert pcap.read_into(decoder, CaptureFile(path)) == []
+    assert read_into(decoder, CaptureFile(path)) == []
     result = decoder.result()
     assert (result.records_bad, result.bad_packets, result.ignored, result.nonce_reuse) == (0, 0, 0, 0)
     # Both ends are on one interface, so everything is there twice, out and in: each counts once.
@@ -138,7 +138,7 @@ def test_the_host_side_is_plaintext_with_record_numbers(monkeypatch, tmp_path):
     assert not any(CANARY in c.frame for c in got if c not in host)
     assert max(len(c.frame) for c in host) > 1514 >= max(len(c.frame) for c in got if c not in host)
     decoder = Decoder("linux", demo_keys("linux"))
-    note, = pcap.read_into(decoder, CaptureFile(path))
+    note, = read_into(decoder, CaptureFile(path))
     assert note == f"{len(host)} segments of the host side, before the NIC, are left out"
     result = decoder.result()
     assert (result.records_bad, result.messages_complete, result.bytes) == (0, 2, 2 * len(DATA))

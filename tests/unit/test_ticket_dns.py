@@ -21,12 +21,12 @@ import dns.rcode
 import dns.rrset
 
 from smtstack.errors import ConfigError, HandshakeError, PeerError
-from smtstack.io import dns_exchange
-from smtstack.io.ticket_dns import MARGIN_S, DnsTickets, TicketPublisher
-from smtstack.io.tsig_file import TsigKey, make_tsig, read_tsig, write_tsig
 from smtstack.session.offer import Offer
 from smtstack.session.state import MemoryState, StateError
 from smtstack.session.tickets import Ticket
+from smtstack.session_io import dns_exchange
+from smtstack.session_io.ticket_dns import MARGIN_S, DnsTickets, TicketPublisher
+from smtstack.session_io.tsig_file import TsigKey, make_tsig, read_tsig, write_tsig
 from tests.certificates import IP_B, UTC, Authority, B, Leaf
 from tests.tickets import CLIENT, PORT_B, SERVER, make_ticket
 

@@ -16,22 +16,22 @@ pytest.importorskip("dns", reason="dnspython is not installed")
 
 from smtstack.aio import AioSocket
 from smtstack.errors import PeerError
-from smtstack.io import dns_exchange
-from smtstack.io.identity_files import load_identity
-from smtstack.io.session_state import SqliteState
-from smtstack.io.ticket_dns import DnsTickets
-from smtstack.io.ticket_lookups import MAX_LOOKUPS, TicketLookups
 from smtstack.session.manager import SessionManager
 from smtstack.session.offer import Offer
 from smtstack.session.tickets import Ticket, issue
+from smtstack.session_io import dns_exchange
+from smtstack.session_io.identity_files import load_identity
+from smtstack.session_io.state_file import SqliteState
+from smtstack.session_io.ticket_dns import DnsTickets
+from smtstack.session_io.ticket_lookups import MAX_LOOKUPS, TicketLookups
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from smtstack.wire.ipv4 import address
 from tests.cable import CLIENT, SERVER, connect
 from tests.certificates import UTC
 from tests.handshakes import CLIENT_ID, TICKET, Hosts
-from workloads.ca import make_folder
-from workloads.pair import SERVER_IP, SERVER_PORT
+from workloads.fleet.authority import make_folder
 
 PATIENT = TransportParams(timeout_resends=1000)
 #: Has a ticket, says everybody; DNS does not say which.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from smtstack.io.session_state import SqliteState
 from smtstack.session import tickets
 from smtstack.session.flights import Refusal
 from smtstack.session.offer import Offer
+from smtstack.session_io.state_file import SqliteState
 from tests.certificates import IP_B
 from tests.tickets import PORT_B, SERVER, make_client, make_server, make_ticket, refusal
-from workloads.cli import main
+from workloads.commands.main import main
 
 
 @pytest.fixture

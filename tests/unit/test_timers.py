@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT, MemoryPair
 from smtstack.transport.events import Request, Response
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.timers import TimerTable
-from workloads.pair import SERVER_IP, SERVER_PORT, MemoryPair
 
 
 def armed(table: TimerTable, *ticks: int) -> list[Rpc]:

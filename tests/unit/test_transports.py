@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, PeerError, Unsupported
 from smtstack.socket import Address, RpcError, RpcTimeout
-from workloads import credentials, transports
-from workloads.load import ClosedLoop, Load, Requests
+from workloads import transports
+from workloads.fleet import credentials
+from workloads.load.loops import ClosedLoop, Load, Requests
 from workloads.transports import NAMES, Settings, ktls
 from workloads.transports.contract import Call, Handler, Incoming
 from workloads.transports.framing import HEADER, FramingError, Inbox, frame

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from smtstack.errors import ConfigError
 from smtstack.wire.ipv4 import IPv4
 from tests.golden import golden
-from workloads import vector_state, vectors
-from workloads.vector_file import first_difference
+from workloads.commands import vectors
+from workloads.vectors import state as vector_state
+from workloads.vectors.file import first_difference
 
 CLIENT = {"src_ip": "10.0.0.1", "src_port": 32768, "dst_ip": "10.0.0.2", "dst_port": 2000}
 SERVER = {"src_ip": "10.0.0.2", "src_port": 2000, "dst_ip": "10.0.0.1", "dst_port": 32768}

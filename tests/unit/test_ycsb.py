@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from smtstack.errors import ConfigError
-from workloads.ycsb import (
+from workloads.load.ycsb import (
     INDEX,
     INSERT,
     READ,
@@ -24,9 +24,9 @@ from workloads.ycsb import (
     java_hash,
     workload,
 )
-from workloads.ycsb_choice import SCRAMBLED_ZETA, THETA, Latest, ScrambledZipfian, Uniform, Zipfian, fnv64
-from workloads.ycsb_history import History
-from workloads.ycsb_load import YcsbLoad
+from workloads.load.ycsb_choice import SCRAMBLED_ZETA, THETA, Latest, ScrambledZipfian, Uniform, Zipfian, fnv64
+from workloads.load.ycsb_history import History
+from workloads.load.ycsb_load import YcsbLoad
 
 DRAWS = 60_000
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smtstack.errors import SmtError
-from workloads.ycsb_history import NUMBER_BITS, OVERLAPPED, WRITER_BITS, History, number_of, writer_of
+from workloads.load.ycsb_history import NUMBER_BITS, OVERLAPPED, WRITER_BITS, History, number_of, writer_of
 
 KEYS, FIELDS = (b"a", b"b"), 2
 
@@ -149,7 +149,7 @@ def test_of_writes_that_overlap_nothing_is_concluded():
 
 
 def test_memory_is_bounded_and_numbers_end(monkeypatch):
-    monkeypatch.setattr("workloads.ycsb_history.LIMIT", 40)
+    monkeypatch.setattr("workloads.load.ycsb_history.LIMIT", 40)
     history = History(1, 2)
     keys = [b"%d" % n for n in range(100)]
     for key in keys:

@@ -13,8 +13,9 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.unit.test_ycsb import DRAWS, Store, bound, chi_square, loaded
-from workloads import ycsb_properties
-from workloads.ycsb import (
+from workloads.experiments.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
+from workloads.load import ycsb_properties
+from workloads.load.ycsb import (
     INSERT,
     KINDS,
     READ,
@@ -27,12 +28,11 @@ from workloads.ycsb import (
     Operations,
     Records,
 )
-from workloads.ycsb import workload as made
-from workloads.ycsb_choice import THETA, Exponential, Hotspot, Sequential
-from workloads.ycsb_history import History
-from workloads.ycsb_load import YcsbLoad
-from workloads.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
-from workloads.ycsb_properties import parse
+from workloads.load.ycsb import workload as made
+from workloads.load.ycsb_choice import THETA, Exponential, Hotspot, Sequential
+from workloads.load.ycsb_history import History
+from workloads.load.ycsb_load import YcsbLoad
+from workloads.load.ycsb_properties import parse
 
 # As people have them (the comments and the order of YCSB's own, with other numbers).
 MINE = """\

@@ -23,7 +23,7 @@ from workloads.kv.commands_transactions import enqueue
 from workloads.kv.resp import OK, Command, ReplyCutter, RespError, command, error, printable
 from workloads.kv.store import MAX_DATABASES, CommandError, open_databases
 from workloads.kv.waiting import Done
-from workloads.options import parse_address
+from workloads.options.common import parse_address
 
 _CHUNK = 262_144
 #: Seconds that connecting may take: at the start, and later, when clients wait.

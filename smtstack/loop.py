@@ -1,0 +1,297 @@
+"""Drives one endpoint on a real interface: frames in, timers, frames out; polls, then blocks."""
+
+from __future__ import annotations
+
+import heapq
+import socket as sockets
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Protocol
+
+from smtstack.errors import PeerError
+from smtstack.io.neighbours import LIFETIME, Neighbours
+from smtstack.io.packet_socket import PacketSocket
+from smtstack.nic.device import SmartNic
+from smtstack.nic.driver import NicDriver
+from smtstack.nic.impairments import Impairments
+from smtstack.nicshare.control import NicControl
+from smtstack.nicshare.state import Port
+from smtstack.transport.endpoint import Endpoint
+
+#: Frames taken before transmitting again: large enough to batch, small enough to answer in time.
+RECEIVE_BATCH = 64
+#: Frames taken in full batches before timers are looked at all the same: those of a full ring.
+MAX_BACKLOG = 4096
+#: Nothing to do: wake up this often all the same.
+IDLE_NS = 1_000_000_000
+#: Counters that others watch are this old at most.
+PUBLISH_NS = 20_000_000
+#: Bytes of the longest message of another process.
+MAX_MESSAGE = 1 << 16
+#: Later than any ``time.monotonic_ns()``.
+NEVER = 1 << 63
+
+
+@dataclass(slots=True)
+class LoopStatistics:
+    """How the loop fared; the fidelity of a run is judged by these."""
+
+    wakeups: int = 0
+    """Times it blocked."""
+    late_ns: int = 0
+    """Most that a timer was late."""
+
+
+class Attendant(Protocol):
+    """What an endpoint's keys want of the loop."""
+
+    #: Messages of another process, one a datagram; None: there are none.
+    inbox: sockets.socket | None
+
+    def deliver(self, message: bytes, now: int) -> None:
+        """One of these. It comes before frames that it may have to do with."""
+
+    def idle(self) -> None:
+        """There is time for something short. Also called now and then when there is none."""
+
+    def counters(self) -> dict[str, int]:
+        """To be seen with all others."""
+
+
+class PacketLoop:
+    """Endpoint, driver and device on a packet socket. ``poll_ns``: busy-wait before blocking (0: never).
+
+    ``port``: where the device's settings come from and its counters are seen, if anywhere.
+    """
+
+    def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
+                 poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None,
+                 port: Port | None = None, attendant: Attendant | None = None) -> None:
+        self.endpoint = endpoint
+        self.nic = nic
+        self.socket = socket
+        self.driver = NicDriver(nic, socket.mac, endpoint.ip, endpoint.protocol, neighbours)
+        self.statistics = LoopStatistics()
+        self._poll_ns = poll_ns
+        seed = endpoint.ip << 16 | endpoint.port
+        self._control = control = NicControl(port, self.driver, seed, tx, rx)
+        self._process, self._accept = control.process, control.accept
+        self._tx = tx
+        self._rx = rx
+        self._attendant = attendant
+        self._inbox = attendant.inbox if attendant is not None else None
+        if self._inbox is not None:
+            socket.watch(self._inbox)
+        #: There is something new about the device when the first is not the second.
+        self._generation, self._seen = control.generation, 0
+        #: When counters are to be published: some time after the first change.
+        self._publish_at = NEVER
+        self._publish_ns = PUBLISH_NS if port is not None else NEVER
+        #: Impaired frames under way: (when, number, outwards?, frame).
+        self._later: list[tuple[int, int, bool, bytes]] = []
+        self._numbers = 0
+        #: When to ask the kernel again where neighbours are.
+        self._routes_until = 0
+        self._grain = endpoint.params.tick_ns
+        #: While frames keep coming, timers are not looked at before this: they count in ticks anyway.
+        self._timers_at = 0
+        #: When they were looked at last, or nobody had to: asleep, with none due that was known.
+        self._looked = 0
+        #: The first that was known when somebody asked and went to sleep; 0: nobody sleeps.
+        self._next = 0
+        self._backlog = 0
+        self._attend()
+
+    def step(self, deadline: int | None = None) -> bool:
+        """Do what can be done now; if that is nothing, wait until something happens or ``deadline``.
+
+        ``deadline`` is a ``time.monotonic_ns()``. Returns whether a frame came in or a timer fired. The
+        caller looks for events after every step, and what came of a frame (a GRANT, an ACK) leaves with the
+        next: with an answer, if there is one to give.
+        """
+        now = monotonic_ns()
+        if self._next:
+            self._woken(now)
+        if self._generation[0] != self._seen or now >= self._publish_at:
+            self._attend()
+        if now >= self._routes_until:
+            self._routes_until = now + int(LIFETIME * 1e9)
+            self.driver.forget_routes()
+            if self._attendant is not None:
+                self._attendant.idle()
+        self._transmit(now)
+        if self._work(now):
+            return True
+        if self._attendant is not None:
+            self._attendant.idle()
+            now = monotonic_ns()
+        poll_until = now + self._poll_ns
+        wake = self._wake(deadline, now)
+        while now < poll_until and now < wake:
+            now = monotonic_ns()
+            if self._work(now):
+                return True
+        if now < wake:
+            self.statistics.wakeups += 1
+            self.socket.wait(wake - now)
+            now = monotonic_ns()
+            self._woken(now)
+            if self._generation[0] != self._seen:
+                self._attend()
+        if self._work(now):
+            return True
+        self.socket.clear_error()
+        return False
+
+    def _woken(self, now: int) -> None:
+        """Until ``now``, or the first timer that was known, there was none to look at."""
+        self._looked = max(self._looked, min(now, self._next))
+        self._next = 0
+
+    def flush(self) -> None:
+        """Send what is ready, without waiting for anything."""
+        if self._generation[0] != self._seen:
+            self._attend()
+        self._transmit(monotonic_ns())
+
+    def _attend(self) -> None:
+        """Take new settings of the device, publish its counters."""
+        control = self._control
+        control.attend(self.counters())
+        self._seen = control.seen
+        self._tx, self._rx = control.tx, control.rx
+        self._process, self._accept = control.process, control.accept
+        self._publish_at = NEVER
+
+    def counters(self) -> dict[str, int]:
+        """Endpoint's, NIC's and socket's counters in one."""
+        received, dropped = self.socket.statistics()
+        others = self._attendant.counters() if self._attendant is not None else {}
+        return {**others, **self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(),
+                **self._control.counters(), "socket_received": received, "socket_dropped": dropped,
+                "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
+
+    def _work(self, now: int) -> bool:
+        if self._inbox is not None:
+            self._take_messages(self._inbox, now)
+        count = self._receive(now)
+        busy = count > 0
+        if count == RECEIVE_BATCH and self._backlog < MAX_BACKLOG:
+            # After a stall, what timers wait for may be in the ring behind these frames.
+            self._backlog += count
+        else:
+            self._backlog = 0
+            if not busy or now >= self._timers_at or self._later:
+                self._timers_at = now + self._grain
+                busy |= self._fire(now)
+        if busy and self._publish_at == NEVER:
+            self._publish_at = now + self._publish_ns
+        return busy
+
+    def _take_messages(self, inbox: sockets.socket, now: int) -> None:
+        assert self._attendant is not None
+        try:
+            while True:
+                message = inbox.recv(MAX_MESSAGE, sockets.MSG_DONTWAIT)
+                if not message:
+                    raise PeerError("the first worker of this port is gone")
+                self._attendant.deliver(message, now)
+        except BlockingIOError:
+            return
+
+    def _fire(self, now: int) -> bool:
+        """Timers, and frames that were delayed, whose time has come."""
+        busy = False
+        timeout = self.endpoint.next_timeout()
+        if timeout is not None and timeout <= now:
+            if timeout > 0:
+                # One that was not there the last time is not late: the pacer names the time the link fell idle,
+                # however long ago, when a grant gives it something to send.
+                self.statistics.late_ns = max(self.statistics.late_ns, now - max(timeout, self._looked))
+            self.endpoint.handle_timeout(now)
+            busy = True
+        self._looked = now
+        while self._later and self._later[0][0] <= now:
+            _at, _n, outwards, frame = heapq.heappop(self._later)
+            if outwards:
+                self.socket.send([frame])
+            else:
+                self._accept(frame)
+                self._deliver(now)
+            busy = True
+        return busy
+
+    def next_wake(self) -> int | None:
+        """When to call :meth:`step` at the latest, if no frame comes: for event loops."""
+        timeout = self.endpoint.next_timeout()
+        self._next = NEVER if timeout is None else timeout
+        at = self._publish_at
+        if self._attendant is not None:
+            # It has things to do now and then, whether or not anybody calls: tickets to publish.
+            at = min(at, monotonic_ns() + IDLE_NS)
+        if self._later:
+            at = min(at, self._later[0][0])
+        if at >= NEVER:
+            return timeout
+        return at if timeout is None or at < timeout else timeout
+
+    def _wake(self, deadline: int | None, now: int) -> int:
+        wake = now + IDLE_NS
+        if deadline is not None:
+            wake = min(wake, deadline)
+        timeout = self.next_wake()
+        return wake if timeout is None else min(wake, timeout)
+
+    def _receive(self, now: int) -> int:
+        frames = self.socket.receive(RECEIVE_BATCH)
+        if not frames:
+            return 0
+        accept = self._accept
+        for frame in frames:
+            if self._rx is not None:
+                self._delay(self._rx, frame, False, now)
+            else:
+                accept(frame)
+        self._deliver(now)
+        return len(frames)
+
+    def _deliver(self, now: int) -> None:
+        take = self.nic.take
+        handle = self.endpoint.handle_packet
+        for queue in range(self.nic.config.rx_queues):
+            while (frame := take(queue)) is not None:
+                handle(frame, now)
+
+    def _transmit(self, now: int) -> None:
+        poll = self.endpoint.poll_transmit
+        segment = poll(now)
+        if segment is None:
+            return
+        post = self.driver.transmit
+        while segment is not None:
+            if post(segment):
+                segment = poll(now)
+            else:
+                # The ring is full: make room, try again.
+                self._send(self._process(), now)
+        self._send(self._process(), now)
+
+    def _send(self, frames: list[bytes], now: int) -> None:
+        if self._tx is None:
+            self.socket.send(frames)
+            return
+        for frame in frames:
+            self._delay(self._tx, frame, True, now)
+
+    def _delay(self, path: Impairments, frame: bytes, outwards: bool, now: int) -> None:
+        for at, changed in path.apply(frame, now):
+            self._numbers += 1
+            heapq.heappush(self._later, (at, self._numbers, outwards, changed))
+
+    def close(self) -> None:
+        """Leave the interface's NIC, close the socket."""
+        try:
+            self._control.close(self.counters())
+            self._generation = self._control.generation
+        finally:
+            self.socket.close()

@@ -1,0 +1,1 @@
+"""What all processes with a NIC on one interface share: its settings, its counters, its tap."""

@@ -1,0 +1,85 @@
+"""``smtnet pcap``: what a capture of SMT or Homa traffic holds, with every record verified."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from smtstack.capture.decode import Decoder, Result
+from smtstack.capture.reading import read_into
+from workloads.commands import pcap_decrypt, pcap_dissector
+from workloads.commands.pcap_decrypt import (
+    add_key_options,
+    capture_file,
+    key_store,
+    other_rows,
+    snapped,
+    truncated_rows,
+)
+
+_EXAMPLES = """examples:
+  smtnet pcap decode capture.pcap --profile linux --keys demo
+  smtnet pcap decode h1.pcapng --keylog h1.keylog --json
+  smtnet pcap decode plain.pcap --profile homa
+  ssh h1 tcpdump -i e0 -w - | smtnet pcap decode - --keylog h1.keylog
+
+exit code: 0 if every record is authentic and no nonce was used twice, else 1; also 1 if nothing could be verified
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``pcap`` and its subcommands."""
+    pcap = commands.add_parser("pcap", help="look into captures", description="Look into captures.")
+    actions = pcap.add_subparsers(dest="action", required=True, metavar="ACTION")
+    decode = actions.add_parser(
+        "decode", help="decrypt, verify and reassemble", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Decrypt and verify every record of a capture (pcap or pcapng), put messages together, "
+                    "and look for nonces used twice.")
+    decode.add_argument("file", type=Path, help="the capture, compressed perhaps; - is stdin")
+    add_key_options(decode)
+    decode.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    decode.set_defaults(run=run_decode)
+    pcap_decrypt.add_parser(actions)
+    pcap_dissector.add_parser(actions)
+
+
+def run_decode(args: argparse.Namespace) -> int:
+    """Decode ``args.file``; 1 if a record is bad or a nonce was used twice, or if nothing was verified."""
+    file = capture_file(args)
+    decoder = Decoder(args.profile, key_store(args, file), args.protocol)
+    notes = read_into(decoder, file)
+    result = decoder.result()
+    if args.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        print(table(result))
+    why = decoder.why_nothing()
+    if not why:
+        notes += snapped(result.truncated)
+    for note in notes + decoder.hints():
+        print(f"smtnet: {note}", file=sys.stderr)
+    return 1 if result.records_bad or result.nonce_reuse or why else 0
+
+
+def table(result: Result) -> str:
+    """The result for people."""
+    control = sum(n for name, n in result.packets.items() if name != "DATA")
+    rows = [("packets", f"{sum(result.packets.values())}"),
+            *((f"  {name}", str(count)) for name, count in result.packets.items()),
+            ("  of DATA, retransmitted", str(result.retransmitted)),
+            ("control packets", str(control)),
+            ("packets of handshakes", str(result.handshake_packets)),
+            ("other frames", str(result.ignored)), *other_rows(result.others),
+            *truncated_rows(result.truncated),
+            ("bad packets", str(result.bad_packets)),
+            ("records authentic", str(result.records_ok)),
+            ("records bad", str(result.records_bad)),
+            ("nonces used twice", str(result.nonce_reuse)),
+            ("messages", f"{result.messages}, {result.messages_complete} of them complete"),
+            ("application bytes", str(result.bytes))]
+    width = max(len(name) for name, _value in rows) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in rows)

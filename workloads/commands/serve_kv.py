@@ -1,0 +1,209 @@
+"""``smtnet serve kv``: the key-value store, on any number of transports at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from smtstack.errors import ConfigError
+from workloads import transports
+from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
+from workloads.kv.backend import Backend, EmbeddedStore
+from workloads.kv.limits import OPTIONS, Limits, byte_count
+from workloads.kv.redis_store import RedisStore
+from workloads.kv.server import RespMessages, Service, open_front
+from workloads.kv.store import DATABASES, MAX_DATABASES, open_databases
+from workloads.options import common as options
+from workloads.results.fidelity import FidelityMonitor, shorten_pauses
+from workloads.transports import Settings
+from workloads.transports.contract import Server
+from workloads.transports.failures import FailureNotes
+from workloads.transports.sessions import summary
+
+#: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
+_LOOK_S = 0.1
+_LINGER_S = 0.3
+
+_EXAMPLES = """examples:
+  smtnet serve kv --transport tcp --addr 127.0.0.1:7001          # then: redis-cli -p 7001
+  smtnet serve kv --iface vb --addr 10.9.0.2:6001 --certs certs/b --aof store.aof --fsync always
+  smtnet serve kv --iface vb --certs certs/b --listen smt:10.9.0.2:6001 --listen tcp:10.9.0.2:7001
+  smtnet serve kv --transport homa --iface vb --addr 10.9.0.2:5001 --store redis:unix:/run/redis.sock
+
+Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it.
+"""
+
+
+def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``kv`` to the subcommands of ``serve``."""
+    parser = actions.add_parser(
+        "kv", help="a key-value store that speaks RESP", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A key-value store with the commands of Redis. tcp, tls and ktls serve any Redis client; over "
+                    "smt, homa and linux an RPC carries RESP commands and its response their replies.")
+    options.add_transport_options(parser)
+    parser.add_argument("--listen", action="append", default=[], metavar="TRANSPORT:IP:PORT",
+                        help="serve here, with the options above; may be given several times, for one keyspace "
+                             "(default: --transport at --addr)")
+    parser.add_argument("--store", default="embedded", metavar="embedded|redis:unix:/PATH|redis:IP:PORT",
+                        help="who keeps the keys: this process, or a Redis server (default: %(default)s)")
+    parser.add_argument("--databases", type=_databases, metavar="N",
+                        help=f"embedded: how many there are to SELECT (default: {DATABASES})")
+    parser.add_argument("--aof", type=Path, metavar="FILE",
+                        help="embedded: keep every change in this file, and begin with what it holds")
+    parser.add_argument("--fsync", choices=FSYNC,
+                        help="when changes must be on the disk: before they are acknowledged, each second, or "
+                             "when the kernel likes (default: everysec)")
+    parser.add_argument("--aof-rewrite-percentage", type=options.not_negative, metavar="P",
+                        help="write the file anew, while serving, when it has grown by so many per cent since the "
+                             f"last time; 0: only for BGREWRITEAOF (default: {GROWTH})")
+    parser.add_argument("--aof-rewrite-min-size", type=byte_count, metavar="B",
+                        help="and is so long, as 64mb (default: 64mb)")
+    streams = parser.add_argument_group(
+        "tcp, tls, ktls", "what one client may send, as 512mb; over smt, homa and linux a message is the limit "
+                          "(--param max_message_length)")
+    for name, (option, what) in OPTIONS.items():
+        default = getattr(Limits(), name)
+        streams.add_argument(f"--{option}", type=byte_count, default=default, metavar="N",
+                             help=f"{what} (default: {default:,})")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    parser.set_defaults(run=run_kv)
+
+
+def _databases(text: str) -> int:
+    """For argparse."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_DATABASES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_DATABASES}")
+    return int(text)
+
+
+def listeners(args: argparse.Namespace) -> list[Settings]:
+    """Where to serve. Raises :class:`ConfigError`."""
+    wanted = [(args.transport, args.addr)] if args.addr is not None else []
+    for text in args.listen:
+        transport, _, where = text.partition(":")
+        if transport not in transports.NAMES:
+            raise ConfigError(f"--listen {text}: {transport!r} is no transport; {', '.join(transports.NAMES)} "
+                              f"are, as smt:10.0.0.2:6001")
+        wanted.append((transport, where))
+    if not wanted:
+        raise ConfigError("a server needs an address: --addr IP:PORT, or --listen TRANSPORT:IP:PORT")
+    every = [transport for transport, _where in wanted]
+    return [options.settings(argparse.Namespace(**{**vars(args), "transport": transport, "addr": where}), every)
+            for transport, where in wanted]
+
+
+def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
+    """The store, and warnings. Raises :class:`ConfigError`."""
+    names = ("fsync", "aof_rewrite_percentage", "aof_rewrite_min_size")
+    about_aof = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if args.store != "embedded":
+        if not args.store.startswith("redis:"):
+            raise ConfigError(f"--store {args.store}: embedded, redis:unix:/path or redis:IP:PORT")
+        if args.databases is not None:
+            raise ConfigError("--databases: for --store embedded only; Redis has a configuration of its own")
+        if args.aof is not None or about_aof:
+            raise ConfigError(f"{', '.join(['--aof', *about_aof])}: for --store embedded only; Redis has a "
+                              f"configuration of its own")
+        return RedisStore(args.store), []
+    keys = open_databases(args.databases or DATABASES)
+    if args.aof is None:
+        if about_aof:
+            raise ConfigError(f"{about_aof[0]} needs --aof FILE: without it nothing is kept")
+        return EmbeddedStore(keys), []
+    growth, least = args.aof_rewrite_percentage, args.aof_rewrite_min_size
+    aof = Aof(args.aof, args.fsync or "everysec", keys, GROWTH if growth is None else growth,
+              LEAST if least is None else least, _say)
+    return EmbeddedStore(keys, aof), aof.warnings
+
+
+def _say(text: str) -> None:
+    print(f"smtnet: {text}", file=sys.stderr, flush=True)
+
+
+def run_kv(args: argparse.Namespace) -> int:
+    """The subcommand."""
+    wanted = listeners(args)
+    limits = Limits(**{name: getattr(args, option.replace("-", "_"))
+                       for name, (option, _what) in OPTIONS.items()})
+    stopping = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    with ExitStack() as undo:
+        store, warnings = open_store(args)
+        undo.callback(store.close)
+        if isinstance(store, EmbeddedStore):
+            # Not before: what is in the file may come from times with another limit.
+            store.keys.databases.longest = limits.bulk
+        for warning in warnings:
+            _say(warning)
+        servers: list[Server] = []
+        messages: list[RespMessages] = []
+        for settings in wanted:
+            server, handler = open_front(settings, store, limits)
+            undo.callback(server.close)
+            servers.append(server)
+            messages += [handler] if handler is not None else []
+        service = Service(servers, store, args.poll_us * 1000)
+        undo.callback(service.close)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            undo.callback(signal.signal, number, signal.signal(number, stop))
+        monitor = FidelityMonitor(service)
+        shorten_pauses()
+        monitor.start()
+        places = ", ".join(f"{s.transport}:{s.local[0]}:{s.local[1]}" for s in wanted if s.local is not None)
+        print(f"serving kv on {places} ({args.store})", file=sys.stderr, flush=True)
+        parent = os.getppid()
+        look_at = time.monotonic()
+        failures = FailureNotes(servers)
+        while not stopping:
+            service.drive(_LOOK_S)
+            failures.look()
+            if (now := time.monotonic()) >= look_at:
+                look_at = now + _LOOK_S
+                # Whoever started us was killed: nobody would ever stop us. The flag is set, never computed: a
+                # signal may set it meanwhile.
+                if os.getppid() != parent:
+                    stopping = True
+        service.linger(_LINGER_S)
+        result = _result(args, wanted, servers, messages, store, monitor.stop())
+    if args.json:
+        print(json.dumps(result))
+    else:
+        _print_table(result)
+    return 0
+
+
+def _result(args: argparse.Namespace, wanted: list[Settings], servers: list[Server], messages: list[RespMessages],
+            store: Backend, fidelity: dict[str, Any]) -> dict[str, Any]:
+    counters: dict[str, int] = {}
+    for server in servers:
+        for name, value in server.counters().items():
+            counters[name] = counters.get(name, 0) + value
+    counters["protocol_errors"] = counters.get("protocol_errors", 0) + sum(m.protocol_errors for m in messages)
+    return {"listeners": [{"transport": s.transport, "address": f"{s.local[0]}:{s.local[1]}",
+                           **summary(s.session_mode, [server.counters()])}
+                          for s, server in zip(wanted, servers, strict=True) if s.local is not None],
+            "nic": args.nic, "store": args.store, "kv": store.counters(), "counters": counters,
+            "fidelity": fidelity,
+            "failure": next(filter(None, (server.failure() for server in servers)), "")}
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    print(f"served {result['kv']['commands']} commands")
+    for name, value in {**result["kv"], **result["counters"]}.items():
+        if value:
+            print(f"  {name:24}{value:>14,}")
+    for reason in result["fidelity"]["reasons"]:
+        print(f"smtnet: not faithful: {reason}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What is measured on networks that runs make, and what becomes of it."""

@@ -1,0 +1,1 @@
+"""The first RPC of a session, set-up included: figure 12 of the paper."""

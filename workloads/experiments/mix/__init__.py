@@ -1,0 +1,1 @@
+"""Messages of published sizes, all hosts to all, at a load."""

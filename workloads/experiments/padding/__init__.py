@@ -1,0 +1,1 @@
+"""Bytes that padding records costs, by workload."""

@@ -1,0 +1,1 @@
+"""Eight traffic classes at one port of a switch."""

@@ -1,0 +1,105 @@
+"""What the rows of ``smtnet run priorities`` say: a table, and a picture of what each class got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from workloads.experiments.priorities.arithmetic import MODE
+from workloads.results.plots import require_matplotlib, y_axis
+from workloads.results.rows import Row
+
+#: Inches, of a class's bars and of what is beside them.
+_CLASS, _LEAST, _HEIGHT = 0.42, 2.0, 3.2
+_DPI = 110
+_WIDTH = 0.36
+_OFFERED, _GOT = "#BBBBBB", "#0072B2"
+
+
+def scenarios(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The trials of each, in the order they were measured in."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["mode"] == MODE:
+            found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line for each scenario and class: Mbit/s on the cable, medians of the trials; frames that the port sent
+    and dropped in all of them, from the first to the last."""
+    lines = []
+    for name, trials in scenarios(rows).items():
+        rate = trials[0]["rate_mbps"]
+        for number in trials[0]["classes"]:
+            of = [row["classes"][number] for row in trials]
+            got = sorted(entry["got"] * rate for entry in of)
+            lines.append({
+                "scenario": name, "class": int(number), "trials": len(trials),
+                **{f"{what}_mbps": round(median(entry[what] for entry in of) * rate, 3)
+                   for what in ("offered", "expected")},
+                "got_mbps": round(median(got), 3), "lowest": round(got[0], 3), "highest": round(got[-1], 3),
+                "port_sent": sum(entry["port_sent"] for entry in of),
+                "port_dropped": sum(entry["port_dropped"] for entry in of),
+                "strict": not any(row["errors"] for row in trials),
+                "faithful": all(row["fidelity"]["ok"] for row in trials)})
+    return lines
+
+
+def picture(rows: Sequence[Row], path: Path) -> bool:
+    """Offered and got by class, a panel for each scenario. False: no such rows, no file."""
+    found = scenarios(rows)
+    if not found:
+        return False
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    widths = [max(_LEAST, _CLASS * (1 + len(trials[0]["classes"]))) for trials in found.values()]
+    figure = Figure(figsize=(sum(widths) + 1.8, _HEIGHT + 0.5), layout="constrained")
+    grid = figure.subplots(1, len(found), squeeze=False, sharey=True, width_ratios=widths)
+    for axes, (name, trials) in zip(grid.flat, found.items(), strict=True):
+        _panel(axes, name, trials)
+    one = next(iter(found.values()))[0]
+    most = max(max(entry["offered"], entry["got"]) for trials in found.values() for row in trials
+               for entry in row["classes"].values())
+    grid[0, 0].set_ylim(0, 1.05 * most * one["rate_mbps"])
+    grid[0, 0].set_ylabel("Mbit/s on the cable", fontsize=10)
+    figure.supxlabel("class: the upper three bits of the DSCP, 7 the highest", fontsize=10)
+    handles = [Patch(color=_OFFERED, label="offered"), Patch(facecolor=_GOT, edgecolor=_GOT, label="got"),
+               Line2D([], [], color="black", linewidth=1.4, label="strict priority")]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, alignment="left",
+                  title=f"port of {one['rate_mbps']:g} Mbit/s\n{one['switch']}", title_fontsize=9)
+    figure.suptitle(_caption(found), fontsize=8.5, color="0.25", x=0.01, ha="left")
+    figure.savefig(path, dpi=_DPI)
+    return True
+
+
+def _panel(axes: Any, name: str, trials: list[Row]) -> None:
+    rate = trials[0]["rate_mbps"]
+    weak = not all(row["fidelity"]["ok"] for row in trials) or any(row["errors"] for row in trials)
+    for place, number in enumerate(trials[0]["classes"]):
+        def middle(what: str, of: str = number) -> float:
+            return float(median(row["classes"][of][what] for row in trials)) * rate
+
+        got = sorted(row["classes"][number]["got"] * rate for row in trials)
+        axes.bar([place - _WIDTH / 2], [middle("offered")], _WIDTH, color=_OFFERED)
+        axes.bar([place + _WIDTH / 2], [middle("got")], _WIDTH, color="white" if weak else _GOT, edgecolor=_GOT,
+                 yerr=[[middle("got") - got[0]], [got[-1] - middle("got")]] if len(got) > 1 else None, capsize=2)
+        axes.hlines([middle("expected")], [place], [place + _WIDTH], color="black", linewidth=1.4)
+    axes.set_xticks(range(len(trials[0]["classes"])), list(trials[0]["classes"]))
+    axes.set_xlim(-0.7, len(trials[0]["classes"]) - 0.3)
+    axes.set_title(name, fontsize=10)
+    y_axis(axes, log=False)
+    axes.set_axisbelow(True)
+
+
+def _caption(found: dict[str, list[Row]]) -> str:
+    trials = max(map(len, found.values()))
+    text = f"bar: median of {trials} trials; line: lowest to highest" if trials > 1 else "one trial each"
+    weak = sum(not row["fidelity"]["ok"] or bool(row["errors"]) for rows in found.values() for row in rows)
+    return text + (f"; hollow: not faithful, or not strict ({weak} of {sum(map(len, found.values()))} trials)"
+                   if weak else "")

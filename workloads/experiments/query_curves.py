@@ -1,0 +1,198 @@
+"""Curves of queries over the number of leaves: goodput and the tail of incast, the tail of a fan-out.
+
+A mark is the median of the trials, its bar reaches from the lowest to the highest; hollow is what was not faithful
+or failed. Systems look as in plots.py.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workloads.results.plots import require_matplotlib, styles_of, y_axis
+from workloads.results.rows import Row, size_text
+
+#: Inches.
+_WIDTH, _HEIGHT, _LEGEND = 4.6, 3.1, 2.0
+_DPI = 110
+#: Samples below which a percentile is the largest or nearly: it is not drawn.
+LEAST = {"p50": 1, "p99": 100, "p999": 1000}
+_NAMES = {"p50": "median", "p99": "99th percentile", "p999": "99.9th percentile"}
+#: How far one system's marks stand from the next one's.
+_DODGE = 0.05
+
+Value = Callable[[Row], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """All trials of one system at one number of leaves."""
+
+    system: str
+    leaves: int
+    rows: tuple[Row, ...]
+
+    @property
+    def weak(self) -> bool:
+        """Not faithful, or failed."""
+        return not faithful(self.rows) or any(row["errors"] or not row["content_ok"] for row in self.rows)
+
+    def values(self, value: Value) -> list[float]:
+        """Of the trials that have one, in ascending order."""
+        return sorted(found for row in self.rows if (found := value(row)) is not None)
+
+
+def spots(rows: Sequence[Row], mode: str) -> list[Spot]:
+    """The points of the curves, in ascending order of leaves; controls are none."""
+    grouped: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if row["mode"] == mode and not row.get("control"):
+            grouped.setdefault((row["system"], row["concurrency"]), []).append(row)
+    return sorted((Spot(*key, tuple(trials)) for key, trials in grouped.items()), key=lambda spot: spot.leaves)
+
+
+def time_ms(name: str, of: str = "rtt_us") -> Value:
+    """Percentile ``name`` in milliseconds; None if there are too few samples for it."""
+    def value(row: Row) -> float | None:
+        if row["queries"] < LEAST[name] or row[of][name] is None:
+            return None
+        return float(row[of][name]) / 1000
+
+    return value
+
+
+def lost(row: Row) -> int:
+    """Frames that full queues of the network lost."""
+    return int(row["drops"]["queues"])
+
+
+def sent_again(row: Row) -> int:
+    """Packets or segments, whatever the transport counts."""
+    return int(row.get("resent_packets", 0)) + int(row.get("retransmits", 0))
+
+
+def timed_out(row: Row) -> int:
+    """Times that a timer had to ask for what did not come: RESENDs of ours, retransmission time-outs of TCP."""
+    return int(row.get("resends", 0)) + int(row.get("timeouts", 0))
+
+
+def faithful(rows: Sequence[Row]) -> bool:
+    """Whether all of them are."""
+    return all(bool(row["fidelity"]["ok"]) for row in rows)
+
+
+def incast(rows: Sequence[Row], path: Path) -> bool:
+    """Goodput, 99th percentile of the rounds and lost frames over the number of servers. False: no such rows, no
+    file."""
+    found = spots(rows, "incast")
+    if not found:
+        return False
+    figure, grid = _figure(3, _caption(found), found)
+    one = found[0].rows[0]
+    ideal = {spot.leaves: spot.rows[0] for spot in found}
+    _panel(grid[0], found, lambda row: row["goodput_mbps"], "goodput (Mbit/s)")
+    _ideal(grid[0], {leaves: row["ideal_mbps"] for leaves, row in ideal.items()})
+    y_axis(grid[0], log=False)
+    grid[0].locator_params(axis="y", integer=True)
+    # Of few rounds the slowest: what a time-out costs must not be left out.
+    tail = "p99" if one["queries"] >= LEAST["p99"] else "max"
+    _panel(grid[1], found, lambda row: row["rtt_us"][tail] and row["rtt_us"][tail] / 1000,
+           f"{_NAMES.get(tail, 'slowest')} of the rounds (ms)")
+    _ideal(grid[1], {leaves: row["ideal_us"] / 1000 for leaves, row in ideal.items()})
+    _logarithmic(grid[1])
+    _panel(grid[2], found, lost, "frames lost in full queues")
+    grid[2].set_yscale("symlog", linthresh=1)
+    grid[2].set_ylim(bottom=0)
+    _finish(figure, grid, found, "servers that answer at the same moment",
+            f"{size_text(one['size'])} from each\n{one['rate_mbps']:g} Mbit/s\n"
+            f"buffers of {one['buffer_bytes']:,} B\nRESEND after {one['resend_ms']:g} ms,\n"
+            "TCP's RTO 200 ms and more\n")
+    figure.savefig(path, dpi=_DPI)
+    return True
+
+
+def fanout(rows: Sequence[Row], path: Path) -> bool:
+    """Median and tail of whole queries over the number of leaves. False: no such rows, no file."""
+    found = spots(rows, "fanout")
+    if not found:
+        return False
+    names = [name for name in LEAST if any(spot.values(time_ms(name)) for spot in found)]
+    figure, grid = _figure(max(1, len(names)), _caption(found), found)
+    one = found[0].rows[0]
+    for axes, name in zip(grid, names, strict=False):
+        _panel(axes, found, time_ms(name), f"{_NAMES[name]} of the queries (ms)")
+        if name == "p50":
+            _ideal(axes, {spot.leaves: spot.rows[0]["ideal_us"] / 1000 for spot in found
+                          if spot.rows[0]["ideal_us"]})
+        _logarithmic(axes)
+    _finish(figure, grid, found, "leaves of a query",
+            f"{size_text(one['size'])} from each, {one['load_text']}".replace(", ", "\n"))
+    figure.savefig(path, dpi=_DPI)
+    return True
+
+
+def _figure(panels: int, caption: str, found: list[Spot]) -> tuple[Any, list[Any]]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(panels * _WIDTH + _LEGEND, _HEIGHT + 0.6), layout="constrained")
+    figure.suptitle(caption, fontsize=8.5, color="0.25", x=0.01, ha="left")
+    return figure, list(figure.subplots(1, panels, squeeze=False).flat)
+
+
+def _panel(axes: Any, found: list[Spot], value: Value, label: str) -> None:
+    """A curve of each system."""
+    places = {leaves: index for index, leaves in enumerate(dict.fromkeys(spot.leaves for spot in found))}
+    systems = list(dict.fromkeys(spot.system for spot in found))
+    styles = styles_of(systems)
+    for number, system in enumerate(systems):
+        color, marker, line = styles[system]
+        curve = [(spot, values) for spot in found if spot.system == system and (values := spot.values(value))]
+        shift = (number - (len(systems) - 1) / 2) * _DODGE
+        xs = [places[spot.leaves] + shift for spot, _values in curve]
+        ys = [statistics.median(values) for _spot, values in curve]
+        below = [y - values[0] for y, (_spot, values) in zip(ys, curve, strict=True)]
+        above = [values[-1] - y for y, (_spot, values) in zip(ys, curve, strict=True)]
+        axes.errorbar(xs, ys, yerr=(below, above), color=color, linestyle=line, linewidth=1.4, capsize=2.5,
+                      elinewidth=1)
+        for x, y, (spot, _values) in zip(xs, ys, curve, strict=True):
+            axes.plot([x], [y], marker=marker, color=color, markersize=6, zorder=5,
+                      markerfacecolor="white" if spot.weak else color)
+    axes.set_xticks(list(places.values()), [str(leaves) for leaves in places])
+    axes.set_xlim(-0.4, len(places) - 0.6)
+    axes.set_title(label, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=9)
+
+
+def _ideal(axes: Any, by_leaves: dict[int, float]) -> None:
+    axes.plot(range(len(by_leaves)), list(by_leaves.values()), color="0.4", linestyle=(0, (1, 1)), linewidth=1.2,
+              zorder=1)
+
+
+def _logarithmic(axes: Any) -> None:
+    axes.set_yscale("log")
+    y_axis(axes, log=True)
+
+
+def _finish(figure: Any, grid: list[Any], found: list[Spot], label: str, title: str) -> None:
+    from matplotlib.lines import Line2D
+
+    systems = list(dict.fromkeys(spot.system for spot in found))
+    styles: Mapping[str, tuple[str, str, Any]] = styles_of(systems)
+    handles = [Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=1.4, label=system)
+               for system in systems for color, marker, line in [styles[system]]]
+    handles.append(Line2D([], [], color="0.4", linestyle=(0, (1, 1)), linewidth=1.2, label="the link, never idle"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, alignment="left",
+                  title=title, title_fontsize=9)
+    figure.supxlabel(label, fontsize=10)
+
+
+def _caption(found: list[Spot]) -> str:
+    trials = max(len(spot.rows) for spot in found)
+    text = f"mark: median of {trials} trials; bar: lowest to highest" if trials > 1 else "one trial each"
+    weak = sum(spot.weak for spot in found)
+    return text + (f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)" if weak else "")

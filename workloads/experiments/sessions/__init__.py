@@ -1,0 +1,1 @@
+"""Thousands of sessions at one server."""

@@ -1,0 +1,279 @@
+"""``smtnet reproduce sessions``: what thousands of concurrent sessions cost a server, and whether it forgets them.
+
+A server process on one host, on the other one process with a session from each of ``--count`` ports. In every
+round all sessions begin with an echo, all echo once more (so all were alive at the same time), and all are closed.
+What the server's memory does meanwhile is the result; the second round must find what the first gave back. What
+was freed stays with the process, as allocators keep what is in pieces: growth from round to round is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smtstack.errors import ConfigError, SmtError
+from smtstack.exit_codes import EXIT_UNFAITHFUL
+from smtstack.session.established import MODES
+from topo import sandbox
+from topo.host import SmtHost
+from topo.interpreter import host_environment
+from topo.network import SmtNet, open_network
+from workloads.experiments.paper import new_figure
+from workloads.fleet import credentials
+from workloads.fleet import dns as fleet_dns
+from workloads.fleet.fleet import split_cores
+from workloads.fleet.programs import Client, answer_of, await_text, finish
+from workloads.options import common as options
+from workloads.results.environment import environment
+from workloads.results.fidelity import FidelityMonitor
+from workloads.results.progress import Progress
+from workloads.results.rows import ResultFolder
+from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
+
+TOPO = "back2back"
+PORT, FIRST_CLIENT_PORT, LAST_PORT = 2000, 0x8000, 0xFFFF
+COUNT, QUICK_COUNT, ROUNDS = 10_000, 200, 2
+#: Sessions that begin, or echo, at a time: more would only wait for a processor, for longer than timers do.
+WINDOW = 8
+SIZE = 64
+#: Seconds until a server has forgotten the flights of the last handshakes and closes
+#: (``SessionConfig.handshake_ns``), and one more.
+SETTLE_S = 6.0
+#: What a later round may need more than the first did: a share of what its sessions cost, and bytes in all.
+#: An allocator does not give back what it got to the last page, nor in the same order.
+GROWTH_SHARE, GROWTH_BYTES = 0.05, 1 << 20
+#: Bytes a server remembers of each hello of a 0-RTT session, for an hour, so that none counts twice: a hash, and
+#: its place in a table.
+HELLO_BYTES = 256
+_MB = 1 << 20
+
+_EXAMPLES = """examples:
+  smtnet reproduce sessions --quick
+  smtnet reproduce sessions --count 10000 --session mtls
+  smtnet reproduce sessions --count 10000 --session psk --json
+
+Writes results/<UTC time>-sessions/: sessions.csv, run.json. 10,000 sessions take some four minutes (--quick: ten
+seconds). Needs root. Exit code 1 if a session failed or the server's memory grew.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The server's memory after something was done, and how that went."""
+
+    round: int
+    name: str
+    """``start``, ``open``, ``echo`` or ``closed``."""
+    rss: int
+    pss: int
+    uss: int
+    """Bytes; ``uss`` is what nobody shares."""
+    done: int = 0
+    seconds: float = 0.0
+    median_us: float | None = None
+
+
+def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``sessions``."""
+    parser = new_figure(
+        figures, "sessions", "thousands of concurrent sessions: a server's memory, and what stays of it",
+        "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
+        "second, and memory after all were closed.", _EXAMPLES, quick=f"{QUICK_COUNT} sessions")
+    parser.add_argument("--count", type=options.positive, metavar="N", help=f"sessions (default: {COUNT})")
+    parser.add_argument("--rounds", type=options.positive, default=ROUNDS, metavar="R",
+                        help="how often they begin and end (default: %(default)s)")
+    parser.add_argument("--session", choices=MODES, default="mtls",
+                        help="how they begin; psk: from the second round on (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The subcommand."""
+    count = args.count or (QUICK_COUNT if args.quick else COUNT)
+    if FIRST_CLIENT_PORT + count - 1 > LAST_PORT:
+        raise ConfigError(f"--count {count}: a client has {LAST_PORT - FIRST_CLIENT_PORT + 1} ports for sessions")
+    if not sandbox.inside():
+        return sandbox.run(sys.argv[1:])
+    folder = ResultFolder.create("sessions", args.results)
+    with Progress("sessions", 1 + 3 * args.rounds) as progress:
+        stages, counters, fidelity = _measure(args.session, count, args.rounds, folder, progress)
+    verdict = judge(stages, count, early=args.session in (*FROM_TICKETS, *FROM_SESSIONS))
+    asked = {"session": args.session, "count": count, "rounds": args.rounds}
+    result = {**asked, **verdict,
+              "stages": [asdict(stage) for stage in stages], "server": counters, "fidelity": fidelity}
+    folder.write_run(asked, environment(), None, fidelity, [])
+    folder.write("sessions.json", json.dumps(result, indent=1) + "\n")
+    folder.write("sessions.csv", as_csv(stages))
+    folder.hand_over()
+    if args.json:
+        print(json.dumps(result | {"results": str(folder.path)}))
+    else:
+        print(as_text(args.session, stages, verdict))
+    print(f"results: {folder.path}", file=sys.stderr)
+    if verdict["flat"] is False:
+        raise SmtError("the server's memory grew from round to round: " + "; ".join(verdict["reasons"]))
+    return EXIT_UNFAITHFUL if args.strict and not fidelity["ok"] else 0
+
+
+# -- measuring -------------------------------------------------------------------------------------------------
+
+def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
+             progress: Progress) -> tuple[list[Stage], dict[str, Any], dict[str, Any]]:
+    """(the stages, what the server counted, the verdict of fidelity)."""
+    logs = folder.path / "hosts"
+    logs.mkdir()
+    with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
+        progress.step("starting the server")
+        (client_host, server_host), = net.flows
+        keys = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")), "certs")
+        places = _Places(net, session, keys, logs, stack)
+        server = stack.enter_context(places.server(server_host))
+        client = stack.enter_context(places.client(client_host, server_host, count))
+        process = psutil.Process(server.pid)
+        monitor = FidelityMonitor(pids=[server.pid, client.process.pid])
+        monitor.start()
+        stages = [_stage(process, 0, "start")]
+        for number in range(1, rounds + 1):
+            for name in ("open", "echo", "closed"):
+                progress.step(f"round {number} of {rounds}: {name}")
+                client.tell({"do": name})
+                answer = answer_of(client)
+                if answer["done"] != count:
+                    raise SmtError(f"{name}, round {number}: {answer['done']} of {count} sessions, "
+                                   f"{answer['failed']} failed, {answer['wrong']} with wrong content: "
+                                   f"{answer['first_error'] or 'no error was told'}")
+                if name == "closed":
+                    time.sleep(SETTLE_S)
+                stages.append(_stage(process, number, name, answer))
+        fidelity = monitor.stop()
+        server.terminate()
+        counters = json.loads(finish(server))["counters"]
+        if counters["sessions"]:
+            raise SmtError(f"the server still has {counters['sessions']} sessions after all were closed")
+        return stages, counters, fidelity
+
+
+def _stage(server: psutil.Process, number: int, name: str, answer: dict[str, Any] | None = None) -> Stage:
+    memory = server.memory_full_info()
+    found = answer or {"done": 0, "seconds": 0.0, "median_us": None}
+    return Stage(number, name, memory.rss, memory.pss, memory.uss, found["done"], round(found["seconds"], 3),
+                 found["median_us"])
+
+
+class _Places:
+    """Server and client of a run, each on its host and its processors; for tickets a DNS server beside them."""
+
+    def __init__(self, net: SmtNet, session: str, keys: Path, logs: Path, stack: ExitStack) -> None:
+        self._logs = logs
+        self._credentials = credentials.make(keys, "smt", {host.name: host.IP() for host in net.hosts})
+        self._cores = split_cores([host.name for host in net.hosts], psutil.Process().cpu_affinity() or [])
+        self._words = ["--session", session]
+        if session in FROM_TICKETS:
+            (client, server), = net.flows
+            dns = stack.enter_context(fleet_dns.server_for(net, {client: [server]}, keys, 0))
+            self._words += ["--dns", "{}:{}".format(*dns.address)]
+
+    @contextmanager
+    def server(self, host: SmtHost) -> Iterator[subprocess.Popen[str]]:
+        """Ends with SIGTERM, if it has not before."""
+        log = self._logs / "server.log"
+        process = self._start(host, log, "workloads", "serve", "echo", "--transport", "smt", "--iface",
+                              str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
+        try:
+            await_text(host, process, "echo server", log, "serving")
+            yield process
+        finally:
+            process.terminate()
+            finish(process)
+
+    @contextmanager
+    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Client]:
+        """Ends with its stdin."""
+        log = self._logs / "client.log"
+        process = self._start(host, log, "workloads.experiments.sessions.program",
+                              "--iface", str(host.defaultIntf()),
+                              "--addr", f"{host.IP()}:{FIRST_CLIENT_PORT}", "--peer", f"{server.IP()}:{PORT}",
+                              "--count", str(count), "--window", str(WINDOW), "--size", str(SIZE))
+        client = Client(host, "client of many sessions", process, log)
+        try:
+            await_text(host, process, client.what, log, "ready")
+            yield client
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            finish(process)
+
+    def _start(self, host: SmtHost, log: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+        words = [*arguments, *self._words, *self._credentials.args(host.name)]
+        with log.open("w") as errors:
+            process: subprocess.Popen[str] = host.python(
+                module, *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env={**host_environment(), **self._credentials.environment(host.name)})
+        if self._cores:
+            psutil.Process(process.pid).cpu_affinity(sorted(self._cores[host.name]))
+        return process
+
+
+# -- judging ---------------------------------------------------------------------------------------------------
+
+def judge(stages: Sequence[Stage], count: int, early: bool = False) -> dict[str, Any]:
+    """``kb_per_session`` (of the first round), ``sessions_per_s`` and ``kept_kb_per_session`` by round, and
+    whether memory is ``flat``: no later round needs more, open or closed, than the first did, up to a small share.
+    None: there was one round only. ``early``: hellos are remembered."""
+    by_name = {(stage.round, stage.name): stage for stage in stages}
+    start = by_name[0, "start"]
+    rounds = sorted({stage.round for stage in stages if stage.round})
+    cost = by_name[1, "echo"].uss - start.uss
+    reasons = []
+    for number in rounds[1:]:
+        allowed = GROWTH_SHARE * max(0, cost) + GROWTH_BYTES + early * HELLO_BYTES * count * (number - 1)
+        for name in ("echo", "closed"):
+            grown = by_name[number, name].uss - by_name[1, name].uss
+            if grown > allowed:
+                reasons.append(f"round {number}, {name}: {grown / 1024:,.0f} KB more than in the first, "
+                               f"{allowed / 1024:,.0f} KB are allowed")
+    opened = [by_name[number, "open"] for number in rounds]
+    return {
+        "kb_per_session": round(cost / count / 1024, 2),
+        "kept_kb_per_session": [round((by_name[n, "closed"].uss - start.uss) / count / 1024, 2) for n in rounds],
+        "sessions_per_s": [round(stage.done / stage.seconds, 1) if stage.seconds else 0.0 for stage in opened],
+        "flat": not reasons if len(rounds) > 1 else None, "reasons": reasons}
+
+
+def as_csv(stages: Sequence[Stage]) -> str:
+    """sessions.csv: a line for each stage."""
+    out = io.StringIO()
+    lines = [asdict(stage) for stage in stages]
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{'':<18}{'sessions':>10}{'per s':>9}{'median us':>11}{'RSS MB':>9}{'PSS MB':>9}{'own MB':>9}"]
+    for stage in stages:
+        head = f"round {stage.round}, {stage.name}" if stage.round else "server alone"
+        rate = f"{stage.done / stage.seconds:,.0f}" if stage.seconds else ""
+        median = "" if stage.median_us is None else f"{stage.median_us:,.0f}"
+        memory = "".join(f"{size / _MB:>9.1f}" for size in (stage.rss, stage.pss, stage.uss))
+        lines.append(f"{head:<18}{stage.done:>10,}{rate:>9}{median:>11}{memory}")
+    flat = {True: "flat", False: "not flat", None: "not known to be flat: one round says nothing of growth"}
+    lines.append(f"{session}: {verdict['kb_per_session']} KB a session; after close {flat[verdict['flat']]}"
+                 + "".join(f"\n  {reason}" for reason in verdict["reasons"]))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The loaded network in virtual time, beside published results."""

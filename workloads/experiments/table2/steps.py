@@ -1,0 +1,193 @@
+"""The single operations a handshake is made of, each timed alone: our side of the paper's Table 2."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import hmac
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from smtstack.crypto.aead import AES_128_GCM, IV_LEN
+from smtstack.crypto.keys import SECRET_LEN, expand_label
+from smtstack.errors import SmtError
+from smtstack.session.identity import Identity
+from smtstack.wire.ipv4 import address
+from workloads.fleet.authority import key_usage
+
+Operation = Callable[[], object]
+_SERVER = "10.0.0.2"
+_LIFE = datetime.timedelta(days=1)
+_TRANSCRIPT = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation."""
+
+    name: str
+    side: str
+    """Whose work it is: ``server``, ``client`` or ``both``."""
+    run: Operation
+    paper_us: dict[str, float]
+    """What the paper's Table 2 has for it, by side; empty: nothing."""
+
+
+def steps() -> list[Step]:
+    """All of them, in the order of a handshake. Keys and certificates are made here, for the occasion."""
+    x_own, x_share = x25519.X25519PrivateKey.generate(), x25519.X25519PrivateKey.generate().public_key()
+    p_own, p_share = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1()).public_key()
+    chains = _Chains()
+    own = chains.leaf
+    content = b" " * 64 + b"TLS 1.3, server CertificateVerify\0" + _TRANSCRIPT
+    found = [
+        Step("key generation, X25519", "both", x25519.X25519PrivateKey.generate, {}),
+        Step("key generation, P-256", "both", lambda: ec.generate_private_key(ec.SECP256R1()),
+             {"server": 68, "client": 61}),
+        Step("ECDH, X25519", "both", lambda: x_own.exchange(x_share), {}),
+        Step("ECDH, P-256", "both", lambda: p_own.exchange(ec.ECDH(), p_share),
+             {"server": 265, "client": 89}),
+        Step("certificate encode", "server", lambda: own.public_bytes(serialization.Encoding.DER), {"server": 14}),
+        Step("secrets (HKDF)", "both", lambda: secrets_of(bytes(32), _TRANSCRIPT), {"server": 49, "client": 49}),
+        Step("Finished", "both", lambda: finished(bytes(32), _TRANSCRIPT), {"server": 44, "client": 43}),
+        Step("verify certificate, CA at hand", "client", chains.verify, {"client": 483}),
+        Step("verify certificate, one intermediate", "client",
+             chains.verify_far, {}),
+    ]
+    for name, (sign, verify), server_us, client_us in (
+            ("ECDSA P-256", _ecdsa(content), 138, 196), ("RSA 2048", _rsa(content), 1344, 67),
+            ("Ed25519", _ed25519(content), None, None)):
+        found += [Step(f"CertVerify sign, {name}", "server", sign, {"server": server_us} if server_us else {}),
+                  Step(f"CertVerify verify, {name}", "client", verify, {"client": client_us} if client_us else {})]
+    return found
+
+
+def measure(found: Sequence[Step], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Microseconds of every call, by name of the step. The steps take turns, ``calls`` in a row each."""
+    times: dict[str, list[float]] = {step.name: [] for step in found}
+    for step in found:
+        step.run()
+    clock = time.perf_counter_ns
+    for _ in range(rounds):
+        for step in found:
+            run, out = step.run, times[step.name]
+            for _call in range(calls):
+                start = clock()
+                run()
+                out.append((clock() - start) / 1000)
+    return times
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third)."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+# -- what is timed ---------------------------------------------------------------------------------------------
+
+def _extract(salt: bytes, secret: bytes) -> bytes:
+    return hmac.digest(salt, secret, "sha256")
+
+
+def secrets_of(shared: bytes, transcript: bytes) -> list[bytes]:
+    """The whole key schedule of RFC 8446 §7.1 for one session without a PSK, and the keys of both directions."""
+    zero, nothing = bytes(SECRET_LEN), hashlib.sha256().digest()
+    early = _extract(zero, zero)
+    handshake = _extract(expand_label(early, "derived", nothing, SECRET_LEN), shared)
+    master = _extract(expand_label(handshake, "derived", nothing, SECRET_LEN), zero)
+    traffic = [expand_label(secret, label, transcript, SECRET_LEN)
+               for secret, label in ((handshake, "c hs traffic"), (handshake, "s hs traffic"),
+                                     (master, "c ap traffic"), (master, "s ap traffic"))]
+    out = [expand_label(master, label, transcript, SECRET_LEN) for label in ("exp master", "res master")]
+    for secret in traffic:
+        out += [expand_label(secret, "key", b"", AES_128_GCM.key_len), expand_label(secret, "iv", b"", IV_LEN)]
+    return out
+
+
+def finished(secret: bytes, transcript: bytes) -> bytes:
+    """The verify_data of RFC 8446 §4.4.4: made by one side, made again and compared by the other."""
+    return hmac.digest(expand_label(secret, "finished", b"", SECRET_LEN), transcript, "sha256")
+
+
+def _checked(verify: Operation) -> Operation:
+    try:
+        verify()
+    except InvalidSignature:
+        raise SmtError("a signature we just made does not verify: this OpenSSL is broken") from None
+    return verify
+
+
+def _ecdsa(content: bytes) -> tuple[Operation, Operation]:
+    key, how = ec.generate_private_key(ec.SECP256R1()), ec.ECDSA(hashes.SHA256())
+    public, signature = key.public_key(), key.sign(content, how)
+    return lambda: key.sign(content, how), _checked(lambda: public.verify(signature, content, how))
+
+
+def _rsa(content: bytes) -> tuple[Operation, Operation]:
+    key, how = rsa.generate_private_key(65537, 2048), padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+    public, signature = key.public_key(), key.sign(content, how, hashes.SHA256())
+    return (lambda: key.sign(content, how, hashes.SHA256()),
+            _checked(lambda: public.verify(signature, content, how, hashes.SHA256())))
+
+
+def _ed25519(content: bytes) -> tuple[Operation, Operation]:
+    key = ed25519.Ed25519PrivateKey.generate()
+    public, signature = key.public_key(), key.sign(content)
+    return lambda: key.sign(content), _checked(lambda: public.verify(signature, content))
+
+
+class _Chains:
+    """A leaf under the authority, and one under an intermediate; ECDSA P-256 throughout."""
+
+    def __init__(self) -> None:
+        root_key, middle_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+        root = _certificate("authority", "authority", root_key.public_key(), root_key, depth=1)
+        middle = _certificate("intermediate", "authority", middle_key.public_key(), root_key, depth=0)
+        leaf_key = ec.generate_private_key(ec.SECP256R1())
+        leaf, far = (_certificate(_SERVER, issuer, leaf_key.public_key(), key)
+                     for issuer, key in (("authority", root_key), ("intermediate", middle_key)))
+        self._near = (leaf.public_bytes(serialization.Encoding.DER),)
+        self._far = tuple(c.public_bytes(serialization.Encoding.DER) for c in (far, middle))
+        self.leaf = leaf
+        self._identity = Identity(self._near, leaf_key, (root,))
+        self._utc = int(time.time())
+
+    def verify(self) -> None:
+        """As a client does: parse what came, check the chain and the name."""
+        self._identity.verify(self._near, address(_SERVER), self._utc, server=True)
+
+    def verify_far(self) -> None:
+        """The same with an intermediate."""
+        self._identity.verify(self._far, address(_SERVER), self._utc, server=True)
+
+
+def _certificate(name: str, issuer: str, public: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePrivateKey,
+                 depth: int | None = None) -> x509.Certificate:
+    """``depth``: of an authority, how many may follow it; None: a leaf."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
+    builder = (x509.CertificateBuilder().subject_name(subject).issuer_name(by).public_key(public)
+               .serial_number(int.from_bytes(os.urandom(15), "big") + 1)
+               .not_valid_before(now - _LIFE).not_valid_after(now + _LIFE)
+               .add_extension(x509.BasicConstraints(depth is not None, depth), critical=True)
+               .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+               .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
+               .add_extension(key_usage(depth is not None), critical=True))
+    if depth is None:
+        own = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(name))])
+        builder = builder.add_extension(own, critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    return builder.sign(signer, hashes.SHA256())

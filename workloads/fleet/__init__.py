@@ -1,0 +1,1 @@
+"""Servers and clients as processes on the hosts of a network."""

@@ -1,0 +1,90 @@
+"""A client process of an experiment: takes loads on stdin, answers with results on stdout, a JSON line each.
+
+Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.loops.Load`
+(``--work kv``: of :class:`~workloads.load.ycsb_load.YcsbLoad`, ``query``: of
+:class:`~workloads.load.queries.QueryLoad`), and may have ``raw`` (a file for the round trips) and
+``barrier``: then, warmed up and connected, it answers ``{"ready": true}`` and begins with the next line,
+whatever that is, so that clients of many hosts begin together. Ends with its stdin. Errors are one line
+on stderr, exit codes those of ``smtnet``.
+
+    python -m workloads.fleet.agent --transport tcp --peer 10.0.0.2:2000
+    {"size": "64", "count": 1000, "concurrency": 8}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from smtstack.errors import ConfigError, SmtError
+from smtstack.exit_codes import exit_code
+from smtstack.io.standard_streams import run_program
+from workloads import transports
+from workloads.load.measure import LINGER_S, Series
+from workloads.options import common as options
+from workloads.options.common import add_caller_options, parse_address
+from workloads.results.fidelity import shorten_pauses
+from workloads.transports.contract import Caller
+
+
+def main() -> int:
+    """Serve stdin; the exit code."""
+    parser = argparse.ArgumentParser(prog="agent")
+    add_caller_options(parser)
+    parser.add_argument("--work", choices=("echo", "kv", "query", "mix"), default="echo")
+    args = parser.parse_args()
+    try:
+        _serve(args)
+    except SmtError as e:
+        print(f"smtnet: {e}", file=sys.stderr)
+        return exit_code(e)
+    except KeyboardInterrupt:
+        return 1
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> None:
+    settings = options.settings(args)
+    peers = [parse_address(text) for text in args.peer]
+    module = import_module("workloads.kv.client") if args.work == "kv" else transports
+    with module.open_caller(settings, peers, args.connections) as caller:
+        series = _series(args.work, caller)
+        shorten_pauses()
+        print("ready", file=sys.stderr, flush=True)
+        for line in sys.stdin:
+            order = json.loads(line)
+            raw, barrier = order.pop("raw", None), order.pop("barrier", False)
+            try:
+                load = series.LOAD(**order)
+            except TypeError as e:
+                raise ConfigError(f"no load: {e}") from None
+            point = series.measure(load, _meet if barrier else None)
+            caller.linger(LINGER_S)
+            if raw is not None:
+                series.write_raw(Path(raw), load, point.tally)
+            print(json.dumps(series.result(settings, load, point)), flush=True)
+
+
+def _series(work: str, caller: Caller) -> Series:
+    if work == "kv":
+        from workloads.load.ycsb_load import YcsbSeries
+        return YcsbSeries(caller)
+    if work == "query":
+        from workloads.load.queries import QuerySeries
+        return QuerySeries(caller)
+    if work == "mix":
+        from workloads.load.mix import MixSeries
+        return MixSeries(caller)
+    return Series(caller)
+
+
+def _meet() -> None:
+    print('{"ready": true}', flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,401 @@
+"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv_fleet.py YCSB, in
+query_fleet.py queries of many servers, in mix_fleet.py a mix of sizes all to all.
+
+What ``smtnet run``, ``demo``, ``bench`` and ``reproduce`` share. A :class:`Fleet` is one transport on one network:
+it stays up while many points are measured, and several fleets may take turns on one network, so that a machine
+that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+from array import array
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smtstack.errors import ConfigError
+from smtstack.transport.params import software
+from topo.dns import DnsServer
+from topo.host import SmtHost
+from topo.interpreter import host_environment
+from topo.network import SmtNet
+from workloads.fleet import credentials
+from workloads.fleet import dns as fleet_dns
+from workloads.fleet.programs import Client, await_text, cpu_s, died, finish, take_raw
+from workloads.fleet.retransmissions import Retransmissions
+from workloads.fleet.setup import Setup, asked
+from workloads.load.loops import Load, parse_also, size_name
+from workloads.load.measure import SIZES_SUFFIX
+from workloads.load.rtt import rtt_summary
+from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
+from workloads.transports.sessions import summary
+
+#: Seconds between looks whether all processes are alive.
+_LOOK_S = 0.5
+#: Ports: fleets are this far apart, clients of a fleet begin in the middle.
+PORT_STEP = 200
+FIRST_PORT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One trial."""
+
+    row: dict[str, Any]
+    """As workloads/results/rows.py describes it."""
+    rtt_ns: array[int]
+    """Every round trip, by client process in the order of their ends."""
+    tags: array[int]
+    """Of each of these: request bytes (kv: the kind of operation); empty where all are alike."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """A measurement between :meth:`Fleet.prepare` and :meth:`Fleet.collect`."""
+
+    load: Load
+    number: int
+    clients: list[Client]
+    raw: list[Path]
+    """Where each of them leaves its round trips."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """Of the network, at the beginning; so are the next four."""
+    fabric: dict[str, int] = field(default_factory=dict)
+    sent_again: dict[str, int] = field(default_factory=dict)
+    accounts: list[tuple[str, psutil.Process, float]] = field(default_factory=list)
+    start: float = 0.0
+    monitor: FidelityMonitor | None = None
+
+
+class Fleet:
+    """Servers and clients of one transport on ``net``; ``folder`` takes logs, and the keys if they are to be
+    kept. Use with ``with``."""
+
+    #: What servers and clients do: their names on command lines and in messages.
+    WORK = "echo"
+    #: What clients do, if that has another name.
+    CALLS = ""
+    #: What a server's log says when clients may come.
+    READY = "serving"
+    #: Ending of the files in which clients say what each round trip was of.
+    TAGS = SIZES_SUFFIX
+
+    def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0,
+                 keep_keys: bool = False) -> None:
+        self._keep_keys = keep_keys
+        self.net = net
+        self._topo = topo
+        self.setup = setup
+        self._folder = folder / f"{number:02}-{setup.transport}-{setup.nic}"
+        self._folder.mkdir(parents=True)
+        self._number = number
+        self._port = FIRST_PORT + number * PORT_STEP
+        self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
+        self._clients: list[Client] = []
+        self._dns: DnsServer | None = None
+        hosts = {host.name: host.IP() for host in net.hosts}
+        # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
+        self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
+        self._credentials = credentials.make(self._keys, setup.transport, hosts)
+        self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
+        self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
+        self.counters: dict[str, dict[str, int]] = {}
+        """What each host's servers counted; there after the end."""
+
+    def key_options(self, host: str) -> list[str]:
+        """What names a host's credentials on a command line."""
+        return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.args(host)
+
+    def keylog(self, host: SmtHost) -> Path:
+        """Where a host writes down the secrets of its sessions, if keys are kept."""
+        return self._keys / f"{host.name}.keylog"
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None:
+            # Whoever is in the middle of a load would finish it first.
+            for client in self._clients:
+                client.process.terminate()
+        self.stop()
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def _common(self, host: SmtHost, port: int) -> list[str]:
+        setup = self.setup
+        options = ["--transport", setup.transport, "--iface", str(host.defaultIntf()),
+                   "--addr", f"{host.IP()}:{port}"]
+        if setup.uses_nic:
+            options += ["--nic", setup.nic]
+            rate = self.net.rate_mbps(host)
+            if rate is not None:
+                # The pacer keeps to the link; else its queue would overflow in the host itself.
+                options += ["--link-mbps", str(max(1, int(rate)))]
+            if self.net.paths > 1:
+                # Else a receiver lets a peer send one long message at a time, which uses one of its paths.
+                options += ["--param", f"max_rpcs_per_peer={self.net.paths}"]
+        if setup.poll_us:
+            options += ["--poll-us", str(setup.poll_us)]
+        if setup.session_mode is not None:
+            options += ["--session", setup.session_mode]
+        if self._dns is not None:
+            options += ["--dns", "{}:{}".format(*self._dns.address)]
+        if self._keep_keys and setup.session_mode is not None:
+            options += ["--keylog", str(self.keylog(host))]
+        # Last, so that they count.
+        return [*options, *setup.options]
+
+    def _start(self) -> None:
+        setup = self.setup
+        edges = asked(setup.pattern, self.net)
+        if not edges:
+            raise ConfigError(f"{len(self.net.hosts)} host is too few: one asks, another answers")
+        if setup.needs_dns:
+            self._dns = fleet_dns.server_for(self.net, edges, self._keys, self._number)
+            self._dns.start()
+        for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
+            self._start_server(host)
+        for host, process, log in self._servers:
+            await_text(host, process, f"{self.WORK} server", log, self.READY)
+        for host, peers in edges.items():
+            for number in range(setup.processes):
+                log = self._folder / f"{host.name}-client{number}.log"
+                keys = self.key_options(host.name)
+                port = self._port + PORT_STEP // 2 + number
+                arguments = ["--work", self.CALLS or self.WORK, *self._common(host, port), *keys]
+                for peer in peers:
+                    arguments += ["--peer", f"{peer.IP()}:{self._port}"]
+                if setup.connections:
+                    arguments += ["--connections", str(setup.connections)]
+                process = self._spawn(host, "workloads.fleet.agent", arguments, log)
+                self._clients.append(Client(host, f"{self.WORK} client", process, log))
+        for client in self._clients:
+            await_text(client.host, client.process, client.what, client.log, "ready")
+
+    def _start_server(self, host: SmtHost) -> None:
+        """One, into ``_servers``."""
+        log = self._folder / f"{host.name}-server.log"
+        arguments = ["serve", self.WORK, *self._common(host, self._port), *self.key_options(host.name),
+                     "--workers", str(self.setup.workers), *self.setup.server_options, "--json"]
+        self._servers.append((host, self._spawn(host, "workloads", arguments, log), log))
+
+    def _spawn(self, host: SmtHost, module: str, arguments: list[str], log: Path) -> subprocess.Popen[str]:
+        environment = {**host_environment(), **self._credentials.environment(host.name)}
+        with log.open("w") as errors:
+            process: subprocess.Popen[str] = host.python(
+                module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=environment)
+        self._pin(host, process)
+        return process
+
+    def _pin(self, host: SmtHost, process: subprocess.Popen[Any]) -> None:
+        """To its host's processors: long before it has imported anything, let alone forked."""
+        if self._cores:
+            os.sched_setaffinity(process.pid, self._cores[host.name])
+
+    def stop(self) -> None:
+        """End all processes; the servers' counters are known afterwards."""
+        for client in self._clients:
+            finish(client.process)
+        for _host, process, _log in self._servers:
+            process.terminate()
+        for host, process, _log in self._servers:
+            said = finish(process)
+            if said.startswith("{"):
+                self.counters[host.name] = json.loads(said)["counters"]
+        self._clients, self._servers = [], []
+        if self._dns is not None:
+            self._dns.stop()
+            self._dns = None
+        if not self._keep_keys:
+            shutil.rmtree(self._keys.parent, ignore_errors=True)
+
+    # -- measuring -----------------------------------------------------------------------------------------
+
+    def measure(self, load: Load, trial: int = 1) -> Measured:
+        """One trial. Raises SmtError if a process died."""
+        prepared = self.prepare(load, trial)
+        self.begin(prepared)
+        return self.collect(prepared)
+
+    def prepare(self, load: Load, trial: int = 1) -> Trial:
+        """Give the clients a load; back when all are connected and warmed up.
+
+        With :meth:`begin` and :meth:`collect` two fleets can be measured at the same time, if each has its own
+        load: what counts is from one's beginning to its last answer.
+        """
+        # Fewer RPCs under way than clients: the first ones do it.
+        clients = self._clients if load.rate else self._clients[:load.concurrency]
+        raw = [self._folder / f"client{index}.u64" for index in range(len(clients))]
+        for index, (client, path) in enumerate(zip(clients, raw, strict=True)):
+            client.tell({**self.share(load, index, len(clients)), "raw": str(path), "barrier": True})
+        self._collect(clients)
+        return Trial(load, trial, clients, raw)
+
+    def begin(self, trial: Trial) -> None:
+        """Let them go."""
+        trial.drops = self.net.drops()
+        trial.fabric = self.net.fabric_octets()
+        trial.sent_again = self._retransmissions.read()
+        trial.accounts = [(kind, process, cpu_s(process)) for kind, process in self._processes()]
+        trial.monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in trial.accounts])
+        trial.monitor.start()
+        trial.start = time.perf_counter()
+        for client in trial.clients:
+            client.tell({})
+
+    def collect(self, trial: Trial) -> Measured:
+        """What came of it, when all are done. Raises SmtError if a process died."""
+        load, clients, raw = trial.load, trial.clients, trial.raw
+        assert trial.monitor is not None
+        answers = self._collect(clients)
+        wall = time.perf_counter() - trial.start
+        machine = trial.monitor.stop()
+        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
+        for kind, process, before in trial.accounts:
+            cpu[f"{kind}_s"] += cpu_s(process) - before
+        lost = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
+        again = {name: count - trial.sent_again[name] for name, count in self._retransmissions.read().items()}
+        done = [answers[client] for client in clients]
+        samples = take_raw(raw)
+        row = self._row(load, trial.number, done, samples)
+        row["cpu"] = {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
+                      "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], row["rpcs"])}
+        row |= {**again, "drops": lost}
+        if trial.fabric:
+            row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
+        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost, self._tick_us())
+        row["fidelity"] = judge_figures(row["fidelity"], row["rtt_us"], row["rpcs"])
+        for client, answer in zip(clients, done, strict=True):
+            if "error" in answer:
+                row["first_error"] = f"{client.host.name}: {answer['error']}"
+                break
+        return Measured(row, samples, take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
+
+    def _tick_us(self) -> float:
+        """Of our transports' timers: longer behind a slow link."""
+        rates = [rate for host in self.net.hosts if (rate := self.net.rate_mbps(host)) is not None]
+        return software(max(1, int(min(rates))) if rates else None).tick_ns / 1000
+
+    def share(self, load: Load, index: int, many: int) -> dict[str, Any]:
+        """What falls to client process ``index`` of ``many``."""
+        return share_of(load, index, many)
+
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+        """All but ``cpu`` and ``fidelity``."""
+        setup = self.setup
+        rpcs = sum(answer["rpcs"] for answer in done)
+        # All began together; the rate is of the time in which the last one was still at it.
+        seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
+        return {
+            "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
+            "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
+            "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
+            "poll": "polling" if setup.poll_us else "interrupt",
+            "size": size_name(load.size), "concurrency": load.concurrency,
+            "trial": trial, "rpcs": rpcs, "errors": sum(answer["errors"] for answer in done),
+            "content_ok": all(answer["content_ok"] for answer in done),
+            "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
+            "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
+            **summary(setup.session_mode, [answer.get("session", {}) for answer in done]),
+            **({} if self._dns is None else {"dns": fleet_dns.place(self.net, self._dns)}),
+            **_together(load, [answer["open_loop"] for answer in done if "open_loop" in answer]),
+        }
+
+    def _processes(self) -> list[tuple[str, psutil.Process]]:
+        found = [("client", c.process.pid) for c in self._clients]
+        found += [("server", process.pid) for _h, process, _l in self._servers]
+        found += [("switch", pid) for pid in self.net.emulator_pids()]
+        out = []
+        for kind, pid in found:
+            process = psutil.Process(pid)
+            out += [(kind, process), *((kind, child) for child in process.children(recursive=True))]
+        return out
+
+    def _collect(self, clients: Sequence[Client]) -> dict[Client, dict[str, Any]]:
+        """An answer of each client; raises if a client or a server dies meanwhile."""
+        answers: dict[Client, dict[str, Any]] = {}
+        with selectors.DefaultSelector() as selector:
+            for client in clients:
+                assert client.process.stdout is not None
+                selector.register(client.process.stdout, selectors.EVENT_READ, client)
+            while len(answers) < len(clients):
+                for key, _events in selector.select(_LOOK_S):
+                    client = key.data
+                    line = client.process.stdout.readline()
+                    if not line:
+                        raise died(client.host, client.what, client.process, client.log)
+                    answers[client] = json.loads(line)
+                    selector.unregister(key.fileobj)
+                for host, process, log in self._servers:
+                    if process.poll() is not None:
+                        raise died(host, f"{self.WORK} server", process, log)
+        return answers
+
+
+def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
+    """What falls to client process ``index`` of ``many``."""
+    def part(number: int) -> int:
+        return number // many + (index < number % many)
+
+    share = asdict(load) | {"concurrency": part(load.concurrency), "rate": load.rate / many,
+                            "seed": load.seed * 1000 + index}
+    if load.count is not None:
+        share["count"] = part(load.count)
+    if load.also:
+        size, number = parse_also(load.also)
+        share["also"] = f"{size}x{part(number)}" if part(number) else ""
+    if load.rate:
+        share["concurrency"] = 1
+    return share
+
+
+def _together(load: Load, clients: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An open loop's own numbers, of the client that did worst."""
+    if not clients:
+        return {}
+    late = {name: max(client["late_us"][name] for client in clients) for name in clients[0]["late_us"]}
+    return {"open_loop": {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
+                          "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}}
+
+
+def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
+    return round(seconds / rpcs * 1e6, 1) if rpcs else None
+
+
+def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int],
+           tick_us: float) -> dict[str, Any]:
+    """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
+    numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
+    for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
+        numbers[name] = add(c[name] for c in clients)
+    numbers["waits"] = add_waits(clients)
+    # What full queues and impairments lose is what was asked for.
+    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"], "tick_us": tick_us})
+
+
+def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:
+    """Which processors each host has, as many each; none if there are fewer processors than hosts.
+
+    Two hosts on one processor wake each other faster than two machines ever could, and the kernel moves them
+    together and apart as it likes: round trips would differ by a factor of two from run to run.
+    """
+    each = len(cores) // len(hosts)
+    ordered = sorted(cores)
+    return {host: set(ordered[n * each:(n + 1) * each]) for n, host in enumerate(hosts)} if each else {}

@@ -1,0 +1,177 @@
+"""A key-value server and YCSB clients on a network: a :class:`Fleet` of them.
+
+The store is ours in the server's memory, or a Redis of its own for each fleet, behind our
+front end by a Unix socket or, ``direct``, asked by the clients themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+import tempfile
+from array import array
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from smtstack.errors import ConfigError, SmtError, Unsupported
+from topo.commands import die_with_parent
+from topo.host import SmtHost
+from topo.interpreter import host_environment
+from topo.network import SmtNet
+from workloads.fleet import redis as redis_program
+from workloads.fleet.fleet import Fleet, Measured
+from workloads.fleet.programs import await_text, finish
+from workloads.fleet.setup import Setup
+from workloads.kv.client import require_hiredis
+from workloads.load.loops import Load
+from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad, described, kinds_summary
+
+STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
+#: What redis-server's log says of a port ("Ready ...") or a socket ("... is now ready ...").
+_REDIS_READY = "eady to accept connections"
+#: Seconds redis-benchmark gets.
+_YARDSTICK_S = 120.0
+
+
+def check(transport: str, store: str, direct: bool) -> None:
+    """That this can be run here. Raises :class:`ConfigError`, :class:`Unsupported`."""
+    require_hiredis()
+    if direct and (store, transport) != ("redis", "tcp"):
+        raise ConfigError("--direct asks a stock Redis, which speaks plain TCP: --store redis --transport tcp")
+    if store == "redis" and not redis_program.is_installed():
+        raise Unsupported("--store redis needs a Redis: apt-get install redis-tools")
+
+
+class KvFleet(Fleet):
+    """The first host of ``net`` serves, all others ask."""
+
+    WORK = "kv"
+    TAGS = KINDS_SUFFIX
+
+    def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0, *,
+                 store: str = "embedded", direct: bool = False, keep_keys: bool = False) -> None:
+        super().__init__(net, topo, setup, folder, number, keep_keys)
+        self._store = store
+        self._direct = direct
+        if direct:
+            self.READY = _REDIS_READY
+        #: Redis servers behind ours, and the folders they work in.
+        self._behind: list[subprocess.Popen[Any]] = []
+        self._private: list[Path] = []
+
+    def __enter__(self) -> KvFleet:
+        super().__enter__()
+        return self
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def _start_server(self, host: SmtHost) -> None:
+        log = self._folder / f"{host.name}-server.log"
+        if self._direct:
+            where = ["--port", str(self._port), "--bind", host.IP(), "--protected-mode", "no"]
+            self._servers.append((host, self._redis(host, log, *where), log))
+            return
+        store = []
+        if self._store == "redis":
+            # Not among the results, where the path may be longer than a socket's can be.
+            path = self._private_folder() / "redis.sock"
+            redis_log = self._folder / f"{host.name}-redis.log"
+            where = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
+            redis = self._redis(host, redis_log, *where)
+            self._behind.append(redis)
+            await_text(host, redis, "redis-server", redis_log, _REDIS_READY)
+            store = ["--store", f"redis:unix:{path}"]
+        arguments = ["serve", "kv", *self._common(host, self._port), *self.key_options(host.name), *store,
+                     "--json"]
+        self._servers.append((host, self._spawn(host, "workloads", arguments, log), log))
+
+    def _redis(self, host: SmtHost, log: Path, *options: str) -> subprocess.Popen[Any]:
+        """Keeps nothing on disk."""
+        folder = self._private_folder()
+        with log.open("w") as out:
+            process: subprocess.Popen[Any] = host.popen(
+                [redis_program.redis_server(folder), "--save", "", "--appendonly", "no", "--dir", str(folder),
+                 *options],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=host_environment(),
+                preexec_fn=die_with_parent)
+        self._pin(host, process)
+        return process
+
+    def _private_folder(self) -> Path:
+        if not self._private:
+            # The sandbox's own /run, in memory: it goes with the sandbox.
+            self._private.append(Path(tempfile.mkdtemp(prefix="redis-", dir="/run")))
+        return self._private[0]
+
+    def stop(self) -> None:
+        super().stop()
+        for process in self._behind:
+            process.terminate()
+            finish(process)
+        for folder in self._private:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._behind, self._private = [], []
+
+    def _processes(self) -> list[tuple[str, psutil.Process]]:
+        return super()._processes() + [("server", psutil.Process(process.pid)) for process in self._behind]
+
+    # -- measuring -----------------------------------------------------------------------------------------
+
+    def load(self, load: YcsbLoad) -> dict[str, Any]:
+        """The load phase: the store holds nothing but the records afterwards. Its row; raises SmtError."""
+        row = self.measure(load, 0).row
+        if row["errors"] or not row["content_ok"]:
+            raise SmtError(f"loading records failed: {row.get('first_error')}")
+        return row
+
+    def measure(self, load: Load, trial: int = 1) -> Measured:
+        """One trial; a row's ``rpcs`` are operations."""
+        measured = super().measure(load, trial)
+        measured.row["ops"] = kinds_summary(measured.rtt_ns, measured.tags, measured.row["ops"])
+        memory = sum(p.memory_info().rss for kind, p in self._processes() if kind == "server")
+        measured.row["server_rss_mb"] = round(memory / 1e6, 1)
+        return measured
+
+    def share(self, load: Load, index: int, many: int) -> dict[str, Any]:
+        """What falls to client process ``index`` of ``many``."""
+        return super().share(load, index, many) | {"index": index, "of": many}
+
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+        assert isinstance(load, YcsbLoad)
+        failed: Counter[str] = Counter()
+        for answer in done:
+            failed.update({kind: found["errors"] for kind, found in answer["ops"].items()})
+        facts = described(load)
+        return {**super()._row(load, trial, done, samples), "variant": f"ycsb {facts['workload']}", **facts,
+                "store": "redis, direct" if self._direct else self._store, "ops": failed}
+
+    def yardstick(self, clients: int, value_bytes: int, count: int) -> dict[str, Any] | None:
+        """What ``redis-benchmark`` says of the server, from the first client's host: ops/s and p50 of SET and GET.
+
+        None where there is no redis-benchmark.
+        """
+        tool = shutil.which("redis-benchmark")
+        if tool is None:
+            return None
+        server, client = self._servers[0][0], self._clients[0].host
+        process = client.popen(
+            [tool, "-h", server.IP(), "-p", str(self._port), "-c", str(clients), "-n", str(count), "-d",
+             str(value_bytes), "-t", "set,get", "--csv"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=host_environment(), preexec_fn=die_with_parent)
+        self._pin(client, process)
+        try:
+            said, errors = process.communicate(timeout=_YARDSTICK_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise SmtError(f"{client.name}: redis-benchmark did not end within {_YARDSTICK_S:.0f} s") from None
+        if process.returncode:
+            raise SmtError(f"{client.name}: redis-benchmark: {errors.strip() or process.returncode}")
+        return {line["test"].lower(): {"per_s": float(line["rps"]), "p50_us": float(line["p50_latency_ms"]) * 1000}
+                for line in csv.DictReader(io.StringIO(said))}

@@ -1,0 +1,1 @@
+"""What loads a transport, and how that is timed; no network is made here."""

@@ -1,0 +1,271 @@
+"""YCSB under the loops of load.py: operations of one or more calls, what became of each kind."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from secrets import token_hex
+from typing import Any
+
+from smtstack.errors import ConfigError, PeerError
+from workloads.kv.client import KvCall, is_error
+from workloads.load import measure
+from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
+from workloads.load.measure import Point, Series
+from workloads.load.rtt import rtt_summary
+from workloads.load.ycsb import (
+    FIELDS,
+    KINDS,
+    Command,
+    Keyspace,
+    Loading,
+    Operations,
+    Records,
+    Steps,
+    Workload,
+    chooser,
+    workload,
+)
+from workloads.load.ycsb_history import History
+from workloads.transports import Settings
+from workloads.transports.contract import Call, Caller
+
+#: The two phases of YCSB.
+LOAD_PHASE, RUN_PHASE = "load", "run"
+#: Beside the file with the round trips: index into KINDS of each.
+KINDS_SUFFIX = ".kinds"
+#: Beside the records: which load the store holds, and how many processes have asked for a number.
+_LOAD_KEY, _WRITER_KEY = b"_smtnet_load", b"_smtnet_writers"
+_KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class YcsbLoad(Load):
+    """A phase of a workload. ``size`` is what a record holds in bytes, ``concurrency`` are YCSB's threads."""
+
+    size: str = "1024"
+    workload: str = "a"
+    """A letter of YCSB's, or a name for ``properties``."""
+    properties: dict[str, str] | None = None
+    """Of YCSB's core workload, without those that have a field of their own here."""
+    phase: str = RUN_PHASE
+    """``load``: empty the store and insert ``records``, whatever the workload."""
+    records: int = 1000
+    fields: int = FIELDS
+    distribution: str = ""
+    """Other than the workload's own."""
+    index: int = 0
+    of: int = 1
+    """Which of how many processes that share the load this is."""
+
+    def __post_init__(self) -> None:
+        # Not super(): a dataclass with slots is made anew, and super() knows the first one.
+        Load.__post_init__(self)
+        kind = self.kind
+        if not self.size.isdecimal() or int(self.size) % self.fields:
+            raise ConfigError(f"a value of {self.size} bytes in {self.fields} fields; all are as long, so "
+                              f"take a multiple of {self.fields}, or other --fields")
+        if self.records <= kind.first or self.phase not in (LOAD_PHASE, RUN_PHASE):
+            raise ConfigError(f"{self.records - kind.first} records, phase {self.phase!r}: at least one, "
+                              "load or run")
+        Records(self.fields, int(self.size) // self.fields, kind)
+        # That of "latest" takes a while to make, and cannot be wrong where no records are left out.
+        if kind.first or (self.distribution or kind.distribution) != "latest":
+            chooser(kind, self.distribution, Keyspace(self.records, first=kind.first), 1, Random(0))
+
+    @property
+    def kind(self) -> Workload:
+        """What operations there are."""
+        return workload(self.workload, self.properties)
+
+
+@dataclass(slots=True)
+class YcsbTally(Tally):
+    """Of operations, not RPCs."""
+
+    kinds: array[int] = field(default_factory=lambda: array("Q"))
+    """Index into KINDS, of each round trip."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Operations without an answer or with a wrong one, by kind."""
+
+
+class YcsbCall(KvCall):
+    """The commands of one step of an operation."""
+
+    __slots__ = ("kind", "steps")
+
+    def __init__(self, commands: Sequence[Command], kind: str, steps: Steps) -> None:
+        super().__init__(commands)
+        self.kind = kind
+        self.steps = steps
+
+
+class YcsbRequests:
+    """The first step of each operation."""
+
+    def __init__(self, operations: Operations | Loading) -> None:
+        self._operations = operations
+
+    def make(self) -> Call:
+        """The next one."""
+        kind, steps = self._operations.next()
+        return YcsbCall(next(steps), kind, steps)
+
+
+class _YcsbLoop(Loop):
+    """An operation's time runs from the beginning of its first call to the end of its last one."""
+
+    TALLY = YcsbTally
+
+    def _settle(self, tally: Tally) -> None:
+        """Judge all that has finished, and go on with what has further steps."""
+        assert isinstance(tally, YcsbTally)
+        finished, under_way = self.caller.finished, self._open
+        while finished:
+            call = finished.popleft()
+            assert isinstance(call, YcsbCall)
+            del under_way[call]
+            wrong = ""
+            try:
+                if call.error is not None:
+                    raise call.error
+                replies = call.replies()
+                if any(map(is_error, replies)):
+                    raise PeerError(f"{call.kind}: the server says: {next(filter(is_error, replies))}")
+                commands = call.steps.send(replies)
+            except StopIteration as end:
+                wrong = end.value
+            except PeerError as e:
+                tally.errors += 1
+                self._fail(tally, call, str(e))
+                continue
+            else:
+                following = YcsbCall(commands, call.kind, call.steps)
+                following.started = call.started
+                under_way[following] = self._clock()
+                self.caller.begin(following)
+                continue
+            if wrong:
+                tally.wrong += 1
+                self._fail(tally, call, f"{call.kind}: {wrong}")
+                continue
+            tally.rtt_ns.append(call.ended - call.started)
+            tally.sizes.append(len(call.data))
+            tally.kinds.append(_KIND_INDEX[call.kind])
+            self._last_good = call.ended
+
+    def _fail(self, tally: YcsbTally, call: YcsbCall, why: str) -> None:
+        tally.failed[call.kind] += 1
+        tally.first_error = tally.first_error or why
+        self._note_failure(call)
+
+
+class YcsbClosedLoop(_YcsbLoop, ClosedLoop):
+    """As many operations under way as there are threads."""
+
+
+class YcsbOpenLoop(_YcsbLoop, OpenLoop):
+    """Operations at random times (YCSB's target rate)."""
+
+
+class YcsbSeries(Series):
+    """Phases on one caller; what was inserted is remembered from one to the next."""
+
+    LOAD = YcsbLoad
+    CLOSED = YcsbClosedLoop
+    OPEN = YcsbOpenLoop
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__(caller)
+        self._space = 0, 0, 1, 0
+        self._keys = Keyspace(*self._space)
+        self._history = History(1, 1)
+        #: Which load the store holds, and how many fields its records have: the history is of these.
+        self._loaded: tuple[Any, int] = None, 0
+        self._seeds = 0
+
+    def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
+        """As :meth:`Series.measure`. Before the load phase the store is emptied, by the first process; before
+        others every process asks the store for a number that no other has."""
+        assert isinstance(load, YcsbLoad)
+        space = load.records, load.index, load.of, load.kind.first
+        if load.phase == LOAD_PHASE:
+            if load.index == 0:
+                self._ask(load, [(b"FLUSHALL",), (b"SET", _LOAD_KEY, token_hex(8).encode())])
+        else:
+            token, writer = self._ask(load, [(b"GET", _LOAD_KEY), (b"INCR", _WRITER_KEY)])
+            if self._loaded != (token, load.fields):
+                self._loaded = token, load.fields
+                self._history = History(writer, load.fields)
+        if load.phase == LOAD_PHASE or self._space != space:
+            self._keys, self._space = Keyspace(*space), space
+        return super().measure(load, barrier)
+
+    def _ask(self, load: YcsbLoad, commands: list[Command]) -> list[Any]:
+        """What the store answers; raises :class:`PeerError`."""
+        caller = self._caller
+        caller.prepare(1)
+        call = KvCall(commands)
+        caller.begin(call)
+        end = time.monotonic() + load.timeout
+        while not caller.finished:
+            caller.drive(max(0.0, end - time.monotonic()))
+            if time.monotonic() > end and not caller.finished:
+                caller.abort(call)
+        caller.finished.clear()
+        if call.error is not None:
+            raise call.error
+        replies: list[Any] = call.replies()
+        for command, reply in zip(commands, replies, strict=True):
+            if is_error(reply):
+                raise PeerError(f"{command[0].decode()}: {reply}")
+        return replies
+
+    def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
+        assert isinstance(load, YcsbLoad)
+        kind = load.kind
+        records = Records(load.fields, int(load.size) // load.fields, kind)
+        if load.phase == LOAD_PHASE:
+            loading = Loading(records, load.records, load.index, load.of, kind.first)
+            return YcsbRequests(loading), loading.total
+        self._seeds += 1
+        operations = Operations(kind, load.distribution, records, self._keys, self._history,
+                                load.seed * 1000 + self._seeds, load.count)
+        return YcsbRequests(operations), load.count
+
+    def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
+        """As echo's, and what :func:`kinds_summary` and ``counts`` need."""
+        assert isinstance(load, YcsbLoad)
+        tally = point.tally
+        assert isinstance(tally, YcsbTally)
+        return {**super().result(settings, load, point), **described(load),
+                "ops": kinds_summary(tally.rtt_ns, tally.kinds, tally.failed)}
+
+    def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
+        """Every operation's time, and in a second file its kind."""
+        assert isinstance(tally, YcsbTally)
+        measure.write_values(path, tally.rtt_ns)
+        measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
+
+
+def described(load: YcsbLoad) -> dict[str, Any]:
+    """What a row says of its load."""
+    return {"workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
+            "records": load.records, "fields": load.fields,
+            "distribution": load.distribution or load.kind.distribution,
+            **({} if load.properties is None else {"properties": load.properties})}
+
+
+def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """By kind: how many succeeded, how many failed, and how long they took."""
+    by_kind: dict[str, array[int]] = {}
+    for time_ns, kind in zip(rtt_ns, kinds, strict=True):
+        by_kind.setdefault(KINDS[kind], array("Q")).append(time_ns)
+    return {kind: {"count": len(by_kind.get(kind, ())), "errors": failed.get(kind, 0),
+                   "rtt_us": rtt_summary(by_kind.get(kind, array("Q")))}
+            for kind in KINDS if kind in by_kind or failed.get(kind)}

@@ -1,0 +1,259 @@
+"""``smtnet report``: the pictures, the page and the table of a result folder, made from run.json alone.
+
+The page is one file: pictures are inside, nothing is fetched, so it can be opened from the disk or mailed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from smtstack.errors import ConfigError, Unsupported
+from workloads.experiments import query_curves as curves
+from workloads.experiments.fig12 import report as fig12_report
+from workloads.experiments.mix import report as mix_report
+from workloads.experiments.padding import report as padding_report
+from workloads.results import plots
+from workloads.experiments.priorities import report as priority_report
+from workloads.results import table
+from workloads.results.rows import (
+    BASELINE,
+    LATEST,
+    Load,
+    Point,
+    ResultFolder,
+    Row,
+    Run,
+    figure_reasons,
+    overall,
+    points,
+    ratio,
+)
+from workloads.results.table import column, heading, number, panels, print_table
+
+#: The page, and the table as text.
+PAGE, SUMMARY = "index.html", "summary.txt"
+#: File, what draws it, what it shows.
+PICTURES = (
+    ("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
+    ("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"),
+    ("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload"),
+    ("incast.png", curves.incast, "Incast, by the number of servers"),
+    ("fanout.png", curves.fanout, "Queries of many leaves, by their number"),
+    ("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got"),
+    ("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
+    ("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included"),
+    ("padding.png", padding_report.picture, "Bytes that padding adds, by workload"),
+)
+
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 76em; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.6em; margin-bottom: 0 }
+h2 { font-size: 1.2em; margin: 2em 0 .5em }
+.when { color: #666; margin-top: 0 }
+pre { font: 13px/1.45 ui-monospace, monospace; background: #f4f4f4; padding: .7em 1em; overflow-x: auto }
+.verdict { border-left: .4em solid #009E73; background: #eef8f4; padding: .5em 1em }
+.verdict.bad { border-color: #D55E00; background: #fdf1e7 }
+.wide { overflow-x: auto }
+table { border-collapse: collapse }
+caption { text-align: left; font-weight: 600; padding: .6em 0 .3em; white-space: nowrap }
+th, td { text-align: right; vertical-align: top; white-space: nowrap; padding: .25em .8em }
+th, td { border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+tr.yardstick td { background: #f4f4f4 }
+td small { display: block; color: #666 }
+td.weak { color: #A64500 }
+.facts td { text-align: left; white-space: normal }
+img { max-width: 100% }
+figure { margin: 1em 0 }
+figcaption { font-weight: 600 }
+"""
+
+_EXAMPLES = """examples:
+  smtnet report                                    # the newest run
+  smtnet report results/20261120T121530Z-demo --json
+"""
+
+
+def make(folder: ResultFolder) -> tuple[Path, list[Path], str]:
+    """Write pictures, page and summary of ``folder``: (page, pictures, why there are none: empty if there are)."""
+    run = folder.read_run()
+    made: list[tuple[Path, str]] = []
+    missing = ""
+    try:
+        for name, draw, title in PICTURES:
+            path = folder.path / name
+            try:
+                if draw(run.results, path):
+                    made.append((path, title))
+            except Unsupported as e:
+                missing = str(e)
+        folder.write(SUMMARY, "\n".join(filter(None, (mix_report.text(run.results), table.text(run.results)))))
+        page = folder.write(PAGE, _page(run, made, missing, _files(folder.path)))
+    except OSError as e:
+        raise ConfigError(f"report: cannot write {e.filename or folder.path}: {e.strerror}") from None
+    folder.hand_over()
+    return page, [path for path, _title in made], missing
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """(what to link to, what to call it): the files, and its folders with how many files they hold."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            count = sum(1 for inner in path.rglob("*") if inner.is_file())
+            found.append((f"{path.name}/", f"{path.name}/ (files: {count})"))
+        elif path.name != PAGE and not path.name.startswith("."):
+            found.append((path.name, path.name))
+    return found
+
+
+def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
+          files: Iterable[tuple[str, str]]) -> str:
+    rows = run.results
+    parts = [
+        f"<h1>{escape(run.name)}</h1>",
+        f'<p class="when">{escape(run.created)}, seed {escape(str(run.seed))}</p>',
+        f"<pre>{escape(run.command)}</pre>",
+        _verdict(run.fidelity, rows), "<h2>Results</h2>", _reading(rows), *_tables(rows), "<h2>Pictures</h2>",
+    ]
+    if missing:
+        parts.append(f"<p>Left out: {escape(missing)}</p>")
+    for path, title in pictures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
+                     f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
+    slowdown = mix_report.text(rows)
+    if slowdown:
+        parts += ["<h2>Slowdown</h2>", f"<pre>{escape(slowdown)}</pre>"]
+    parts += ["<h2>What was asked for</h2>", _facts(run.parameters),
+              "<h2>What it ran on</h2>", _facts(run.environment), "<h2>Files</h2>", "<ul>"]
+    parts += [f'<li><a href="{escape(_link(name))}">{escape(title)}</a></li>' for name, title in files]
+    parts.append("</ul>")
+    body = "\n".join(parts)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{escape(run.name)}</title>\n'
+            f"<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
+
+
+def _link(name: str) -> str:
+    # "./": a file called "javascript:x" is a file.
+    return "./" + quote(name)
+
+
+def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Up front: may the figures be believed?"""
+    reasons = list(dict.fromkeys([*map(str, fidelity.get("reasons") or ()), *overall(rows)["reasons"]]))
+    found = points(rows)
+    failed = [point for point in found if point.failed]
+    lines = []
+    if fidelity.get("ok", True) and not reasons:
+        lines.append("<p><strong>Faithful.</strong> In no trial did the machine lose frames or time that the "
+                     "transports needed.</p>")
+    else:
+        lines.append("<p><strong>Not faithful:</strong> figures marked ~ are of the machine as well as of the "
+                     "transport. Quote them with that, or repeat the run on a quieter machine.</p><ul>")
+        lines += [f"<li>{escape(reason)}</li>" for reason in reasons]
+        lines.append("</ul>")
+    if failed:
+        lines.append("<p><strong>RPCs failed</strong> at the figures marked !:</p><ul>")
+        for point in failed:
+            row = point.quoted
+            wrong = "" if point.content_ok else ", wrong bytes"
+            first = f": {row['first_error']}" if row.get("first_error") else ""
+            where = ", ".join(filter(None, (point.label, *point.panel, column(point.load, row["mode"]))))
+            lines.append(f"<li>{escape(where)}: {point.errors} without an answer{wrong}{escape(first)}</li>")
+        lines.append("</ul>")
+    bad = " bad" if failed or reasons or not fidelity.get("ok", True) else ""
+    return f'<div class="verdict{bad}">{"".join(lines)}</div>'
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    trials = max((point.trials for point in points(rows)), default=0)
+    text = f"The middle of {trials} trials, by what the table shows. Below it: " \
+           if trials > 1 else "One trial each. Below each figure: "
+    parts = ["the ratio to tls"] if any(row["transport"] == BASELINE for row in rows) else []
+    parts += ["lowest and highest trial"] if trials > 1 else []
+    parts.append("99th percentile of the round trip (p99), processor time of all client and server processes "
+                 "for an RPC (cpu)" if any("us_per_rpc" in row["cpu"] for row in rows)
+                 else "99th percentile of the round trip (p99)")
+    return f"<p>{escape(text + ', '.join(parts))}. KB are 1024 bytes; x50: fifty RPCs under way.</p>"
+
+
+def _tables(rows: Sequence[Row]) -> Iterable[str]:
+    for panel, found in panels(points(rows)).items():
+        loads = sorted({point.load for point in found}, key=Load.order)
+        head = "".join(f"<th>{escape(column(load, panel[1]))}</th>" for load in loads)
+        lines = [f'<div class="wide"><table><caption>{escape(heading(panel))}</caption><tr><th></th>{head}</tr>']
+        for label in dict.fromkeys(point.label for point in found):
+            by_load = {point.load: point for point in found if point.label == label}
+            cells = "".join(_cell(by_load.get(load), found) for load in loads)
+            kind = ' class="yardstick"' if label == BASELINE else ""
+            lines.append(f"<tr{kind}><td>{escape(label)}</td>{cells}</tr>")
+        lines.append("</table></div>")
+        yield "\n".join(lines)
+
+
+def _cell(point: Point | None, found: Sequence[Point]) -> str:
+    if point is None:
+        return "<td></td>"
+    row = point.quoted
+    mark = "~" * (not point.faithful) + "!" * point.failed
+    share = ratio(point, found)
+    details = [f"{share:.2f} of {BASELINE}" if share and point.label != BASELINE else ""]
+    if point.trials > 1:
+        details.append(f"{number(point.low)} to {number(point.high)}")
+    if row["rtt_us"].get("p99"):
+        weak_tail = "~" * bool(figure_reasons(row, "p99"))
+        details.append(f"p99 {number(row['rtt_us']['p99'])}{weak_tail} µs")
+    if row["cpu"].get("us_per_rpc"):
+        details.append(f"cpu {number(row['cpu']['us_per_rpc'])} µs")
+    weak = ' class="weak" title="' + escape("; ".join(point.reasons) or "RPCs failed") + '"' if mark else ""
+    small = "".join(f"<small>{escape(text)}</small>" for text in details if text)
+    return f"<td{weak}>{escape(number(point.value) + mark)}{small}</td>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    lines = []
+    for name, value in facts.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if isinstance(value, Mapping):
+            text = ", ".join(f"{k} = {v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items())
+        lines.append(f"<tr><td>{escape(str(name))}</td><td>{escape(text)}</td></tr>")
+    return f'<table class="facts">{"".join(lines)}</table>'
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``smtnet report``."""
+    parser = commands.add_parser(
+        "report", help="pictures and page of a result folder, again", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Draw the pictures and write the page of a result folder from its run.json. Needs no root "
+                    "and measures nothing.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results", LATEST), metavar="DIR",
+                        help="a folder that smtnet run, demo or bench wrote (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The subcommand; 0 also for a run that was not faithful: the page says it."""
+    folder = ResultFolder.open(args.folder)
+    page, pictures, missing = make(folder)
+    if missing:
+        print(f"smtnet: {missing}", file=sys.stderr)
+    rows = folder.read_run().results
+    if args.json:
+        print(json.dumps({"folder": str(folder.path), "page": str(page), "pictures": [str(p) for p in pictures],
+                          "fidelity": overall(rows), "failed": sum(point.failed for point in points(rows))}))
+    else:
+        print_table(rows)
+        print(f"{page}", file=sys.stderr)
+    return 0
