@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smtstack.capture.captured import HOST_SEGMENTS, HOST_SIDE, MAX_PACKET
+from smtstack.capture.captured import HOST_SEGMENTS, HOST_SIDE, MAX_PACKET, Captured
 from smtstack.capture.decode import Decoder
 from smtstack.capture.files import CaptureFile, name_of
 from smtstack.capture.keylog import Keylog
@@ -19,12 +19,18 @@ _MAX_KEYLOG = 1 << 30
 MAX_NAMES = 12
 
 
-def read_into(decoder: Decoder, file: CaptureFile) -> list[str]:
-    """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
+def read_into(decoder: Decoder, file: CaptureFile,
+              on_frame: Callable[[Captured], None] | None = None) -> list[str]:
+    """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`.
+
+    ``on_frame`` gets every frame before the decoder does, those of the host side, too.
+    """
     with file.open() as stream, reading(file):
         reader = Reader(stream)
         host_side = 0
         for captured in reader.frames_untrusted():
+            if on_frame is not None:
+                on_frame(captured)
             if captured.interface.endswith(HOST_SIDE):
                 host_side += 1
             else:
@@ -43,11 +49,11 @@ def load_keylog(*paths: Path) -> Keylog:
             data = stream.read(_MAX_KEYLOG + 1)
         if len(data) > _MAX_KEYLOG:
             raise ConfigError(f"{name_of(path)}: too large: of a keylog {_MAX_KEYLOG} bytes are read")
-        _read_untrusted(keylog, data, name_of(path))
+        _add(keylog, data, name_of(path))
     return keylog
 
 
-def _read_untrusted(keylog: Keylog, data: bytes, name: str) -> None:
+def _add(keylog: Keylog, data: bytes, name: str) -> None:
     try:
         keylog.add_untrusted(data.decode("ascii"))
     except UnicodeDecodeError:
@@ -64,7 +70,7 @@ def secrets_inside(file: CaptureFile) -> Keylog:
         for _captured in reader.frames_untrusted():
             pass
     for data in reader.tls_secrets:
-        _read_untrusted(keylog, data, f"the secrets in {file}")
+        _add(keylog, data, f"the secrets in {file}")
     return keylog
 
 
