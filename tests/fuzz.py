@@ -20,7 +20,7 @@ from functools import partial
 from random import Random
 
 import smtstack
-from smtstack.capture import links, pcapfile, pcapng_reader
+from smtstack.capture import links, pcapfile, pcapng_reader, qlog
 from smtstack.capture.captured import Captured, Remarks, skip_untrusted
 from smtstack.capture.decode import Decoder
 from smtstack.capture.lines import Lines
@@ -28,11 +28,13 @@ from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
+from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4, show
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
+from tests.recorder import Recorder
 
 #: Share of the inputs that go to parsers; the rest goes to endpoints.
 PARSER_SHARE = 0.6
@@ -214,6 +216,40 @@ def shown_targets(frames: dict[str, list[bytes]]) -> list[Target]:
                          (), share=0.1)]
 
 
+def _trace(buf: bytes) -> None:
+    for event in qlog.read_untrusted(io.BytesIO(buf).read).events:
+        one_line(event.text + event.why + event.message)
+
+
+_TRACE_HEAD = qlog.head(1, 1, "smt", "fuzz", "2026-01-01T00:00:00Z")
+
+
+def _trace_event(buf: bytes) -> None:
+    """The same behind a head that is right."""
+    _trace(_TRACE_HEAD + buf)
+
+
+def traces() -> list[bytes]:
+    """Files as the engine's trace is written to, of either end, whole and cut off."""
+    pair = Pair(params=TransportParams(unsched_bytes=9000))
+    out = []
+    for side in (pair.client, pair.server):
+        where = side.endpoint.ip, side.endpoint.port
+        recorder = Recorder()
+        side.endpoint.trace_to(recorder)
+        out.append((where, recorder))
+    pair.request(pattern(30_000))
+    pair.run()
+    files = []
+    for where, recorder in out:
+        head = qlog.head(*where, "smt", "fuzz", "2026-01-01T00:00:00Z")
+        events = [qlog.encode(*where, event) for event in recorder.events]
+        # Mutations are made at the beginning of a file: so each event comes there once.
+        files += [head + b"".join(events[n:]) for n in range(0, len(events), 5)] + [head]
+        files += [b"".join(events[n:n + 1]) for n in range(0, len(events), 5)]
+    return [*files, head + events[0] + qlog.encode_cut(7, "as long as it may become")]
+
+
 class _Decode:
     """Feeds a decoder, and asks for its judgement from time to time."""
 
@@ -284,6 +320,8 @@ def targets() -> list[Target]:
     return [
         *out,
         *shown_targets(by_profile),
+        Target(f"{capture}.qlog.read_untrusted", _trace, traces(), share=0.1),
+        Target(f"{capture}.qlog.read_untrusted", _trace_event, traces(), share=0.3),
         Target(f"{wire}.ethernet.parse_untrusted", ethernet.parse_untrusted, every),
         Target(f"{wire}.ipv4.parse_untrusted", ipv4.parse_untrusted, [f[14:] for f in every], fix=_fix_ip),
         Target(f"{t13}.record_length_untrusted", _tls13_length, sealed13),

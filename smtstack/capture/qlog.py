@@ -1,8 +1,8 @@
 """Traces of the engine as qlog files: what is written, and what is read again.
 
-A file is a JSON text sequence (RFC 7464: each record begins with the byte 0x1E and ends with a newline) as the main
-schema of qlog has it (draft-ietf-quic-qlog-main-schema-13): a head, then one event a record. The events are our own,
-``smt:queued`` and so on, and docs/captures.md says what is in them. A file that ends anywhere is readable up to there.
+A file is a JSON text sequence (RFC 7464: each record begins with the byte 0x1E and ends with a newline) as qlog's
+main schema has it (draft-ietf-quic-qlog-main-schema-13): a head, then one event a record. The events are our own,
+``smt:queued`` and so on; docs/trace.md says what is in them. A file that ends anywhere is readable up to there.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def read_untrusted(read: Callable[[int], bytes]) -> TraceRecord:
     first = next(records, None)
     value = None if first is None else _json_untrusted(first)
     if not isinstance(value, dict) or value.get("file_schema") != _FILE_SCHEMA:
-        raise BadPacket("no qlog file: it does not begin with the head of a JSON text sequence of qlog's main schema")
+        raise BadPacket("no qlog file: it does not begin with a head of qlog's main schema")
     out = _head_untrusted(value)
     last = False
     for record in records:
@@ -171,13 +171,16 @@ def _no_constant(text: str) -> object:
     raise ValueError(text)
 
 
-def _nanoseconds(text: str) -> int:
-    """Every number with a point in a trace is one of milliseconds."""
+class _Nanoseconds(int):
+    """A number that stood there with a point: in a trace those are milliseconds."""
+
+
+def _nanoseconds(text: str) -> _Nanoseconds:
     whole, _, rest = text.partition(".")
     if not rest.isdigit() or len(rest) > 6 or len(whole) > 20:
         raise ValueError(text)
     sign = -1 if whole.startswith("-") else 1
-    return int(whole) * _NS + sign * int(rest.ljust(6, "0"))
+    return _Nanoseconds(int(whole) * _NS + sign * int(rest.ljust(6, "0")))
 
 
 def _head_untrusted(value: dict[str, Any]) -> TraceRecord:
@@ -204,11 +207,12 @@ def _event_untrusted(out: TraceRecord, value: object) -> None:
     if not isinstance(name, str) or not name.startswith(_SPACE) or name[len(_SPACE):] not in EVENTS:
         out.unknown += 1
         return
-    if not isinstance(time, int) or isinstance(time, bool) or not 0 <= time <= _MAX_NUMBER:
+    if not isinstance(time, _Nanoseconds) or not 0 <= time <= _MAX_NUMBER:
         raise BadPacket(f"an event {name} whose time is none")
     ip, port = _end_untrusted(_text(data.get("peer")))
-    event = TraceEvent(time, name[len(_SPACE):], ip, port, _number(data.get("rpc"), 0), _number(data.get("epoch"), 0),
-                       data.get("side") == "client", birth=_number(data.get("birth"), 0))
+    event = TraceEvent(int(time), name[len(_SPACE):], ip, port, _number(data.get("rpc"), 0),
+                       _number(data.get("epoch"), 0), data.get("side") == "client",
+                       birth=_number(data.get("birth"), 0))
     for member in _NUMBERS:
         setattr(event, member, _number(data.get(member), -1))
     for attribute, member in _TEXTS.items():

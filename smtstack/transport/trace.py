@@ -1,7 +1,7 @@
 """What the engine does and why, for whoever asks: an optional sink of events.
 
-Off, it costs one look at an attribute that is None. On, every event has the time that the endpoint was told last, the
-RPC it is about and a reason. Never a key, never a byte of a message: headers and lengths only.
+Off, it costs one look at an attribute that is None. On, every event has the time that the endpoint was told last,
+the RPC it is about and a reason. Never a key, never a byte of a message: headers and lengths only.
 
 ========= ======================================================================================================
 event     what happened
