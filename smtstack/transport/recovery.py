@@ -349,7 +349,7 @@ class Recovery:
         rpc.resend_tick = tick
         rpc.resends += 1
         if self.trace is not None:
-            self.trace.doubted(rpc, [(-1, -1)], "no acknowledgement")
+            self.trace.unacknowledged(rpc)
         self._table.keep(rpc)
         peer = rpc.peer
         self._counters.need_acks_sent += 1

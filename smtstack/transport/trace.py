@@ -199,6 +199,10 @@ class Trace:
             self._tell(DOUBTED, rpc, _theirs(rpc), offset=offset, length=length, total=total, count=rpc.resends,
                        why=why)
 
+    def unacknowledged(self, rpc: Rpc) -> None:
+        """Whether our response came is asked, the ``rpc.resends`` th time since something was heard."""
+        self._tell(DOUBTED, rpc, _ours(rpc), count=rpc.resends, why="no acknowledgement")
+
     # -- the end -----------------------------------------------------------------------------------------
 
     def freed(self, rpc: Rpc, why: str) -> None:
