@@ -16,6 +16,7 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.rows import comparison, row
+from workloads.commands import report as report_command
 from workloads.results import report
 from workloads.results.rows import ResultFolder, Row, overall
 
@@ -51,7 +52,7 @@ def _folder(base: Path, rows: Sequence[Row], **parameters: Any) -> ResultFolder:
 
 def _report(*argv: str) -> int:
     parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers())
+    report_command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["report", *argv])
     code: int = args.run(args)
     return code

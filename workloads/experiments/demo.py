@@ -15,6 +15,7 @@ from topo import sandbox
 from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads import transports
+from workloads.experiments.experiment import OwnWay
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
@@ -141,3 +142,6 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
                     folder.save_raw(f"{place}-{fleet.setup.transport}-{fleet.setup.nic}-{load.size}-"
                                     f"x{load.concurrency}-poll{fleet.setup.poll_us}-trial{trial}", measured.rtt_ns)
     return rows
+
+
+EXPERIMENT = OwnWay("demo", command="", add=add_parser, place=10)

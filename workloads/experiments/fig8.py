@@ -19,7 +19,9 @@ from smtstack.exit_codes import EXIT_UNFAITHFUL
 from topo import sandbox
 from topo.network import open_network
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
+from workloads.experiments.ycsb_options import PICTURE
 from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
@@ -192,3 +194,6 @@ def as_text(table: list[dict[str, Any]]) -> str:
         head = f"{point['workload'].upper()}, {size_text(point['value_bytes'])}"
         lines.append(f"{head:<24}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+EXPERIMENT = OwnWay("fig8", command="reproduce", add=add_figure, place=10, kinds=(PICTURE,))

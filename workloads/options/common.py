@@ -133,23 +133,19 @@ class Reported:
     judged: bool
 
 
-def _results() -> Any:
-    return option("--results", type=Path, default=Path("results"), metavar="DIR",
-                  help="where the result folder goes (default: %(default)s)")
-
-
-def _json() -> Any:
-    return option("--json", action="store_true", help="one JSON object on stdout")
+_RESULTS: Any = option("--results", type=Path, default=Path("results"), metavar="DIR",
+                       help="where the result folder goes (default: %(default)s)")
+_JSON: Any = option("--json", action="store_true", help="one JSON object on stdout")
 
 
 @dataclass(frozen=True)
 class JudgedResults(Reported):
     """Of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
 
-    results: Path = _results()
+    results: Path = _RESULTS
     allow_unfaithful: bool = option("--allow-unfaithful", action="store_true",
                                     help="exit 0 even if the run was not faithful")
-    json: bool = _json()
+    json: bool = _JSON
 
     @property
     def judged(self) -> bool:  # type: ignore[override]
@@ -162,9 +158,9 @@ class QuotedResults(Reported):
     """Of comparisons, whose trials that were not faithful are marked; the run has failed for them only if the user
     says so."""
 
-    results: Path = _results()
+    results: Path = _RESULTS
     strict: bool = option("--strict", action="store_true", help="exit 4 if any trial was not faithful")
-    json: bool = _json()
+    json: bool = _JSON
 
     @property
     def judged(self) -> bool:  # type: ignore[override]

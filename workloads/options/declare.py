@@ -8,8 +8,8 @@ A field made by :func:`option` is one option of the command line, named as in a 
         count: int = option("--count", type=quantities.POSITIVE, default=3, metavar="N", help="RPCs (default: 3)")
         network: Network = group(Network, rate_mbps=100.0)
 
-:func:`add` declares them to argparse, in the order of the fields, and :func:`read` makes an instance of what argparse
-found. No two options of a command may have one name, however deep they stand.
+:func:`add` declares them to argparse, in the order of the fields, and :func:`read` makes an instance of what
+argparse found. No two options of a command may have one name, however deep they stand.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def option(*flags: str, title: str = "", either: str = "", **words: Any) -> Any:
 
 def group(kind: type[T], **defaults: Any) -> T:
     """The options of another dataclass, with other defaults where that is said, by their names."""
-    made: Any = field(default_factory=lambda: _build(kind, {}, defaults), metadata={_KEY: _Group(kind, defaults)})
-    return made  # type: ignore[no-any-return]
+    made: T = field(default_factory=lambda: _build(kind, {}, defaults), metadata={_KEY: _Group(kind, defaults)})
+    return made
 
 
 def add(kind: type, parser: argparse.ArgumentParser) -> None:
@@ -93,6 +93,15 @@ def _add(kind: type, parser: argparse.ArgumentParser, titled: dict[str, argparse
 def read(kind: type[T], found: argparse.Namespace) -> T:
     """What :func:`add` had argparse find."""
     return _build(kind, vars(found), {})
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, kind: type[T],
+                call: Callable[[T], int], **words: Any) -> None:
+    """A (sub)command that takes these options and calls ``call`` with them, which has the exit code. ``words`` are
+    its parser's: help, description, epilog; lines stay as they are."""
+    parser = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
+    add(kind, parser)
+    parser.set_defaults(run=lambda found: call(read(kind, found)))
 
 
 def parse(kind: type[T], *words: str) -> T:

@@ -18,7 +18,8 @@ from topo.link_options import QUANTITIES, LinkOptions, read
 from topo.network import SmtNet, open_network
 from topo.topologies import SmtTopo, make_topo
 from workloads.options import common as options
-from workloads.options.declare import add, option, read
+from workloads.options import declare
+from workloads.options.declare import add, option
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder
 
@@ -132,16 +133,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 def link_options(args: argparse.Namespace) -> LinkOptions:
     """The options of :func:`add_network_options`."""
-    return read(Network, args).links(args.seed)
+    return declare.read(Network, args).links(args.seed)
 
 
 def check_network(args: argparse.Namespace) -> None:
     """Whatever can be wrong with a network and be seen before it is made. Raises :class:`ConfigError`."""
-    read(Network, args).check(args.topo, args.seed)
+    declare.read(Network, args).check(args.topo, args.seed)
 
 
 def open_net(args: argparse.Namespace, folder: ResultFolder, progress: Progress,
              topo: str | SmtTopo = "") -> AbstractContextManager[SmtNet]:
     """The network of :func:`add_network_options`, with ``topo`` in the place of ``args.topo``; the controller's
     log goes to ``folder``."""
-    return read(Network, args).open(topo or args.topo, args.seed, folder, progress)
+    return declare.read(Network, args).open(topo or args.topo, args.seed, folder, progress)

@@ -60,7 +60,7 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Sessions(Agreed, Mode):
-    """Of an experiment, which makes certificates and a DNS server itself. Options in the order: mode, then rest."""
+    """Of an experiment, which makes certificates and a DNS server itself."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class EndSessions:
 
     mode: Mode = group(Mode)
     dns: str | None = option("--dns", metavar="IP[:PORT]", title=_TITLE,
-                             help="ticket modes: the DNS server that has the tickets; servers publish theirs there")
+                             help="ticket modes: the DNS server that has the tickets; servers publish theirs "
+                                  "there")
     state: Path | None = option(
         "--state", type=Path, metavar="FILE", title=_TITLE,
         help="ticket and psk modes, of a server: what it must not forget when it starts anew, "

@@ -11,7 +11,8 @@ from typing import Any
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.results import report
 from workloads.results.environment import environment
-from workloads.results.rows import ResultFolder, Row, overall
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, overall
 
 
 def save(args: argparse.Namespace, folder: ResultFolder, rows: Sequence[Row], *,
@@ -49,8 +50,8 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def exit_code(args: argparse.Namespace, verdict: Mapping[str, Any], failed: str = "") -> int:
-    """Says on stderr what ``failed``, or else why the run was not faithful."""
+def exit_code(verdict: Mapping[str, Any], failed: str, judged: bool) -> int:
+    """Says on stderr what ``failed``, or else why the run was not faithful. ``judged``: it has failed then, too."""
     if failed:
         print(f"smtnet: {failed}", file=sys.stderr)
         return EXIT_FAILED
@@ -58,4 +59,4 @@ def exit_code(args: argparse.Namespace, verdict: Mapping[str, Any], failed: str 
         return 0
     for reason in verdict["reasons"]:
         print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-    return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
+    return EXIT_UNFAITHFUL if judged else 0

@@ -24,6 +24,8 @@ from topo import sandbox
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from workloads.experiments.experiment import OwnWay
+from workloads.experiments.fig12 import report as fig12_report
 from workloads.experiments.fig12.program import WAYS
 from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, reading
 from workloads.experiments.paper import new_figure
@@ -36,6 +38,7 @@ from workloads.options import common as options
 from workloads.results import plots, report
 from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
+from workloads.results.kinds import Mode, Picture
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder, Row, overall
 
@@ -173,3 +176,8 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
         client = start(asks, "client", "call", "--addr", f"{asks.IP()}:{FIRST_CLIENT_PORT}", *peers)
         await_text(client.host, client.process, client.what, client.log, "ready")
         yield client, [client.process.pid, *(server.process.pid for server in servers)]
+
+
+EXPERIMENT = OwnWay("fig12", command="reproduce", add=add_figure, place=20, kinds=(
+    Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),
+    Picture("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included")))

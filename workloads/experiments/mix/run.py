@@ -17,6 +17,7 @@ from topo import sandbox
 from topo.network import SmtNet
 from topo.topologies import make_topo
 from workloads import transports
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
 from workloads.experiments.mix.fleet import MixFleet, judge
@@ -30,6 +31,7 @@ from workloads.options import common as options
 from workloads.options.network import add_network_options, check_network, link_options, open_net
 from workloads.options.session import add_experiment_sessions, check_sessions, session_words
 from workloads.results import outcome
+from workloads.results.kinds import Picture, Section
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder, Row
 
@@ -246,4 +248,9 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
     print(f"results: {folder.path}", file=sys.stderr)
     failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
               if row["errors"] or not row["content_ok"]]
-    return outcome.exit_code(args, verdict, failed[0] if failed else "")
+    return outcome.exit_code(verdict, failed[0] if failed else "", not args.allow_unfaithful)
+
+
+EXPERIMENT = OwnWay("mix", command="run", add=add_parser, place=50, kinds=(
+    Picture("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
+    Section("Slowdown", mix_report.text)))

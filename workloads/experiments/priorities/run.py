@@ -12,13 +12,15 @@ from smtstack import quantities
 from smtstack.errors import ConfigError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from topo import sandbox
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.priorities import report as priority_report
-from workloads.experiments.priorities.arithmetic import Shares, all_classes, classes, named
+from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
 from workloads.experiments.priorities.port import OnePort, PriorityPort
 from workloads.experiments.queries import as_csv, as_text
 from workloads.options import common as options
 from workloads.options.network import add_network_options, check_network, link_options, open_net
 from workloads.results import outcome, report
+from workloads.results.kinds import Mode, Picture
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder, Row
 
@@ -104,7 +106,7 @@ def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row]) -
     else:
         print(as_text(table))
     print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    return outcome.exit_code(args, verdict, wrong)
+    return outcome.exit_code(verdict, wrong, not args.allow_unfaithful)
 
 
 def scenarios(args: argparse.Namespace) -> list[Shares]:
@@ -128,3 +130,8 @@ def scenarios(args: argparse.Namespace) -> list[Shares]:
                               f"{math.ceil(args.seconds * _LEAST_FRAMES / frames)} would do")
     args.buffer = args.buffer or max(10 * frame, round(BUFFER_S * links.rate_mbps * 1e6 / 8))
     return todo
+
+
+EXPERIMENT = OwnWay("priorities", command="run", add=add_parser, place=60, kinds=(
+    Mode(MODE, heading="frames/s through the port"),
+    Picture("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got")))

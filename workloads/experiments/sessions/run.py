@@ -31,6 +31,7 @@ from topo import sandbox
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
@@ -277,3 +278,6 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
     lines.append(f"{session}: {verdict['kb_per_session']} KB a session; after close {flat[verdict['flat']]}"
                  + "".join(f"\n  {reason}" for reason in verdict["reasons"]))
     return "\n".join(lines)
+
+
+EXPERIMENT = OwnWay("sessions", command="reproduce", add=add_figure, place=50)
