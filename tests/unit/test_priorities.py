@@ -23,13 +23,14 @@ from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities import run as run_priorities
 from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
 from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
+from workloads.experiments.priorities.row import PriorityRow
 from workloads.results import report
-from workloads.results.rows import ResultFolder, Row
+from workloads.results.rows import ResultFolder
 
 SHARES = st.dictionaries(st.integers(0, 7), st.floats(0.01, 3), min_size=1)
 #: Of the port below: frames of 1538 bytes on the cable, at 12.304 Mbit/s.
 RATE, SECONDS = 1000, 4
-FAITHFUL: dict[str, Any] = {"ok": True, "reasons": [], "sender_late_us": 100.0}
+FAITHFUL: Any = {"ok": True, "reasons": [], "sender_late_us": 100.0}
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_a_good_trial(tmp_path):
 ])
 def test_a_trial_that_was_not_the_one_asked_for(sent, got, lost, late_us, says, tmp_path):
     row = port(tmp_path).row({7: 0.75, 0: 0.75}, SECONDS, 1, frames(sent, got, lost),
-                             {**FAITHFUL, "sender_late_us": late_us})
+                             FAITHFUL | {"sender_late_us": late_us})
     assert not row["fidelity"]["ok"]
     assert len(row["fidelity"]["reasons"]) == 1
     assert says in row["fidelity"]["reasons"][0]
@@ -187,7 +188,7 @@ def test_what_is_not_strict_fails(tmp_path):
 
 # -- tables and pictures -------------------------------------------------------------------------------------
 
-def rows(tmp_path: Path, *got: int) -> list[Row]:
+def rows(tmp_path: Path, *got: int) -> list[PriorityRow]:
     """Trials in which class 7 got so many frames of 3000, and class 0 the rest."""
     one = port(tmp_path)
     return [one.row({7: 0.75, 0: 0.75}, SECONDS, trial, frames({7: 3000, 0: 3000}, {7: n, 0: 4000 - n}), FAITHFUL)

@@ -22,14 +22,14 @@ from workloads.fleet.retransmissions import kernel_counter
 from workloads.options import declare
 from workloads.results import report
 from workloads.results.fidelity import doubted
-from workloads.results.rows import ResultFolder, Row, points
+from workloads.results.rows import ResultFolder, points
 from workloads.results.table import text
 
 TIMES = ("min", "p50", "p90", "p99", "p999", "max", "mean")
 
 
 def query_row(system: str = "smt-sw", leaves: int = 1, *, mode: str = "incast", p99: float = 8000.0,
-              queries: int = 200, control: str = "", goodput_mbps: float | None = None, **more: Any) -> Row:
+              queries: int = 200, control: str = "", goodput_mbps: float | None = None, **more: Any) -> Any:
     """One trial of a point; times in us."""
     transport, _dash, nic = system.split(",", maxsplit=1)[0].partition("-")
     ours = transport in ("smt", "homa")
@@ -284,7 +284,7 @@ def test_a_report_has_the_curves(tmp_path: Path):
     assert json.loads((folder.path / "run.json").read_text())["results"][1]["drops"]["queues"] == 7
 
 
-def concluded(folder: ResultFolder, rows: list[Row], *words: str) -> int:
+def concluded(folder: ResultFolder, rows: list[Any], *words: str) -> int:
     """The exit code of a run with these rows."""
     asked = declare.parse(run_incast.Options, *words)
     found = outcome_of(asked, 1, rows, "incast", run_incast.table(rows))

@@ -21,7 +21,8 @@ from workloads.experiments.demo import compare, timed
 from workloads.fleet.setup import Setup
 from workloads.results.environment import environment
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, label, metric, overall, size_text
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, label, metric, overall, size_text
 
 #: Whose figures are divided by whose.
 RATIOS = (("smt-sw", "tls"), ("smt-hw", "tls"), ("homa", "tcp"))

@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smtstack.errors import Unsupported
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
@@ -22,7 +22,8 @@ from workloads.load.loops import Load
 from workloads.results import report
 from workloads.results.environment import environment
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, overall, points
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, overall, points
 from workloads.results.table import print_table
 
 TOPOLOGIES = ("back2back", "star,3")
@@ -138,7 +139,7 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
                     size = f"{load.size} B" + (f" x{load.concurrency}" if load.concurrency > 1 else "")
                     progress.step(f"{topo}, {fleet.setup.transport} {fleet.setup.nic}, {size}, trial {trial}")
                     measured = fleet.measure(load, trial)
-                    rows.append(measured.row | labels)
+                    rows.append(cast(Row, measured.row | labels))
                     folder.save_raw(f"{place}-{fleet.setup.transport}-{fleet.setup.nic}-{load.size}-"
                                     f"x{load.concurrency}-poll{fleet.setup.poll_us}-trial{trial}", measured.rtt_ns)
     return rows

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
@@ -33,7 +33,7 @@ from workloads.experiments.queries import (
 )
 from workloads.experiments.slowdown.run import REPLY_BYTES
 from workloads.fleet.fleet import Fleet
-from workloads.fleet.query import Background, QueryFleet, lasting
+from workloads.fleet.query import Background, QueryFleet, QueryRow, lasting
 from workloads.fleet.setup import Setup
 from workloads.load import distributions
 from workloads.load.loops import Load
@@ -41,7 +41,6 @@ from workloads.load.queries import QueryLoad
 from workloads.options.declare import group, option
 from workloads.options.session import session_words
 from workloads.results.kinds import Mode, Picture
-from workloads.results.row import Row
 from workloads.transports import PACKET_TRANSPORTS
 
 LEAVES, QUICK_LEAVES = [1, 2, 4, 8, 16, 32], [1, 4, 8]
@@ -157,7 +156,7 @@ def steps(plan: Plan) -> tuple[str, int]:
 
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each system, trial and number of leaves."""
-    rows: list[Row] = []
+    rows: list[QueryRow] = []
     asked, queries, mix = plan.asked, plan.queries, plan.mix
     folder, progress = running.folder, running.progress
     priorities = [] if mix is None else list(mix.options())
@@ -183,7 +182,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
                                        response_size=REPLY_BYTES)
                         background = Background(behind[fleet.setup.transport], traffic)
                         measured = fleet.measure_in(background, load, trial)
-                    row = {**measured.row, **_known(plan, leaves)}
+                    row: QueryRow = {**measured.row, **_known(plan, leaves)}
                     row["variant"] = ", ".join(filter(None, (fleet.variant, asked.background_text())))
                     row["p99_if_independent_us"] = independent_us(measured.tags, leaves)
                     rows.append(row)
@@ -208,10 +207,18 @@ def _load(plan: Plan, leaves: int, trial: int) -> QueryLoad:
                      seed=queries.seed + trial - 1)
 
 
-def _known(plan: Plan, leaves: int) -> dict[str, Any]:
-    """What can be said beforehand."""
+class _Known(TypedDict):
+    """What a row has that can be said beforehand."""
+
+    ideal_us: float
+    rate_mbps: float
+    load_text: str
+
+
+def _known(plan: Plan, leaves: int) -> _Known:
     queries, (value, share) = plan.queries, plan.asked.load
     rate_mbps = queries.network.rate_mbps
+    assert rate_mbps is not None, "there is a default"
     behind = plan.asked.background_text()
     rate = f"{value:.0%} of the root's link" if share else f"{value:g} queries/s"
     texts = (f"{rate_mbps:g} Mbit/s", rate if value else "one query after the other", behind)
@@ -229,23 +236,24 @@ def independent_us(leaf_ns: array[int], leaves: int) -> float | None:
     return round(ordered[math.ceil(len(ordered) * share) - 1] / 1000, 1)
 
 
-def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system and number of leaves: medians of the trials; losses, packets sent again and errors of
     all of them."""
-    lines: dict[tuple[Any, ...], list[Row]] = {}
+    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
     for row in rows:
         lines.setdefault((row["concurrency"], row["system"]), []).append(row)
     out = []
     for (leaves, system), trials in lines.items():
+        rtt_us, leaf_us = [row["rtt_us"] for row in trials], [row["leaf_us"] for row in trials]
         fewest = min(row["queries"] for row in trials)
-        tail = {f"{name}_ms": middle_ms(trials, name) if fewest >= least else None
+        tail = {f"{name}_ms": middle_ms(rtt_us, name) if fewest >= least else None
                 for name, least in curves.LEAST.items()}
-        alone = [row["p99_if_independent_us"] for row in trials if row["p99_if_independent_us"] is not None]
+        alone = [us for row in trials if (us := row["p99_if_independent_us"]) is not None]
         out.append({
             "leaves": leaves, "system": system, "trials": len(trials),
             "queries": sum(row["queries"] for row in trials), "per_s": round(trials[0]["query_rate"], 2) or None,
             **tail, "ideal_ms": round(trials[0]["ideal_us"] / 1000, 2),
-            "leaf_p50_ms": middle_ms(trials, "p50", "leaf_us"), "leaf_p99_ms": middle_ms(trials, "p99", "leaf_us"),
+            "leaf_p50_ms": middle_ms(leaf_us, "p50"), "leaf_p99_ms": middle_ms(leaf_us, "p99"),
             "p99_if_independent_ms": round(sorted(alone)[len(alone) // 2] / 1000, 2) if alone else None,
             **troubles(trials)})
     return out

@@ -30,7 +30,8 @@ from workloads.options import common as options
 from workloads.results import plots, report
 from workloads.results.environment import environment
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, label, overall, size_text
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, label, overall, size_text
 from workloads.results.table import print_table
 
 TOPO = "back2back"

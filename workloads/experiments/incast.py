@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 from topo.topologies import make_topo
 from workloads.experiments import query_curves as curves
@@ -26,12 +26,11 @@ from workloads.experiments.queries import (
     systems,
     troubles,
 )
-from workloads.fleet.query import QueryFleet
+from workloads.fleet.query import QueryFleet, QueryRow
 from workloads.load.queries import QueryLoad
 from workloads.options import common as options
 from workloads.options.declare import group, option
 from workloads.results.kinds import Mode, Picture
-from workloads.results.row import Row
 
 SENDERS, QUICK_SENDERS = [1, 2, 4, 8, 16, 24, 32], [1, 4, 8, 16]
 ROUNDS, QUICK_ROUNDS = 100, 20
@@ -120,9 +119,9 @@ def measure(plan: Plan, running: Running) -> Outcome:
     return outcome_of(plan.asked, plan.queries.seed, rows, "incast", table(rows))
 
 
-def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> list[Row]:
+def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> list[QueryRow]:
     """A row for each system, trial and load: (servers, which control)."""
-    rows: list[Row] = []
+    rows: list[QueryRow] = []
     queries, folder, progress = plan.queries, running.folder, running.progress
     # One folder for each network: fleets are numbered anew.
     place = folder.path / "hosts" / str(plan.buffer)
@@ -138,13 +137,23 @@ def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> 
                     named = f"{fleet.system}, of {servers}{control and ', '}{control}"
                     progress.step(f"{named}, trial {trial}")
                     measured = fleet.measure(_load(plan, servers, control, trial), trial)
-                    row = {**measured.row, **known, "control": control}
+                    row: QueryRow = {**measured.row, **known, "control": control}
                     row["variant"] = ", ".join(filter(None, (fleet.variant, control)))
                     rows.append(row)
                     name = re.sub("[^a-z0-9]+", "-", f"{named} trial {trial}")
                     folder.save_raw(name, measured.rtt_ns)
                     folder.save_raw(f"{name}.leaves", measured.tags)
     return rows
+
+
+class _Known(TypedDict):
+    """What a row has that can be said beforehand."""
+
+    ideal_us: float
+    ideal_mbps: float
+    rate_mbps: float
+    buffer_bytes: int
+    resend_ms: float
 
 
 def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
@@ -159,31 +168,32 @@ def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
                    concurrency=min(room, 2 + _UNDER_WAY_BYTES // queries.size))
 
 
-def _known(plan: Plan, servers: int) -> dict[str, Any]:
-    """What can be said beforehand."""
+def _known(plan: Plan, servers: int) -> _Known:
     queries = plan.queries
+    assert queries.network.rate_mbps is not None, "there is a default"
     ideal = ideal_us(servers, queries.size, queries.request, queries.links(), hops(make_topo(queries.topo)))
     return {"ideal_us": round(ideal, 1), "ideal_mbps": round(servers * queries.size * 8 / ideal, 3),
             "rate_mbps": queries.network.rate_mbps, "buffer_bytes": plan.buffer, "resend_ms": resend_ms(queries)}
 
 
-def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system, number of servers and control: medians of the trials; losses, packets sent again and
     errors of all of them."""
-    lines: dict[tuple[Any, ...], list[Row]] = {}
+    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
     for row in rows:
         lines.setdefault((row["control"], row["concurrency"], row["system"]), []).append(row)
     out = []
     for (control, servers, system), trials in lines.items():
         one = trials[0]
+        rtt_us = [row["rtt_us"] for row in trials]
         # The controls' RPCs are not rounds: their time says nothing about one.
         rounds = control != _SPREAD
         goodput = median(row["goodput_mbps"] for row in trials)
         out.append({
             "servers": servers, "system": system, "control": control, "trials": len(trials),
             "goodput_mbps": round(goodput, 2), "ideal_mbps": round(one["ideal_mbps"], 2),
-            "p50_ms": middle_ms(trials, "p50"), "p99_ms": middle_ms(trials, "p99"),
-            "max_ms": middle_ms(trials, "max"),
+            "p50_ms": middle_ms(rtt_us, "p50"), "p99_ms": middle_ms(rtt_us, "p99"),
+            "max_ms": middle_ms(rtt_us, "max"),
             "ideal_ms": round(one["ideal_us"] / 1000, 2) if rounds else None,
             **troubles(trials)})
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from topo.topologies import TOPOS, SmtTopo
 from workloads import transports
 from workloads.experiments import query_curves as curves
 from workloads.experiments.experiment import Outcome
+from workloads.fleet.query import QueryRow
 from workloads.fleet.setup import Setup
 from workloads.load import distributions
 from workloads.load.queries import QueryLoad
@@ -27,7 +28,7 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results import outcome
-from workloads.results.row import Row
+from workloads.results.row import Row, Times
 from workloads.results.rows import points
 from workloads.transports import PACKET_TRANSPORTS
 
@@ -193,13 +194,13 @@ def outcome_of(asked: Any, seed: int, rows: Sequence[Row], name: str,
         failed=f"{len(failed)} points failed: {why}" if failed else "")
 
 
-def middle_ms(rows: Sequence[Row], name: str, of: str = "rtt_us") -> float | None:
+def middle_ms(times: Iterable[Times], name: str) -> float | None:
     """Median of the trials' percentile ``name``, in milliseconds."""
-    found = [row[of][name] for row in rows if row[of][name] is not None]
+    found = [us for trial in times if (us := trial[name]) is not None]
     return round(median(found) / 1000, 2) if found else None
 
 
-def troubles(rows: Sequence[Row]) -> dict[str, Any]:
+def troubles(rows: Sequence[QueryRow]) -> dict[str, Any]:
     """What went wrong in all trials of a point."""
     peaks = [row["queue_peak_bytes"] for row in rows if row["queue_peak_bytes"] is not None]
     return {"queue_peak": max(peaks, default=None), "lost_frames": sum(map(curves.lost, rows)),

@@ -1,7 +1,7 @@
 """What experiments tell of their rows: how each mode is judged, and which pictures and texts a report has of them.
 
-An experiment registers what is its own (:mod:`workloads.experiments.experiment`), so nothing here knows any. A mode
-that nobody registered is judged by RPC/s; ``smtnet report`` loads every experiment before it reads a folder.
+An experiment registers what is its own (:mod:`workloads.experiments.experiment`), so nothing here knows any. A
+mode that nobody registered is judged by RPC/s; ``smtnet report`` loads every experiment before it reads a folder.
 """
 
 from __future__ import annotations

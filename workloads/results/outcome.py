@@ -11,12 +11,12 @@ from typing import Any
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.results import report
 from workloads.results.environment import environment
-from workloads.results.row import Row
+from workloads.results.row import Row, Verdict
 from workloads.results.rows import ResultFolder, overall
 
 
 def save(args: argparse.Namespace, folder: ResultFolder, rows: Sequence[Row], *,
-         setting: Mapping[str, Any] | None = None, flat: Sequence[Row] | None = None) -> dict[str, Any]:
+         setting: Mapping[str, Any] | None = None, flat: Sequence[Mapping[str, Any]] | None = None) -> Verdict:
     """run.json, results.csv and the report, handed over to the user; the verdict on the whole run.
 
     ``setting`` stands in run.json beside the options; ``flat`` are the rows as results.csv has them, where they do
@@ -51,7 +51,7 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def exit_code(verdict: Mapping[str, Any], failed: str, judged: bool) -> int:
-    """Says on stderr what ``failed``, or else why the run was not faithful. ``judged``: it has failed then, too."""
+    """Says on stderr what ``failed``, or else why the run was not faithful; if ``judged``, it has failed then."""
     if failed:
         print(f"smtnet: {failed}", file=sys.stderr)
         return EXIT_FAILED

@@ -1,14 +1,6 @@
 """Results on disk and what is quoted of them.
 
-A *row* is one trial of one measured point: a dict with the fields of ``smtnet call echo --json`` and
-
-- ``topo`` (``back2back``, ``star,4``), ``transport`` (``smt``, ``tls`` ...), ``nic`` (``sw``, ``hw``, None),
-- ``mode`` (``unloaded``: one RPC at a time; ``first``: the first one of a session; ``loaded``; ``incast``,
-  ``fanout``: query_fleet.py),
-  ``poll`` (``interrupt``, ``polling``),
-- ``size`` in bytes or the name of a distribution, ``concurrency``, ``trial`` from 1 on,
-- ``variant``, if any: what else differs (``tso off``),
-- ``rpcs``, ``errors``, ``content_ok``, ``rpc_per_s``, ``rtt_us`` (min, p50, ... or None), ``cpu``, ``fidelity``.
+A row (:mod:`workloads.results.row`) is one trial of one measured point.
 """
 
 from __future__ import annotations
@@ -31,7 +23,7 @@ from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError, SmtError
 from workloads.results import kinds
-from workloads.results.row import Row as Row
+from workloads.results.row import Row, Verdict
 
 #: Of run.json. A reader refuses what is newer.
 SCHEMA = 1
@@ -183,7 +175,7 @@ def _amount(reason: tuple[str, Row]) -> float:
     return float(found[0]) if found else 0.0
 
 
-def overall(rows: Sequence[Row]) -> dict[str, Any]:
+def overall(rows: Sequence[Row]) -> Verdict:
     """One verdict for a whole run: ``ok``, ``reasons`` (each kind once, with the worst trial), ``trials``,
     ``unfaithful`` (how many of them)."""
     reasons = []
@@ -221,7 +213,7 @@ class Run:
     parameters: dict[str, Any]
     environment: dict[str, Any]
     seed: int | None
-    fidelity: dict[str, Any]
+    fidelity: Mapping[str, Any]
     results: list[Row]
     command: str = ""
     created: str = ""

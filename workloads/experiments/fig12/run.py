@@ -15,7 +15,6 @@ from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -40,7 +39,8 @@ from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.kinds import Mode, Picture
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, overall
+from workloads.results.row import Row, Verdict
+from workloads.results.rows import ResultFolder, overall
 
 TOPO = "back2back"
 SIZES = (64, 1024, 4096, 16_384, 65_536)
@@ -131,7 +131,7 @@ def _measure(mutual: bool, trials: int, samples: int, sizes: tuple[int, ...], fo
     return rows
 
 
-def _row(way: str, size: int, trial: int, times: array[int], fidelity: dict[str, Any]) -> Row:
+def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) -> Row:
     """As workloads/results/rows.py describes it, with quartiles. Ways take turns, so a trial has one verdict."""
     summary = rtt_summary(times)
     ordered = array("Q", sorted(times))

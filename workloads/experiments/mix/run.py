@@ -20,7 +20,7 @@ from workloads import transports
 from workloads.experiments.experiment import OwnWay
 from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
-from workloads.experiments.mix.fleet import MixFleet, judge
+from workloads.experiments.mix.fleet import MixFleet, MixRow, judge
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import Message, Published
 from workloads.experiments.slowdown.run import REPLY_BYTES
@@ -33,7 +33,7 @@ from workloads.options.session import add_experiment_sessions, check_sessions, s
 from workloads.results import outcome
 from workloads.results.kinds import Picture, Section
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row
+from workloads.results.rows import ResultFolder
 
 #: What everything is divided by: this transport's round trip, alone in the network.
 _YARDSTICK = "homa"
@@ -180,9 +180,9 @@ def run_mix(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFolder, progress: Progress,
-             published: Published) -> tuple[list[Row], Unloaded]:
+             published: Published) -> tuple[list[MixRow], Unloaded]:
     """(rows of what is measured alone and of every trial, round trips alone)."""
-    rows: list[Row] = []
+    rows: list[MixRow] = []
     messages: dict[str, list[Message]] = {name: [] for name in todo.names}
     title = todo.mix.title(args.topo)
     fleets: dict[str, MixFleet] = {}
@@ -223,13 +223,13 @@ def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFo
     return rows, unloaded
 
 
-def _refuse_failures(row: Row) -> None:
+def _refuse_failures(row: MixRow) -> None:
     """What is measured alone must not fail."""
     if row["errors"] or not row["content_ok"]:
         raise PeerError(f"{row['size']} B alone, by {_YARDSTICK}: {row.get('first_error', 'an answer was wrong')}")
 
 
-def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[Row],
+def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[MixRow],
               unloaded: Unloaded) -> int:
     """Write, print; the exit code."""
     setting = {"rpc_per_s": round(todo.mix.rpc_per_s, 1), "mean_bytes": round(todo.mix.sizes.mean(), 1),

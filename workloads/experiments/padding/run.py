@@ -18,7 +18,7 @@ from workloads.experiments import paper
 from workloads.experiments.demo import timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.padding.model import POLICIES, costs, sent_bytes
-from workloads.experiments.padding.report import as_csv, as_text, comparison, picture
+from workloads.experiments.padding.report import PaddingRow, Wire, as_csv, as_text, comparison, picture
 from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
@@ -87,7 +87,7 @@ def _loads(quick: bool) -> list[Load]:
 
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial; raises SmtError for one that failed."""
-    rows: list[Row] = []
+    rows: list[PaddingRow] = []
     folder, progress = running.folder, running.progress
     with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
         fleets = [stack.enter_context(Fleet(net, TOPO, Setup("smt", options=("--padding", policy)),
@@ -120,11 +120,11 @@ def octets(host: SmtHost) -> int:
     return int(entry["stats64"]["tx"]["bytes"]) + int(entry["stats64"]["rx"]["bytes"])
 
 
-def _row(measured: Measured, load: Load, policy: str, moved: int) -> Row:
-    row = measured.row | {"transport": f"smt, {policy}", "nic": None, "policy": policy}
-    sizes = list(measured.tags) or [int(load.size)] * row["rpcs"]
+def _row(measured: Measured[Row], load: Load, policy: str, moved: int) -> PaddingRow:
+    sizes = list(measured.tags) or [int(load.size)] * measured.row["rpcs"]
     # Requests and replies are alike.
-    return row | {"wire": {"bytes": moved, "data": 2 * sent_bytes(sizes, policy), "plain": 2 * sum(sizes)}}
+    wire: Wire = {"bytes": moved, "data": 2 * sent_bytes(sizes, policy), "plain": 2 * sum(sizes)}
+    return {**measured.row, "transport": f"smt, {policy}", "nic": None, "policy": policy, "wire": wire}
 
 
 EXPERIMENT = Experiment(

@@ -16,13 +16,14 @@ from workloads.experiments.experiment import OwnWay
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
 from workloads.experiments.priorities.port import OnePort, PriorityPort
+from workloads.experiments.priorities.row import PriorityRow
 from workloads.experiments.queries import as_csv, as_text
 from workloads.options import common as options
 from workloads.options.network import add_network_options, check_network, link_options, open_net
 from workloads.results import outcome, report
 from workloads.results.kinds import Mode, Picture
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row
+from workloads.results.rows import ResultFolder
 
 RATE_MBPS = 20.0
 OFFERED = 0.3
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if not sandbox.inside():
         return sandbox.run(sys.argv[1:])
     folder = ResultFolder.create("priorities", args.results)
-    rows: list[Row] = []
+    rows: list[PriorityRow] = []
     with Progress("run priorities", len(todo) * args.trials) as progress:
         with open_net(args, folder, progress, OnePort()) as net, PriorityPort(net, folder.path / "hosts") as port:
             for trial in range(1, args.trials + 1):
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         return _conclude(args, folder, rows)
 
 
-def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row]) -> int:
+def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[PriorityRow]) -> int:
     """Write, print; the exit code."""
     table = priority_report.table(rows)
     folder.write("priorities.csv", as_csv(table))

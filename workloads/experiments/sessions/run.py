@@ -41,6 +41,7 @@ from workloads.options import common as options
 from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.progress import Progress
+from workloads.results.row import Verdict
 from workloads.results.rows import ResultFolder
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
 
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 # -- measuring -------------------------------------------------------------------------------------------------
 
 def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
-             progress: Progress) -> tuple[list[Stage], dict[str, Any], dict[str, Any]]:
+             progress: Progress) -> tuple[list[Stage], dict[str, Any], Verdict]:
     """(the stages, what the server counted, the verdict of fidelity)."""
     logs = folder.path / "hosts"
     logs.mkdir()
