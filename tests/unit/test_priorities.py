@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from smtstack.wire import ethernet, ipv4
 from topo.link_options import LinkOptions
 from workloads.commands import main as cli
+from workloads.experiments import experiment
 from workloads.experiments.priorities import program as class_traffic
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities import run as run_priorities
 from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
 from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
 from workloads.experiments.priorities.row import PriorityRow
+from workloads.options import declare
 from workloads.results import report
 from workloads.results.rows import ResultFolder
 
@@ -117,20 +119,18 @@ def test_mistakes_are_said_before_anything_is_made(words, says, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    run_priorities.add_parser(parser.add_subparsers())
-    return parser.parse_args(["priorities", *words])
+def options(*words: str) -> run_priorities.Options:
+    return declare.parse(run_priorities.Options, *words)
 
 
 def test_the_scenarios_and_a_buffer_that_outlasts_a_stall():
-    args = options()
-    assert run_priorities.scenarios(args) == [all_classes(0.3), *run_priorities.PAIRS]
+    plan = run_priorities.check(options())
+    assert plan.scenarios == [all_classes(0.3), *run_priorities.PAIRS]
     # 0.1 s at 20 Mbit/s.
-    assert args.buffer == 250_000
-    args = options("--classes", "7:1,3:1", "--classes", "2:0.5", "--buffer", "9000")
-    assert run_priorities.scenarios(args) == [{7: 1.0, 3: 1.0}, {2: 0.5}]
-    assert args.buffer == 9000
+    assert plan.asked.network.buffer == 250_000
+    plan = run_priorities.check(options("--classes", "7:1,3:1", "--classes", "2:0.5", "--buffer", "9000"))
+    assert plan.scenarios == [{7: 1.0, 3: 1.0}, {2: 0.5}]
+    assert plan.asked.network.buffer == 9000
 
 
 # -- a trial -------------------------------------------------------------------------------------------------
@@ -207,9 +207,11 @@ def test_trials_are_a_line_for_each_class(tmp_path):
 
 @pytest.mark.parametrize(("got", "code", "says"), [([3000], 0, ""), ([3000, 2000], 1, "class 7 was denied 25.0%")])
 def test_the_end_of_a_run(got, code, says, tmp_path, capsys):
-    args = options("--json")
+    asked = options("--json")
     folder = ResultFolder.create("priorities", tmp_path / "results")
-    assert run_priorities._conclude(args, folder, rows(tmp_path, *got)) == code
+    found = run_priorities.outcome_of(asked, rows(tmp_path, *got))
+    verdict = experiment.save(run_priorities.EXPERIMENT, asked, found, folder)
+    assert experiment.conclude(run_priorities.EXPERIMENT, found, folder, verdict, asked.end) == code
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert result["strict"] is (code == 0)

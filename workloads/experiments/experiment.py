@@ -52,12 +52,12 @@ from workloads.options import declare
 from workloads.options.common import Reported
 from workloads.options.network import Network
 from workloads.results import plots, report
-from workloads.results.environment import environment
 from workloads.results.kinds import Kind, register
 from workloads.results.outcome import exit_code
+from workloads.results.outcome import save as save_results
 from workloads.results.progress import Progress
-from workloads.results.row import Row
-from workloads.results.rows import ResultFolder, overall
+from workloads.results.row import Row, Verdict
+from workloads.results.rows import ResultFolder
 from workloads.results.table import print_table
 
 O = TypeVar("O")  # noqa: E741 - options
@@ -88,7 +88,7 @@ class Outcome:
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Stands in run.json beside them."""
     seed: int | None = 1
-    fidelity: Mapping[str, Any] | None = None
+    fidelity: Verdict | None = None
     """The verdict, if it is not that of the rows."""
     remarks: Sequence[str] = ()
     """For stderr, a line each."""
@@ -143,6 +143,8 @@ class Experiment(Generic[O, P]):
     """What a report must know of its rows."""
     steps: Callable[[P], tuple[str, int | None]] | None = None
     """(what progress is of, how many steps it has); by default its name, and nobody knows."""
+    folder: str = ""
+    """What its result folders are called, if not by its name."""
     sandboxed: bool = True
     """It makes networks, so needs root and namespaces of its own."""
     needs_pictures: bool = False
@@ -185,7 +187,7 @@ def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = N
     plan = experiment.check(options)
     if experiment.sandboxed and not sandbox.inside():
         return sandbox.run(sys.argv[1:] if argv is None else argv)
-    folder = ResultFolder.create(experiment.name, end.results)
+    folder = ResultFolder.create(experiment.folder or experiment.name, end.results)
     title = f"{experiment.command} {experiment.name}".strip()
     what, steps = experiment.steps(plan) if experiment.steps else (title, None)
     with Progress(what, steps) as progress:
@@ -195,24 +197,19 @@ def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = N
     return conclude(experiment, outcome, folder, verdict, end)
 
 
-def save(experiment: Experiment[O, P], options: O, outcome: Outcome, folder: ResultFolder) -> Mapping[str, Any]:
+def save(experiment: Experiment[O, P], options: O, outcome: Outcome, folder: ResultFolder) -> Verdict:
     """Everything that stays, in ``folder``; the verdict on the whole run."""
-    verdict = overall(outcome.rows) if outcome.fidelity is None else outcome.fidelity
     for name, content in outcome.files.items():
         folder.write(name, content)
     asked = outcome.parameters
     if not isinstance(asked, Mapping):
         words = {"command": experiment.command, "action": experiment.name}
         asked = {**words, **declare.as_dict(options if asked is None else asked)}
-    folder.write_run({**asked, **outcome.setting}, environment(), outcome.seed, verdict, outcome.rows)
-    if outcome.rows:
-        folder.write_csv(outcome.rows if outcome.flat is None else outcome.flat)
-        report.make(folder)
-    folder.hand_over()
-    return verdict
+    return save_results({**asked, **outcome.setting}, folder, outcome.rows, outcome.seed, flat=outcome.flat,
+                        verdict=outcome.fidelity)
 
 
-def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolder, verdict: Mapping[str, Any],
+def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolder, verdict: Verdict,
              end: Reported) -> int:
     """Say what came out, on stdout and stderr; the exit code."""
     if end.json:

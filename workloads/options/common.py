@@ -139,6 +139,19 @@ _JSON: Any = option("--json", action="store_true", help="one JSON object on stdo
 
 
 @dataclass(frozen=True)
+class PlainResults(Reported):
+    """Of benches, which say what was not faithful, and have not failed for it."""
+
+    results: Path = _RESULTS
+    json: bool = _JSON
+
+    @property
+    def judged(self) -> bool:  # type: ignore[override]
+        """Never: see above."""
+        return False
+
+
+@dataclass(frozen=True)
 class JudgedResults(Reported):
     """Of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
@@ -15,19 +13,19 @@ from workloads.results.row import Row, Verdict
 from workloads.results.rows import ResultFolder, overall
 
 
-def save(args: argparse.Namespace, folder: ResultFolder, rows: Sequence[Row], *,
-         setting: Mapping[str, Any] | None = None, flat: Sequence[Mapping[str, Any]] | None = None) -> Verdict:
-    """run.json, results.csv and the report, handed over to the user; the verdict on the whole run.
+def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row], seed: int | None, *,
+         flat: Sequence[Mapping[str, Any]] | None = None, verdict: Verdict | None = None) -> Verdict:
+    """run.json, results.csv and the report, handed over to the user; the verdict on the whole run, by default that
+    of the rows. Without rows there is no results.csv and no report.
 
-    ``setting`` stands in run.json beside the options; ``flat`` are the rows as results.csv has them, where they do
-    not fit it as they are. Other files have to be there before, for the report to name them.
+    ``flat`` are the rows as results.csv has them, where they do not fit it as they are. Other files have to be
+    there before, for the report to name them.
     """
-    verdict = overall(rows)
-    options = {name: str(value) if isinstance(value, Path) else value
-               for name, value in vars(args).items() if name != "run"}
-    folder.write_run({**options, **(setting or {})}, environment(), args.seed, verdict, rows)
-    folder.write_csv(rows if flat is None else flat)
-    report.make(folder)
+    verdict = overall(rows) if verdict is None else verdict
+    folder.write_run(parameters, environment(), seed, verdict, rows)
+    if rows:
+        folder.write_csv(rows if flat is None else flat)
+        report.make(folder)
     folder.hand_over()
     return verdict
 

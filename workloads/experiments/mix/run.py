@@ -237,7 +237,9 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
                "unloaded_us": {str(size): round(ns / 1000, 1) for size, ns in unloaded.measured.items()}}
     slowdown.write_csv(folder.path / "slowdown.csv", mix_report.buckets_of(rows))
     flat = [{name: value for name, value in row.items() if name != "slowdown"} for row in rows]
-    verdict = outcome.save(args, folder, rows, setting=setting, flat=flat)
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+             if name != "run"}
+    verdict = outcome.save({**asked, **setting}, folder, rows, args.seed, flat=flat)
     if args.json:
         outcomes = [mix_report.outcome(rows, name) for name in todo.names]
         print(json.dumps({"workload": todo.mix.sizes.name, "load": args.load, "topo": args.topo,
