@@ -70,7 +70,8 @@ def rungs(rpc: RpcTrace, handshake: Sequence[TraceEvent] = ()) -> list[Rung]:
         elif event.name != trace.RECEIVED:
             out.append(Rung(event.time, event.client, describe(event)))
     # What nobody here sent: its sender's trace is not there.
-    out += [Rung(r.time, not r.client, _short(r.text), True, [r], r.length) for r in received if id(r) not in taken]
+    out += [Rung(r.time, not r.client, _short(r.text), True, [r], r.length) for r in received
+            if id(r) not in taken]
     return sorted(out, key=lambda rung: rung.time)
 
 
@@ -135,7 +136,8 @@ def as_text(rpc: RpcTrace, drawn: Sequence[Rung]) -> str:
 def _title(rpc: RpcTrace) -> list[str]:
     begin, end = rpc.span()
     waited = ", ".join(f"{name} {ns / 1000:.1f}" for name, ns in rpc.phases().items() if ns)
-    return [f"{rpc.key}: {rpc.outcome()} after {(end - begin) / 1000:.1f} us", f"waited (us): {waited or 'not at all'}"]
+    return [f"{rpc.key}: {rpc.outcome()} after {(end - begin) / 1000:.1f} us",
+            f"waited (us): {waited or 'not at all'}"]
 
 
 def as_picture(rpc: RpcTrace, drawn: Sequence[Rung], path: Path) -> None:

@@ -78,7 +78,8 @@ class RpcTrace:
 
     def size(self, message: str) -> int | None:
         """Bytes of a message as the application has it, or else as the wire counts them; None: not known."""
-        found = [(e.name == trace.DELIVERED, e.total) for e in self.events if e.message == message and e.total >= 0]
+        found = [(e.name == trace.DELIVERED, e.total) for e in self.events
+                 if e.message == message and e.total >= 0]
         return max(found)[1] if found else None
 
     def outcome(self) -> str:
@@ -174,9 +175,7 @@ def handshakes(records: Sequence[TraceRecord], rpc: RpcTrace) -> list[TraceEvent
     out = []
     for where, event in found:
         client = where == rpc.key.client
-        if event.client != client:
-            event = _as_seen_by(event, client)
-        out.append(event)
+        out.append(event if event.client == client else _as_seen_by(event, client))
     return sorted(out, key=lambda e: e.time)
 
 
