@@ -40,15 +40,18 @@ class Seen(NamedTuple):
     tos: int
 
 
-class Field(NamedTuple):
+class Field:
     """One field of a packet: its words, and where the value comes from."""
 
-    text: str
-    """With ``{}`` for the value."""
-    value: Callable[[Any, Seen], object]
-    """Of the packet; what else is known is the second argument."""
-    unless: object = None
-    """The value that says nothing, so that the field is left out."""
+    __slots__ = ("text", "unless", "value")
+
+    def __init__(self, text: str, value: Callable[[Any, Seen], object], unless: object = None) -> None:
+        #: With ``{}`` for the value.
+        self.text = text
+        #: Of the packet; what else is known is the second argument.
+        self.value = value
+        #: The value that says nothing, so that the field is left out.
+        self.unless = unless
 
 
 def _place(p: homa.Data, s: Seen) -> str:
