@@ -215,7 +215,7 @@ class SmtSocket:
             if context.trace is not None:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
                 undo.callback(self._trace.close)
-                self.endpoint.trace_to(self._trace)
+                self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
                                   context.fanout)
             undo.callback(socket.close)

@@ -12,6 +12,7 @@ Sessions come from the key store at once, or, where that is a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
@@ -101,9 +102,12 @@ class Endpoint:
         """IP protocol number of what this endpoint sends and takes."""
         return self._protocol
 
-    def trace_to(self, sink: TraceSink | None) -> None:
-        """From now on ``sink`` is told what happens and why (None: nobody). RPCs under way are not told anew."""
-        trace = None if sink is None else Trace(sink, self.profile.fmt)
+    def trace_to(self, sink: TraceSink | None, clock: Callable[[], int] | None = None) -> None:
+        """From now on ``sink`` is told what happens and why (None: nobody). RPCs under way are not told anew.
+
+        ``clock`` gives the time of events, in the nanoseconds of ``now``; None: as it was told last.
+        """
+        trace = None if sink is None else Trace(sink, self.profile.fmt, clock)
         self._trace = self._outbox.trace = self._table.trace = self._recovery.trace = self._openings.trace = trace
 
     @property

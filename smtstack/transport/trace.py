@@ -1,7 +1,9 @@
 """What the engine does and why, for whoever asks: an optional sink of events.
 
-Off, it costs one look at an attribute that is None. On, every event has the time that the endpoint was told last,
-the RPC it is about and a reason. Never a key, never a byte of a message: headers and lengths only.
+Off, it costs one look at an attribute that is None. On, every event has its time, the RPC it is about and a
+reason. The time is the one that the endpoint was told last, or a clock's, where there is one: a driver looks at its
+clock before it takes many packets, and by then some of them are not yet sent. Never a key, never a byte of a
+message: headers and lengths only.
 
 ========= ======================================================================================================
 event     what happened
@@ -22,6 +24,7 @@ failed    a request of ours has no response; ``why`` is the reason
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from smtstack.errors import BadPacket
@@ -93,10 +96,11 @@ class TraceSink(Protocol):
 class Trace:
     """The hooks of one endpoint. ``now`` is set at every entrance, as most of the engine counts in ticks."""
 
-    __slots__ = ("_blocked", "_fmt", "_opened", "_sealed", "_sink", "now")
+    __slots__ = ("_blocked", "_clock", "_fmt", "_opened", "_sealed", "_sink", "now")
 
-    def __init__(self, sink: TraceSink, fmt: homa.WireFormat) -> None:
+    def __init__(self, sink: TraceSink, fmt: homa.WireFormat, clock: Callable[[], int] | None) -> None:
         self._sink = sink
+        self._clock = clock
         self._fmt = fmt
         self._sealed = fmt is not homa.HOMA
         self.now = 0
@@ -105,12 +109,15 @@ class Trace:
         #: Authentic and failed records of unfinished messages, by RPC.
         self._opened: dict[int, tuple[int, int]] = {}
 
+    def _time(self) -> int:
+        return self.now if self._clock is None else self._clock()
+
     def _tell(self, name: str, rpc: Rpc, message: str, *, offset: int = -1, length: int = -1, total: int = -1,
               count: int = -1, why: str = "") -> None:
         peer = rpc.peer
-        self._sink.event(TraceEvent(self.now, name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.epoch & 0xFF,
-                                    rpc.is_client, birth=rpc.birth, message=message, offset=offset, length=length,
-                                    total=total, count=count, why=why))
+        self._sink.event(TraceEvent(
+            self._time(), name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.epoch & 0xFF, rpc.is_client,
+            birth=rpc.birth, message=message, offset=offset, length=length, total=total, count=count, why=why))
 
     # -- messages of ours --------------------------------------------------------------------------------
 
@@ -246,7 +253,7 @@ class Trace:
         if name == SENT:
             self._blocked.clear()
         self._sink.event(TraceEvent(
-            self.now, name, ip, port, sender & ~1, packet.epoch, (sender & 1 == 0) is outwards,
+            self._time(), name, ip, port, sender & ~1, packet.epoch, (sender & 1 == 0) is outwards,
             message=(RESPONSE if sender & 1 else REQUEST) if total >= 0 else "", offset=offset, length=length,
             total=total, why="handshake" if handshake else why, text=text))
 

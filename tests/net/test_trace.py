@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.net.netns import Net
-from tests.net.test_loopback import LO, cli
+from tests.net.test_loopback import LO, cli, options
 from tests.net.test_loopback import host as host  # noqa: PLC0414  a fixture
 
 pytestmark = pytest.mark.root
 
 
-def test_both_ends(host: Net, tmp_path: Path):
-    end = ["--iface", "lo", "--transport", "homa"]
+@pytest.mark.parametrize("transport", ["smt", "homa"])
+def test_both_ends(host: Net, tmp_path: Path, transport: str):
+    end = ["--iface", "lo", "--transport", transport, *options(host, transport, tmp_path)]
     files = [str(tmp_path / "client.sqlog"), str(tmp_path / "server.sqlog")]
     port = host.port()
     with host.start(host.a, "workloads", "serve", "echo", *end, "--addr", f"{LO}:2000", "--json", "--trace",
@@ -35,8 +36,13 @@ def test_both_ends(host: Net, tmp_path: Path):
         assert (rpc["request_bytes"], rpc["response_bytes"]) == (30_000, 30_000)
         assert sum(rpc["waited_ns"].values()) == rpc["total_ns"] > 0
         assert rpc["waited_ns"]["app"] > 0
-    done = cli(host, "trace", *files, "--rpc", str(rpcs[-1]["rpc"]))
-    assert "DATA, 0+" in done.stdout
+    done = cli(host, "trace", *files, "--rpc", str(rpcs[-1]["rpc"]), "--json")
+    packets = [rung for rung in json.loads(done.stdout)["ladder"] if rung["packet"]]
+    assert any(packet["what"].startswith("DATA, 0+") for packet in packets)
+    # Nothing is lost on loopback: what left has arrived, and not before.
+    for packet in packets:
+        assert packet["fate"].startswith("+"), packet
+        assert " of " not in packet["fate"], packet
     again: subprocess.CompletedProcess[str] = cli(
         host, "call", "echo", *end, "--addr", f"{LO}:{host.port()}", "--peer", f"{LO}:2000", "--trace", files[0])
     assert again.returncode == 2

@@ -27,7 +27,7 @@ from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
 from tests.recorder import Recorder
 from tests.rig import Rig
 from workloads.results import ladder
-from workloads.results.traces import APP, DOUBT, GRANT, PHASES, QUEUE, SESSION, RpcTrace, by_rpc, table
+from workloads.results.traces import APP, DOUBT, GRANT, PHASES, QUEUE, SESSION, RpcTrace, by_rpc, handshakes, table
 
 C_END, S_END = "10.0.0.1:32768", "10.0.0.2:2000"
 
@@ -229,6 +229,36 @@ def test_the_wait_for_a_session_belongs_to_the_rpc_that_has_an_id_later():
     (rpc,) = by_rpc([TraceRecord(C_END, events=events)])
     assert rpc.key.rpc == 8
     assert {name: ns for name, ns in rpc.phases().items() if ns} == {SESSION: 500, QUEUE: 400}
+
+
+def test_packets_that_make_the_session_are_in_the_ladder():
+    """Whoever is the client on the handshake plane, each packet goes from who sent it."""
+    ours = [event(0, trace.QUEUED, 0, birth=1, message="request", total=10, why=trace.SESSION),
+            event(10, trace.SENT, 70, message="request", offset=0, length=9, total=9, why="handshake",
+                  text="hello"),
+            event(40, trace.RECEIVED, 33, client=False, message="request", total=5, why="handshake",
+                  text="theirs"),
+            event(50, trace.QUEUED, 8, birth=1, message="request", total=10),
+            event(60, trace.SENT, 90, message="request", total=9, why="handshake", text="too late")]
+    theirs = [event(20, trace.RECEIVED, 70, client=False, message="request", offset=0, length=9, total=9,
+                    why="handshake", text="hello")]
+    both = [TraceRecord(C_END, events=ours), TraceRecord(S_END, events=theirs)]
+    (rpc,) = by_rpc(both)
+    rpc.ends = frozenset((True, False))
+    # Of their own request to us, the sender's trace says nothing.
+    ours[2].ip, ours[2].port = SERVER, SERVER_PORT
+    drawn = ladder.rungs(rpc, handshakes(both, rpc))
+    assert [(r.time, r.client, r.text) for r in drawn if r.packet] == [(10, True, "hello"), (40, False, "theirs")]
+    assert drawn[1].fate() == "+0.0"
+
+
+def test_a_clock_tells_the_time_of_events_where_there_is_one():
+    pair = Pair()
+    recorder = Recorder()
+    pair.client.endpoint.trace_to(recorder, iter(range(100, 1000)).__next__)
+    pair.request(b"?")
+    pair.run()
+    assert [e.time for e in recorder.events] == list(range(100, 100 + len(recorder.events)))
 
 
 # -- arithmetic by hand ---------------------------------------------------------------------------------------
