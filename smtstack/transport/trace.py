@@ -1,8 +1,8 @@
 """What the engine does and why, for whoever asks: an optional sink of events.
 
 Off, it costs one look at an attribute that is None. On, every event has its time, the RPC it is about and a
-reason. The time is the one that the endpoint was told last, or a clock's, where there is one: a driver looks at its
-clock before it takes many packets, and by then some of them are not yet sent. Never a key, never a byte of a
+reason. The time is the one that the endpoint was told last, or a clock's, where there is one: a driver looks at
+its clock before it takes many packets, and by then some of them are not yet sent. Never a key, never a byte of a
 message: headers and lengths only.
 
 ========= ======================================================================================================
