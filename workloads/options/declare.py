@@ -101,7 +101,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
     its parser's: help, description, epilog; lines stay as they are."""
     parser = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
     add(kind, parser)
-    parser.set_defaults(run=lambda found: call(read(kind, found)))
+
+    def run(found: argparse.Namespace) -> int:
+        return call(read(kind, found))
+
+    # Whoever asks what a command is asks for the module that knows.
+    run.__module__ = call.__module__
+    parser.set_defaults(run=run)
 
 
 def parse(kind: type[T], *words: str) -> T:
