@@ -67,8 +67,8 @@ def typed_words(folder: ResultFolder, command: str) -> list[str]:
             main.build_parser(words[0]).parse_args(words)
     except SystemExit:
         why = said.getvalue().strip().splitlines()[-1:] or ["it only shows something"]
-        raise ConfigError(f"{folder.path}: its command {command!r} is no longer understood: {why[0]}; type it anew "
-                          "with the options of today") from None
+        raise ConfigError(f"{folder.path}: its command {command!r} is no longer understood: {why[0]}; type it "
+                          "anew with the options of today") from None
     except (ValueError, IndexError) as e:
         raise ConfigError(f"{folder.path}: run.json has no command that can be run again ({command!r}: {e}); type "
                           "it anew") from None

@@ -19,8 +19,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                                  description="Experiments on emulated topologies. Need root.", epilog=_EXAMPLES,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", nargs=argparse.REMAINDER, metavar="DIR",
-                        help="instead of WHAT: the run of this result folder once more, with the same options, and "
-                             "those that follow, which win")
+                        help="instead of WHAT: the run of this result folder once more, with the same options, "
+                             "and those that follow, which win")
     actions = parser.add_subparsers(dest="action", metavar="WHAT")
     for experiment in experiments.load("run"):
         experiment.add(actions)

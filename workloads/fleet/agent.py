@@ -34,7 +34,7 @@ def main() -> int:
     """Serve stdin; the exit code."""
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
-    parser.add_argument("--work", choices=("echo", "kv", "query", "mix"), default="echo")
+    parser.add_argument("--work", choices=("echo", "kv", "query", "mix", "timed"), default="echo")
     args = parser.parse_args()
     try:
         _serve(args)
@@ -78,6 +78,9 @@ def _series(work: str, caller: Caller) -> Series:
     if work == "mix":
         from workloads.load.mix import MixSeries
         return MixSeries(caller)
+    if work == "timed":
+        from workloads.load.timed import TimedSeries
+        return TimedSeries(caller)
     return Series(caller)
 
 

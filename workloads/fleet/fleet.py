@@ -206,6 +206,15 @@ class Fleet:
         self._pin(host, process)
         return process
 
+    def server_pids(self, host: str) -> list[int]:
+        """Of the servers on that host, workers included; none: nobody is asked there."""
+        parents = [psutil.Process(process.pid) for server, process, _log in self._servers if server.name == host]
+        return [process.pid for parent in parents for process in (parent, *parent.children(recursive=True))]
+
+    def sent_again(self) -> int:
+        """Packets (tcp, tls, ktls: segments) that all hosts have sent again, as far as it is known by now."""
+        return next(iter(self._retransmissions.known().values()))
+
     def _pin(self, host: SmtHost, process: subprocess.Popen[Any]) -> None:
         """To its host's processors: long before it has imported anything, let alone forked."""
         if self._cores:
@@ -252,12 +261,20 @@ class Fleet:
 
     def begin(self, trial: Trial) -> None:
         """Let them go."""
+        self.watch(trial)
+        self.let_go(trial)
+
+    def watch(self, trial: Trial) -> None:
+        """From here on what the network loses and the processes take is the trial's."""
         trial.drops = self.net.drops()
         trial.fabric = self.net.fabric_octets()
         trial.sent_again = self._retransmissions.read()
         trial.accounts = [(kind, process, cpu_s(process)) for kind, process in self._processes()]
         trial.monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in trial.accounts])
         trial.monitor.start()
+
+    def let_go(self, trial: Trial) -> None:
+        """The clients begin; it takes no time."""
         trial.start = time.perf_counter()
         for client in trial.clients:
             client.tell({})

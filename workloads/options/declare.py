@@ -142,6 +142,22 @@ def part(options: Any, kind: type[T]) -> T | None:
     return None
 
 
+def flat(kind: type) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Every option, also those of groups: its name, its flags and the words of ``argparse.add_argument``; the
+    default is the one that holds here."""
+    overridden = _overridden(kind)
+
+    def each(inner: type) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+        for name, declared in _declared(inner):
+            if isinstance(declared, _Group):
+                yield from each(declared.kind)
+            else:
+                known = {"default": overridden[name]} if name in overridden else {}
+                yield name, declared.flags, {**declared.words, **known}
+
+    return each(kind)
+
+
 def _declared(kind: type) -> Iterator[tuple[str, _Option | _Group]]:
     assert is_dataclass(kind), kind
     return ((own.name, own.metadata[_KEY]) for own in fields(kind) if _KEY in own.metadata)
