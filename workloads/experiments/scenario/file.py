@@ -90,7 +90,7 @@ class LoadTable:
     def span(self) -> Span:
         """When its RPCs begin."""
         assert self.seconds is not None, "the reader has seen it"
-        return Span(self.start, self.start + self.seconds)
+        return Span(self.start, round(self.start + self.seconds, 9))
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def read(path: Path, seed: int | None = None, trials: int | None = None) -> Scen
         elif name in TABLES:
             if not isinstance(found[name], dict):
                 raise ConfigError(f"{path}: {name} is a table, under [{name}]")
-        elif isinstance(found[name], dict) or name not in dict(tables.keys(Head)):
+        elif name not in dict(tables.keys(Head)):
             raise tables.unknown(str(path), name, (*TABLES, *LISTS, *dict(tables.keys(Head))))
     of_head = {key: value for key, value in found.items() if key not in (*TABLES, *LISTS)}
     head = tables.read(Head, of_head, str(path))
@@ -249,8 +249,8 @@ def _fault(table: dict[str, Any], where: str, topo: SmtTopo, loads: Sequence[Loa
     if bool(read.changes()) + read.down + read.stall != 1:
         raise ConfigError(f"{where}: one of stall, down, or what to do to frames "
                           f"({', '.join(name.removesuffix('_us') for name in IMPAIRMENTS)})")
-    span = Span(read.at, end if read.lasts is None else read.at + read.lasts)
-    if span.begin >= end or span.end > end + 1e-9:
+    span = Span(read.at, end if read.lasts is None else round(read.at + read.lasts, 9))
+    if span.begin >= end or span.end > end:
         raise ConfigError(f"{where}: it goes from {span.begin:g} s to {span.end:g} s, and the last load is over "
                           f"after {end:g} s")
     if read.host and read.host not in topo.hosts():

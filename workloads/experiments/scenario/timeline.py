@@ -41,8 +41,8 @@ class Figures(TypedDict):
     """That ended in it."""
     rpc_per_s: float
     p50_us: float | None
-    """Of an interval: of those; of a fault: of all that were under way meanwhile; of the time without one: of those
-    that began and ended in it. None: there were none, as of the next one."""
+    """Of an interval: of those; of a fault: of all that were under way meanwhile; of the time without one: of
+    those that began and ended in it. None: there were none, as of the next one."""
     p99_us: float | None
     errors: int
     sent_again: int
@@ -82,7 +82,7 @@ class Measured:
     """In which its RPCs began."""
 
     def during(self, part: Span, sent_again: int) -> Figures:
-        """Of the time of a fault: round trips of all RPCs that were under way in it, not only of those that ended."""
+        """Of the time of a fault: round trips of all RPCs that were under way in it, whenever they ended."""
         rtt = array("Q", (rtt for rtt, end in self._rpcs() if part.meets(Span(end - rtt / 1e9, end))))
         return self._of([part], rtt, sent_again)
 
