@@ -80,9 +80,9 @@ def parts(result, transport: str, load: str):
 @pytest.mark.parametrize("transport", ["smt", "tls"])
 def test_a_burst_of_loss_has_packets_sent_again(result, transport):
     loss, _stall, free = parts(result[0], transport, "hit")
-    timeline = list(csv.DictReader((Path(result[1], result[0]["results"]) / "timeline.csv").open()))
-    system = {"smt": "smt-sw"}.get(transport, transport)
-    of_load = [line for line in timeline if (line["system"], line["load"], line["kind"]) == (system, "hit", "interval")]
+    timeline = list(csv.DictReader(Path(result[1], result[0]["results"], "timeline.csv").read_text().splitlines()))
+    own = ({"smt": "smt-sw"}.get(transport, transport), "hit", "interval")
+    of_load = [line for line in timeline if (line["system"], line["load"], line["kind"]) == own]
     # What comes of a loss comes some time after it.
     before = sum(int(line["sent_again"]) for line in of_load if float(line["end_s"]) <= 1)
     burst = sum(int(line["sent_again"]) for line in of_load if 1 <= float(line["begin_s"]) < 2)

@@ -78,13 +78,19 @@ def keys() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield from ((table, key, words) for key, words in found)
 
 
-ALL = [pytest.param(table, key, words, id=f"{table or 'head'}-{key}") for table, key, words in keys()]
+ALL = list(keys())
+
+
+def each(found: list[tuple[str, str, dict[str, Any]]]) -> pytest.MarkDecorator:
+    """A test for each of these keys."""
+    return pytest.mark.parametrize(("table", "key", "words"), found,
+                                   ids=[f"{table or 'head'}-{key}" for table, key, _words in found])
 
 
 # -- every key ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("table", "key", "words"), ALL)
+@each(ALL)
 def test_a_wrong_type_is_refused_with_its_key(table, key, words, refused):
     wrong = {"store_true": '"yes"'}.get(words.get("action", ""), "{x = 1}")
     said = refused(text_of(**{table or "head": f"{key} = {wrong}"}))
@@ -92,20 +98,20 @@ def test_a_wrong_type_is_refused_with_its_key(table, key, words, refused):
     assert f"[{table}]" in said or not table
 
 
-@pytest.mark.parametrize(("table", "key", "words"), [p for p in ALL if isinstance(p.values[2].get("type"), Quantity)])
+@each([one for one in ALL if isinstance(one[2].get("type"), Quantity)])
 def test_a_wrong_unit_is_refused_with_what_is_possible(table, key, words, refused):
     said = refused(text_of(**{table or "head": f'{key} = "3 parsecs"'}))
     assert f", {key}: '3 parsecs' is not {words['type'].possible()}" in said
 
 
-@pytest.mark.parametrize(("table", "key", "words"), [p for p in ALL if p.values[2].get("choices")])
+@each([one for one in ALL if one[2].get("choices")])
 def test_a_word_that_is_none_is_refused(table, key, words, refused):
     said = refused(text_of(**{table or "head": f'{key} = "nonsense"'}))
     assert f", {key}: " in said
     assert all(str(choice) in said for choice in words["choices"])
 
 
-@pytest.mark.parametrize(("table", "key", "words"), [p for p in ALL if len(p.values[1]) > 3])
+@each([one for one in ALL if len(one[1]) > 3])
 def test_a_mistyped_key_gets_the_nearest(table, key, words, refused):
     known = {own for where, own, _words in keys() if where == table}
     mistyped = key[:-2] + key[-1] + key[-2]
@@ -117,7 +123,7 @@ def test_a_mistyped_key_gets_the_nearest(table, key, words, refused):
     assert f"[{table}]" in said or not table
 
 
-@pytest.mark.parametrize(("table", "key", "words"), [p for p in ALL if "_" in p.values[1] or "-" in p.values[1]])
+@each([one for one in ALL if "-" in one[1]])
 def test_blanks_of_other_languages_get_the_nearest(table, key, words, refused):
     said = refused(text_of(**{table or "head": f"{key.replace('-', '_')} = 1"}))
     assert f"did you mean {key}?" in said
@@ -127,7 +133,8 @@ def test_blanks_of_other_languages_get_the_nearest(table, key, words, refused):
 
 
 def test_quantities_have_units_or_are_plain(accepted):
-    found = accepted(text_of(network='bw = "0.1G"\ndelay = "5ms"\nloss = "1%"', load="seconds = '500ms'\nstart = 1.5",
+    found = accepted(text_of(network='bw = "0.1G"\ndelay = "5ms"\nloss = "1%"',
+                             load="seconds = '500ms'\nstart = 1.5",
                              fault="at = 1\nfor = '250ms'\ndelay = 300"))
     links = found.network.network.links(found.head.seed)
     assert (links.rate_mbps, links.delay_us, links.loss, links.seed) == (100.0, 5000.0, 1.0, 3)
@@ -195,7 +202,7 @@ def test_a_fault_has_a_wire_and_other_links_have_none(accepted):
     (text_of(fault="down = false"), ", [[fault]] 1: one of stall, down, or what to do to frames"),
     (text_of(fault="at = 2"), ", [[fault]] 1: it goes from 2 s to 3 s, and the last load is over after 2 s"),
     (text_of(fault="for = 1.6"), ", [[fault]] 1: it goes from 0.5 s to 2.1 s"),
-    (text_of(fault="loss = 101"), ", [[fault]] 1, loss: 101 is not a percentage"),
+    (text_of(fault="loss = 101"), ", [[fault]] 1, loss: '101' is not a percentage"),
     (text_of(load="pattern = 'h1:h3'", fault="stall = true"), ", [[fault]] 1, host: h2 has no servers"),
     (RIGHT["load"].join(["[[load]]\n", "[[fault]]\nhost = 'h2'\nloss = 1"]), ", [[fault]] 1: at is missing"),
 ])
