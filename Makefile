@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 COMPILED := $(VENV)/compiled
-CODE = $(wildcard smtstack workloads topo controllers tests)
+CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \

@@ -205,9 +205,10 @@ class Teller:
         """As stories have it; "" for packets of the handshake plane that begin no flight."""
         if wire_frame.is_handshake(frame):
             ip, packet, payload = wire_frame.parse_untrusted(frame, homa.HOMA)
-            if not isinstance(packet, homa.Data) or packet.segment_offset or packet.packet_index or ip.identification:
-                return ""
-            return Kind(payload[1]).name + (" again" if packet.retransmit else "")
+            match packet:
+                case homa.Data(segment_offset=0, packet_index=0) if ip.identification == 0:
+                    return Kind(payload[1]).name + (" again" if packet.retransmit else "")
+            return ""
         ip, packet, payload = wire_frame.parse_untrusted(frame, self._format)
         return show_packet(packet, ip.identification, len(payload))
 
