@@ -23,7 +23,7 @@ import pytest
 
 from smtstack import exit_codes
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, walk
+from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, pages, walk
 from tests.mn_parser import PARSED
 from topo import cli_verbs, sandbox
 from workloads.commands import main as cli
@@ -127,7 +127,7 @@ def test_lines_are_found_by_their_form():
 def test_lines_are_found_where_there_are_some():
     """A finder that finds nothing would let everything pass."""
     places = {line.where.partition(":")[0] for line in all_lines()}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in pages():
         if re.search(r"^(sudo )?(\.venv/bin/smtnet|smtnet) ", page.read_text(), re.MULTILINE):
             assert page.relative_to(ROOT).as_posix() in places
     for path, parser in walk(cli.build_parser()):
@@ -297,5 +297,5 @@ def test_programs_of_the_venv(line):
 def test_files_that_lines_name_in_the_checkout():
     for line in all_lines():
         for word in line.words:
-            if re.fullmatch(r"(topo|workloads|controllers|smtstack|tests|docs)/[\w./]+", word):
+            if re.fullmatch(r"(topo|workloads|controllers|smtstack|tests|docs|examples)/[\w./]+", word):
                 assert Path(ROOT, word).exists(), str(line)
