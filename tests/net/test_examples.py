@@ -59,6 +59,18 @@ def test_a_topology_in_plain_mn() -> None:
     assert "smtecho" in result["said"]
 
 
+def test_an_experiment(tmp_path: Path) -> None:
+    done = run([sys.executable, str(EXAMPLES["own_experiment"]), "sealing", "--size", "64,2000", "--json",
+                "--results", str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout)["points"]
+    assert [(transport, int(size)) for transport, size, _time in points] == [
+        ("homa", 64), ("smt", 64), ("homa", 2000), ("smt", 2000)]
+    assert all(time > 0 for _transport, _size, time in points)
+    page, = tmp_path.glob("*/index.html")
+    assert "smt" in page.read_text()
+
+
 def test_there_is_a_test_for_each() -> None:
     tested = Path(__file__).read_text()
     assert all(f'"{name}"' in tested for name in EXAMPLES)
