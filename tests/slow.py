@@ -1,8 +1,8 @@
 """Which tests are slow: the marker "slow", which ``make check`` leaves out, and the list that it comes from.
 
-The list, tests/slow.txt, holds the functions whose cases together need more than LIMIT seconds of processors, their
-own and those of the programs that they start. Not seconds on the clock: those are others' doing on a busy machine.
-It is made by ``pytest -n 2 -m "not root" --renew-slow``; a test sees to it that all it names is there.
+The list, tests/slow.txt, holds the functions whose cases together need more than LIMIT seconds of processors, with
+those of the programs that they start. Not seconds on the clock: those are others' doing on a busy machine. It is
+made by ``pytest -n 2 -m "not root" --renew-slow``; a test sees to it that all it names is there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Renewal:
         self._begun = 0.0
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(self) -> Generator[None, bool, bool]:
         self._begun = _processors()
         return (yield)
 
