@@ -64,7 +64,8 @@ class Renewal:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":
-            self._need[function_of(report.nodeid)] += sum(s for name, s in report.user_properties if name == NEED)
+            self._need[function_of(report.nodeid)] += sum(
+                need for name, need in report.user_properties if name == NEED and isinstance(need, float))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):
