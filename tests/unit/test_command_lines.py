@@ -26,6 +26,7 @@ from smtstack.errors import ConfigError, SmtError, Unsupported
 from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, pages, walk
 from tests.mn_parser import PARSED
 from topo import cli_verbs, sandbox
+from workloads import experiments
 from workloads.commands import main as cli
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
@@ -62,6 +63,14 @@ def _parse(words: tuple[str, ...], strict: bool) -> argparse.Namespace | None:
         if end.code:
             pytest.fail(said.getvalue().strip().splitlines()[-1])
         return None
+
+
+def _in_a_sandbox(words: tuple[str, ...], args: argparse.Namespace) -> bool:
+    """Whether it would go on in namespaces of its own."""
+    asked = words[:2] if words[0] in ("run", "reproduce", "bench") else ("", words[0])
+    found = [experiment for experiment in experiments.load() if (experiment.command, experiment.name) == asked]
+    return (any(getattr(experiment, "sandboxed", False) for experiment in found)
+            or hasattr(sys.modules[args.run.__module__], "sandbox"))
 
 
 # -- help texts --------------------------------------------------------------------------------------------------
@@ -145,8 +154,7 @@ def test_our_lines_are_parsed(line, tmp_path, monkeypatch):
     args = _parse(words, line.whole)
     if args is None or not line.whole:
         return
-    module = sys.modules[args.run.__module__]
-    if not hasattr(module, "sandbox"):
+    if not _in_a_sandbox(words, args):
         return
     # An experiment: what it finds wrong before it would go on in namespaces of its own.
     monkeypatch.chdir(tmp_path)
@@ -167,7 +175,7 @@ def _run_here() -> list[CommandLine]:
         if not line.whole or len(line.words) < 2 or line.words[1] in _NEED_OTHERS:
             continue
         args = _parse(line.words[1:], True)
-        if args is not None and not hasattr(sys.modules[args.run.__module__], "sandbox"):
+        if args is not None and not _in_a_sandbox(line.words[1:], args):
             found.append(line)
     return found
 
