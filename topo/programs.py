@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError, SmtError
 from smtstack.session.established import MODES
@@ -22,10 +22,19 @@ from topo.commands import die_with_parent
 from topo.dns import DnsServer
 from topo.interpreter import host_environment, host_python
 
-#: What can be asked for by name here.
-TRANSPORTS = ("smt", "homa", "tcp", "tls")
-#: Those that send frames themselves, through the emulated NIC.
-_RAW = ("smt", "homa")
+
+class Needs(NamedTuple):
+    """What a transport needs on a command line."""
+
+    packets: bool
+    """It sends frames itself, through the emulated NIC."""
+    certified: bool
+    """It proves who a host is by a certificate."""
+
+
+#: What can be asked for by name here, as workloads/transports/table.py has it; a test compares the two.
+TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "tcp": Needs(False, False),
+              "tls": Needs(False, True)}
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
 #: Of the credentials, in a folder that goes with them.
@@ -149,7 +158,7 @@ def _smtnet(*args: str) -> list[str]:
 def _make_secrets(folder: Path, pairs: Sequence[tuple[Any, Any]], transport: str) -> Secrets:
     """Keys or certificates of all hosts of these pairs, in ``folder``. Raises :class:`SmtError`."""
     hosts = {host.name: host for pair in pairs for host in pair}
-    if transport in ("smt", "tls"):
+    if TRANSPORTS[transport].certified:
         certs = folder / _CERTS
         _make("ca", str(certs), *(f"--host={name}={host.IP()}" for name, host in hosts.items()),
               *(f"--publisher={server.name}" for _client, server in pairs))
@@ -168,7 +177,7 @@ def _make(*command: str) -> None:
 def _options(host: Any, port: int, transport: str, nic: str) -> list[str]:
     """Of a server or a client on ``host``."""
     options = ["--addr", f"{host.IP()}:{port}", "--transport", transport, "--json"]
-    if transport in _RAW:
+    if TRANSPORTS[transport].packets:
         options += ["--iface", host.defaultIntf().name, "--nic", nic]
     return options
 

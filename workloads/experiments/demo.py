@@ -23,6 +23,7 @@ from workloads.results.environment import environment
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder, Row, overall, points
 from workloads.results.table import print_table
+from workloads.transports.table import systems
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.
@@ -61,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def setups() -> tuple[list[Setup], list[str]]:
     """(what is compared, what is not and why)."""
-    wanted = [Setup("smt", "sw"), Setup("smt", "hw"), *(Setup(name) for name in ("homa", "tcp", "tls", "ktls"))]
+    wanted = [Setup(transport, nic) for transport, nic in systems("demo")]
     found, skipped = [], []
     for setup in wanted:
         try:

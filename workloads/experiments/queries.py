@@ -30,6 +30,7 @@ from workloads.results import outcome, report
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder, Row, points
 from workloads.transports import PACKET_TRANSPORTS
+from workloads.transports.table import compared
 
 #: Of the links, if nobody says.
 RATE_MBPS = 100.0
@@ -51,8 +52,10 @@ def add_query_options(parser: argparse.ArgumentParser) -> None:
                         help="bytes each of them answers (default: %(default)s)")
     parser.add_argument("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
                         help="bytes each of them is sent (default: %(default)s)")
-    parser.add_argument("--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
-                        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
+    parser.add_argument("--transport", type=options.transport_list, default=compared("queries"),
+                        metavar="T[,T...]",
+                        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: "
+                             f"{','.join(compared('queries'))})")
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
     parser.add_argument("--topo", default="", metavar="T",

@@ -20,7 +20,7 @@ from smtstack.errors import PeerError
 from topo.host import SmtHost
 from topo.network import SmtNet
 from workloads.fleet.fleet import Fleet
-from workloads.transports import PACKET_TRANSPORTS
+from workloads.transports.table import TABLE
 
 _PATIENCE_S = 60.0
 
@@ -82,7 +82,7 @@ class Captures:
         transport = fleet.setup.transport
         total: dict[str, Any] = {"frames": self.frames, "missed": self.missed, "canary_frames": 0}
         for host in self._hosts:
-            if transport in PACKET_TRANSPORTS:
+            if TABLE[transport].packets:
                 decoder = Decoder(transport, _keys_of(fleet, host))
                 read_into(decoder, CaptureFile(self.path(host)))
                 result = dataclasses.asdict(decoder.result())
@@ -98,7 +98,7 @@ class Captures:
 def _keys_of(fleet: Fleet, host: SmtHost) -> KeyStore:
     """What opens a host's capture."""
     transport = fleet.setup.transport
-    if transport == "smt":
+    if TABLE[transport].sessions:
         # A host that had no sessions wrote none down.
         return load_keylog(*(path for path in [fleet.keylog(host)] if path.exists()))
-    return keys.load(fleet.key_options(host.name)[1] if transport == "linux" else "demo", transport)
+    return keys.load(fleet.key_options(host.name)[1] if TABLE[transport].keyed else "demo", transport)

@@ -24,7 +24,6 @@ from workloads.results import plots
 from workloads.experiments.priorities import report as priority_report
 from workloads.results import table
 from workloads.results.rows import (
-    BASELINE,
     LATEST,
     Load,
     Point,
@@ -37,6 +36,7 @@ from workloads.results.rows import (
     ratio,
 )
 from workloads.results.table import column, heading, number, panels, print_table
+from workloads.transports.table import BASELINE
 
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"

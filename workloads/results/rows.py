@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError, SmtError
+from workloads.transports.table import BASELINE, system_label
 
 Row = dict[str, Any]
 
 #: Of run.json. A reader refuses what is newer.
 SCHEMA = 1
-#: The yardstick: what all others are divided by.
-BASELINE = "tls"
 LATEST = "latest"
 #: Modes whose trials are judged by a time, and by which percentile of it; all others by RPC/s.
 TIMED = {"unloaded": "p50", "first": "p50", "incast": "p99", "fanout": "p99"}
@@ -50,8 +49,7 @@ _POINT = ("topo", "transport", "nic", "mode", "poll", "variant", "size", "concur
 def label(row: Mapping[str, Any]) -> str:
     """The system as tables call it: ``smt-sw``, ``smt-hw``, ``homa``, ``tcp``. Where a NIC does nothing for a
     transport, it is not named."""
-    transport, nic = row["transport"], row.get("nic")
-    return f"{transport}-{nic}" if nic == "hw" or (nic == "sw" and transport in ("smt", "linux")) else transport
+    return system_label(row["transport"], row.get("nic"))
 
 
 class Load(NamedTuple):

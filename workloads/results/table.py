@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from workloads.results.rows import BASELINE, Load, Point, Row, overall, points, ratio, size_text
+from workloads.results.rows import Load, Point, Row, overall, points, ratio, size_text
+from workloads.transports.table import BASELINE
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"

@@ -13,7 +13,8 @@ from typing import Any
 
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import FIRM_SAMPLES, MIN_SAMPLES, Bucket, Message, Published
-from workloads.results.rows import BASELINE, Row
+from workloads.results.rows import Row
+from workloads.transports.table import BASELINE
 
 #: Messages are short up to this percentile of size.
 _SHORT = 0.5
