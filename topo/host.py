@@ -54,9 +54,13 @@ class SmtHost(Host):
         popen.setdefault("env", host_environment())
         popen.setdefault("preexec_fn", die_with_parent)
         program: subprocess.Popen[Any] = self.popen([host_python(), "-m", module, *args], **popen)
+        self.keep(program)
+        return program
+
+    def keep(self, program: subprocess.Popen[Any]) -> None:
+        """See to it that a program on this host ends with it."""
         self._programs = [p for p in self._programs if p.poll() is None]
         self._programs.append(program)
-        return program
 
     def set_neighbours(self, neighbours: dict[str, str]) -> None:
         """Fixed MAC addresses by IP address, so that nobody asks by ARP while something is measured."""
@@ -65,7 +69,7 @@ class SmtHost(Host):
                      for ip, mac in neighbours.items()], where=self.name, pid=self.pid)
 
     def end_programs(self) -> None:
-        """End what :meth:`python` started: SIGTERM, and SIGKILL where that is not enough."""
+        """End the programs that :meth:`keep` was given: SIGTERM, and SIGKILL where that is not enough."""
         running = [p for p in self._programs if p.poll() is None]
         self._programs = []
         for program in running:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from array import array
@@ -22,15 +21,14 @@ import psutil
 from smtstack.exit_codes import EXIT_UNFAITHFUL
 from topo import sandbox
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from topo.running import Program, python_program
 from workloads.experiments.fig12.program import WAYS
 from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, reading
 from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.fleet.programs import Client, answer_of, await_text, finish
 from workloads.load.rtt import percentile, rtt_summary
 from workloads.options import common as options
 from workloads.results import plots, report
@@ -117,7 +115,7 @@ def _measure(mutual: bool, trials: int, samples: int, sizes: tuple[int, ...], fo
             monitor = FidelityMonitor(pids=pids)
             monitor.start()
             client.tell({"samples": samples, "sizes": sizes, "seed": trial})
-            times = answer_of(client)
+            times = client.answer()
             fidelity = monitor.stop()
             for way, by_size in times.items():
                 for size, found in by_size.items():
@@ -140,7 +138,7 @@ def _row(way: str, size: int, trial: int, times: array[int], fidelity: dict[str,
 
 
 @contextmanager
-def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tuple[Client, list[int]]]:
+def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tuple[Program, list[int]]]:
     """The client, ready, and the processes that what it measures depends on; all end afterwards."""
     (asks, answers), = net.flows
     made = credentials.make(keys, "smt", {host.name: host.IP() for host in net.hosts})
@@ -148,28 +146,22 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
     with ExitStack() as stack:
         dns = stack.enter_context(fleet_dns.server_for(net, {asks: [answers]}, keys, 0))
 
-        def start(host: SmtHost, what: str, *words: str) -> Client:
+        def start(host: SmtHost, what: str, *words: str) -> Program:
             log = logs / f"{host.name}-{what}.log"
             arguments = [*words, "--iface", str(host.defaultIntf()), *made.args(host.name),
                          "--dns", "{}:{}".format(*dns.address), *(["--mutual"] if mutual else [])]
-            own = {**host_environment(), **made.environment(host.name)}
-            with log.open("w") as errors:
-                process: subprocess.Popen[str] = host.python(
-                    "workloads.experiments.fig12.program", *arguments, stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=errors, text=True, env=own)
-            stack.callback(finish, process)
-            stack.callback(process.terminate)
-            if cores:
-                psutil.Process(process.pid).cpu_affinity(sorted(cores[host.name]))
-            return Client(host, what, process, log)
+            program = Program(host, what, python_program("workloads.experiments.fig12.program", *arguments), log,
+                              environment=made.environment(host.name), cores=cores.get(host.name))
+            stack.callback(program.stop)
+            return program
 
         modes = list(dict.fromkeys(mode for mode, _look_up in WAYS.values()))
         places = {mode: f"{answers.IP()}:{FIRST_PORT + number}" for number, mode in enumerate(modes)}
         servers = [start(answers, f"server of {mode}", "serve", "--session", mode, "--addr", place)
                    for mode, place in places.items()]
         for server in servers:
-            await_text(server.host, server.process, server.what, server.log, "ready")
+            server.wait_for("ready")
         peers = [word for mode, place in places.items() for word in ("--peer", f"{mode}={place}")]
         client = start(asks, "client", "call", "--addr", f"{asks.IP()}:{FIRST_CLIENT_PORT}", *peers)
-        await_text(client.host, client.process, client.what, client.log, "ready")
-        yield client, [client.process.pid, *(server.process.pid for server in servers)]
+        client.wait_for("ready")
+        yield client, [client.pid, *(server.pid for server in servers)]
