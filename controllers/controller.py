@@ -119,7 +119,7 @@ class RyuController(Controller):
                        f"{_tail(self.log, begin)}")
 
     def pids(self) -> list[int]:
-        """Of the Ryu that runs."""
+        """The number of Ryu's process; empty if none runs."""
         return [self._process.pid] if self._process is not None and self._process.poll() is None else []
 
     def kill(self) -> None:

@@ -89,7 +89,7 @@ class Fanout(app_manager.RyuApp):
         """Datapath ids of switches that are not in the fabric."""
         self.channels: dict[str, Channel] = {}
         self._in_step: set[Channel] = set()
-        """Those whose switch has what the plan says."""
+        """Channels whose switch has what the plan says."""
         self.retries = Retries()
         self._due_again: set[str] = set()
         """Switches for which another attempt is on its way."""
@@ -323,7 +323,7 @@ class Fanout(app_manager.RyuApp):
         return held
 
     def _carry_out(self, phase: tuple[Change, ...], reach: list[Channel]) -> list[Channel]:
-        """Those of ``reach`` that have done their part of a phase."""
+        """The channels of ``reach`` that have done their part of a phase."""
         by_name = {channel.name: channel for channel in reach}
         for change in phase:
             channel = by_name.get(change.switch)

@@ -35,7 +35,7 @@ class SmtHost(Host):
                  "ip link set dev lo up")
 
     def config(self, **params: Any) -> dict[str, Any]:
-        """As Mininet's, which brings ``lo`` up once more by ifconfig."""
+        """Set addresses and routes; Mininet's own also brings ``lo`` up once more by ifconfig."""
         results: dict[str, Any] = {}
         for method, name in (("setMAC", "mac"), ("setIP", "ip"), ("setDefaultRoute", "defaultRoute")):
             self.setParam(results, method, **{name: params.get(name)})
@@ -83,6 +83,6 @@ class SmtHost(Host):
                 program.wait()
 
     def terminate(self) -> None:
-        """As Mininet's, after the programs have ended."""
+        """End the host, after its programs have ended."""
         self.end_programs()
         super().terminate()

@@ -59,7 +59,7 @@ class NetController(Protocol):
         """End. May be called twice."""
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """The numbers of the controller's processes."""
 
     @property
     def message_paths(self) -> int:
@@ -133,7 +133,7 @@ class SmtNet(Mininet):
                 step()
 
     def rate_mbps(self, host: SmtHost) -> float | None:
-        """Of the host's link; None: no limit."""
+        """The rate of the host's link; None: no limit."""
         rate: float | None = host.defaultIntf().options.rate_mbps
         return rate
 

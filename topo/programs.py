@@ -25,9 +25,9 @@ class Needs(NamedTuple):
     """What a transport needs on a command line."""
 
     packets: bool
-    """It sends frames itself, through the emulated NIC."""
+    """Whether it sends frames itself, through the emulated NIC."""
     certified: bool
-    """It proves who a host is by a certificate."""
+    """Whether it proves who a host is by a certificate."""
 
 
 #: What can be asked for by name here, as workloads/transports/table.py has it; a test compares the two.
@@ -57,12 +57,12 @@ class Answer:
     """What a client found."""
 
     numbers: dict[str, Any]
-    """Its JSON; empty if it gave none."""
+    """The JSON that the client printed; empty if it gave none."""
     ok: bool
-    """It ended well: right answers, whether or not the times are faithful."""
+    """The client ended well: right answers, whether or not the times are faithful."""
     faithful: bool
     said: str
-    """Its last line to people."""
+    """The client's last line to people."""
 
 
 def check(transport: str, nic: str, session: str = "") -> None:
@@ -78,7 +78,7 @@ def check(transport: str, nic: str, session: str = "") -> None:
 
 
 def check_session(session: str) -> None:
-    """That sessions of smt can begin so; empty: as ``smtnet`` does by default. Raises :class:`ConfigError`."""
+    """Raises :class:`ConfigError` if no session of smt begins so; empty: as ``smtnet`` does by default."""
     if session and session not in MODES:
         raise ConfigError(f"session {session!r}; there are {', '.join(MODES)}")
 
@@ -171,7 +171,7 @@ def _make(*command: str) -> None:
 
 
 def _options(host: Any, port: int, transport: str, nic: str) -> list[str]:
-    """Of a server or a client on ``host``."""
+    """The options of a server or a client on ``host``."""
     options = ["--addr", f"{host.IP()}:{port}", "--transport", transport, "--json"]
     if TRANSPORTS[transport].packets:
         options += ["--iface", host.defaultIntf().name, "--nic", nic]

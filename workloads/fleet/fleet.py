@@ -51,11 +51,11 @@ class Measured:
     """One trial."""
 
     row: dict[str, Any]
-    """As workloads/results/rows.py describes it."""
+    """The trial as workloads/results/rows.py describes it."""
     rtt_ns: array[int]
     """Every round trip, by client process in the order of their ends."""
     tags: array[int]
-    """Of each of these: request bytes (kv: the kind of operation); empty where all are alike."""
+    """The request bytes of each round trip (kv: the kind of operation); empty where all are alike."""
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Trial:
     raw: list[Path]
     """Where each of them leaves its round trips."""
     drops: dict[str, int] = field(default_factory=dict)
-    """Of the network, at the beginning; so are the next four."""
+    """What the network had lost at the beginning; the next four are of that moment, too."""
     fabric: dict[str, int] = field(default_factory=dict)
     sent_again: dict[str, int] = field(default_factory=dict)
     accounts: list[tuple[str, psutil.Process, float]] = field(default_factory=list)
@@ -278,7 +278,7 @@ class Fleet:
         return Measured(row, samples, take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
 
     def _tick_us(self) -> float:
-        """Of our transports' timers: longer behind a slow link."""
+        """Microseconds of a tick of our transports' timers: longer behind a slow link."""
         rates = [rate for host in self.net.hosts if (rate := self.net.rate_mbps(host)) is not None]
         return software(max(1, int(min(rates))) if rates else None).tick_ns / 1000
 

@@ -68,12 +68,12 @@ class QueryFleet(Fleet):
 
     @property
     def system(self) -> str:
-        """As tables and curves call it."""
+        """The system as tables and curves call it."""
         row = {"transport": self.setup.transport, "nic": self.setup.nic if self.setup.uses_nic else None}
         return ", ".join(filter(None, (label(row), self.variant)))
 
     def measure_in(self, background: Background, load: Load, trial: int = 1) -> Measured:
-        """As :meth:`measure`, while the other fleet's traffic goes on. Its row is in ours, as ``background``."""
+        """Measure while another fleet's traffic goes on. The other's row is in ours, as ``background``."""
         seconds = background.load.seconds
         assert seconds is not None
         prepared = self.prepare(load, trial)

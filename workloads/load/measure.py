@@ -109,7 +109,7 @@ def _exact_timers() -> None:
 
 
 def _cpu(before: resource.struct_rusage, now: resource.struct_rusage, seconds: float) -> dict[str, float]:
-    """This process's processor time. ``share`` is of one processor."""
+    """Processor time that our process took. ``share`` is of one processor."""
     user, system = now.ru_utime - before.ru_utime, now.ru_stime - before.ru_stime
     return {"user_s": round(user, 4), "system_s": round(system, 4), "wall_s": round(seconds, 4),
             "share": round((user + system) / seconds, 4) if seconds else 0.0,
@@ -174,7 +174,7 @@ def write_raw(path: Path, load: Load, tally: Tally) -> None:
 
 
 def write_values(path: Path, values: array[int]) -> None:
-    """As little-endian u64. Raises ConfigError."""
+    """Write numbers as little-endian u64. Raises ConfigError."""
     ordered = array("Q", values)
     if sys.byteorder == "big":
         ordered.byteswap()

@@ -84,11 +84,11 @@ class TransportKind:
     encrypted: bool = False
     """Nobody on the wire can read what it carries."""
     keyed: bool = False
-    """It needs a key file."""
+    """Whether it needs a key file."""
     certified: bool = False
-    """It needs a certificate of each host (smt can do with a key file, too)."""
+    """Whether it needs a certificate of each host (smt can do with a key file, too)."""
     sessions: bool = False
-    """Its sessions begin by handshakes of smtstack, in several modes."""
+    """Whether its sessions begin by handshakes of smtstack, in several modes."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """The systems that comparisons have of it, by who seals records (``sw``; ``hw``: the NIC), and their looks."""
     compared: frozenset[Comparison] = frozenset()
@@ -121,7 +121,7 @@ def register(kind: TransportKind) -> None:
 
 
 def system_label(transport: str, nic: str | None) -> str:
-    """As :meth:`TransportKind.label`; also for what is no transport, but stands beside them in results."""
+    """A system as tables call it; also one that is no transport, but stands beside transports in results."""
     return TABLE.get(transport, TransportKind(name=transport, streams=_tcp)).label(nic)
 
 
