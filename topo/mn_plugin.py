@@ -169,7 +169,7 @@ def _mend_networks(kind: Any) -> None:
                 error(f"*** {e}\n")
         for controller in ours:
             controller.ready()
-            cli_verbs.spread(self, controller.message_paths)
+            cli_verbs.spread(self, controller.nic_paths)
 
     def stop(self: Any) -> None:
         cli_verbs.release(self)

@@ -62,7 +62,7 @@ class NetController(Protocol):
         """The numbers of the controller's processes."""
 
     @property
-    def message_paths(self) -> int:
+    def nic_paths(self) -> int:
         """Over how many paths the hosts' NICs are to spread the messages to one peer; 1: they choose none. Known
         when it is ready."""
 
@@ -109,7 +109,7 @@ class SmtNet(Mininet):
             ovs.widen_buffers(switches.port_names(self.switches))
         if controller is not None:
             controller.ready()
-            self.paths = controller.message_paths
+            self.paths = controller.nic_paths
             for host in self.hosts if self.paths > 1 else []:
                 NicState.open(host.defaultIntf().name, pid=host.pid).set_paths(self.paths)
         # While it is put together, the kernel greets ends that are not up yet.

@@ -37,7 +37,7 @@ _YARDSTICK_S = 120.0
 
 
 def check(transport: str, store: str, direct: bool) -> None:
-    """Raises :class:`ConfigError`, :class:`Unsupported` for a store that cannot be had here over this transport."""
+    """Raises :class:`ConfigError`, :class:`Unsupported` for a store not to be had here over this transport."""
     require_hiredis()
     if direct and (store, transport) != ("redis", "tcp"):
         raise ConfigError("--direct asks a stock Redis, which speaks plain TCP: --store redis --transport tcp")

@@ -72,8 +72,8 @@ class MixSeries(Series):
     OPEN = MixLoop
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """What echo's has; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and that
-        were answered, in the time that is measured."""
+        """What echo's has; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and
+        that were answered, in the time that is measured."""
         answer = super().result(settings, load, point)
         tally = point.tally
         if isinstance(tally, MixTally):

@@ -190,8 +190,8 @@ class YcsbSeries(Series):
         self._seeds = 0
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
-        """Measure, as :meth:`Series.measure`. Before the load phase the store is emptied, by the first process; before
-        others every process asks the store for a number that no other has."""
+        """Measure, as :meth:`Series.measure`. Before the load phase the store is emptied, by the first process;
+        before others every process asks the store for a number that no other has."""
         assert isinstance(load, YcsbLoad)
         space = load.records, load.index, load.of, load.kind.first
         if load.phase == LOAD_PHASE:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mininet.util import splitArgs
 
-from controllers.plan import POLICIES
+from controllers.policies import DEFAULT, HELP, POLICIES
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo import switches
@@ -69,8 +69,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
                        help="fanout: Ryu installs every shortest path, answers ARP and heals; none: switches "
                             "learn, on a spanning tree (default: %(default)s)")
     group.add_argument("--multipath", choices=POLICIES, metavar="POLICY",
-                       help="with the controller, what stays on one path: flow: a pair of hosts, message: a "
-                            "message (of smt, homa, linux), ecmp: what Open vSwitch hashes alike (default: flow)")
+                       help=f"with the controller, {HELP} (default: {DEFAULT})")
 
 
 def link_options(args: argparse.Namespace) -> LinkOptions:
@@ -98,7 +97,7 @@ def open_net(args: argparse.Namespace, folder: ResultFolder, progress: Progress,
     if args.controller == "fanout":
         from controllers.controller import RyuController
 
-        controller = RyuController(multipath=args.multipath or POLICIES[0], seed=args.seed,
+        controller = RyuController(multipath=args.multipath or DEFAULT, seed=args.seed,
                                    log=folder.path / "controller.log")
     with open_network(topo or args.topo, link_options(args), args.switch, progress.say, controller) as net:
         yield net
