@@ -50,8 +50,8 @@ class RyuController(Controller):
     """Ryu with :mod:`controllers.multipath`, listening on this machine only, on ports that are free.
 
     Options by name, see :data:`DEFAULTS`: ``multipath`` one of :data:`controllers.policies.POLICIES`, ``seed`` of
-    the choice among equal ways, ``lldp_s`` seconds between two probes of a link (0: none). ``log``: the file it writes
-    (None: one that is gone at the end). Raises :class:`ConfigError` for other options.
+    the choice among equal ways, ``lldp_s`` seconds between two probes of a link (0: none). ``log``: the file it
+    writes (None: one that is gone at the end). Raises :class:`ConfigError` for other options.
     """
 
     def __init__(self, name: str = "c0", log: Path | None = None, **options: Any) -> None:

@@ -30,6 +30,7 @@ from topo import sandbox
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, finish, python_program
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
@@ -38,6 +39,7 @@ from workloads.options import common as options
 from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.progress import Progress
+from workloads.results.row import Verdict
 from workloads.results.rows import ResultFolder
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
 
@@ -129,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 # -- measuring -------------------------------------------------------------------------------------------------
 
 def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
-             progress: Progress) -> tuple[list[Stage], dict[str, Any], dict[str, Any]]:
+             progress: Progress) -> tuple[list[Stage], dict[str, Any], Verdict]:
     """(the stages, what the server counted, the verdict of fidelity)."""
     logs = folder.path / "hosts"
     logs.mkdir()
@@ -267,3 +269,6 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
     lines.append(f"{session}: {verdict['kb_per_session']} KB a session; after close {flat[verdict['flat']]}"
                  + "".join(f"\n  {reason}" for reason in verdict["reasons"]))
     return "\n".join(lines)
+
+
+EXPERIMENT = OwnWay("sessions", command="reproduce", add=add_figure, place=50)
