@@ -38,7 +38,7 @@ from workloads.experiments import bench_wire, demo, queries
 from workloads.experiments.mix import run as mix
 from workloads.fleet import credentials
 from workloads.fleet.setup import Setup
-from workloads.options import common
+from workloads.options import common, declare
 from workloads.results import plots
 
 def parsed(add, *words):
@@ -56,7 +56,7 @@ print(json.dumps({
     "demo": [setup.transport for setup in demo.setups()[0]],
     "wire": ["/".join(pair) for pair in bench_wire.RATIOS],
     "mix": parsed(mix_parser, "mix", "--workload", "w3").transport,
-    "queries": parsed(queries.add_query_options).transport,
+    "queries": parsed(lambda parser: declare.add(queries.Queries, parser)).transport,
     "credentials": made.args("a"), "uses_nic": Setup("toy").uses_nic,
     "kinds": [name for name in transports.NAMES if name in transports.STREAM_TRANSPORTS],
 }))

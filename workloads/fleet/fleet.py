@@ -36,8 +36,8 @@ from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX
 from workloads.load.rtt import rtt_summary
-from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
-from workloads.results.row import OpenLoop, Row, Verdict
+from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
+from workloads.results.row import OpenLoop, Row
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -271,8 +271,10 @@ class Fleet:
         row |= {**again, "drops": lost}
         if trial.fabric:
             row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
-        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost, self._tick_us())
-        row["fidelity"] = judge_figures(row["fidelity"], row["rtt_us"], row["rpcs"])
+        # What full queues and impairments lose is what was asked for.
+        fidelity = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
+                            path_drops=lost["ovs"] + lost["wire"] + lost["cables"])
+        row["fidelity"] = judge_figures(fidelity, row["rtt_us"], row["rpcs"])
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
@@ -364,17 +366,6 @@ def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> dict[str, Ope
 
 def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
-
-
-def _judge(machine: Verdict, clients: Sequence[Mapping[str, Any]], lost: Mapping[str, int],
-           tick_us: float) -> Verdict:
-    """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
-    numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
-    for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
-        numbers[name] = add(c[name] for c in clients)
-    numbers["waits"] = add_waits(clients)
-    # What full queues and impairments lose is what was asked for.
-    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"], "tick_us": tick_us})
 
 
 def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:

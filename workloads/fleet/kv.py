@@ -42,12 +42,12 @@ class _Kv(Row):
     workload: str
     """Letter, or file; ``load``: the load phase."""
     value_bytes: int
-    """Of a record's fields together."""
+    """Bytes of a record's fields together."""
     records: int
     fields: int
-    """Of a record."""
+    """Fields of a record."""
     distribution: str
-    """Of the records that are asked for."""
+    """The distribution of the records that are asked for."""
     store: str
     ops: Mapping[str, Any]
     """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
@@ -59,7 +59,7 @@ class KvRow(_Kv, total=False):
     """One trial of YCSB; ``rpcs`` are operations."""
 
     properties: Mapping[str, str]
-    """Of the workload, if it is not one of the letters as they are."""
+    """The properties of the workload, if it is not one of the letters as they are."""
 
 
 def check(transport: str, store: str, direct: bool) -> None:

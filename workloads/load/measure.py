@@ -15,7 +15,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.load.rtt import percentile, rtt_summary
-from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
+from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import Verdict
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
@@ -131,15 +131,8 @@ def merge(points: list[Point]) -> Point:
 
 def merge_fidelity(parts: list[Verdict]) -> Verdict:
     """The verdict over several processes: of the machine's numbers each saw the same; the rest adds up."""
-    numbers = {k: v for k, v in parts[0].items() if k not in ("ok", "reasons")}
-    numbers["receive_drops"] = sum(part["receive_drops"] for part in parts)
-    numbers["send_drops"] = sum(part["send_drops"] for part in parts)
-    numbers["timer_late_us"] = max(part["timer_late_us"] for part in parts)
     waited = [delay for part in parts if (delay := part["run_delay"]) is not None]
-    numbers["run_delay"] = max(waited, default=None)
-    if "waits" in numbers:
-        numbers["waits"] = add_waits(parts)
-    return verdict(numbers)
+    return combined(parts[0], parts, run_delay=max(waited, default=None))
 
 
 def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:

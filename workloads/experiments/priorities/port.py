@@ -17,7 +17,7 @@ from topo.shaping import PRIORITIES, priority_counters
 from topo.topologies import SmtTopo
 from workloads.experiments.priorities.arithmetic import MODE, Shares, breach, expected, named, tolerance
 from workloads.experiments.priorities.row import PriorityRow
-from workloads.results.fidelity import FidelityMonitor, verdict
+from workloads.results.fidelity import FidelityMonitor, combined
 from workloads.results.row import Verdict
 
 #: Seconds: until the senders begin, and of traffic before anything counts, in which buffers fill.
@@ -128,10 +128,9 @@ class PriorityPort:
         came = self._counting[0].answer()
         frames = Frames(_sum(sent, "sent"), _sum(sent, "counted"), _sum([came], "received"),
                         _sum([came], "counted"), self._counters() - before)
-        numbers = {name: value for name, value in machine.items() if name not in ("ok", "reasons")}
-        return self.row(asked, seconds, trial, frames, verdict(numbers | {
-            "receive_drops": came["missed"], "send_drops": sum(answer["refused"] for answer in sent),
-            "path_drops": self._drops() - drops, "sender_late_us": max(answer["late_us"] for answer in sent)}))
+        return self.row(asked, seconds, trial, frames, combined(
+            machine, [], receive_drops=came["missed"], send_drops=sum(answer["refused"] for answer in sent),
+            path_drops=self._drops() - drops, sender_late_us=max(answer["late_us"] for answer in sent)))
 
     def row(self, asked: Shares, seconds: float, trial: int, frames: Frames, fidelity: Verdict) -> PriorityRow:
         """A trial, judged: whether it was the one asked for, and whether priorities were strict."""
