@@ -99,7 +99,8 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
     context = SmtContext(settings.interface, settings.transport, settings.keys, settings.params,
                          NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
-                         key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog)
+                         key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
+                         trace=settings.trace)
     return settings.local, context
 
 

@@ -57,6 +57,8 @@ class Settings:
     """Packet transports; ``max_message_length`` is everybody's."""
     session: SessionSettings = field(default_factory=SessionSettings)
     """How sessions of smt begin, if not with keys from a file."""
+    trace: str | None = None
+    """Packet transports: file or folder for what the engine does (docs/trace.md)."""
 
     @property
     def limit(self) -> int:
