@@ -23,6 +23,7 @@ from workloads.options.declare import add, option
 from workloads.options.session import add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
+from workloads.transports.table import TABLE
 
 DEFAULTS = SOFTWARE
 #: Parameters of the transport with an option of their own.
@@ -55,8 +56,8 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
 def add_transport_options(parser: argparse.ArgumentParser) -> None:
     """Options of everything that opens a transport, for :func:`settings`."""
     parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
-                        help="smt; homa: the same in clear; linux: as the SMT kernel module; tcp; tls: by "
-                             "OpenSSL; ktls: by the kernel (default: %(default)s)")
+                        help="; ".join(f"{kind.name}: {kind.about}" if kind.about else kind.name
+                                       for kind in TABLE.values()) + " (default: %(default)s)")
     parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",

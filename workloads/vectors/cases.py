@@ -152,7 +152,7 @@ class DataCase:
         sender.receive(_control_packet(self.dst[0], self.src[0], packet))
 
     def _grants_shown(self, sent: list[bytes]) -> list[tuple[int, int]]:
-        """Of a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
+        """For a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
         ours = [p for p in sent if _type(p) == homa.DATA]
         beyond = self.vector.packets[len(ours):]
         return [(len(self.payload), beyond[0][1] >> 5)] if beyond and len(beyond[0]) > 1 else []
