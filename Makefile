@@ -79,7 +79,7 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 	@echo 'check: ruff; mypy beside $(JOBS) workers with all tests but those marked root or slow'
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary $(CODE) & mypy=$$!
-	trap 'kill $$mypy; exit 130' INT TERM
+	trap 'kill $$mypy 2>/dev/null || true; exit 130' INT TERM
 	failed=0
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
 	wait $$mypy || failed=$$?
