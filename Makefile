@@ -79,7 +79,7 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 	@echo 'check: ruff; mypy beside $(JOBS) workers with all tests but those marked root or slow'
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary $(CODE) & mypy=$$!
-	trap 'kill $$mypy; exit 130' INT TERM
+	trap 'kill $$mypy 2>/dev/null || true; exit 130' INT TERM
 	failed=0
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
 	wait $$mypy || failed=$$?
@@ -88,10 +88,10 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 test: $(if $(filter 0,$(shell id -u)),system) lint  ## lint, then all tests (those marked root only when root)
 	@pytest="$(BIN)/python -m pytest"
 	if [ "$$(id -u)" -ne 0 ]; then
-		exec $$pytest -n $(JOBS) $(ARGS)  # conftest.py skips the root tests and says why
+		exec $$pytest -n $(JOBS) --dist worksteal $(ARGS)  # conftest.py skips the root tests and says why
 	fi
 	echo 'test: $(JOBS) workers, all but the tests marked root'
-	$$pytest -n $(JOBS) -m 'not root' $(ARGS)
+	$$pytest -n $(JOBS) --dist worksteal -m 'not root' $(ARGS)
 	# Mininet's switch and namespace names are the machine's: such tests go one at a time.
 	# pytest's 5 is "none selected": say nothing then. Any other trouble shows in the real run.
 	none=0
