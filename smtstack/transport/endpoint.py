@@ -2,8 +2,8 @@
 
 Sans-IO. Call :meth:`Endpoint.handle_packet` for every frame the NIC delivers and
 :meth:`Endpoint.handle_timeout` when :meth:`Endpoint.next_timeout` says; after these, and after
-``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` and segments
-with :meth:`Endpoint.poll_transmit` until both return None.
+``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` until it returns
+None, and segments with :meth:`Endpoint.drain`. :class:`smtstack.stack.Stack` does that for an endpoint with a NIC.
 
 Sessions come from the key store at once, or, where that is a
 :class:`~smtstack.transport.negotiation.Negotiator`, by handshakes: requests wait meanwhile.
@@ -205,7 +205,7 @@ class Endpoint:
     # -- the network's side ------------------------------------------------------------------------------
 
     def poll_transmit(self, now: int) -> Segment | None:
-        """The next segment for the NIC driver, or None."""
+        """The next segment for the NIC driver, or None. For who touches each; :meth:`drain` is for all others."""
         negotiator = self._negotiator
         if negotiator is not None:
             # Before all else: what we seal under a session must not overtake the hello that begins it.
@@ -216,8 +216,20 @@ class Endpoint:
             self._send_grants()
         return self._outbox.poll(now)
 
+    def drain(self, now: int) -> list[Segment]:
+        """All segments for the NIC driver that may go now, in their order: what :meth:`poll_transmit` gives."""
+        out: list[Segment] = []
+        negotiator = self._negotiator
+        if negotiator is not None:
+            while (segment := negotiator.poll_transmit(now)) is not None:
+                out.append(segment)
+        if self._grants.dirty:
+            self._send_grants()
+        self._outbox.drain(now, out)
+        return out
+
     def grants_due(self) -> bool:
-        """Whether peers may be waiting for a GRANT that :meth:`poll_transmit` would yield."""
+        """Whether peers may be waiting for a GRANT that :meth:`drain` would yield."""
         return self._grants.dirty
 
     def next_timeout(self) -> int | None:
