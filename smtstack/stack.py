@@ -27,7 +27,7 @@ class Stack:
     def __init__(self, endpoint: Endpoint, driver: NicDriver) -> None:
         self.endpoint = endpoint
         self.driver = driver
-        #: Segments that did not fit the device's ring, in their order. Empty but after :meth:`post`.
+        #: Segments that go before what the endpoint has: added, or such as did not fit the device's ring.
         self._kept: list[Segment] = []
 
     @property
@@ -41,11 +41,20 @@ class Stack:
         """Everything that may go now, as the frames the device makes of it.
 
         Nothing stays behind: when a ring is full, the device works it off, and the same segment is tried again.
+        One whose next hop has no MAC address is dropped, and counted by the driver.
         """
         segments = self.endpoint.drain(now)
         if self._kept:
             segments, self._kept = self._kept + segments, []
-        return frames_of(self.driver, segments)
+        driver = self.driver
+        nic = driver.nic
+        if not segments and not nic.posted:
+            return []
+        out: list[bytes] = []
+        for segment in segments:
+            while not driver.transmit(segment):
+                out += nic.process()
+        return out + nic.process() if out else nic.process()
 
     def post(self, now: int) -> bool:
         """Hand segments to the device, until its ring is full; whether any went.
@@ -60,6 +69,10 @@ class Stack:
                 self._kept = segments[number:]
                 return number > 0
         return bool(segments)
+
+    def add(self, segment: Segment) -> None:
+        """Send a segment that the endpoint knows nothing of: with the next call, before all of its own."""
+        self._kept.append(segment)
 
     # -- in ----------------------------------------------------------------------------------------------
 
@@ -86,21 +99,6 @@ class Stack:
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""
         self.endpoint.handle_timeout(now)
-
-
-def frames_of(driver: NicDriver, segments: list[Segment]) -> list[bytes]:
-    """The frames that a driver and its device make of these segments, and of what was posted before.
-
-    A segment whose next hop has no MAC address is dropped, and counted by the driver.
-    """
-    nic = driver.nic
-    out: list[bytes] = []
-    transmit = driver.transmit
-    for segment in segments:
-        while not transmit(segment):
-            out += nic.process()
-    frames = nic.process() if nic.posted else []
-    return out + frames if out else frames
 
 
 def make_stack(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,

@@ -244,7 +244,10 @@ class Endpoint:
             tick = _earlier(tick, self._key_timers.next_tick())
         if self._held.frames:
             tick = _earlier(tick, self._held.next_tick())
-        return wake if tick is None else _earlier(wake, tick * self._tick_ns)
+        if tick is None:
+            return wake
+        due = tick * self._tick_ns
+        return due if wake is None or due < wake else wake
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.nic.device import SmartNic
-from smtstack.nic.driver import NicDriver
+from smtstack.crypto.keys import demo_keys
 from smtstack.session import plane
 from smtstack.session.established import MODES
 from smtstack.session.flights import Flight, Kind, Refusal, refused
@@ -21,7 +20,7 @@ from smtstack.session.offer import Offer
 from smtstack.session.plane import Plane
 from smtstack.session.tls import TlsClient
 from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
-from smtstack.stack import Stack, frames_of
+from smtstack.stack import Stack, make_stack
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import is_handshake
@@ -34,15 +33,14 @@ class Forger:
 
     def __init__(self, ip: int, port: int) -> None:
         self.plane = Plane(ip, port, TransportParams(), 1_000_000_000)
-        self._driver = NicDriver(SmartNic(), bytes(6), ip, 146, lambda _ip: bytes(6))
+        self._stack = make_stack(ip, port, "homa", demo_keys("homa"), None, None, bytes(6), lambda _ip: bytes(6))
 
     def ask(self, flight: Flight, now: int = 0) -> list[bytes]:
         """The frames of a request to the server."""
         self.plane.ask(SERVER_IP, SERVER_PORT, flight, None, now)
-        segments = []
         while (segment := self.plane.poll_transmit(now)) is not None:
-            segments.append(segment)
-        return frames_of(self._driver, segments)
+            self._stack.add(segment)
+        return self._stack.transmit(now)
 
 
 def hello(handshake_id: bytes, offer: Offer | None = None) -> Flight:

@@ -15,11 +15,10 @@ from smtstack.capture.links import LINK_RAW
 from smtstack.crypto import tls12
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
 from smtstack.crypto.epochs import Session
-from smtstack.crypto.keys import LinuxKeys, linux_keys
+from smtstack.crypto.keys import LinuxKeys, demo_keys, linux_keys
 from smtstack.errors import AuthError, BadPacket
-from smtstack.nic.device import NicConfig, SmartNic
-from smtstack.nic.driver import NicDriver
-from smtstack.stack import frames_of, make_stack
+from smtstack.nic.device import NicConfig
+from smtstack.stack import make_stack
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import RECORD_OVERHEAD, LinuxGeometry, nominal_range
@@ -365,7 +364,9 @@ def _control_packet(src: int, dst: int, packet: homa.Control) -> bytes:
     outbox.control(peer, packet)
     segment = outbox.poll(0)
     assert segment is not None
-    frame, = frames_of(NicDriver(SmartNic(), _MAC, src, homa.PROTO_LINUX, lambda _ip: _MAC), [segment])
+    stack = make_stack(src, packet.sport, "linux", demo_keys("linux"), params, None, _MAC, lambda _ip: _MAC)
+    stack.add(segment)
+    frame, = stack.transmit(0)
     return frame[ETHERNET_LEN:]
 
 
