@@ -120,6 +120,27 @@ def test_a_flood_does_not_keep_timers_from_firing():
     assert engine.fired >= 2
 
 
+@pytest.mark.parametrize("rx_queues", [1, 3])
+def test_what_comes_while_the_host_is_away_waits_in_the_ring_or_is_lost(rx_queues):
+    engine, wire = Engine(), Wire(1000)
+    packets = make(engine, wire, NicConfig(rx_ring_size=200, rx_queues=rx_queues))
+    assert packets.step()
+    # The device had it all; the endpoint has a batch. All are of one flow, so one ring took what there is.
+    assert (wire.waiting, engine.handled, packets.nic.waiting) == (0, RECEIVE_BATCH, 200 - RECEIVE_BATCH)
+    assert packets.nic.counters.rx_dropped == 800
+    while packets.nic.waiting:
+        assert packets.next_wake() == 0
+        assert packets.step()
+    assert engine.handled == 200
+    assert not wire.waits
+    # What comes in time is not lost.
+    for _turn in range(10):
+        wire.waiting = 200
+        while wire.waiting or packets.nic.waiting:
+            packets.step()
+    assert (engine.handled, packets.nic.counters.rx_dropped) == (2200, 800)
+
+
 def test_with_nothing_to_receive_timers_fire_at_once():
     engine = Engine()
     packets = make(engine, Wire())

@@ -224,13 +224,14 @@ CALLS = [("poll_transmit", "", {"smtstack/transport/endpoint.py", "smtstack/sess
          # One NIC under many endpoints: a frame is for one of them.
          ("collect", "nic", {"smtstack/sim/host.py"}),
          ("take", "nic", set())]
+_NAMES = {name for name, _ending, _others in CALLS}
 PUMP = "smtstack/stack.py"
 
 
 def pumps(source: str, path: str) -> Iterator[str]:
     """Where a source names what only the pump calls, called or not: a bound method is a call to come."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Attribute) or path == PUMP:
+        if not isinstance(node, ast.Attribute) or node.attr not in _NAMES or path == PUMP:
             continue
         owner = ast.unparse(node.value)
         # "NicDriver(nic, ...).transmit": the object has no name.
