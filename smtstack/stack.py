@@ -53,6 +53,7 @@ class Stack:
         out: list[bytes] = []
         for segment in segments:
             while not driver.transmit(segment):
+                self._ring_full(segment)
                 out += nic.process()
         return out + nic.process() if out else nic.process()
 
@@ -66,9 +67,15 @@ class Stack:
         transmit = self.driver.transmit
         for number, segment in enumerate(segments):
             if not transmit(segment):
+                self._ring_full(segment)
                 self._kept = segments[number:]
                 return number > 0
         return bool(segments)
+
+    def _ring_full(self, segment: Segment) -> None:
+        trace = self.endpoint.trace
+        if trace is not None:
+            trace.ring_full(segment)
 
     def add(self, segment: Segment) -> None:
         """Send a segment that the endpoint knows nothing of: with the next call, before all of its own."""

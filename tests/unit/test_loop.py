@@ -58,6 +58,7 @@ class Engine:
     ip, port, protocol = 1, 2, 146
     params = TransportParams()
     counters = Counters()
+    trace = None
 
     def __init__(self, segments: list[Segment] | None = None) -> None:
         self.segments = segments or []
