@@ -2,8 +2,8 @@
 
 Sans-IO. Call :meth:`Endpoint.handle_packet` for every frame the NIC delivers and
 :meth:`Endpoint.handle_timeout` when :meth:`Endpoint.next_timeout` says; after these, and after
-``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` and segments
-with :meth:`Endpoint.poll_transmit` until both return None.
+``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` until it returns
+None, and segments with :meth:`Endpoint.drain`. :class:`smtstack.stack.Stack` does that for an endpoint with a NIC.
 
 Sessions come from the key store at once, or, where that is a
 :class:`~smtstack.transport.negotiation.Negotiator`, by handshakes: requests wait meanwhile.
@@ -243,7 +243,7 @@ class Endpoint:
     # -- the network's side ------------------------------------------------------------------------------
 
     def poll_transmit(self, now: int) -> Segment | None:
-        """The next segment for the NIC driver, or None."""
+        """The next segment for the NIC driver, or None. For who touches each; :meth:`drain` is for all others."""
         negotiator = self._negotiator
         if negotiator is not None:
             # Before all else: what we seal under a session must not overtake the hello that begins it.
@@ -259,8 +259,25 @@ class Endpoint:
             self._send_grants()
         return self._outbox.poll(now)
 
+    def drain(self, now: int) -> list[Segment]:
+        """All segments for the NIC driver that may go now, in their order: what :meth:`poll_transmit` gives."""
+        out: list[Segment] = []
+        negotiator = self._negotiator
+        if negotiator is not None:
+            while (segment := negotiator.poll_transmit(now)) is not None:
+                if self._trace is not None:
+                    self._trace.now = now
+                    self._trace.sent(segment)
+                out.append(segment)
+        if self._trace is not None:
+            self._trace.now = now
+        if self._grants.dirty:
+            self._send_grants()
+        self._outbox.drain(now, out)
+        return out
+
     def grants_due(self) -> bool:
-        """Whether peers may be waiting for a GRANT that :meth:`poll_transmit` would yield."""
+        """Whether peers may be waiting for a GRANT that :meth:`drain` would yield."""
         return self._grants.dirty
 
     def next_timeout(self) -> int | None:
@@ -275,7 +292,10 @@ class Endpoint:
             tick = _earlier(tick, self._key_timers.next_tick())
         if self._held.frames:
             tick = _earlier(tick, self._held.next_tick())
-        return wake if tick is None else _earlier(wake, tick * self._tick_ns)
+        if tick is None:
+            return wake
+        due = tick * self._tick_ns
+        return due if wake is None or due < wake else wake
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""

@@ -105,24 +105,41 @@ class Outbox:
 
     def poll(self, now: int) -> Segment | None:
         """The segment to hand to the driver now, or None: nothing, or the pacer says wait."""
+        out: list[Segment] = []
+        self.drain(now, out, 1)
+        return out[0] if out else None
+
+    def drain(self, now: int, out: list[Segment], limit: int = 0) -> None:
+        """Append what :meth:`poll` gives until it gives nothing, or until ``out`` holds ``limit`` (0: all)."""
         pacer = self.pacer
         ready = self._ready
-        if ready:
+        while ready:
             segment = ready.popleft()
-            out = segment.message
-            if out is None:
+            message = segment.message
+            if message is None:
                 size = len(segment.payload or b"")
             else:
                 # One packet: its length is the message's, but for the record of profile linux.
-                size = out.length if self._extended else out.wire_size(0)
+                size = message.length if self._extended else message.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
             if self.trace is not None:
                 self.trace.sent(segment)
-            return segment
-        if not (pacer.heap or self._paced) or now < pacer.ready_at():
-            if self.trace is not None:
-                self.trace.paced(pacer)
-            return None
+            out.append(segment)
+            if len(out) == limit:
+                return
+        while (self._paced or pacer.heap) and now >= pacer.ready_at():
+            paced = self._next_paced(now)
+            if paced is None:
+                return
+            out.append(paced)
+            if len(out) == limit:
+                return
+        if self.trace is not None:
+            self.trace.paced(pacer)
+
+    def _next_paced(self, now: int) -> Segment | None:
+        """What goes next at the pace of the link."""
+        pacer = self.pacer
         if self._paced:
             segment = self._paced.popleft()
             payload = segment.payload
