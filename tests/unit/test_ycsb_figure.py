@@ -13,7 +13,7 @@ from tests.rows import comparison as echo_rows
 from tests.rows import row
 from workloads.experiments import fig8
 from workloads.results import plots, report, table
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
 
 #: Operations per second: smt in software is 1.1 of tls, in hardware 1.2; homa is 0.9 of tcp.
 RATES = {("smt", "sw"): 11_000.0, ("smt", "hw"): 12_000.0, ("homa", "sw"): 9_000.0, ("tcp", None): 10_000.0,

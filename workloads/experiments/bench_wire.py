@@ -20,8 +20,8 @@ from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
 from workloads.results.environment import environment
+from workloads.results.points import label, metric, size_text
 from workloads.results.row import Row
-from workloads.results.rows import label, metric, size_text
 
 #: Whose figures are divided by whose.
 RATIOS = (("smt-sw", "tls"), ("smt-hw", "tls"), ("homa", "tcp"))

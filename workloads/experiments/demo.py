@@ -16,9 +16,10 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.folder import ResultFolder
+from workloads.results.points import points
 from workloads.results.progress import Progress
 from workloads.results.row import Row
-from workloads.results.rows import ResultFolder, points
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.

@@ -52,12 +52,12 @@ from workloads.options import declare
 from workloads.options.common import Reported
 from workloads.options.network import Network
 from workloads.results import plots, report
+from workloads.results.folder import ResultFolder
 from workloads.results.kinds import Kind, register
 from workloads.results.outcome import exit_code
 from workloads.results.outcome import save as save_results
 from workloads.results.progress import Progress
 from workloads.results.row import Row, Verdict
-from workloads.results.rows import ResultFolder
 from workloads.results.table import print_table
 
 O = TypeVar("O")  # noqa: E741 - options
@@ -161,20 +161,6 @@ class Experiment(Generic[O, P]):
         """Add it to the (sub)commands."""
         declare.add_command(commands, self.name, self.options, lambda options: run(self, options),
                             help=self.help, description=self.description or self.help, epilog=self.examples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnWay:
-    """An experiment that adds its command and runs by itself."""
-
-    name: str = field(kw_only=False)
-    add: Callable[[Subparsers], None]
-    command: str = "run"
-    kinds: tuple[Kind, ...] = ()
-    place: int = 100
-
-    def __post_init__(self) -> None:
-        register(*self.kinds)
 
 
 def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = None) -> int:

@@ -25,8 +25,8 @@ from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.options import common as options
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.points import label, size_text
 from workloads.results.row import Row
-from workloads.results.rows import label, size_text
 
 TOPO = "back2back"
 VALUES = (64, 1024, 4096)

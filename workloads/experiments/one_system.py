@@ -23,8 +23,8 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results import outcome
+from workloads.results.points import Point, middle
 from workloads.results.row import Row
-from workloads.results.rows import Point, middle
 from workloads.transports import PACKET_TRANSPORTS
 
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from workloads.fleet.query import QueryRow
 from workloads.results.plots import require_matplotlib, styles_of, y_axis
+from workloads.results.points import size_text
 from workloads.results.row import Row
-from workloads.results.rows import size_text
 
 #: Inches.
 _WIDTH, _HEIGHT, _LEGEND = 4.6, 3.1, 2.0

@@ -20,8 +20,8 @@ from workloads.load.loops import Load
 from workloads.load.queries import LEAVES_SUFFIX, QueryLoad
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import doubted
+from workloads.results.points import label
 from workloads.results.row import Row, Times
-from workloads.results.rows import label
 
 #: Seconds of traffic before queries begin in it, and in which they have to be over after the last one has begun;
 #: to look at every host before they begin takes time, too.

@@ -18,8 +18,8 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
-from workloads.options.declare import add, option
-from workloads.options.session import add_session_options, check_no_sessions, session_settings
+from workloads.options.declare import option, read
+from workloads.options.session import EndSessions, add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
 
@@ -112,13 +112,8 @@ class Params:
                                    "(repeatable; default: by the link's rate)")
 
 
-def add_experiment_param(parser: argparse.ArgumentParser) -> None:
-    """``--param`` of an experiment, for :func:`param_words`."""
-    add(Params, parser)
-
-
 def param_words(texts: Sequence[str]) -> tuple[str, ...]:
-    """The same for the command lines of servers and clients. Raises :class:`ConfigError`, also for a value that
+    """``--param`` again, for command lines of servers and clients. Raises :class:`ConfigError`, also where a value
     cannot be."""
     replace(DEFAULTS, **dict(map(parse_param, texts)))
     return tuple(word for text in texts for word in ("--param", text))
@@ -181,11 +176,6 @@ class QuotedResults(Reported):
         return self.strict
 
 
-def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """What becomes of an experiment's results."""
-    add(JudgedResults, parser)
-
-
 def transport_list(text: str) -> list[str]:
     """For argparse: ``smt,tls``."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
@@ -230,11 +220,12 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
     """
     local = parse_address(args.addr) if args.addr is not None else None
     params = None
-    session = SessionSettings()
+    session, told = SessionSettings(), read(EndSessions, args)
     if args.transport == "smt":
-        session = session_settings(args, None if args.dns is None else parse_address(args.dns, DNS_PORT))
+        session = session_settings(told, args.certs, args.keys,
+                                   None if args.dns is None else parse_address(args.dns, DNS_PORT))
     else:
-        check_no_sessions(args, others or (args.transport,))
+        check_no_sessions(told, others or (args.transport,))
     if args.transport == "linux" and args.keys is None:
         raise ConfigError("linux needs --keys FILE ('smtnet keys' makes one), or --keys demo: the module's public "
                           "keys, which protect nothing")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from smtstack.errors import Unsupported
+from workloads.results.points import Point, points, size_text
 from workloads.results.row import Row
-from workloads.results.rows import Point, points, size_text
 
 #: Colour, marker, line by system. Any other gets one of _OTHERS.
 _STYLES = {
@@ -72,11 +72,11 @@ def _bytes(point: Point) -> int:
 def throughput_by_concurrency(rows: Sequence[Row], path: Path) -> bool:
     """RPC/s from zero on; a panel for each topology and message size. False: no such rows, no file."""
     found = [p for p in _of_echo(rows) if p.quoted["mode"] == "loaded"]
-    counts = sorted({p.load.concurrency for p in found})
+    counts = sorted({p.column.concurrency for p in found})
     return _draw(
-        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:], size_text(p.load.size)),
-        x_of=lambda p: p.load.concurrency, ticks={n: (float(i), str(n)) for i, n in enumerate(counts)},
-        x_label="RPCs under way", y_label="RPCs per second", across=len({p.load.size for p in found}))
+        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:], size_text(p.column.size)),
+        x_of=lambda p: p.column.concurrency, ticks={n: (float(i), str(n)) for i, n in enumerate(counts)},
+        x_label="RPCs under way", y_label="RPCs per second", across=len({p.column.size for p in found}))
 
 
 def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:

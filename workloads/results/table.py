@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from workloads.results import kinds
+from workloads.results.points import BASELINE, Column, Point, overall, points, ratio, size_text
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE, Load, Point, overall, points, ratio, size_text
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"
@@ -21,10 +21,10 @@ def heading(panel: tuple[str, str, str, str]) -> str:
     return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or rate}"
 
 
-def column(load: Load, mode: str) -> str:
+def column_name(column: Column, mode: str) -> str:
     """``64 B``, or under load ``64 B x50``: fifty of them at a time."""
-    size = size_text(load.size)
-    return size if kinds.mode(mode).alone and load.concurrency == 1 else f"{size} x{load.concurrency}"
+    size, concurrency = size_text(column.size), column.concurrency
+    return size if kinds.mode(mode).alone and concurrency == 1 else f"{size} x{concurrency}"
 
 
 def number(value: float | None) -> str:
@@ -58,15 +58,15 @@ def _columns(found: list[Point], labels: list[str]) -> list[tuple[int | str, lis
     under it the lowest and the highest trial."""
     several = any(point.trials > 1 for point in found)
     out = []
-    for load in sorted({point.load for point in found}, key=Load.order):
-        by_label = {point.label: point for point in found if point.load == load}
-        cells = [column(load, found[0].panel[1])]
+    for column in sorted({point.column for point in found}, key=Column.order):
+        by_label = {point.label: point for point in found if point.column == column}
+        cells = [column_name(column, found[0].panel[1])]
         for label in labels:
             point = by_label.get(label)
             cells.append(figure(point, found) if point else "")
             if several:
                 cells.append(f"{number(point.low)}-{number(point.high)}" if point else "")
-        out.append((load.size, cells))
+        out.append((column.size, cells))
     return out
 
 

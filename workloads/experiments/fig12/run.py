@@ -123,7 +123,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) -> Row:
-    """As workloads/results/rows.py describes it, with quartiles. Ways take turns, so a trial has one verdict."""
+    """A row (workloads/results/row.py) with quartiles. Ways take turns, so a trial has one verdict."""
     summary = rtt_summary(times)
     ordered = array("Q", sorted(times))
     quartiles = {name: round(percentile(ordered, share) / 1000, 3) for name, share in _QUARTILES}

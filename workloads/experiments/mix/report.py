@@ -14,8 +14,8 @@ from typing import Any, cast
 from workloads.experiments.mix.fleet import MixRow
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import FIRM_SAMPLES, MIN_SAMPLES, Bucket, Message, Published
+from workloads.results.points import BASELINE
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE
 
 #: Messages are short up to this percentile of size.
 _SHORT = 0.5

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypedDict, cast
 
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
+from workloads.results.points import metric, size_text
 from workloads.results.row import Row
-from workloads.results.rows import metric, size_text
 
 
 class Wire(TypedDict):
