@@ -43,7 +43,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from topo import sandbox
 from topo.network import SmtNet
@@ -104,25 +104,6 @@ class Running:
     def network(self, network: Network, topo: str | SmtTopo, seed: int = 1) -> AbstractContextManager[SmtNet]:
         """A network of these options that runs; ``seed`` is of its faults."""
         return network.open(topo, seed, self.folder, self.progress)
-
-
-class Registered(Protocol):
-    """What the commands and ``smtnet report`` know of an experiment."""
-
-    @property
-    def name(self) -> str:
-        """What it is called on the command line."""
-
-    @property
-    def command(self) -> str:
-        """``run``, ``reproduce``; "": it is a command itself."""
-
-    @property
-    def place(self) -> int:
-        """In --help, lowest first; of one place by name."""
-
-    def add(self, commands: Subparsers) -> None:
-        """Add it to the (sub)commands."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from topo.network import open_network
 from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.ycsb_options import PICTURE
+from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
@@ -195,4 +195,4 @@ EXPERIMENT = Experiment(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
         "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=10,
-    kinds=(PICTURE,))
+    kinds=KINDS)

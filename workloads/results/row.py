@@ -99,12 +99,10 @@ class _Always(TypedDict):
     """Every answer was what it had to be."""
     rpc_per_s: float
     rtt_us: Times
-    cpu: Cpu
-    fidelity: Verdict
 
 
-class Row(_Always, total=False):
-    """One trial of one point; what is declared here is there only where it means something."""
+class Answered(_Always, total=False):
+    """What clients tell of one trial of one point; what is declared here is there where it means something."""
 
     trial: int
     """From 1 on."""
@@ -125,6 +123,11 @@ class Row(_Always, total=False):
     dns: str
     """Which server had the tickets."""
     open_loop: OpenLoop
+
+
+class Lost(TypedDict, total=False):
+    """What a network lost in a trial and what was sent again, each where it means something."""
+
     drops: Mapping[str, int]
     """Frames lost in the network, by who lost them: ``queues``, ``impairments``, ``ovs``, ``wire``, ``cables``."""
     fabric: Mapping[str, int]
@@ -135,3 +138,10 @@ class Row(_Always, total=False):
     retransmits: int
     """tcp, tls, ktls: segments sent again, and retransmission time-outs."""
     timeouts: int
+
+
+class Row(Answered, Lost):
+    """One trial of one point."""
+
+    cpu: Cpu
+    fidelity: Verdict

@@ -17,8 +17,7 @@ UNFAITHFUL, FAILED = "~", "!"
 def heading(panel: tuple[str, str, str, str]) -> str:
     """``back2back, unloaded, interrupt: median round trip in us``."""
     topo, mode, *rest = panel
-    rate = "operations/s" if panel[3].startswith("ycsb") else "RPC/s"
-    return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or rate}"
+    return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or kinds.rate(panel[3])}"
 
 
 def column_name(column: Column, mode: str) -> str:
