@@ -38,7 +38,7 @@ UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet bench wire``."""
+    """What ``smtnet bench wire`` takes on its command line."""
 
     trials: int = option("--trials", type=quantities.POSITIVE, default=5, metavar="N",
                          help="the median of their ratios counts (default: %(default)s)")

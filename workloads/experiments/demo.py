@@ -44,7 +44,7 @@ machine can do.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet demo``."""
+    """What ``smtnet demo`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one trial of each point instead of three")
     end: QuotedResults = group(QuotedResults)
@@ -102,7 +102,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def timed(size: int, seconds: float, concurrency: int = 1) -> Load:
-    """As many RPCs as begin within ``seconds``."""
+    """A load of as many RPCs as begin within ``seconds``."""
     return Load(str(size), count=None, seconds=seconds, concurrency=concurrency)
 
 

@@ -74,24 +74,25 @@ class Outcome:
     result: Mapping[str, Any] = field(default_factory=dict)
     """``--json``; the verdict of fidelity and the folder are added."""
     text: str = ""
-    """What people get instead, below the table of the rows ..."""
+    """What people get in place of ``--json``, below the table of the rows."""
     table: bool = True
-    """... unless that is left out."""
+    """Whether people get the table of the rows."""
     failed: str = ""
     """What failed, in a line; then the exit code is 1."""
     files: Mapping[str, str | bytes] = field(default_factory=dict)
-    """Of the result folder, by name."""
+    """Contents of further files of the result folder, by their names."""
     flat: Sequence[Mapping[str, Any]] | None = None
     """The rows as results.csv has them, where they do not fit it as they are."""
     parameters: Any = None
-    """Of run.json: the options as they were filled in, or a mapping instead of them. None: as they were read."""
+    """What run.json has under ``parameters``: the options as they were filled in, or a mapping instead of them.
+    None: the options as they were read."""
     setting: Mapping[str, Any] = field(default_factory=dict)
-    """Stands in run.json beside them."""
+    """Stands in run.json beside the parameters."""
     seed: int | None = 1
     fidelity: Verdict | None = None
     """The verdict, if it is not that of the rows."""
     remarks: Sequence[str] = ()
-    """For stderr, a line each."""
+    """What else is to be said on stderr, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Experiment(Generic[O, P]):
     folder: str = ""
     """What its result folders are called, if not by its name."""
     sandboxed: bool = True
-    """It makes networks, so needs root and namespaces of its own."""
+    """Whether it makes networks, so needs root and namespaces of its own."""
     needs_pictures: bool = False
     """Without matplotlib it is refused beforehand."""
     ends_with: str = "report"

@@ -62,7 +62,7 @@ Writes results/<UTC time>-fig8/: fig8.csv, workloads.png, and what every run lea
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce fig8``."""
+    """What ``smtnet reproduce fig8`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")

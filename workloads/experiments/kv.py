@@ -38,7 +38,7 @@ docs/kv.md is the how-to.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run kv``."""
+    """What ``smtnet run kv`` takes on its command line."""
 
     store: str = option("--store", choices=STORES, default="embedded",
                         help="; ".join(f"{name}: {what}" for name, what in STORES.items())
@@ -58,7 +58,7 @@ class Plan:
     setup: Setup
     loading: YcsbLoad
     run: YcsbLoad
-    """Of the first trial."""
+    """What is done in the first trial; later ones have other seeds."""
 
 
 def check(asked: Options) -> Plan:

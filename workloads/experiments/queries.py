@@ -144,7 +144,7 @@ def ideal_us(leaves: int, size: int, request: int, links: LinkOptions, hops: int
 
 
 def answer_bytes(size: int, links: LinkOptions) -> int:
-    """Of a cable, for one answer."""
+    """Bytes that one answer takes on a cable, with all headers and gaps."""
     full, rest = divmod(size, links.mtu - _HEADERS)
     return full * _frame(links.mtu - _HEADERS) + (_frame(rest) if rest else 0)
 

@@ -43,7 +43,7 @@ class Spot:
         return not faithful(self.rows) or any(row["errors"] or not row["content_ok"] for row in self.rows)
 
     def values(self, value: Value) -> list[float]:
-        """Of the trials that have one, in ascending order."""
+        """The figure in each trial that has it, in ascending order."""
         return sorted(found for row in self.rows if (found := value(row)) is not None)
 
 

@@ -22,7 +22,7 @@ from workloads.results.plots import (
     styles_of,
     y_axis,
 )
-from workloads.results.points import Point, points, size_text
+from workloads.results.points import QuotedPoint, points, size_text
 from workloads.results.row import Row
 
 #: How much of the room between two workloads their bars take.
@@ -38,7 +38,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    panels: dict[tuple[str, str, str], list[Point]] = {}
+    panels: dict[tuple[str, str, str], list[QuotedPoint]] = {}
     for point in sorted(found, key=lambda p: _stored(p)["value_bytes"]):
         key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(_stored(point)["value_bytes"]))
         panels.setdefault(key, []).append(point)
@@ -70,7 +70,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-def _stored(point: Point) -> KvRow:
+def _stored(point: QuotedPoint) -> KvRow:
     return cast(KvRow, point.quoted)
 
 

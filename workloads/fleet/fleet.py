@@ -38,7 +38,7 @@ from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
-from workloads.results.row import Answered, Lost, OpenLoop, Row, Verdict
+from workloads.results.row import Answered, Lost, OpenLoopFigures, Row, Verdict
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -376,7 +376,7 @@ def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     return share
 
 
-def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> OpenLoop:
+def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> OpenLoopFigures:
     """An open loop's own numbers, of the client that did worst."""
     late = {name: max(client["late_us"][name] for client in clients) for name in clients[0]["late_us"]}
     return {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),

@@ -135,7 +135,7 @@ _JSON: Any = option("--json", action="store_true", help="one JSON object on stdo
 
 @dataclass(frozen=True)
 class PlainResults(Reported):
-    """Of benches, which say what was not faithful, and have not failed for it."""
+    """The end of benches, which say what was not faithful, and have not failed for it."""
 
     results: Path = _RESULTS
     json: bool = _JSON
@@ -148,7 +148,7 @@ class PlainResults(Reported):
 
 @dataclass(frozen=True)
 class JudgedResults(Reported):
-    """Of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
+    """The end of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
 
     results: Path = _RESULTS
     allow_unfaithful: bool = option("--allow-unfaithful", action="store_true",
@@ -163,8 +163,8 @@ class JudgedResults(Reported):
 
 @dataclass(frozen=True)
 class QuotedResults(Reported):
-    """Of comparisons, whose trials that were not faithful are marked; the run has failed for them only if the user
-    says so."""
+    """The end of comparisons, whose trials that were not faithful are marked; the run has failed for them only if
+    the user says so."""
 
     results: Path = _RESULTS
     strict: bool = option("--strict", action="store_true", help="exit 4 if any trial was not faithful")

@@ -114,7 +114,7 @@ class Network:
 
     @contextmanager
     def open(self, topo: str | SmtTopo, seed: int, folder: ResultFolder, progress: Progress) -> Iterator[SmtNet]:
-        """Such a network; the controller's log goes to ``folder``."""
+        """A network of these options that runs; the controller's log goes to ``folder``."""
         controller = None
         if self.controller == "fanout":
             from controllers.controller import RyuController

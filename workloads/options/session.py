@@ -35,7 +35,7 @@ def _padding(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Mode:
+class SessionMode:
     """How sessions of smt begin; None: as the transport has it."""
 
     session: str | None = option("--session", choices=MODES, title=_TITLE,
@@ -60,15 +60,15 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class Sessions(Agreed, Mode):
-    """Of an experiment, which makes certificates and a DNS server itself."""
+class Sessions(Agreed, SessionMode):
+    """How sessions begin in an experiment, which makes certificates and a DNS server itself."""
 
 
 @dataclass(frozen=True)
 class EndSessions:
-    """Of one end, which is told where everything is."""
+    """How sessions begin at one end, which is told where everything is."""
 
-    mode: Mode = group(Mode)
+    mode: SessionMode = group(SessionMode)
     dns: str | None = option("--dns", metavar="IP[:PORT]", title=_TITLE,
                              help="ticket modes: the DNS server that has the tickets; servers publish theirs "
                                   "there")

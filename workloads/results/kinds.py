@@ -25,7 +25,7 @@ class Mode:
     figure: str = RATE
     """A percentile of ``rtt_us``, of which less is better, or :data:`RATE`."""
     heading: str = ""
-    """Of its table: what the figures are, with their unit; "": what :func:`rate` says."""
+    """What the figures of its table are, with their unit; "": what :func:`rate` says."""
     alone: bool = False
     """One RPC at a time: nobody has to be told how many are under way."""
 
@@ -40,7 +40,7 @@ class Variant:
     """Rows of modes that RPCs have, too, which are another thing: pictures of RPCs leave them out."""
 
     prefix: str
-    """Of ``variant`` in such rows."""
+    """How ``variant`` begins in such rows."""
     rate: str
     """What is counted in place of RPC/s, for headings."""
 

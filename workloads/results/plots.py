@@ -13,7 +13,7 @@ from typing import Any
 
 from smtstack.errors import Unsupported
 from workloads.results import kinds
-from workloads.results.points import Point, points, size_text
+from workloads.results.points import QuotedPoint, points, size_text
 from workloads.results.row import Row
 
 #: Colour, marker, line by system. Any other gets one of _OTHERS.
@@ -39,7 +39,7 @@ def require_matplotlib() -> None:
 
 
 def color_of(transport: str) -> str:
-    """That of its system when software seals: pictures of one run agree."""
+    """The colour of a transport: that of its system when software seals, so that pictures of one run agree."""
     for label in (transport, f"{transport}-sw"):
         if label in _STYLES:
             return _STYLES[label][0]
@@ -57,7 +57,7 @@ def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
         x_label="bytes of the request, and of the reply", y_label="median round trip (µs)", log=True)
 
 
-def _bytes(point: Point) -> int:
+def _bytes(point: QuotedPoint) -> int:
     return int(point.quoted["size"])
 
 
@@ -71,12 +71,12 @@ def throughput_by_concurrency(rows: Sequence[Row], path: Path) -> bool:
         x_label="RPCs under way", y_label="RPCs per second", across=len({p.column.size for p in found}))
 
 
-def _of_rpcs(rows: Sequence[Row]) -> list[Point]:
+def _of_rpcs(rows: Sequence[Row]) -> list[QuotedPoint]:
     return [point for point in points(rows) if not kinds.apart(point.quoted)]
 
 
-def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str, ...]],
-          x_of: Callable[[Point], int], ticks: Mapping[int, tuple[float, str]], x_label: str, y_label: str,
+def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint], tuple[str, ...]],
+          x_of: Callable[[QuotedPoint], int], ticks: Mapping[int, tuple[float, str]], x_label: str, y_label: str,
           across: int = 1, log: bool = False) -> bool:
     """``ticks``: for every x its place and its name; ``across``: panels that belong in one line."""
     found = [point for point in found if point.value is not None]
@@ -85,7 +85,7 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, ...], list[Point]] = {}
+    panels: dict[tuple[str, ...], list[QuotedPoint]] = {}
     for point in found:
         panels.setdefault(panel_of(point), []).append(point)
     labels = list(dict.fromkeys(point.label for point in found))
@@ -124,7 +124,7 @@ def styles_of(labels: list[str]) -> dict[str, tuple[str, str, str]]:
     return {**_STYLES, **{label: _OTHERS[i % len(_OTHERS)] for i, label in enumerate(others)}}
 
 
-def _curve(axes: Any, style: tuple[str, str, str], curve: list[Point], places: list[float]) -> None:
+def _curve(axes: Any, style: tuple[str, str, str], curve: list[QuotedPoint], places: list[float]) -> None:
     color, marker, line = style
     ys = [p.value or 0.0 for p in curve]
     below = [y - (p.low or y) for y, p in zip(ys, curve, strict=True)]
@@ -160,7 +160,7 @@ def _legend(labels: list[str], styles: Mapping[str, tuple[str, str, Any]]) -> li
             for label in labels for color, marker, line in [styles[label]]]
 
 
-def caption(found: list[Point], middle: str = "mark", spread: str = "bar") -> str:
+def caption(found: list[QuotedPoint], middle: str = "mark", spread: str = "bar") -> str:
     """How a picture of ``found`` is to be read: ``middle`` shows the middle trial, ``spread`` reaches
     from the lowest to the highest; what is hollow is not faithful, or RPCs failed."""
     trials = max(point.trials for point in found)

@@ -42,7 +42,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class QuotedPoint:
     """All trials of one point: the middle one is quoted, beside the lowest and the highest."""
 
     quoted: Row
@@ -61,7 +61,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """See :func:`label`."""
+        """The system, as tables call it (:func:`label`)."""
         return label(self.quoted)
 
     @property
@@ -93,7 +93,7 @@ def metric(row: Row) -> float | None:
     return float(value) if value and math.isfinite(value) else None
 
 
-def middle(rows: Sequence[Row]) -> Point:
+def middle(rows: Sequence[Row]) -> QuotedPoint:
     """The trials of one point as one: of an even number the worse of the two in the middle."""
     timed = kinds.mode(rows[0]["mode"]).timed
     # A trial without a single answer is the worst there is, not one to leave out.
@@ -103,7 +103,7 @@ def middle(rows: Sequence[Row]) -> Point:
     known = [v for v, _i in values if v != worst]
     # A median can stand where a tail cannot.
     reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, figure_of(row)))
-    return Point(
+    return QuotedPoint(
         rows[index], None if value == worst else value, min(known, default=None), max(known, default=None),
         len(rows), sum(row["errors"] for row in rows), all(row["content_ok"] for row in rows),
         tuple(max(found, key=_amount)[0] for found in reasons))
@@ -131,7 +131,7 @@ def _reasons(row: Row) -> list[str]:
     return [str(reason) for reason in fidelity.get("reasons") or ["not faithful"]]
 
 
-def points(rows: Iterable[Row]) -> list[Point]:
+def points(rows: Iterable[Row]) -> list[QuotedPoint]:
     """Every point, in the order its first trial stands in."""
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -139,8 +139,9 @@ def points(rows: Iterable[Row]) -> list[Point]:
     return [middle(trials) for trials in grouped.values()]
 
 
-def ratio(point: Point, among: Iterable[Point]) -> float | None:
-    """Its value by that of :data:`BASELINE` at the same load in the same panel; None if there is none."""
+def ratio(point: QuotedPoint, among: Iterable[QuotedPoint]) -> float | None:
+    """The value of ``point`` by that of :data:`BASELINE` at the same load in the same panel; None if there is no
+    such point."""
     for other in among:
         if other.label == BASELINE and other.panel == point.panel and other.column == point.column:
             return point.value / other.value if point.value and other.value else None

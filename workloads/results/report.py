@@ -17,7 +17,7 @@ from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
 from workloads.results.folder import ResultFolder, Run
 from workloads.results.kinds import Picture
-from workloads.results.points import BASELINE, Column, Point, figure_reasons, overall, points, ratio
+from workloads.results.points import BASELINE, Column, QuotedPoint, figure_reasons, overall, points, ratio
 from workloads.results.row import Row
 from workloads.results.table import column_name, heading, number, panels
 
@@ -170,7 +170,7 @@ def _tables(rows: Sequence[Row]) -> Iterable[str]:
         yield "\n".join(lines)
 
 
-def _cell(point: Point | None, found: Sequence[Point]) -> str:
+def _cell(point: QuotedPoint | None, found: Sequence[QuotedPoint]) -> str:
     if point is None:
         return "<td></td>"
     row = point.quoted

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from workloads.results import kinds
-from workloads.results.points import BASELINE, Column, Point, overall, points, ratio, size_text
+from workloads.results.points import BASELINE, Column, QuotedPoint, overall, points, ratio, size_text
 from workloads.results.row import Row
 
 #: Behind a figure: not faithful, and RPCs failed.
@@ -33,26 +33,26 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def marks(point: Point) -> str:
+def marks(point: QuotedPoint) -> str:
     """What has to be said beside the figure."""
     return UNFAITHFUL * (not point.faithful) + FAILED * point.failed
 
 
-def figure(point: Point, among: Iterable[Point]) -> str:
+def figure(point: QuotedPoint, among: Iterable[QuotedPoint]) -> str:
     """``93.7~ (0.78)``: the value, what has to be said, and the ratio to tls."""
     share = ratio(point, among)
     return number(point.value) + marks(point) + (f" ({share:.2f})" if share else "")
 
 
-def panels(found: Iterable[Point]) -> dict[tuple[str, str, str, str], list[Point]]:
+def panels(found: Iterable[QuotedPoint]) -> dict[tuple[str, str, str, str], list[QuotedPoint]]:
     """The points by what may stand in one table."""
-    grouped: dict[tuple[str, str, str, str], list[Point]] = {}
+    grouped: dict[tuple[str, str, str, str], list[QuotedPoint]] = {}
     for point in found:
         grouped.setdefault(point.panel, []).append(point)
     return grouped
 
 
-def _columns(found: list[Point], labels: list[str]) -> list[tuple[int | str, list[str]]]:
+def _columns(found: list[QuotedPoint], labels: list[str]) -> list[tuple[int | str, list[str]]]:
     """A column for each load, with the message size it is of: its name, then for each system the figure and
     under it the lowest and the highest trial."""
     several = any(point.trials > 1 for point in found)

@@ -55,7 +55,7 @@ Writes results/<UTC time>-fig12/: fig12.csv, first-rpc.png, and what every run l
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce fig12``."""
+    """What ``smtnet reproduce fig12`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
     end: QuotedResults = group(QuotedResults)

@@ -32,15 +32,15 @@ class _Mixed(TypedDict, total=False):
     """Round trips that count."""
     measured_s: float
     connections: int | None
-    """To each server; None: they have none."""
+    """Connections of each client to each server; None: this transport has none."""
     offered_load: float
-    """Share of every host's link, in each direction, of what was due ..."""
+    """Share of every host's link, in each direction, that what was due takes."""
     achieved_load: float
-    """... and of what was answered."""
+    """Share of every host's link, in each direction, that what was answered took."""
     lag_us: Mapping[str, float]
     """How late RPCs began, of the client that did worst: p50, p99, max."""
     slowdown: Mapping[str, Any]
-    """Of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
+    """Slowdown of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
 
 
 class _Told(Answered, _Mixed):

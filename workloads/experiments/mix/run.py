@@ -62,7 +62,7 @@ docs/slowdown.md has the same experiment in virtual time, and results.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run mix``."""
+    """What ``smtnet run mix`` takes on its command line."""
 
     workload: str = option(
         "--workload", default="w4", metavar="W|FILE",
@@ -122,9 +122,9 @@ class Plan:
     sizes: list[int]
     """Bytes that are measured alone."""
     alone_s: float
-    """About how long each of them is measured ..."""
+    """Seconds for which each size is measured alone, about."""
     alone_count: tuple[int, int]
-    """... with so many messages, at least and at most."""
+    """Messages, at least and at most, with which a size is measured alone."""
     connections: int
     published: Published
     """To print beside."""

@@ -51,7 +51,7 @@ exit code: 0 ok, 1 priorities were not strict, 2 usage, 3 the machine lacks some
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run priorities``."""
+    """What ``smtnet run priorities`` takes on its command line."""
 
     offered: float = option(
         "--offered", type=quantities.FRACTION, default=OFFERED, metavar="P", either="what",

@@ -84,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce sessions``."""
+    """What ``smtnet reproduce sessions`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help=f"{QUICK_COUNT} sessions")
     end: QuotedResults = group(QuotedResults)

@@ -51,7 +51,7 @@ no root and no network.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce table2``."""
+    """What ``smtnet reproduce table2`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="a tenth of the repetitions")
     end: QuotedResults = group(QuotedResults)
