@@ -273,6 +273,8 @@ class PacketLoop:
                 segment = poll(now)
             else:
                 # The ring is full: make room, try again.
+                if self.endpoint.trace is not None:
+                    self.endpoint.trace.ring_full(segment)
                 self._send(self._process(), now)
         self._send(self._process(), now)
 

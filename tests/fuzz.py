@@ -20,18 +20,21 @@ from functools import partial
 from random import Random
 
 import smtstack
-from smtstack.capture import links, pcapfile, pcapng_reader
-from smtstack.capture.captured import Remarks, skip_untrusted
+from smtstack.capture import links, pcapfile, pcapng_reader, qlog
+from smtstack.capture.captured import Captured, Remarks, skip_untrusted
 from smtstack.capture.decode import Decoder
+from smtstack.capture.lines import Lines
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
-from smtstack.wire import ethernet, homa, ipv4
+from smtstack.transport.params import TransportParams
+from smtstack.wire import ethernet, homa, ipv4, show
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
+from tests.recorder import Recorder
 
 #: Share of the inputs that go to parsers; the rest goes to endpoints.
 PARSER_SHARE = 0.6
@@ -178,6 +181,75 @@ def _link(buf: bytes) -> None:
     links.find_untrusted(_LINKS[buf[-1] % len(_LINKS) if buf else 0], buf, (homa.PROTO_HOMA,))
 
 
+def _line(buf: bytes) -> None:
+    link, missing = (_LINKS[buf[-1] % len(_LINKS)], buf[-1]) if buf else (1, 0)
+    for profile in homa.FORMATS:
+        line = Lines(profile).line_untrusted(Captured(len(buf), link, buf, missing=missing))
+        one_line(line)
+
+
+def one_line(text: str) -> None:
+    """What the printer says is one line, and nobody's terminal is in danger."""
+    if not text.isprintable():
+        raise FuzzError(f"a line with {text!r}")
+
+
+def _shown(call: Callable[[bytes, homa.WireFormat | None], str],
+           fmt: homa.WireFormat | None) -> Callable[[bytes], None]:
+    return lambda buf: one_line(call(buf, fmt))
+
+
+def shown_targets(frames: dict[str, list[bytes]]) -> list[Target]:
+    """The printer, for each profile and for none."""
+    out = []
+    of = "smtstack.wire.show"
+    every = [frame for some in frames.values() for frame in some]
+    for fmt in (None, *homa.FORMATS.values()):
+        some = every if fmt is None else frames[fmt.name]
+        out += [Target(f"{of}.frame_untrusted", _shown(show.frame_untrusted, fmt), some, (), _fix_frame,
+                       share=0.5),
+                Target(f"{of}.packet_untrusted", _shown(show.packet_untrusted, fmt), [f[14:] for f in some], (),
+                       _fix_ip, share=0.3),
+                Target(f"{of}.transport_untrusted", _shown(show.transport_untrusted, fmt), [f[34:] for f in some],
+                       (), share=0.3)]
+    return [*out, Target("smtstack.capture.lines.Lines.line_untrusted", _line, [*every[::4], *tunnels(every[::8])],
+                         (), share=0.1)]
+
+
+def _trace(buf: bytes) -> None:
+    for event in qlog.read_untrusted(io.BytesIO(buf).read).events:
+        one_line(event.text + event.why + event.message)
+
+
+_TRACE_HEAD = qlog.head(1, 1, "smt", "fuzz", "2026-01-01T00:00:00Z")
+
+
+def _trace_event(buf: bytes) -> None:
+    """The same behind a head that is right."""
+    _trace(_TRACE_HEAD + buf)
+
+
+def traces() -> list[bytes]:
+    """Files as the engine's trace is written to, of either end, whole and cut off."""
+    pair = Pair(params=TransportParams(unsched_bytes=9000))
+    out = []
+    for side in (pair.client, pair.server):
+        where = side.endpoint.ip, side.endpoint.port
+        recorder = Recorder()
+        side.endpoint.trace_to(recorder)
+        out.append((where, recorder))
+    pair.request(pattern(30_000))
+    pair.run()
+    files = []
+    for where, recorder in out:
+        head = qlog.head(*where, "smt", "fuzz", "2026-01-01T00:00:00Z")
+        events = [qlog.encode(*where, event) for event in recorder.events]
+        # Mutations are made at the beginning of a file: so each event comes there once.
+        files += [head + b"".join(events[n:]) for n in range(0, len(events), 5)] + [head]
+        files += [b"".join(events[n:n + 1]) for n in range(0, len(events), 5)]
+    return [*files, head + events[0] + qlog.encode_cut(7, "as long as it may become")]
+
+
 class _Decode:
     """Feeds a decoder, and asks for its judgement from time to time."""
 
@@ -230,10 +302,12 @@ def targets() -> list[Target]:
     """All of them."""
     out = []
     every: list[bytes] = []
+    by_profile: dict[str, list[bytes]] = {}
     wire, capture = "smtstack.wire", "smtstack.capture"
     for fmt in homa.FORMATS.values():
         frames = genuine_frames(fmt.name)
         every += frames
+        by_profile[fmt.name] = frames
         out += [Target(f"{wire}.homa.parse_untrusted", _packet(fmt), [f[34:] for f in frames]),
                 Target(f"{wire}.frame.parse_untrusted", partial(wire_frame.parse_untrusted, fmt=fmt), frames,
                        fix=_fix_frame),
@@ -245,6 +319,9 @@ def targets() -> list[Target]:
     t12, t13, forged = "smtstack.crypto.tls12", "smtstack.crypto.tls13", (AuthError,)
     return [
         *out,
+        *shown_targets(by_profile),
+        Target(f"{capture}.qlog.read_untrusted", _trace, traces(), share=0.1),
+        Target(f"{capture}.qlog.read_untrusted", _trace_event, traces(), share=0.3),
         Target(f"{wire}.ethernet.parse_untrusted", ethernet.parse_untrusted, every),
         Target(f"{wire}.ipv4.parse_untrusted", ipv4.parse_untrusted, [f[14:] for f in every], fix=_fix_ip),
         Target(f"{t13}.record_length_untrusted", _tls13_length, sealed13),

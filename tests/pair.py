@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from smtstack.crypto.epochs import SmtSession
 from smtstack.crypto.keys import KeyStore, demo_keys
@@ -13,6 +13,7 @@ from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
+from smtstack.wire import homa, show
 from smtstack.wire.ipv4 import address
 
 CLIENT = address("10.0.0.1")
@@ -31,6 +32,17 @@ def pattern(size: int, salt: int = 0) -> bytes:
     """Bytes that differ from place to place and from salt to salt."""
     step = bytes((i * 7 + i // 251 + salt * 31) & 0xFF for i in range(min(size, 64_000)))
     return (step * (size // max(len(step), 1) + 1))[:size]
+
+
+#: Frames that a failed assertion shows.
+_SHOWN = 60
+
+
+def story(frames: Sequence[bytes], profile: str = "smt") -> str:
+    """Frames as lines, the last ones if there are many: what an assertion says when it fails."""
+    left_out = [f"... {len(frames) - _SHOWN} frames before"] if len(frames) > _SHOWN else []
+    lines = [show.frame_untrusted(frame, homa.FORMATS[profile]) for frame in frames[-_SHOWN:]]
+    return "\n".join(["", *left_out, *lines])
 
 
 class Side:
@@ -142,13 +154,17 @@ class Pair:
             self.now = max(self.now + 1, min(due))
             for side in (self.client, self.server):
                 side.endpoint.handle_timeout(self.now)
-        raise AssertionError(f"still busy after {MAX_STEPS} steps")
+        raise AssertionError(f"still busy after {MAX_STEPS} steps{self.story()}")
+
+    def story(self) -> str:
+        """What was on the wire, for assertions."""
+        return story(self.frames, self.client.endpoint.profile.fmt.name)
 
     def check(self) -> None:
         """Every request was delivered once, whole, and answered with the right bytes."""
-        assert not self.failed
-        assert sorted(self.delivered) == sorted(self.sent.values())
-        assert self.responses == {rpc: data[::-1] for rpc, data in self.sent.items()}
+        assert not self.failed, self.story()
+        assert sorted(self.delivered) == sorted(self.sent.values()), self.story()
+        assert self.responses == {rpc: data[::-1] for rpc, data in self.sent.items()}, self.story()
 
     def records_failed(self) -> int:
         """Records that did not authenticate, at either side."""

@@ -15,6 +15,7 @@ from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Sid
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
+from tests.pair import story
 
 DELAY_NS = 5_000
 #: Steps after which a conversation that has not ended never will.
@@ -105,7 +106,11 @@ class Rig:
         for _step in range(MAX_STEPS):
             if not self.step():
                 return
-        raise AssertionError(f"still busy after {MAX_STEPS} steps: {self.snapshots()}")
+        raise AssertionError(f"still busy after {MAX_STEPS} steps: {self.snapshots()}{self.story()}")
+
+    def story(self) -> str:
+        """What was put on the path, for assertions."""
+        return story([frame for _from_client, frame in self.sent_frames], self.client.endpoint.profile.fmt.name)
 
     def snapshots(self) -> tuple[dict[str, int], dict[str, int]]:
         """State sizes of both ends."""
@@ -117,7 +122,7 @@ class Rig:
         """RPCs that ended well; checks every outcome and every delivery on the way."""
         good = 0
         for rpc, events in self.outcomes.items():
-            assert len(events) == 1, f"{rpc} ended {len(events)} times"
+            assert len(events) == 1, f"{rpc} ended {len(events)} times{self.story()}"
             event = events[0]
             if isinstance(event, Response):
                 assert event.data == answer(self.asked[rpc])

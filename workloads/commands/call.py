@@ -93,6 +93,7 @@ def run_echo(args: argparse.Namespace) -> int:
     peers = [parse_address(text) for text in args.peer]
     loads = _loads(args)
     settings = options.settings(args)
+    options.check_trace(args, args.processes)
     if args.processes > 1:
         points, counters = _measure_shared(args, settings, peers, loads)
     else:

@@ -61,6 +61,8 @@ class Settings:
     """Packet transports; ``max_message_length`` is everybody's."""
     session: SessionSettings = field(default_factory=SessionSettings)
     """How sessions of smt begin, if not with keys from a file."""
+    trace: str | None = None
+    """Packet transports: file or folder for what the engine does (docs/trace.md)."""
 
     @property
     def limit(self) -> int:
@@ -137,7 +139,8 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
     context = SmtContext(settings.interface, settings.transport, settings.keys, settings.params,
                          NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
-                         key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog)
+                         key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
+                         trace=settings.trace)
     return settings.local, context
 
 
