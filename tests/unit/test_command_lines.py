@@ -26,6 +26,7 @@ from smtstack.errors import ConfigError, SmtError, Unsupported
 from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, walk
 from tests.mn_parser import PARSED
 from topo import cli_verbs, sandbox
+from workloads import experiments
 from workloads.commands import main as cli
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
@@ -167,9 +168,17 @@ def _run_here() -> list[CommandLine]:
         if not line.whole or len(line.words) < 2 or line.words[1] in _NEED_OTHERS:
             continue
         args = _parse(line.words[1:], True)
-        if args is not None and not hasattr(sys.modules[args.run.__module__], "sandbox"):
+        if args is not None and not _makes_networks(line.words[1:], args):
             found.append(line)
     return found
+
+
+def _makes_networks(words: tuple[str, ...], args: argparse.Namespace) -> bool:
+    for experiment in experiments.load():
+        called = (*experiment.command.split(), experiment.name)
+        if words[:len(called)] == called:
+            return experiment.sandboxed
+    return hasattr(sys.modules[args.run.__module__], "sandbox")
 
 
 @pytest.mark.parametrize("line", _run_here(), ids=str)
