@@ -32,7 +32,8 @@ from itertools import zip_longest
 
 from smtstack.crypto.keys import KeyStore
 from smtstack.session.flights import Kind
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import FIRST_CLIENT_PORT
 from smtstack.transport.events import Failed, Request
 from smtstack.transport.params import TransportParams
@@ -212,7 +213,7 @@ class Teller:
         ip, packet, payload = wire_frame.parse_untrusted(frame, self._format)
         return show_packet(packet, ip.identification, len(payload))
 
-    def _events(self, name: str, side: Side) -> None:
+    def _events(self, name: str, side: Stack) -> None:
         while (event := side.endpoint.next_event()) is not None:
             if isinstance(event, Request):
                 self._unanswered.append(event)

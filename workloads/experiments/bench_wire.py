@@ -20,8 +20,8 @@ from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
 from workloads.results.environment import environment
+from workloads.results.points import label, metric, size_text
 from workloads.results.row import Row
-from workloads.results.rows import label, metric, size_text
 from workloads.transports.table import TABLE, system_label, systems
 
 #: What is compared, and whose figures are divided by whose.
@@ -39,7 +39,7 @@ UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet bench wire``."""
+    """What ``smtnet bench wire`` takes on its command line."""
 
     trials: int = option("--trials", type=quantities.POSITIVE, default=5, metavar="N",
                          help="the median of their ratios counts (default: %(default)s)")

@@ -37,7 +37,7 @@ from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
-from workloads.results.row import OpenLoop, Row
+from workloads.results.row import Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -261,26 +261,28 @@ class Fleet:
         cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
         for kind, process, before in trial.accounts:
             cpu[f"{kind}_s"] += cpu_s(process) - before
-        lost = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
+        drops = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
         again = {name: count - trial.sent_again[name] for name, count in self._retransmissions.read().items()}
         done = [answers[client] for client in clients]
         samples = take_raw(raw)
-        row = self._row(load, trial.number, done, samples)
-        row["cpu"] = {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
-                      "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], row["rpcs"])}
-        row |= {**again, "drops": lost}
+        told = self._row(load, trial.number, done, samples)
+        lost: Lost = {**cast(Lost, again), "drops": drops}
         if trial.fabric:
-            row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
+            lost["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
         # What full queues and impairments lose is what was asked for.
-        fidelity = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
-                            path_drops=lost["ovs"] + lost["wire"] + lost["cables"])
-        row["fidelity"] = judge_figures(fidelity, row["rtt_us"], row["rpcs"])
+        whole = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
+                         path_drops=drops["ovs"] + drops["wire"] + drops["cables"])
+        row: Row = {
+            **told, "cpu": {"client_s": round(cpu["client_s"], 4), "server_s": round(cpu["server_s"], 4),
+                            "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
+                            "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
+            **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
         tags = take_raw([path.with_name(path.name + self.TAGS) for path in raw])
-        return Measured(cast(Row, row), samples, tags)
+        return Measured(row, samples, tags)
 
     def _tick_us(self) -> float:
         """Microseconds of a tick of our transports' timers: longer behind a slow link."""
@@ -291,13 +293,13 @@ class Fleet:
         """What falls to client process ``index`` of ``many``."""
         return share_of(load, index, many)
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
         """The fields of a row but for ``cpu``, ``fidelity`` and what the network lost."""
         setup = self.setup
         rpcs = sum(answer["rpcs"] for answer in done)
         # All began together; the rate is of the time in which the last one was still at it.
         seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
-        return {
+        told: Answered = {
             "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
             "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
@@ -307,10 +309,15 @@ class Fleet:
             "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
             "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
-            **summary(setup.session_mode, [answer.get("session", {}) for answer in done]),
-            **({} if self._dns is None else {"dns": fleet_dns.place(self.net, self._dns)}),
-            **_together(load, [answer["open_loop"] for answer in done if "open_loop" in answer]),
         }
+        if setup.session_mode is not None:
+            counted = [answer.get("session", {}) for answer in done]
+            told["session"] = summary(setup.session_mode, counted)["session"]
+        if self._dns is not None:
+            told["dns"] = fleet_dns.place(self.net, self._dns)
+        if loops := [answer["open_loop"] for answer in done if "open_loop" in answer]:
+            told["open_loop"] = _together(load, loops)
+        return told
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
         found = [("client", client.pid) for client in self._clients]
@@ -355,13 +362,11 @@ def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     return share
 
 
-def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> dict[str, OpenLoop]:
+def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> OpenLoopFigures:
     """An open loop's own numbers, of the client that did worst."""
-    if not clients:
-        return {}
     late = {name: max(client["late_us"][name] for client in clients) for name in clients[0]["late_us"]}
-    return {"open_loop": {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
-                          "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}}
+    return {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
+            "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}
 
 
 def _per_rpc_us(seconds: float, rpcs: int) -> float | None:

@@ -28,8 +28,8 @@ from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.loops import Load
-from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad, described, kinds_summary
-from workloads.results.row import Row
+from workloads.load.ycsb_load import KINDS_SUFFIX, Described, YcsbLoad, described, kinds_summary
+from workloads.results.row import Answered, Row
 
 STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
 #: What redis-server's log says of a port ("Ready ...") or a socket ("... is now ready ...").
@@ -38,28 +38,23 @@ _REDIS_READY = "eady to accept connections"
 _YARDSTICK_S = 120.0
 
 
-class _Kv(Row):
-    workload: str
-    """Letter, or file; ``load``: the load phase."""
-    value_bytes: int
-    """Bytes of a record's fields together."""
-    records: int
-    fields: int
-    """Fields of a record."""
-    distribution: str
-    """The distribution of the records that are asked for."""
+class _Stored(Described):
+    """What of a row of YCSB is known from its clients alone."""
+
     store: str
     ops: Mapping[str, Any]
     """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
-    server_rss_mb: float
-    """Memory of the server's processes afterwards."""
 
 
-class KvRow(_Kv, total=False):
+class _Told(Answered, _Stored):
+    """What the clients tell of a trial; ``ops`` are errors by kind of operation."""
+
+
+class KvRow(Row, _Stored):
     """One trial of YCSB; ``rpcs`` are operations."""
 
-    properties: Mapping[str, str]
-    """The properties of the workload, if it is not one of the letters as they are."""
+    server_rss_mb: float
+    """Memory of the server's processes afterwards."""
 
 
 def check(transport: str, store: str, direct: bool) -> None:
@@ -160,7 +155,7 @@ class KvFleet(Fleet):
         """What falls to client process ``index`` of ``many``."""
         return super().share(load, index, many) | {"index": index, "of": many}
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
         assert isinstance(load, YcsbLoad)
         failed: Counter[str] = Counter()
         for answer in done:

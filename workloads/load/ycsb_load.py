@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, is_error
@@ -253,12 +253,34 @@ class YcsbSeries(Series):
         measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
-def described(load: YcsbLoad) -> dict[str, Any]:
-    """What a row says of its load."""
-    return {"workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
-            "records": load.records, "fields": load.fields,
-            "distribution": load.distribution or load.kind.distribution,
-            **({} if load.properties is None else {"properties": load.properties})}
+class _Described(TypedDict):
+    workload: str
+    """Letter, or file; ``load``: the load phase."""
+    value_bytes: int
+    """Of a record's fields together."""
+    records: int
+    fields: int
+    """Of a record."""
+    distribution: str
+    """Of the records that are asked for."""
+
+
+class Described(_Described, total=False):
+    """What a row says of its load of YCSB."""
+
+    properties: Mapping[str, str]
+    """Of the workload, if it is not one of the letters as they are."""
+
+
+def described(load: YcsbLoad) -> Described:
+    """What a row says of ``load``."""
+    found: Described = {
+        "workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
+        "records": load.records, "fields": load.fields,
+        "distribution": load.distribution or load.kind.distribution}
+    if load.properties is not None:
+        found["properties"] = load.properties
+    return found
 
 
 def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

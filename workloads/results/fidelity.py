@@ -143,7 +143,7 @@ class FidelityMonitor:
 
 
     def _run_delay(self, wall_us: float) -> float | None:
-        """Of the process that waited most."""
+        """Share of the time in which the process that waited most had no processor; None: not known."""
         delays = [(after - before) / 1000 / wall_us for pid, before in self._delays.items()
                   if before is not None and (after := run_delay_ns(pid)) is not None]
         return round(max(delays), 4) if delays else None

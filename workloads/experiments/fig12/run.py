@@ -53,7 +53,7 @@ Writes results/<UTC time>-fig12/: fig12.csv, first-rpc.png, and what every run l
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce fig12``."""
+    """What ``smtnet reproduce fig12`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
     end: QuotedResults = group(QuotedResults)
@@ -121,7 +121,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) -> Row:
-    """As workloads/results/rows.py describes it, with quartiles. Ways take turns, so a trial has one verdict."""
+    """A row (workloads/results/row.py) with quartiles. Ways take turns, so a trial has one verdict."""
     summary = rtt_summary(times)
     ordered = array("Q", sorted(times))
     quartiles = {name: round(percentile(ordered, share) / 1000, 3) for name, share in _QUARTILES}

@@ -43,7 +43,7 @@ def _last(rows: Iterable[Row]) -> dict[str, MixRow]:
 
 
 def buckets_of(rows: Iterable[Row]) -> list[Bucket]:
-    """Of all transports."""
+    """The slowdown of all transports, by message size."""
     return [Bucket(**bucket) for row in _last(rows).values() for bucket in row["slowdown"]["buckets"]]
 
 

@@ -31,14 +31,14 @@ _LOOK_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Of a trial, by class."""
+    """The frames of a trial, by class."""
 
     sent: Counter[int]
-    """By the hosts."""
+    """Frames that the hosts sent."""
     sent_in_time: Counter[int]
-    """In the seconds that count."""
+    """Frames that the hosts sent in the seconds that count."""
     got: Counter[int]
-    """By the receiver."""
+    """Frames that arrived."""
     got_in_time: Counter[int]
     port: Counter[tuple[int, str]]
     """``sent`` and ``dropped`` by the port, whatever the frame was."""
@@ -176,7 +176,7 @@ class PriorityPort:
         return row
 
     def _counters(self) -> Counter[tuple[int, str]]:
-        """Of the port: frames sent and dropped since it was made, by class."""
+        """What the port counts: frames sent and dropped since it was made, by class."""
         return Counter({(number, what): frames for number, c in
                         priority_counters(self.port.name, self.port.pid).items()
                         for what, frames in (("sent", c.packets), ("dropped", c.dropped))})
