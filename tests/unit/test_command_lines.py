@@ -183,14 +183,6 @@ def _run_here() -> list[CommandLine]:
     return found
 
 
-def _makes_networks(words: tuple[str, ...], args: argparse.Namespace) -> bool:
-    for experiment in experiments.load():
-        called = (*experiment.command.split(), experiment.name)
-        if words[:len(called)] == called:
-            return experiment.sandboxed
-    return hasattr(sys.modules[args.run.__module__], "sandbox")
-
-
 @pytest.mark.parametrize("line", _run_here(), ids=str)
 def test_what_needs_nobody_else_runs(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
