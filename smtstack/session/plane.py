@@ -19,8 +19,9 @@ from smtstack.session.flights import MAX_FLIGHT, VERSION, Flight, Kind
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event, Request
 from smtstack.transport.params import TransportParams
-from smtstack.transport.rpc import DEAD, Rpc
+from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
+from smtstack.transport.states import DEAD
 from smtstack.wire.frame import DATA_FRAME, IP_OFFSET, PAYLOAD_AT, TRANSPORT_OFFSET, TYPE_AT
 from smtstack.wire.homa import DATA, HANDSHAKE
 

@@ -16,18 +16,19 @@ from collections import deque
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import AuthError, BadPacket, ConfigError, LocalError
-from smtstack.transport import rpc as states
+from smtstack.transport import states
+from smtstack.transport.control import ControlPackets
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason, Request, Response
 from smtstack.transport.negotiation import Negotiator
-from smtstack.transport.openings import Openings
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import MAX_MTU, TransportParams
-from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile, make_profile
 from smtstack.transport.recovery import Recovery
-from smtstack.transport.rpc import DEAD, IN_SERVICE, INCOMING, WAITING, Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.transport.segment import Segment
+from smtstack.transport.session_changes import SessionChanges
+from smtstack.transport.states import DEAD, IN_SERVICE, INCOMING, WAITING
 from smtstack.transport.table import RpcTable
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
@@ -59,9 +60,9 @@ class Endpoint:
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
-    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_handshake", "_held",
-                 "_key_timers", "_max_length", "_negotiator", "_openings", "_outbox", "_protocol", "_recovery",
-                 "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
+    __slots__ = ("_changes", "_control", "_cutoff_version", "_events", "_extended", "_failed", "_grants",
+                 "_handshake", "_held", "_key_timers", "_max_length", "_negotiator", "_outbox", "_protocol",
+                 "_recovery", "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
@@ -85,9 +86,11 @@ class Endpoint:
         self._outbox = Outbox(port, self.profile.fmt, self.params, self.counters)
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
-        self._recovery = Recovery(port, self.profile, self._table, self._outbox, self.counters, self._failed)
-        self._openings = Openings(self.profile, self._table, self._outbox, self.counters, self._events)
-        self._held = self._openings.held
+        self._recovery = Recovery(port, self.params, self._table, self._outbox, self.counters, self._failed)
+        self._control = ControlPackets(port, self.profile, self._table, self._outbox, self._recovery,
+                                       self.counters)
+        self._changes = SessionChanges(self.profile, self._table, self._outbox, self.counters, self._events)
+        self._held = self._changes.held
         self._key_timers = self._table.key_timers
         self._negotiator = keys if isinstance(keys, Negotiator) else None
         if self._negotiator is not None:
@@ -113,10 +116,10 @@ class Endpoint:
             if self._negotiator is None:
                 peer = table.call(ip, port)
             else:
-                opening = table.opening.get(ip << 16 | port)
-                if opening is None or not opening.peer.early:
+                pending = table.pending.get(ip << 16 | port)
+                if pending is None or not pending.peer.early:
                     return self._wait(ip, port, data, cookie, now)
-                peer = opening.peer
+                peer = pending.peer
         if not 0 < len(data) <= peer.max_message:
             raise peer.bad_length(len(data))
         tick = now // self._tick_ns
@@ -129,7 +132,7 @@ class Endpoint:
             raise
         self.counters.requests_sent += 1
         table.timers.arm(rpc, tick + self.params.resend_ticks)
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
         return rpc
 
     def send_reply(self, rpc: Rpc, data: bytes, now: int) -> bool:
@@ -146,7 +149,7 @@ class Endpoint:
         rpc.heard_tick = tick
         rpc.resends = 0
         self._table.timers.arm(rpc, tick + self.params.request_ack_ticks)
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
         return True
 
     def abort(self, rpc: Rpc) -> None:
@@ -154,7 +157,7 @@ class Endpoint:
         if rpc.state is DEAD:
             return
         if rpc.is_client and rpc.state is not WAITING:
-            self._recovery.finished(rpc)
+            self._control.finished(rpc)
         self._table.free(rpc)
         if rpc.is_client:
             self.counters.failed += 1
@@ -169,7 +172,7 @@ class Endpoint:
         if not 0 < len(data) <= self.params.max_message_length:
             raise LocalError(f"a message of {len(data)} bytes; 1 to {self.params.max_message_length} "
                              "(max_message_length) are possible")
-        rpc, first = self._openings.wait(ip, port, data, cookie)
+        rpc, first = self._changes.wait(ip, port, data, cookie)
         if first:
             self._negotiator.want(ip, port, now)
         return rpc
@@ -184,7 +187,7 @@ class Endpoint:
         same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
         longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less).
         """
-        self._openings.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
+        self._changes.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
             for frame in self._held.take(ip << 16 | port):
                 self.counters.packets_received -= 1
@@ -192,11 +195,11 @@ class Endpoint:
 
     def refuse(self, ip: int, port: int, detail: str, now: int) -> None:
         """There will be no session with this peer, and ``detail`` says why: RPCs that wait for it fail."""
-        self._openings.refuse(ip << 16 | port, detail)
+        self._changes.refuse(ip << 16 | port, detail)
 
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
-        self._openings.end(ip << 16 | port, detail)
+        self._changes.end(ip << 16 | port, detail)
 
     def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
         """From now on messages to this peer go in IP packets of at most ``mtu`` bytes. ConfigError: no key."""
@@ -257,7 +260,7 @@ class Endpoint:
             gone = now // self._tick_ns - self.params.silence_ticks
             for peer in {e.rpc.peer: None for e in failed
                          if e.rpc.peer.heard_tick <= max(e.rpc.heard_tick, gone)}:
-                if self._openings.is_current(peer):
+                if self._changes.is_current(peer):
                     self._negotiator.lost(peer.host.ip, peer.port, now)
 
     def handle_packet(self, frame: bytes, now: int) -> None:
@@ -394,7 +397,7 @@ class Endpoint:
             counters.truncated += 1
         for client_id, client_port, server_port in inm.acks:
             if server_port == self.port and (client_id ^ 1 != rpc.id or client_port != rpc.peer.port):
-                self._recovery.acked_elsewhere(rpc.peer.host, client_port, client_id)
+                self._control.acked_elsewhere(rpc.peer.host, client_port, client_id)
         if data is None:
             inm.acks = []
             self._grants.touch(rpc)
@@ -430,7 +433,7 @@ class Endpoint:
 
     def _finish_response(self, rpc: Rpc, data: bytes, tick: int) -> None:
         rpc.move(states.COMPLETE)
-        self._recovery.finished(rpc)
+        self._control.finished(rpc)
         self._table.free(rpc)
         peer = rpc.peer
         peer.heard_tick = peer.host.heard_tick = tick
@@ -489,7 +492,7 @@ class Endpoint:
         peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
         if peer is None:
             return
-        self._recovery.handle(peer, packet, now // self._tick_ns)
+        self._control.handle(peer, packet, now // self._tick_ns)
 
     def _tell_cutoffs(self, peer: Peer, own_id: int, epoch: int, tick: int) -> None:
         # Once a tick and host: every packet in flight carries the old version.

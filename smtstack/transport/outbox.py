@@ -6,10 +6,9 @@ from collections import deque
 
 from smtstack.transport.counters import Counters
 from smtstack.transport.message import OutMessage
-from smtstack.transport.pacer import Pacer
+from smtstack.transport.pacer import Pacer, SrptQueue
 from smtstack.transport.params import PACKET_HEADERS, TransportParams
-from smtstack.transport.peers import Peer
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.segment import Segment
 from smtstack.wire import homa, ipv4
 
@@ -20,8 +19,8 @@ _pack_data = homa.DATA_HEADER.pack
 class Outbox:
     """Builds segments and says which goes next."""
 
-    __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_port", "_ready", "_throttle",
-                 "pacer")
+    __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_pacer", "_port", "_ready", "_srpt",
+                 "_throttle")
 
     def __init__(self, port: int, fmt: homa.WireFormat, params: TransportParams, counters: Counters) -> None:
         self._port = port
@@ -33,22 +32,24 @@ class Outbox:
         self._ready: deque[Segment] = deque()
         #: Retransmissions: before new data, but at the pace of the link.
         self._paced: deque[Segment] = deque()
-        self.pacer = Pacer(params)
+        #: New data of all other messages.
+        self._srpt = SrptQueue(params)
+        self._pacer = Pacer(params)
 
     def control(self, peer: Peer, packet: homa.Control, trailer: bytes = b"") -> None:
         """Queue a control packet (and a trailer: the proof of an ACK), at the highest priority."""
         self._ready.append(Segment(peer.host.ip, self._control_tos, packet.pack(), trailer,
                                    flow=packet.sender_id))
 
-    def start(self, rpc: Rpc) -> None:
-        """``rpc.out`` is new, or was granted more: send what may be sent."""
+    def queue(self, rpc: Rpc) -> None:
+        """Queue what may be sent of ``rpc.out``, which is new, or was granted more."""
         out = rpc.out
         assert out is not None
         if out.length < self._throttle and out.count == 1 and out.sent == 0:
             out.sent = 1
             self._ready.append(self._segment(rpc, out, 0))
         elif out.sendable():
-            self.pacer.push(rpc, out.remaining())
+            self._srpt.push(rpc, out.remaining())
 
     def _segment(self, rpc: Rpc, out: OutMessage, index: int) -> Segment:
         peer = rpc.peer
@@ -100,7 +101,8 @@ class Outbox:
 
     def poll(self, now: int) -> Segment | None:
         """The segment to hand to the driver now, or None: nothing, or the pacer says wait."""
-        pacer = self.pacer
+        pacer = self._pacer
+        srpt = self._srpt
         ready = self._ready
         if ready:
             segment = ready.popleft()
@@ -112,16 +114,16 @@ class Outbox:
                 size = out.length if self._extended else out.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
             return segment
-        if not (pacer.heap or self._paced) or now < pacer.ready_at():
+        if not (srpt.heap or self._paced) or now < pacer.ready_at():
             return None
         if self._paced:
             segment = self._paced.popleft()
             payload = segment.payload
             pacer.account(PACKET_HEADERS + (len(payload) if payload else 0), 1, now)
             return segment
-        rpc = pacer.pop()
+        rpc = srpt.pop()
         while rpc is not None and (rpc.out is None or not rpc.out.sendable()):
-            rpc = pacer.pop()
+            rpc = srpt.pop()
         if rpc is None:
             return None
         out = rpc.out
@@ -132,19 +134,19 @@ class Outbox:
         size = out.wire_size(index)
         packets = -(-size // out.mss)
         pacer.account(size + packets * PACKET_HEADERS, packets, now)
-        pacer.sent(size)
+        srpt.sent(size)
         if out.sendable():
-            pacer.push(rpc, out.remaining())
+            srpt.push(rpc, out.remaining())
         return segment
 
     def wake_at(self) -> int | None:
         """When :meth:`poll` should be called again though nothing happened; None: never."""
         if self._ready:
             return 0
-        if self._paced or self.pacer.heap:
-            return self.pacer.ready_at()
+        if self._paced or self._srpt.heap:
+            return self._pacer.ready_at()
         return None
 
     def idle(self) -> bool:
         """Nothing waits."""
-        return not self._ready and not self._paced and not self.pacer.heap
+        return not self._ready and not self._paced and not self._srpt.heap

@@ -7,9 +7,9 @@ from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.errors import ConfigError
 from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
-from smtstack.transport.peers import Host, Opening, Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import DEAD, INCOMING, SESSION, UNKNOWN, WAITING, Rpc
+from smtstack.transport.rpc import Host, Peer, PendingPeer, Rpc
+from smtstack.transport.states import DEAD, INCOMING, SESSION, UNKNOWN, WAITING
 from smtstack.transport.timers import KeyTimers, TimerTable
 from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
@@ -24,7 +24,7 @@ class RpcTable:
 
     __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_kept_bytes", "_keys",
                  "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
-                 "opening", "peers", "timers")
+                 "peers", "pending", "timers")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -47,7 +47,7 @@ class RpcTable:
         #: By ip << 16 | port.
         self.peers: dict[int, Peer] = {}
         #: Those that have no session yet, or one that only sends. By the same key; none is in both.
-        self.opening: dict[int, Opening] = {}
+        self.pending: dict[int, PendingPeer] = {}
         self._unproven: dict[int, Peer] = {}
         #: RPCs with an incoming message of which nothing authenticated, oldest first.
         self._doubted: dict[Rpc, None] = {}
@@ -94,10 +94,10 @@ class RpcTable:
         host.peers += 1
         return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu)
 
-    def open(self, ip: int, port: int) -> Opening:
+    def await_session(self, ip: int, port: int) -> PendingPeer:
         """A peer with which there is to be a session."""
-        opening = self.opening[ip << 16 | port] = Opening(self._make_peer(ip, port, NO_SESSION))
-        return opening
+        pending = self.pending[ip << 16 | port] = PendingPeer(self._make_peer(ip, port, NO_SESSION))
+        return pending
 
     def prove(self, peer: Peer) -> None:
         """``peer`` is genuine, or our own choice: it stays."""
@@ -126,14 +126,14 @@ class RpcTable:
         return ours
 
     def close(self, key: int) -> list[Rpc]:
-        """There will be no session with this peer that is in ``opening``; RPCs that waited, or sent under an
+        """There will be no session with this peer that is in ``pending``; RPCs that waited, or sent under an
         early one."""
-        opening = self.opening[key]
-        ours = [*opening.peer.rpcs.values(), *opening.waiting]
+        pending = self.pending[key]
+        ours = [*pending.peer.rpcs.values(), *pending.waiting]
         for rpc in ours:
             self.free(rpc)
-        del self.opening[key]
-        self._leave_host(opening.peer)
+        del self.pending[key]
+        self._leave_host(pending.peer)
         return ours
 
     # -- RPCs --------------------------------------------------------------------------------------------
@@ -150,12 +150,12 @@ class RpcTable:
             self._mark(rpc)
         return rpc
 
-    def waiting_rpc(self, opening: Opening, data: bytes) -> Rpc:
+    def waiting_rpc(self, pending: PendingPeer, data: bytes) -> Rpc:
         """An RPC of ours that has to wait for a session."""
         self._births += 1
-        rpc = Rpc(opening.peer, 0, 0, NO_SESSION.current, True, self._births, 0)
+        rpc = Rpc(pending.peer, 0, 0, NO_SESSION.current, True, self._births, 0)
         rpc.state = WAITING
-        opening.waiting[rpc] = data
+        pending.waiting[rpc] = data
         return rpc
 
     def begin(self, rpc: Rpc, tick: int) -> None:
@@ -205,9 +205,9 @@ class RpcTable:
         if peer.rpcs.pop(rpc.key, None) is None:
             if rpc.state is WAITING:
                 rpc.state = DEAD
-                opening = self.opening.get(peer.host.ip << 16 | peer.port)
-                if opening is not None:
-                    opening.waiting.pop(rpc, None)
+                pending = self.pending.get(peer.host.ip << 16 | peer.port)
+                if pending is not None:
+                    pending.waiting.pop(rpc, None)
             return
         rpc.state = DEAD
         # Its timer lets go, or whoever sleeps until the next one would be woken for nothing.
@@ -328,10 +328,10 @@ class RpcTable:
 
     def snapshot(self) -> dict[str, int]:
         """How much there is of everything; all zero (but peers) when nothing is going on."""
-        peers = [*self.peers.values(), *(o.peer for o in self.opening.values())]
+        peers = [*self.peers.values(), *(o.peer for o in self.pending.values())]
         rpcs = [r for p in peers for r in p.rpcs.values()]
-        waiting = sum(len(o.waiting) for o in self.opening.values())
-        return {"peers": len(self.peers), "opening": len(self.opening), "waiting": waiting,
+        waiting = sum(len(o.waiting) for o in self.pending.values())
+        return {"peers": len(self.peers), "pending": len(self.pending), "waiting": waiting,
                 "rpcs": len(rpcs) + waiting, "server_rpcs": self._server_rpcs,
                 "incoming": sum(r.state is INCOMING for r in rpcs), "rx_bytes": self._rx_bytes,
                 "kept_bytes": self._kept_bytes,

@@ -2,8 +2,8 @@
 
 Where a :class:`~smtstack.transport.negotiation.Negotiator` makes the sessions, a peer goes this way::
 
-    unknown --request--> opening, RPCs wait --install(early)--> opening, RPCs send --install--> ready
-    opening --refuse--> unknown            ready --end, or another install--> unknown, or ready anew
+    unknown --request--> pending, RPCs wait --install(early)--> pending, RPCs send --install--> ready
+    pending --refuse--> unknown            ready --end, or another install--> unknown, or ready anew
 
 No packet moves a peer along it, only the negotiator does. What arrives from a peer that is not ready is held.
 """
@@ -18,14 +18,13 @@ from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason
 from smtstack.transport.held import HeldFrames
 from smtstack.transport.outbox import Outbox
-from smtstack.transport.peers import Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.table import RpcTable
 
 
-class Openings:
-    """One endpoint's."""
+class SessionChanges:
+    """What an endpoint does when a session with a peer is wanted, begins, is refused or ends."""
 
     __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held")
 
@@ -41,11 +40,11 @@ class Openings:
     def wait(self, ip: int, port: int, data: bytes, cookie: object) -> tuple[Rpc, bool]:
         """A request to a peer that is not ready; True: the first, so somebody has to make a session."""
         table = self._table
-        opening = table.opening.get(ip << 16 | port)
-        first = opening is None
-        if opening is None:
-            opening = table.open(ip, port)
-        rpc = table.waiting_rpc(opening, data)
+        pending = table.pending.get(ip << 16 | port)
+        first = pending is None
+        if pending is None:
+            pending = table.await_session(ip, port)
+        rpc = table.waiting_rpc(pending, data)
         rpc.cookie = cookie
         return rpc, first
 
@@ -62,8 +61,8 @@ class Openings:
                 old.limit(*limits)
                 return
             self._fail(table.end(old), Reason.SESSION_ENDED, "another took its place")
-        opening = table.opening.get(key) or table.open(ip, port)
-        peer = opening.peer
+        pending = table.pending.get(key) or table.await_session(ip, port)
+        peer = pending.peer
         if peer.early and peer.session is not session:
             # What was sent under the other may have been executed: it must not be sent again.
             for rpc in list(peer.rpcs.values()):
@@ -76,7 +75,7 @@ class Openings:
         peer.early = early
         peer.limit(*limits)
         if not early:
-            del table.opening[key]
+            del table.pending[key]
             table.peers[key] = peer
             peer.proven = True
             for rpc in peer.rpcs.values():
@@ -84,8 +83,8 @@ class Openings:
                 rpc.heard_tick = tick
                 rpc.resends = 0
                 table.timers.arm(rpc, tick + params.resend_ticks)
-        waiting = opening.waiting
-        opening.waiting = {}
+        waiting = pending.waiting
+        pending.waiting = {}
         for rpc, data in waiting.items():
             self._start(rpc, data, tick)
             if rpc.out is not None:
@@ -103,12 +102,12 @@ class Openings:
             self._fail([rpc], Reason.NOT_SENT, str(e))
             return
         self._counters.requests_sent += 1
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
 
     def refuse(self, key: int, detail: str) -> None:
         """There will be no session: whoever waits, or sent 0-RTT data, fails."""
         self._counters.frames_held_dropped += len(self.held.take(key))
-        if key in self._table.opening:
+        if key in self._table.pending:
             self._fail(self._table.close(key), Reason.NO_SESSION, detail)
 
     def end(self, key: int, detail: str) -> None:
