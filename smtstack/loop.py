@@ -17,6 +17,7 @@ from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.state import Port
 from smtstack.transport.endpoint import Endpoint
+from smtstack.wire.naming import peer_key
 
 #: Frames taken before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
@@ -73,7 +74,7 @@ class PacketLoop:
         self.driver = NicDriver(nic, socket.mac, endpoint.ip, endpoint.protocol, neighbours)
         self.statistics = LoopStatistics()
         self._poll_ns = poll_ns
-        seed = endpoint.ip << 16 | endpoint.port
+        seed = peer_key(endpoint.ip, endpoint.port)
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
         self._process, self._accept = control.process, control.accept
         self._tx = tx

@@ -20,9 +20,7 @@ from smtstack.transport.events import Event
 from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ethernet import HEADER_LEN
-from smtstack.wire.frame import MIN_LEN, TRANSPORT_OFFSET
-
-_PORT_AT = TRANSPORT_OFFSET + 2
+from smtstack.wire.frame import DPORT_AT, MIN_LEN
 
 
 class SimEndpoint:
@@ -204,7 +202,7 @@ class SimHost:
     def _to_endpoint(self, frame: bytes) -> None:
         endpoint = None
         if len(frame) >= MIN_LEN:
-            endpoint = self.endpoints.get(frame[_PORT_AT] << 8 | frame[_PORT_AT + 1])
+            endpoint = self.endpoints.get(frame[DPORT_AT] << 8 | frame[DPORT_AT + 1])
         if endpoint is None:
             self.unclaimed += 1
         else:

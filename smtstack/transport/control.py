@@ -8,6 +8,8 @@ proof. docs/protocol.md, "What a forger can do", has the list.
 
 from __future__ import annotations
 
+from typing import Any
+
 from smtstack.crypto.epochs import EpochKeys
 from smtstack.errors import LocalError
 from smtstack.transport import states
@@ -19,6 +21,7 @@ from smtstack.transport.recovery import Recovery
 from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.transport.table import RpcTable
 from smtstack.wire import homa
+from smtstack.wire.naming import peer_key, rpc_key
 
 
 class ControlPackets:
@@ -26,7 +29,7 @@ class ControlPackets:
 
     __slots__ = ("_counters", "_outbox", "_p", "_port", "_profile", "_recovery", "_table")
 
-    def __init__(self, port: int, profile: Profile, table: RpcTable, outbox: Outbox, recovery: Recovery,
+    def __init__(self, port: int, profile: Profile[Any], table: RpcTable, outbox: Outbox, recovery: Recovery,
                  counters: Counters) -> None:
         self._port = port
         self._profile = profile
@@ -40,8 +43,7 @@ class ControlPackets:
 
     def handle(self, peer: Peer, packet: homa.Packet, tick: int) -> None:
         """Act on a control packet from ``peer``."""
-        key = packet.sender_id ^ 1 | packet.epoch << 64
-        rpc = peer.rpcs.get(key)
+        rpc = peer.rpcs.get(rpc_key(packet.sender_id ^ 1, packet.epoch))
         if rpc is not None:
             peer.host.heard_tick = tick
         if isinstance(packet, homa.Ack):
@@ -125,7 +127,7 @@ class ControlPackets:
     def _busy(self, rpc: Rpc) -> None:
         self._counters.busy_sent += 1
         peer = rpc.peer
-        self._outbox.control(peer, homa.Busy(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
+        self._outbox.control(peer, homa.Busy(self._port, peer.port, rpc.id, rpc.keys.wire_epoch))
 
     def _on_unknown(self, rpc: Rpc, tick: int) -> None:
         if rpc.inm is not None and rpc.inm.authenticated():
@@ -166,24 +168,26 @@ class ControlPackets:
         if not self._profile.ack_proven(peer.session, keys, packet):
             self._counters.acks_forged += 1
             return
-        self.acked(peer, packet.sender_id, packet.epoch)
+        self._acked(rpc)
         for entry in packet.acks:
             if entry.server_port != self._port:
                 continue
             if entry.client_port == peer.port:
-                self.acked(peer, entry.client_id, packet.epoch)
+                self._acked(peer.rpcs.get(rpc_key(entry.client_id ^ 1, packet.epoch)))
             elif not self._profile.acks_are_proven:
                 self.acked_elsewhere(peer.host, entry.client_port, entry.client_id)
 
     def acked_elsewhere(self, host: Host, client_port: int, client_id: int) -> None:
-        """As :meth:`acked`, said by whatever port of ``host``: in the module all its sockets share one list."""
-        peer = self._table.peers.get(host.ip << 16 | client_port)
-        if peer is not None:
-            self.acked(peer, client_id, 0)
+        """Some port of ``host`` says that this one has the response of ``client_id``: forget the RPC.
 
-    def acked(self, peer: Peer, client_id: int, epoch: int) -> None:
-        """The client has the response of ``client_id``: forget the RPC."""
-        rpc = peer.rpcs.get(client_id ^ 1 | epoch << 64)
+        In the module all sockets of a host share one list of what to acknowledge.
+        """
+        peer = self._table.peers.get(peer_key(host.ip, client_port))
+        if peer is not None:
+            self._acked(peer.rpcs.get(rpc_key(client_id ^ 1, 0)))
+
+    def _acked(self, rpc: Rpc | None) -> None:
+        """The client has the response of ``rpc``: forget it."""
         if rpc is not None and not rpc.is_client:
             rpc.move(states.ACK)
             self._table.free(rpc)
@@ -206,11 +210,11 @@ class ControlPackets:
             return
         head, *rest = peer.acks
         peer.acks = []
-        entries = tuple(homa.AckEntry(i, self._port, peer.port) for i in rest)
+        entries = tuple([homa.AckEntry(i, self._port, peer.port) for i in rest])
         self._send_ack(peer, peer.ack_keys, head, entries)
 
     def _send_ack(self, peer: Peer, keys: EpochKeys, head: int, entries: tuple[homa.AckEntry, ...]) -> None:
-        ack = homa.Ack(self._port, peer.port, head, entries, keys.epoch & 0xFF)
+        ack = homa.Ack(self._port, peer.port, head, entries, keys.wire_epoch)
         try:
             proof = self._profile.prove_ack(peer.session, keys, ack)
         except LocalError:

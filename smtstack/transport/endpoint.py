@@ -12,6 +12,7 @@ Sessions come from the key store at once, or, where that is a
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
@@ -34,6 +35,7 @@ from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.ipv4 import FRAGMENT_MASK, VERSION_IHL
+from smtstack.wire.naming import peer_key
 
 #: Clients' ports start here, servers' are below (Homa's HOMA_MIN_DEFAULT_PORT).
 FIRST_CLIENT_PORT = 0x8000
@@ -71,7 +73,7 @@ class Endpoint:
         self.ip = ip
         self.port = port
         self.params = params or TransportParams()
-        self.profile: Profile = make_profile(profile, self.params)
+        self.profile: Profile[Any] = make_profile(profile, self.params)
         self.counters = Counters()
         #: IP protocol number on the wire; the profile's unless set.
         self._protocol = self.profile.fmt.protocol if protocol is None else protocol
@@ -111,12 +113,13 @@ class Endpoint:
         the RPC waits, with nothing sealed or sent.
         """
         table = self._table
+        # peer_key(), without the call.
         peer = table.peers.get(ip << 16 | port)
         if peer is None or not peer.proven or peer.session.anonymous:
             if self._negotiator is None:
                 peer = table.call(ip, port)
             else:
-                pending = table.pending.get(ip << 16 | port)
+                pending = table.pending.get(peer_key(ip, port))
                 if pending is None or not pending.peer.early:
                     return self._wait(ip, port, data, cookie, now)
                 peer = pending.peer
@@ -126,7 +129,7 @@ class Endpoint:
         rpc = table.client_rpc(peer, tick)
         rpc.cookie = cookie
         try:
-            rpc.out = self.profile.outgoing(rpc, data)
+            rpc.out = self.profile.outgoing(rpc, rpc.peer.session, data)
         except LocalError:
             table.free(rpc)
             raise
@@ -141,7 +144,7 @@ class Endpoint:
             raise rpc.peer.bad_length(len(data))
         if rpc.state is DEAD:
             return False
-        out = self.profile.outgoing(rpc, data)
+        out = self.profile.outgoing(rpc, rpc.peer.session, data)
         rpc.move(states.REPLY)
         rpc.out = out
         self.counters.responses_sent += 1
@@ -189,17 +192,17 @@ class Endpoint:
         """
         self._changes.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
-            for frame in self._held.take(ip << 16 | port):
+            for frame in self._held.take(peer_key(ip, port)):
                 self.counters.packets_received -= 1
                 self.handle_packet(frame, now)
 
     def refuse(self, ip: int, port: int, detail: str, now: int) -> None:
         """There will be no session with this peer, and ``detail`` says why: RPCs that wait for it fail."""
-        self._changes.refuse(ip << 16 | port, detail)
+        self._changes.refuse(peer_key(ip, port), detail)
 
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
-        self._changes.end(ip << 16 | port, detail)
+        self._changes.end(peer_key(ip, port), detail)
 
     def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
         """From now on messages to this peer go in IP packets of at most ``mtu`` bytes. ConfigError: no key."""
@@ -235,7 +238,10 @@ class Endpoint:
             tick = _earlier(tick, self._key_timers.next_tick())
         if self._held.frames:
             tick = _earlier(tick, self._held.next_tick())
-        return wake if tick is None else _earlier(wake, tick * self._tick_ns)
+        if tick is None:
+            return wake
+        at = tick * self._tick_ns
+        return at if wake is None or at < wake else wake
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""
@@ -243,8 +249,10 @@ class Endpoint:
         for rpc in self._table.timers.due(tick):
             if rpc.state is not DEAD:
                 self._recovery.check(rpc, tick)
-        self._key_timers.expire(tick)
-        self._held.expire(tick)
+        if self._key_timers.heap:
+            self._key_timers.expire(tick)
+        if self._held.frames:
+            self._held.expire(tick)
         if self._failed:
             self._report(now)
         if self._negotiator is not None:
@@ -287,6 +295,7 @@ class Endpoint:
         if flags & self._handshake:
             self._to_negotiator(frame, now)
             return
+        # peer_key(), without the call.
         peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
         if peer is None:
             return
@@ -297,11 +306,13 @@ class Endpoint:
         if version != self._cutoff_version:
             self._tell_cutoffs(peer, sender_id ^ 1, epoch, tick)
         payload = frame[_PAYLOAD_AT:_IP_OFFSET + total]
+        # rpc_key(), without the call.
         key = sender_id ^ 1 | epoch << 64
         rpc = peer.rpcs.get(key)
-        # A message in one packet skips reassembly; most messages are.
+        # Data.index_in_segment() and offset_in_segment(), without the calls.
         index = (index + ip_id) & 0xFFFF
         inside = packet_offset if flags & _PLACED else index * segment_size
+        # A message in one packet skips reassembly; most messages are.
         whole = len(payload) == length and inside + high + low == 0
         if rpc is None:
             rpc = self._new_request(peer, key, sender_id, epoch, flags, length, payload if whole else None, tick)
@@ -365,7 +376,7 @@ class Endpoint:
             if length > rpc.peer.max_wire:
                 counters.too_long += 1
                 return
-            inm = rpc.inm = self.profile.incoming(rpc, length)
+            inm = rpc.inm = self.profile.incoming(rpc, rpc.peer.session, length)
             if rpc.is_client:
                 # The request is kept: what looks like a response may be forged.
                 rpc.move(states.DATA)
@@ -455,7 +466,7 @@ class Endpoint:
     def _stranger(self, frame: bytes, src: int, sport: int, now: int) -> Peer | None:
         """The peer of a frame from whom we have not heard; None: there is no session to open it with."""
         if self._negotiator is not None:
-            self._held.add(src << 16 | sport, frame, now // self._tick_ns)
+            self._held.add(peer_key(src, sport), frame, now // self._tick_ns)
             return None
         peer = self._table.heard(src, sport)
         if peer is None:
@@ -489,7 +500,7 @@ class Endpoint:
         except BadPacket:
             counters.bad_packets += 1
             return
-        peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
+        peer = self._table.peers.get(peer_key(src, sport)) or self._stranger(frame, src, sport, now)
         if peer is None:
             return
         self._control.handle(peer, packet, now // self._tick_ns)
@@ -509,13 +520,13 @@ class Endpoint:
             rpc = grant.rpc
             self.counters.grants_sent += 1
             self._outbox.control(rpc.peer, homa.Grant(self.port, rpc.peer.port, rpc.id, grant.offset,
-                                                      grant.priority, rpc.keys.epoch & 0xFF))
+                                                      grant.priority, rpc.keys.wire_epoch))
 
     # -- looking in --------------------------------------------------------------------------------------
 
     def has_rpcs(self, ip: int, port: int) -> bool:
         """Whether RPCs with this peer are under way, either side's."""
-        peer = self._table.peers.get(ip << 16 | port)
+        peer = self._table.peers.get(peer_key(ip, port))
         return peer is not None and len(peer.rpcs) > 0
 
     def snapshot(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from smtstack.wire import homa, ipv4
 
 _CONTROL_TOS_SHIFT = 5
 _pack_data = homa.DATA_HEADER.pack
+_TCP_HEADER_LENGTH = homa.TCP_HEADER_LENGTH
 
 
 class Outbox:
@@ -57,7 +58,7 @@ class Outbox:
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
         size = out.mss if self._extended else 0
-        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET,
+        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
                             homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
                             host.cutoff_version, 0, 0)
         return Segment(host.ip, priority << 5, header, None, out.mss, out, index, rpc.id)
@@ -90,7 +91,7 @@ class Outbox:
                     continue
                 out.resent[place] = tick
                 header = _pack_data(
-                    self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET, homa.DATA,
+                    self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH, homa.DATA,
                     at >> 16, 0, at & 0xFFFF, rpc.id, out.length, min(out.length, max(out.granted, b)),
                     peer.host.cutoff_version, 1, number)
                 self._paced.append(Segment(peer.host.ip, priority << 5, header, piece, out.mss,

@@ -50,7 +50,7 @@ class Recovery:
         for offset, length in ranges[:MAX_RESEND_RANGES]:
             self._counters.resends_sent += 1
             self._outbox.control(peer, homa.Resend(self._port, peer.port, rpc.id, offset, length, priority,
-                                                   rpc.keys.epoch & 0xFF))
+                                                   rpc.keys.wire_epoch))
 
     @staticmethod
     def _missing(rpc: Rpc) -> list[tuple[int, int]]:
@@ -134,7 +134,7 @@ class Recovery:
         self._table.keep(rpc)
         peer = rpc.peer
         self._counters.need_acks_sent += 1
-        self._outbox.control(peer, homa.NeedAck(self._port, peer.port, rpc.id, rpc.keys.epoch & 0xFF))
+        self._outbox.control(peer, homa.NeedAck(self._port, peer.port, rpc.id, rpc.keys.wire_epoch))
 
     def _give_up(self, rpc: Rpc, tick: int) -> None:
         self._counters.timeouts += 1

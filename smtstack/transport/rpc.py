@@ -11,6 +11,7 @@ from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
 from smtstack.transport.states import CLIENT, INCOMING, OUTGOING, SERVER, Input, State
 from smtstack.wire.ipv4 import format_address
+from smtstack.wire.naming import peer_key
 
 #: What a host is assumed to want before its first CUTOFFS: everything unscheduled at priority 6
 #: (homa_peertab.c of the module; reference §6.2).
@@ -72,13 +73,15 @@ class PendingPeer:
 class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
-    __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "local_port", "max_message", "max_wire",
-                 "mtu", "port", "proven", "rpcs", "session")
+    __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "key", "local_port", "max_message",
+                 "max_wire", "mtu", "port", "proven", "rpcs", "session")
 
     def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
                  mtu: int = MAX_MTU) -> None:
         self.host = host
         self.port = port
+        #: Its place in the endpoint's tables.
+        self.key = peer_key(host.ip, port)
         self.local_port = local_port
         self.session = session
         #: By ``Rpc.key``.
@@ -122,7 +125,7 @@ class Rpc:
                  tick: int) -> None:
         #: As this side sees it: even at the client, odd at the server. 0: WAITING for a session.
         self.id = rpc_id
-        #: Place in ``peer.rpcs``: id and key epoch.
+        #: Place in ``peer.rpcs``: see :func:`~smtstack.wire.naming.rpc_key`.
         self.key = key
         self.peer = peer
         self.keys = keys

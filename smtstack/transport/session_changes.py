@@ -11,6 +11,7 @@ No packet moves a peer along it, only the negotiator does. What arrives from a p
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from smtstack.crypto.epochs import Session
 from smtstack.errors import LocalError
@@ -21,6 +22,7 @@ from smtstack.transport.outbox import Outbox
 from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.table import RpcTable
+from smtstack.wire.naming import peer_key
 
 
 class SessionChanges:
@@ -28,7 +30,7 @@ class SessionChanges:
 
     __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held")
 
-    def __init__(self, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
+    def __init__(self, profile: Profile[Any], table: RpcTable, outbox: Outbox, counters: Counters,
                  events: deque[Event]) -> None:
         self._profile = profile
         self._table = table
@@ -40,7 +42,7 @@ class SessionChanges:
     def wait(self, ip: int, port: int, data: bytes, cookie: object) -> tuple[Rpc, bool]:
         """A request to a peer that is not ready; True: the first, so somebody has to make a session."""
         table = self._table
-        pending = table.pending.get(ip << 16 | port)
+        pending = table.pending.get(peer_key(ip, port))
         first = pending is None
         if pending is None:
             pending = table.await_session(ip, port)
@@ -54,7 +56,7 @@ class SessionChanges:
         table = self._table
         params = self._profile.params
         limits = min(max_message, params.max_message_length), min(mtu, params.mtu)
-        key = ip << 16 | port
+        key = peer_key(ip, port)
         old = table.peers.get(key)
         if old is not None:
             if old.session is session:
@@ -96,7 +98,7 @@ class SessionChanges:
             if len(data) > peer.max_message:
                 raise peer.bad_length(len(data))
             self._table.begin(rpc, tick)
-            rpc.out = self._profile.outgoing(rpc, data)
+            rpc.out = self._profile.outgoing(rpc, peer.session, data)
         except LocalError as e:
             self._table.free(rpc)
             self._fail([rpc], Reason.NOT_SENT, str(e))
@@ -122,4 +124,4 @@ class SessionChanges:
 
     def is_current(self, peer: Peer) -> bool:
         """Whether ``peer`` is ready, and not one that another took the place of."""
-        return self._table.peers.get(peer.host.ip << 16 | peer.port) is peer
+        return self._table.peers.get(peer.key) is peer

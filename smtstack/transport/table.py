@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from smtstack.crypto.epochs import NO_SESSION, EpochKeys, Session
 from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.errors import ConfigError
@@ -13,6 +15,7 @@ from smtstack.transport.states import DEAD, INCOMING, SESSION, UNKNOWN, WAITING
 from smtstack.transport.timers import KeyTimers, TimerTable
 from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
+from smtstack.wire.naming import peer_key, rpc_key
 
 #: Peers that never authenticated a message; more push out the oldest. A forger can make these.
 MAX_UNPROVEN_PEERS = 1024
@@ -26,7 +29,7 @@ class RpcTable:
                  "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
                  "peers", "pending", "timers")
 
-    def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
+    def __init__(self, ip: int, port: int, profile: Profile[Any], keys: KeyStore, counters: Counters) -> None:
         params = profile.params
         self._ip = ip
         self._port = port
@@ -44,7 +47,7 @@ class RpcTable:
         #: Our own RPCs under way above which new requests are marked.
         self._incast = params.incast_threshold or _NEVER
         self.hosts: dict[int, Host] = {}
-        #: By ip << 16 | port.
+        #: By ``Peer.key``.
         self.peers: dict[int, Peer] = {}
         #: Those that have no session yet, or one that only sends. By the same key; none is in both.
         self.pending: dict[int, PendingPeer] = {}
@@ -59,8 +62,7 @@ class RpcTable:
 
     def call(self, ip: int, port: int) -> Peer:
         """The peer an application wants to talk to; raises :class:`ConfigError` without a key for it."""
-        key = ip << 16 | port
-        peer = self.peers.get(key)
+        peer = self.peers.get(peer_key(ip, port))
         if peer is None:
             peer = self._add_peer(ip, port)
             if peer is None:
@@ -74,7 +76,7 @@ class RpcTable:
         peer = self._add_peer(ip, port)
         if peer is None:
             return None
-        self._unproven[ip << 16 | port] = peer
+        self._unproven[peer.key] = peer
         if len(self._unproven) > MAX_UNPROVEN_PEERS:
             self._forget(next(iter(self._unproven.values())))
         return peer
@@ -84,7 +86,8 @@ class RpcTable:
         if session is None:
             return None
         session.outlive(self._params.silence_ticks)
-        peer = self.peers[ip << 16 | port] = self._make_peer(ip, port, session)
+        peer = self._make_peer(ip, port, session)
+        self.peers[peer.key] = peer
         return peer
 
     def _make_peer(self, ip: int, port: int, session: Session) -> Peer:
@@ -96,21 +99,21 @@ class RpcTable:
 
     def await_session(self, ip: int, port: int) -> PendingPeer:
         """A peer with which there is to be a session."""
-        pending = self.pending[ip << 16 | port] = PendingPeer(self._make_peer(ip, port, NO_SESSION))
+        peer = self._make_peer(ip, port, NO_SESSION)
+        pending = self.pending[peer.key] = PendingPeer(peer)
         return pending
 
     def prove(self, peer: Peer) -> None:
         """``peer`` is genuine, or our own choice: it stays."""
         if not peer.proven:
             peer.proven = True
-            self._unproven.pop(peer.host.ip << 16 | peer.port, None)
+            self._unproven.pop(peer.key, None)
 
     def _forget(self, peer: Peer) -> None:
         for rpc in list(peer.rpcs.values()):
             self.free(rpc)
-        key = peer.host.ip << 16 | peer.port
-        del self.peers[key]
-        self._unproven.pop(key, None)
+        del self.peers[peer.key]
+        self._unproven.pop(peer.key, None)
         self._leave_host(peer)
 
     def _leave_host(self, peer: Peer) -> None:
@@ -142,7 +145,8 @@ class RpcTable:
         """A fresh RPC of ours. Raises :class:`LocalError` if the session has no id for it."""
         keys, rpc_id = peer.session.begin_rpc(tick)
         self._births += 1
-        key = rpc_id | (keys.epoch & 0xFF) << 64
+        # rpc_key(), without the call.
+        key = rpc_id | keys.wire_epoch << 64
         rpc = Rpc(peer, rpc_id, key, keys, True, self._births, tick)
         peer.rpcs[key] = rpc
         self._client_rpcs += 1
@@ -162,7 +166,7 @@ class RpcTable:
         """The session that ``rpc`` waited for is there. Raises as :meth:`client_rpc`."""
         rpc.keys, rpc.id = rpc.peer.session.begin_rpc(tick)
         rpc.move(SESSION)
-        rpc.key = rpc.id | (rpc.keys.epoch & 0xFF) << 64
+        rpc.key = rpc_key(rpc.id, rpc.keys.wire_epoch)
         rpc.heard_tick = tick
         rpc.peer.rpcs[rpc.key] = rpc
         self._client_rpcs += 1
@@ -205,7 +209,7 @@ class RpcTable:
         if peer.rpcs.pop(rpc.key, None) is None:
             if rpc.state is WAITING:
                 rpc.state = DEAD
-                pending = self.pending.get(peer.host.ip << 16 | peer.port)
+                pending = self.pending.get(peer.key)
                 if pending is not None:
                     pending.waiting.pop(rpc, None)
             return
