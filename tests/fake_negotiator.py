@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from smtstack.transport.endpoint import Endpoint
-from smtstack.transport.negotiation import Negotiator
+from smtstack.transport.negotiation import Negotiator, SessionUser
 from smtstack.transport.segment import Segment
 
 
@@ -24,7 +24,7 @@ class Fake(Negotiator):
         self.fired: list[int] = []
         self.on_want: Callable[[], None] = lambda: None
 
-    def attach(self, endpoint: Endpoint) -> None:
+    def attach(self, endpoint: SessionUser) -> None:
         self.endpoint = endpoint
 
     def want(self, ip: int, port: int, now: int) -> None:

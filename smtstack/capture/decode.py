@@ -49,7 +49,7 @@ class Result:
     messages: int
     """Messages of which at least one DATA packet was seen."""
     messages_complete: int
-    """Those of which everything is there and (if sealed) authentic."""
+    """Messages of which everything is there and (if sealed) authentic."""
     bytes: int
     """Application bytes of the complete messages."""
     nonce_reuse: int

@@ -125,7 +125,10 @@ class EarlySecrets:
         self._secrets = TrafficSecrets(secret, ends, cipher) if secret else None
 
     def keys(self, epoch: int, oldest: int = 0) -> tuple[DirectionKeys, DirectionKeys]:
-        """As :meth:`TrafficSecrets.keys`; raises :class:`LocalError` for what only the answer can tell."""
+        """(ours, the peer's) for ``epoch``; see :meth:`TrafficSecrets.keys`.
+
+        Raises :class:`LocalError` for what only the server's answer can tell.
+        """
         if self._secrets is None:
             if epoch or self._early is None:
                 raise LocalError("the server has not answered: there are keys for the first flight only")

@@ -124,7 +124,7 @@ class SessionHost:
         return unpublished or self.manager.last_failure
 
     def counters(self) -> dict[str, int]:
-        """Of sessions, and of keys made in advance."""
+        """Counters of sessions, and of keys made in advance."""
         pool = self.manager.pool
         return {**self.manager.counters(), "keys_made_ahead": pool.made_ahead, "keys_made_now": pool.made_now}
 

@@ -43,19 +43,19 @@ class SimEndpoint:
         self._working = False
 
     def send_request(self, ip: int, port: int, data: bytes, cookie: object = None) -> Rpc:
-        """As :meth:`Endpoint.send_request`, now."""
+        """Begin an RPC now: :meth:`Endpoint.send_request`."""
         rpc = self.endpoint.send_request(ip, port, data, self._clock.now, cookie)
         self.work()
         return rpc
 
     def send_reply(self, rpc: Rpc, data: bytes) -> bool:
-        """As :meth:`Endpoint.send_reply`, now."""
+        """Answer a Request now: :meth:`Endpoint.send_reply`."""
         sent = self.endpoint.send_reply(rpc, data, self._clock.now)
         self.work()
         return sent
 
     def abort(self, rpc: Rpc) -> None:
-        """As :meth:`Endpoint.abort`."""
+        """End an RPC now: :meth:`Endpoint.abort`."""
         self.endpoint.abort(rpc)
         self.work()
 
