@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.negotiation import Negotiator, SessionUser
 from smtstack.transport.segment import Segment
 
@@ -14,7 +13,7 @@ class Fake(Negotiator):
     """Does what the test says, and notes what it was asked."""
 
     def __init__(self) -> None:
-        self.endpoint: Endpoint | None = None
+        self.endpoint: SessionUser | None = None
         self.wanted: list[tuple[int, int]] = []
         self.lost_peers: list[tuple[int, int]] = []
         #: Frames of the handshake plane; the last of them.

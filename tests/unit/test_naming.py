@@ -50,8 +50,9 @@ def bare_offsets(source: str) -> list[int]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Subscript) and PACKETS.match(ast.unparse(node.value)):
-            found += [node.lineno for n in ast.walk(node.slice) if isinstance(n, ast.Constant)
-                      and isinstance(n.value, int) and n.value >= LEAST_OFFSET]
+            bounds = [node.slice.lower, node.slice.upper] if isinstance(node.slice, ast.Slice) else [node.slice]
+            found += [node.lineno for n in bounds if isinstance(n, ast.Constant) and isinstance(n.value, int)
+                      and n.value >= LEAST_OFFSET]
     return found
 
 
