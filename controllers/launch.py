@@ -11,10 +11,9 @@ import socket
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from controllers.fabric import Fabric
+from controllers.fabric_file import load_fabric
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.exit_codes import EXIT_INTERRUPTED, exit_code
 from smtstack.io.standard_streams import run_program
@@ -88,23 +87,6 @@ def _check_port(host: str, port: int, option: str) -> None:
             s.bind((host, port))
     except OSError as e:
         raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}; take another with {option}") from None
-
-
-def load_fabric(path: str | None) -> Fabric:
-    """The fabric in a file; raises :class:`ConfigError` with how to get one."""
-    if path is None:
-        raise ConfigError("which network is it? --smtnet-fabric FILE, as this writes it: "
-                          "smtnet plan TOPO --fabric FILE")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "no text"
-        raise ConfigError(f"--smtnet-fabric {path}: {reason}; this writes one: "
-                          f"smtnet plan TOPO --fabric {path}") from None
-    try:
-        return Fabric.from_json(text)
-    except ConfigError as e:
-        raise ConfigError(f"--smtnet-fabric {path}: {e}") from None
 
 
 if __name__ == "__main__":

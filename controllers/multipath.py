@@ -27,7 +27,7 @@ from controllers import openflow, rest
 from controllers.channel import Answer, Channel, Refused
 from controllers.discovery import Discovery, End, is_lldp
 from controllers.fabric import Link
-from controllers.launch import load_fabric
+from controllers.fabric_file import load_fabric
 from controllers.plan import Down, Flow, Plan
 from controllers.planner import make_plan
 from controllers.policies import DEFAULT, POLICIES

@@ -1,6 +1,6 @@
 """Draws the pictures that come from the code: ``python -m docs.draw``, in the checkout, writes them into docs/img.
 
-rpc.svg is the table in smtstack/transport/rpc.py; architecture.svg is RANK in tests/test_layers.py, with what
+rpc.svg is the table in smtstack/transport/states.py; architecture.svg is RANK in tests/test_layers.py, with what
 imports what. tests/unit/test_pictures.py compares what is committed with what this would draw.
 """
 
@@ -13,7 +13,7 @@ from html import escape
 from itertools import combinations
 from pathlib import Path
 
-from smtstack.transport.rpc import CLIENT, SERVER, Input, State
+from smtstack.transport.states import CLIENT, SERVER, Input, State
 from tests.test_layers import RANK, imports, module_files, unit_of
 
 IMG = Path(__file__).resolve().parent / "img"

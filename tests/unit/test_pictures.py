@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from docs import draw
-from smtstack.transport import rpc
-from smtstack.transport.rpc import State
+from smtstack.transport import states as rpc
+from smtstack.transport.states import State
 from tests.command_lines import ROOT
 from tests.test_layers import RANK
 

@@ -11,8 +11,8 @@ from smtstack.capture.decode import Decoder
 from smtstack.capture.files import CaptureFile
 from smtstack.capture.pcapfile import Reader
 from smtstack.capture.reading import load_keylog, read_into
-from smtstack.crypto import keys
 from smtstack.crypto.keys import KeyStore
+from smtstack.io import key_file
 from topo.host import SmtHost
 from topo.network import SmtNet
 from topo.running import Program, finish, python_program
@@ -89,4 +89,4 @@ def _keys_of(fleet: Fleet, host: SmtHost) -> KeyStore:
     if TABLE[transport].sessions:
         # A host that had no sessions wrote none down.
         return load_keylog(*(path for path in [fleet.keylog(host)] if path.exists()))
-    return keys.load(fleet.key_options(host.name)[1] if TABLE[transport].keyed else "demo", transport)
+    return key_file.load(fleet.key_options(host.name)[1] if TABLE[transport].keyed else "demo", transport)

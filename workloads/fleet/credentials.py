@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from smtstack.crypto import keys
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from workloads.fleet import authority as ca
 from workloads.transports.table import TABLE
 from workloads.transports.tls import OPENSSL_CONF
@@ -62,8 +62,8 @@ def make(folder: Path, transport: str, hosts: dict[str, str]) -> Credentials:
 
 def _make_keys(folder: Path, hosts: dict[str, str]) -> None:
     """The kernel module's keys are the same for everybody."""
-    content = keys.generate([])
+    content = key_file.generate([])
     del content["pairs"]
     for name in hosts:
         (folder / name).mkdir(mode=0o700)
-        keys.write_key_file(folder / name / _KEYS, content)
+        key_file.write_key_file(folder / name / _KEYS, content)

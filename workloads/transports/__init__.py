@@ -9,7 +9,7 @@ import psutil
 
 from smtstack.errors import ConfigError
 from smtstack.io.neighbours import LOOPBACK
-from smtstack.io.packet_socket import Fanout
+from smtstack.io.shared_port import SharedPort
 from smtstack.nic.device import NicConfig
 from smtstack.socket import Address, SmtContext, SmtSocket
 from workloads.transports.contract import Caller, Handler, Server
@@ -74,8 +74,8 @@ def check_ways(interface: str, peers: Sequence[Address]) -> None:
                               "interface towards it")
 
 
-def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = None) -> Server:
-    """A server at ``settings.local``; with ``fanout`` one of several processes that share the port.
+def open_server(settings: Settings, handler: Handler, shared: SharedPort | None = None) -> Server:
+    """A server at ``settings.local``; with ``shared`` one of several processes that share the port.
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
@@ -83,12 +83,12 @@ def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = No
         local, context = _end(settings)
         # A caller has no tickets to publish, and nothing that must outlive it.
         publish = settings.session.mode in FROM_TICKETS
-        context = replace(context, fanout=fanout, publish=publish, state=settings.session.state)
+        context = replace(context, shared_port=shared, publish=publish, state=settings.session.state)
         return MessageServer(SmtSocket(local, context), handler)
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
-                        settings.poll_ns, fanout is not None)
+                        settings.poll_ns, shared is not None)
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:

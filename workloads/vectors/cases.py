@@ -24,8 +24,7 @@ from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import RECORD_OVERHEAD, LinuxGeometry, nominal_range
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import INT_MAX, TransportParams
-from smtstack.transport.peers import Host, Peer
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.wire import homa, ipv4
 from smtstack.wire.ethernet import HEADER_LEN as ETHERNET_LEN
 from smtstack.wire.ethernet import Ethernet
