@@ -1,4 +1,4 @@
-"""For every test: which ones need root, and how hard Hypothesis tries."""
+"""For every test: which ones need root, which are slow, and how hard Hypothesis tries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 
 import pytest
 from hypothesis import settings
+
+from tests import slow
 
 # By default the same examples every time: a red run is then red for everybody, and green again by a
 # change only. "SMTNET_HYPOTHESIS=long make test" goes looking for new ones.
@@ -19,7 +21,19 @@ if PROFILE == "long":
     os.environ.setdefault("PYTEST_TIMEOUT", "7200")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-slow", action="store_true", help="measure what tests need, and write tests/slow.txt")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("renew_slow"):
+        config.pluginmanager.register(slow.Renewal())
+
+
+# First: pytest's own, which selects by markers, comes after it.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow.mark(items)
     if os.geteuid() == 0:
         return
     skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")

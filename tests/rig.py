@@ -11,7 +11,8 @@ from collections.abc import Callable
 from smtstack.crypto.keys import KeyStore
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates, Impairments
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair
+from smtstack.stack import Stack
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
@@ -74,7 +75,7 @@ class Rig:
                     for at, arrived in self._paths[from_client].apply(changed, self.now):
                         self.inject(from_client, arrived, at - self.now + DELAY_NS)
 
-    def _serve(self, side: Side) -> None:
+    def _serve(self, side: Stack) -> None:
         while (event := side.endpoint.next_event()) is not None:
             if isinstance(event, Request):
                 self.delivered.append(event.data)
@@ -85,8 +86,8 @@ class Rig:
     def step(self) -> bool:
         """Go on to whatever happens next; False when nothing is left to happen."""
         self._flush()
-        endpoints = (self.client.endpoint, self.server.endpoint)
-        deadlines = [t for e in endpoints if (t := e.next_timeout()) is not None]
+        sides = (self.client, self.server)
+        deadlines = [t for e in sides if (t := e.next_timeout()) is not None]
         if self._flying:
             deadlines.append(self._flying[0][0])
         if not deadlines:
@@ -95,8 +96,8 @@ class Rig:
         while self._flying and self._flying[0][0] <= self.now:
             _at, _n, to_server, frame = heapq.heappop(self._flying)
             (self.server if to_server else self.client).receive([frame], self.now)
-        for endpoint in endpoints:
-            endpoint.handle_timeout(self.now)
+        for side in sides:
+            side.handle_timeout(self.now)
         self._serve(self.client)
         self._serve(self.server)
         return True

@@ -6,22 +6,25 @@ import zlib
 from collections.abc import Callable
 
 from smtstack.errors import ConfigError
-from smtstack.wire.frame import MIN_LEN
+from smtstack.wire.frame import DST_AT, MIN_LEN, SENDER_ID_AT, SRC_AT, TRANSPORT_OFFSET
 
 Steering = Callable[[bytes, int], int]
+
+_SRC = slice(SRC_AT, DST_AT)
+_PORTS = slice(TRANSPORT_OFFSET, TRANSPORT_OFFSET + 4)
+_SENDER_ID = slice(SENDER_ID_AT, SENDER_ID_AT + 8)
 
 
 def by_flow(frame: bytes, queues: int) -> int:
     """One queue per (source, ports), like RSS for TCP: one core a connection."""
-    return _mix(frame[26:30] + frame[34:38]) % queues
+    return _mix(frame[_SRC] + frame[_PORTS]) % queues
 
 
 def by_message(frame: bytes, queues: int) -> int:
     """Messages of one flow spread over all queues: they need no order (paper §2)."""
     if len(frame) < MIN_LEN:
         return 0
-    # Source address, ports, sender_id.
-    return _mix(frame[26:30] + frame[34:38] + frame[54:62]) % queues
+    return _mix(frame[_SRC] + frame[_PORTS] + frame[_SENDER_ID]) % queues
 
 
 def _mix(data: bytes) -> int:

@@ -15,14 +15,13 @@ from smtstack.nic.driver import ContextPolicy, Neighbours, NicDriver
 from smtstack.nic.impairments import Impairments
 from smtstack.sim.clock import Clock
 from smtstack.sim.link import EgressPort
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event
 from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ethernet import HEADER_LEN
-from smtstack.wire.frame import MIN_LEN, TRANSPORT_OFFSET
-
-_PORT_AT = TRANSPORT_OFFSET + 2
+from smtstack.wire.frame import DPORT_AT, MIN_LEN
 
 
 class SimEndpoint:
@@ -31,33 +30,33 @@ class SimEndpoint:
     ``on_event(self, event)`` is called for every event at the time it happens, and may send from there.
     """
 
-    __slots__ = ("_clock", "_driver", "_wakes", "_working", "endpoint", "host", "on_event")
+    __slots__ = ("_clock", "_wakes", "_working", "endpoint", "host", "on_event", "stack")
 
-    def __init__(self, host: SimHost, endpoint: Endpoint, driver: NicDriver, on_event: OnEvent | None) -> None:
+    def __init__(self, host: SimHost, stack: Stack, on_event: OnEvent | None) -> None:
         self.host = host
-        self.endpoint = endpoint
+        self.stack = stack
+        self.endpoint = stack.endpoint
         self.on_event = on_event
         self._clock = host.clock
-        self._driver = driver
         #: Times of the wake-ups in the clock's heap, latest first. One is added only if it comes before all
         #: others, so a pacer that wakes every microsecond does not pile up entries for a timer far away.
         self._wakes: list[int] = []
         self._working = False
 
     def send_request(self, ip: int, port: int, data: bytes, cookie: object = None) -> Rpc:
-        """As :meth:`Endpoint.send_request`, now."""
+        """Begin an RPC now: :meth:`Endpoint.send_request`."""
         rpc = self.endpoint.send_request(ip, port, data, self._clock.now, cookie)
         self.work()
         return rpc
 
     def send_reply(self, rpc: Rpc, data: bytes) -> bool:
-        """As :meth:`Endpoint.send_reply`, now."""
+        """Answer a Request now: :meth:`Endpoint.send_reply`."""
         sent = self.endpoint.send_reply(rpc, data, self._clock.now)
         self.work()
         return sent
 
     def abort(self, rpc: Rpc) -> None:
-        """As :meth:`Endpoint.abort`."""
+        """End an RPC now: :meth:`Endpoint.abort`."""
         self.endpoint.abort(rpc)
         self.work()
 
@@ -76,24 +75,14 @@ class SimEndpoint:
         while (event := endpoint.next_event()) is not None:
             if self.on_event is not None:
                 self.on_event(self, event)
-        self._transmit()
+        frames = self.stack.transmit(self._clock.now)
+        if frames:
+            self.host.send(frames)
         self._working = False
         self._arm()
 
-    def _transmit(self) -> None:
-        endpoint, now = self.endpoint, self._clock.now
-        segment = endpoint.poll_transmit(now)
-        if segment is None:
-            return
-        while segment is not None:
-            while not self._driver.transmit(segment):
-                # Its ring is full. The device takes no time to empty it, so the same segment goes next.
-                self.host.run_device()
-            segment = endpoint.poll_transmit(now)
-        self.host.run_device()
-
     def _arm(self) -> None:
-        at = self.endpoint.next_timeout()
+        at = self.stack.next_timeout()
         if at is None:
             return
         at = max(at, self._clock.now + 1)
@@ -104,7 +93,7 @@ class SimEndpoint:
 
     def _wake(self) -> None:
         self._wakes.pop()
-        self.endpoint.handle_timeout(self._clock.now)
+        self.stack.handle_timeout(self._clock.now)
         self.work()
 
 
@@ -142,7 +131,6 @@ class SimHost:
         self._policy = policy
         self._delay = host_delay_ns
         self._drivers: dict[int, NicDriver] = {}
-        self._rx_queues = range(nic.config.rx_queues)
 
     def listen(self, port: int, profile: str, keys: KeyStore, on_event: OnEvent | None = None,
                params: TransportParams | None = None, protocol: int | None = None) -> SimEndpoint:
@@ -150,7 +138,7 @@ class SimHost:
         if port in self.endpoints:
             raise ConfigError(f"{self.name}: port {port} is in use")
         endpoint = Endpoint(self.ip, port, profile, keys, params, protocol)
-        sim = self.endpoints[port] = SimEndpoint(self, endpoint, self.driver(endpoint.protocol), on_event)
+        sim = self.endpoints[port] = SimEndpoint(self, Stack(endpoint, self.driver(endpoint.protocol)), on_event)
         return sim
 
     def driver(self, protocol: int) -> NicDriver:
@@ -161,9 +149,8 @@ class SimHost:
                                                          self._policy)
         return driver
 
-    def run_device(self) -> None:
-        """Let the device work off its descriptors."""
-        frames = self.nic.process()
+    def send(self, frames: list[bytes]) -> None:
+        """Frames leave the device."""
         port = self.port
         if port is None:
             raise ConfigError(f"{self.name} has something to send, but is not connected")
@@ -192,19 +179,18 @@ class SimHost:
                 self._to_nic(got)
 
     def _to_nic(self, frame: bytes) -> None:
-        nic = self.nic
-        nic.receive(frame)
-        for queue in self._rx_queues:
-            while (got := nic.take(queue)) is not None:
-                if self._delay:
-                    self.clock.schedule(self.clock.now + self._delay, self._to_endpoint, got)
-                else:
-                    self._to_endpoint(got)
+        # Its rings never hold more than this: software takes a frame the moment it comes, and is slow afterwards.
+        self.nic.receive(frame)
+        for got in self.nic.collect():
+            if self._delay:
+                self.clock.schedule(self.clock.now + self._delay, self._to_endpoint, got)
+            else:
+                self._to_endpoint(got)
 
     def _to_endpoint(self, frame: bytes) -> None:
         endpoint = None
         if len(frame) >= MIN_LEN:
-            endpoint = self.endpoints.get(frame[_PORT_AT] << 8 | frame[_PORT_AT + 1])
+            endpoint = self.endpoints.get(frame[DPORT_AT] << 8 | frame[DPORT_AT + 1])
         if endpoint is None:
             self.unclaimed += 1
         else:

@@ -19,8 +19,9 @@ from smtstack.crypto import keys, tls12, tls13
 from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, LinuxKeys, PairKeys, demo_keys, linux_keys
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from smtstack.nic.device import NicConfig
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import SEGMENT_HEADER
 from smtstack.transport.params import TransportParams
@@ -53,8 +54,8 @@ def talk(profile: str, sizes: tuple[int, ...] = SIZES, *, seed: int = 0, loss: f
     """Requests of these sizes, three at a time, each answered by its reverse and a byte more."""
     out = Talk()
     rng = random.Random(seed)
-    client = Side(CLIENT_IP, port, profile, store or demo_keys(profile), params, nic)
-    server = Side(SERVER_IP, SERVER_PORT, profile, store or demo_keys(profile), params, nic)
+    client = make_side(CLIENT_IP, port, profile, store or demo_keys(profile), params, nic)
+    server = make_side(SERVER_IP, SERVER_PORT, profile, store or demo_keys(profile), params, nic)
     flying: list[tuple[int, int, int, bytes]] = []
     number = count()
     now = 1
@@ -568,11 +569,12 @@ def test_command_errors(tmp_path):
 
 
 def test_command_with_a_key_file(tmp_path):
-    content = keys.generate([("10.0.0.1", "10.0.0.2")])
+    content = key_file.generate([("10.0.0.1", "10.0.0.2")])
     path = tmp_path / "run.keys"
-    keys.write_key_file(path, content)
+    key_file.write_key_file(path, content)
     for profile in SEALED:
-        file = save(tmp_path / f"{profile}.pcap", talk(profile, (5000,), store=keys.load(str(path), profile)).sent)
+        store = key_file.load(str(path), profile)
+        file = save(tmp_path / f"{profile}.pcap", talk(profile, (5000,), store=store).sent)
         assert command(file, "--profile", profile, "--keys", path) == 0
         assert command(file, "--profile", profile, "--keys", "demo") == 1
 

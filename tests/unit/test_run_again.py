@@ -14,7 +14,7 @@ from smtstack.errors import ConfigError
 from tests.unit.test_toy_experiment import results  # noqa: F401 - a fixture
 from workloads.commands import again
 from workloads.commands import main as cli
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
 
 
 def smtnet(monkeypatch, *words: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smtstack.errors import SmtError
+from smtstack.errors import PeerError
 from tests.rows import row
 from workloads.experiments.scenario import picture
 from workloads.experiments.scenario.schedule import Span, Step, What, intervals, outside, steps
@@ -170,7 +170,7 @@ class _Caller:
         for call in self.open:
             call.ended = self.now
             if self.fails:
-                call.error = SmtError("no")
+                call.error = PeerError("no")
             else:
                 call.response = call.data
             self.finished.append(call)

@@ -21,7 +21,7 @@ from smtstack.errors import ConfigError
 from workloads import experiments
 from workloads.results import outcome
 from workloads.results.environment import environment
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
 
 #: What leaves folders of results.
 _COMMANDS = ("run", "demo", "bench", "reproduce")

@@ -24,7 +24,7 @@ from workloads.options.common import Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
-from workloads.results.rows import label
+from workloads.results.points import label
 from workloads.transports import PACKET_TRANSPORTS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")

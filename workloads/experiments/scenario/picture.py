@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from workloads.experiments.scenario.timeline import Figures, ScenarioRow
 from workloads.results import plots
+from workloads.results.points import label
 from workloads.results.row import Row
-from workloads.results.rows import label
 
 MODE = "scenario"
 #: Inches of one panel, and of the legend beside.

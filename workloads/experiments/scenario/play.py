@@ -25,7 +25,8 @@ from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.load.timed import ENDED_SUFFIX
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
+from workloads.results.row import Answered
 
 #: Seconds for a process to be stopped, which the kernel does at once.
 _PATIENCE_S = 2.0
@@ -46,7 +47,7 @@ class TimedFleet(Fleet):
         super().__enter__()
         return self
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: Any) -> Any:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
         self.failed_ns = [at for answer in done for at in answer["failed_ns"]]
         return {**super()._row(load, trial, done, samples), "mode": MODE, "variant": self.load.name}
 

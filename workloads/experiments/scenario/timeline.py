@@ -5,8 +5,6 @@ Times are seconds from the beginning; round trips are nanoseconds where they are
 
 from __future__ import annotations
 
-import csv
-import io
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any, TypedDict
 
 from workloads.experiments.scenario.schedule import Span, intervals, outside
 from workloads.load.rtt import percentile
+from workloads.results.folder import csv_text
 from workloads.results.row import Row
 
 
@@ -174,18 +173,16 @@ _COLUMNS = ("system", "trial", "load", "kind", "begin_s", "end_s", "rpcs", "rpc_
 
 def as_csv(rows: Iterable[tuple[str, ScenarioRow]]) -> str:
     """Of rows with their system: a line for every interval, and (``kind`` is fault) one for every fault."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for system, row in rows:
-        common: dict[str, Any] = {"system": system, "trial": row["trial"], "load": row["load"]}
+        common = {**dict.fromkeys(_COLUMNS, ""), "system": system, "trial": row["trial"], "load": row["load"]}
         for fault in row["faults"]:
             times = {name: value for name, value in fault.items() if name != "what"}
-            writer.writerow({**common, "kind": "fault", **times, "faults": fault["what"]})
+            lines.append({**common, "kind": "fault", **times, "faults": fault["what"]})
         for one in row["timeline"]:
             names = met(row["faults"], one["begin_s"], one["end_s"])
-            writer.writerow({**common, "kind": "interval", **one, "faults": "; ".join(names)})
-    return text.getvalue()
+            lines.append({**common, "kind": "interval", **one, "faults": "; ".join(names)})
+    return csv_text(lines)
 
 
 def table(rows: Iterable[tuple[str, ScenarioRow]]) -> str:
