@@ -156,7 +156,7 @@ def test_help_names_it(capsys):
 
 def test_a_command_is_read_as_a_shell_would(first):
     folder = ResultFolder(first)
-    assert again.typed_words(folder, shlex.join(["smtnet", "run", "toy", "--results", "a b"])) == [
+    assert again.typed_words(folder, shlex.join(["smtnet", "run", "toy", "--results", "a b"]), cli.parse) == [
         "run", "toy", "--results", "a b"]
     with pytest.raises(ConfigError):
-        again.typed_words(folder, "smtnet")
+        again.typed_words(folder, "smtnet", cli.parse)

@@ -7,15 +7,16 @@ where the user is.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from smtstack.errors import ConfigError
 from workloads import experiments
@@ -23,21 +24,21 @@ from workloads.results import outcome
 from workloads.results.environment import environment
 from workloads.results.folder import ResultFolder
 
+#: Reads a command line, or ends the program with a message.
+Parse: TypeAlias = Callable[[Sequence[str]], argparse.Namespace]
 #: What leaves folders of results.
 _COMMANDS = ("run", "demo", "bench", "reproduce")
 #: Of an environment, what is of a moment or of a network that is gone.
 _FLEETING = ("load_1min", "qdiscs", outcome.DIRECTORY)
 
 
-def run(words: Sequence[str]) -> int:
+def run(words: Sequence[str], parse: Parse) -> int:
     """``words``: the folder, and further options. Raises :class:`ConfigError`."""
-    from workloads.commands import main
-
     path, *further = words
     experiments.load()
     folder = ResultFolder.open(path)
     recorded = folder.read_run()
-    typed = typed_words(folder, recorded.command)
+    typed = typed_words(folder, recorded.command, parse)
     place = Path(recorded.environment.get(outcome.DIRECTORY) or Path.cwd())
     if not place.is_dir():
         print(f"smtnet: {place}, where it was run, is not here: its paths are taken from {Path.cwd()}",
@@ -51,20 +52,20 @@ def run(words: Sequence[str]) -> int:
     again = [*typed, *further]
     print(f"smtnet: {shlex.join(['smtnet', *again])}", file=sys.stderr)
     with _as_if_typed(again, place, folder.path):
-        return main.run(again)
+        args = parse(again)
+        code: int = args.run(args)
+        return code
 
 
-def typed_words(folder: ResultFolder, command: str) -> list[str]:
+def typed_words(folder: ResultFolder, command: str, parse: Parse) -> list[str]:
     """The words after ``smtnet``. Raises :class:`ConfigError` for a command that is none today."""
-    from workloads.commands import main
-
     said = io.StringIO()
     try:
         program, *words = shlex.split(command)
         if program != "smtnet" or words[0] not in _COMMANDS:
             raise ValueError("that is no command with results")
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            main.build_parser(words[0]).parse_args(words)
+            parse(words)
     except SystemExit:
         why = said.getvalue().strip().splitlines()[-1:] or ["it only shows something"]
         raise ConfigError(f"{folder.path}: its command {command!r} is no longer understood: {why[0]}; type it "

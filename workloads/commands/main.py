@@ -83,16 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(lambda: _run(sys.argv[1:])) if argv is None else _run(argv)
 
 
-def run(argv: Sequence[str]) -> int:
-    """One command; the exit code. Raises :class:`SmtError`."""
-    args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
-    code: int = args.run(args)
-    return code
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line says; the program ends with a message where it says nothing."""
+    return build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
 
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        return run(argv)
+        args = parse(argv)
+        if getattr(args, "again", None):
+            from workloads.commands import again
+
+            return again.run(args.again, parse)
+        code: int = args.run(args)
+        return code
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return exit_code(e)

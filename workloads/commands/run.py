@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from workloads import experiments
-from workloads.commands import again
 
 _EXAMPLES = """examples:
   smtnet run echo --topo star,4 --transport smt --size 1024 --count 10000
@@ -25,10 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     for experiment in experiments.load("run"):
         experiment.add(actions)
 
-    def repeat(found: argparse.Namespace) -> int:
-        if not found.again:
-            parser.error("argument --again: expected the folder of a run" if found.again is not None
-                         else "the following arguments are required: WHAT")
-        return again.run(found.again)
+    def nothing(found: argparse.Namespace) -> NoReturn:
+        parser.error("the following arguments are required: WHAT" if found.again is None
+                     else "argument --again: expected the folder of a run")
 
-    parser.set_defaults(run=repeat)
+    # Where there is one, main.py reads the command line that it names.
+    parser.set_defaults(run=nothing)

@@ -25,7 +25,7 @@ MOST_FAILURES = 100_000
 
 @dataclass(slots=True)
 class TimedTally(Tally):
-    """Also when."""
+    """What came of a series, and when."""
 
     ended_ns: array[int] = field(default_factory=lambda: array("Q"))
     """When each round trip ended."""
@@ -71,7 +71,7 @@ class TimedSeries(Series):
     OPEN = TimedOpenLoop
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """As echo's, and ``failed_ns``: when RPCs failed."""
+        """The JSON object of echo, and ``failed_ns``: when RPCs failed."""
         tally = point.tally
         assert isinstance(tally, TimedTally)
         return {**super().result(settings, load, point), "failed_ns": tally.failed_ns.tolist()}

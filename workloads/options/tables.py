@@ -86,7 +86,7 @@ def unknown(where: str, key: str, known: Collection[str]) -> ConfigError:
 
 
 def _words(key: str, value: Any, declared: Mapping[str, Any]) -> list[str]:
-    """As if typed. Raises :class:`ConfigError` for a value that is none of that kind."""
+    """The words that would be typed. Raises :class:`ConfigError` for a value that is none of that kind."""
     if declared.get("action") == "store_true":
         if not isinstance(value, bool):
             raise ConfigError(f"{value!r} is neither true nor false")

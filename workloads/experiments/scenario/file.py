@@ -142,10 +142,10 @@ class Fault:
     table: FaultTable
     span: Span
     ends: tuple[str, str] | None
-    """Of its link; None: it is the host's servers."""
+    """The nodes at its link; None: it is the host's servers."""
 
     def text(self) -> str:
-        """As people call it."""
+        """What people call it."""
         return self.table.text()
 
 
@@ -164,7 +164,7 @@ class Scenario:
     loads: Sequence[LoadTable]
     faults: Sequence[Fault]
     text: str
-    """Of the file."""
+    """The whole file."""
 
     @property
     def seconds(self) -> float:
@@ -180,7 +180,7 @@ class Scenario:
         return topo
 
     def setup(self, transport: str, load: LoadTable) -> Setup:
-        """Of a transport's fleet for one load."""
+        """What a transport's fleet for one load is."""
         head = self.head
         words = (*options.param_words(head.params.param), *session_words(head.sessions, transport))
         size = ("--response-size", str(load.response_size)) if load.response_size else ()
@@ -196,7 +196,7 @@ class Scenario:
                     response_size=load.response_size)
 
     def system(self, transport: str) -> str:
-        """As tables call it."""
+        """What tables call it."""
         return label({"transport": transport, "nic": self.head.nic})
 
 
@@ -267,7 +267,7 @@ def _fault(table: dict[str, Any], where: str, topo: SmtTopo, loads: Sequence[Loa
 
 
 def _ends(fault: FaultTable, where: str, topo: SmtTopo) -> tuple[str, str]:
-    """Of the fault's link, in the order in which the topology has them."""
+    """The nodes at the fault's link, in the order in which the topology has them."""
     known = cast("list[tuple[str, str]]", topo.links(sort=True))
     found = [ends for ends in known if (fault.host in ends if fault.host else
                                         fault.link in ("-".join(ends), "-".join(ends[::-1])))]
@@ -298,7 +298,7 @@ class _Host:
 
 @dataclass
 class _Net:
-    """As much of a network as a pattern has to know."""
+    """A network, as much as a pattern has to know of it."""
 
     hosts: list[_Host]
     flows: list[tuple[_Host, _Host]] = field(default_factory=list)

@@ -36,7 +36,7 @@ exit code: 0 ok, 1 an RPC failed or an answer was wrong, 2 usage or a wrong file
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run scenario``."""
+    """Options of ``smtnet run scenario``."""
 
     file: Path = option(type=Path, metavar="FILE", help="the scenario, in TOML")
     check: bool = option("--check", action="store_true",

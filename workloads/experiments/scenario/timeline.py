@@ -32,15 +32,15 @@ class Happened(TypedDict):
 
 
 class Figures(TypedDict):
-    """Of a part of the time."""
+    """Figures of a part of the time."""
 
     begin_s: float
     end_s: float
     rpcs: int
-    """That ended in it."""
+    """RPCs that ended in it."""
     rpc_per_s: float
     p50_us: float | None
-    """Of an interval: of those; of a fault: of all that were under way meanwhile; of the time without one: of
+    """Round trips; of an interval: of those; of a fault: of all that were under way meanwhile; of the time without one: of
     those that began and ended in it. None: there were none, as of the next one."""
     p99_us: float | None
     errors: int
@@ -53,7 +53,7 @@ class Within(Figures):
     """Figures of the time of one fault, or of all the time without one, the load's own."""
 
     fault: str
-    """Its name; "": none."""
+    """Name of the fault; "": none."""
 
 
 class ScenarioRow(Row):
@@ -65,7 +65,7 @@ class ScenarioRow(Row):
     timeline: Sequence[Figures]
     faults: Sequence[Happened]
     within: Sequence[Within]
-    """Of each fault that met the load, in order, and then of the time without a fault."""
+    """Figures of each fault that met the load, in order, and then of the time without a fault."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class Measured:
     """In which its RPCs began."""
 
     def during(self, part: Span, sent_again: int) -> Figures:
-        """Of the time of a fault: round trips of all RPCs that were under way in it, whenever they ended."""
+        """Figures of a fault's time: round trips of all RPCs that were under way in it, whenever they ended."""
         rtt = array("Q", (rtt for rtt, end in self._rpcs() if part.meets(Span(end - rtt / 1e9, end))))
         return self._of([part], rtt, sent_again)
 
     def undisturbed(self, parts: Sequence[Span], sent_again: int) -> Figures:
-        """Of the parts without a fault: round trips of RPCs that began and ended in one."""
+        """Figures of the parts without a fault: round trips of RPCs that began and ended in one."""
         rtt = array("Q", (rtt for rtt, end in self._rpcs()
                           if any(part.begin <= end - rtt / 1e9 and end < part.end for part in parts)))
         return self._of(parts, rtt, sent_again)
@@ -172,7 +172,7 @@ _COLUMNS = ("system", "trial", "load", "kind", "begin_s", "end_s", "rpcs", "rpc_
 
 
 def as_csv(rows: Iterable[tuple[str, ScenarioRow]]) -> str:
-    """Of rows with their system: a line for every interval, and (``kind`` is fault) one for every fault."""
+    """Rows with their system: a line for every interval, and (``kind`` is fault) one for every fault."""
     lines = []
     for system, row in rows:
         common = {**dict.fromkeys(_COLUMNS, ""), "system": system, "trial": row["trial"], "load": row["load"]}
@@ -208,5 +208,5 @@ def _time(us: float | None) -> str:
 
 
 def without_times(row: Mapping[str, Any]) -> dict[str, Any]:
-    """As results.csv has it: what is in timeline.csv is not."""
+    """A row as results.csv has it: what is in timeline.csv is not."""
     return {name: value for name, value in row.items() if name not in ("timeline", "faults", "within")}
