@@ -40,8 +40,8 @@ class Figures(TypedDict):
     """RPCs that ended in it."""
     rpc_per_s: float
     p50_us: float | None
-    """Round trips; of an interval: of those; of a fault: of all that were under way meanwhile; of the time without one: of
-    those that began and ended in it. None: there were none, as of the next one."""
+    """Median round trip; of an interval: of those; of a fault: of all that were under way meanwhile; of the time
+    without one: of those that began and ended in it. None: there were none, as of the next one."""
     p99_us: float | None
     errors: int
     sent_again: int
