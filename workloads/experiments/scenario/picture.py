@@ -45,12 +45,10 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
                 latency.plot(at, _milliseconds(row["timeline"], which), color=color, alpha=pale, linestyle=line,
                              linewidth=1.2)
         _shade((rate, latency), next(row for row in found if row["load"] == load))
-        rate.set_ylim(bottom=0)
         latency.set_yscale("log")
         latency.set_xlabel("seconds", fontsize=9)
-        for axes in (rate, latency):
-            axes.grid(alpha=0.3)
-            axes.tick_params(labelsize=8)
+        plots.y_axis(rate, log=False)
+        plots.y_axis(latency, log=True)
     grid[0][0].set_ylabel("RPC/s", fontsize=9)
     grid[1][0].set_ylabel("p50, p99 (dotted), ms", fontsize=9)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
@@ -71,4 +69,5 @@ def _shade(panels: Sequence[Any], row: ScenarioRow) -> None:
         for axes in panels:
             axes.axvspan(fault["begin_s"], fault["end_s"], color=_SHADE, zorder=0)
         panels[0].text(fault["begin_s"], 0.98 - 0.09 * (number % 3), f" {fault['what']}", fontsize=7, va="top",
-                       transform=panels[0].get_xaxis_transform())
+                       transform=panels[0].get_xaxis_transform(),
+                       bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})
