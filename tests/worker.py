@@ -20,10 +20,11 @@ def main() -> int:
     # A shell's background jobs ignore it, and so would all that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # The environment is the one we were given: for smtnet, what a test starts is in no sandbox, and makes one.
-    environment = ["env", "-u", sandbox.VARIABLE]
-    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
-        environment += [f"{name}={os.environ[name]}"] if name in os.environ else ["-u", name]
-    return sandbox.run_command([*environment, sys.executable, *sys.argv[1:]])
+    names = ("PYTHONPATH", "PYTHONSAFEPATH")
+    environment = ["-u", sandbox.VARIABLE]
+    environment += [word for name in names if name not in os.environ for word in ("-u", name)]
+    environment += [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return sandbox.run_command(["env", *environment, sys.executable, *sys.argv[1:]])
 
 
 if __name__ == "__main__":
