@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+ROOT = Path(__file__).resolve().parents[1]
+
+# The tests start Python more than a thousand times. Where it may not keep what it has compiled, each of these
+# compiles all of smtnet anew, which is most of what they then take: so it is kept, but not beside the sources.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+
 # By default the same examples every time: a red run is then red for everybody, and green again by a
 # change only. "SMTNET_HYPOTHESIS=long make test" goes looking for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, print_blob=True)
