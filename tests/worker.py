@@ -1,4 +1,4 @@
-"""The interpreter of a pytest-xdist worker that runs as root: a sandbox of its own, and in it Python with our arguments.
+"""A pytest-xdist worker of root's: a sandbox of its own, and in it Python with the arguments given.
 
 So names of namespaces, interfaces and switches, what is in /run, and processes are the worker's own: workers do
 not meet, a worker that dies takes along what it made, and so does the end of the whole run.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from topo import sandbox  # noqa: E402
+from topo import sandbox
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.net import foreign_driver, isolation_driver
 from tests.net.netns import PATIENCE, ROOT
-from tests.net.test_mn import PLUGIN, SYSTEM_MN
+from tests.net.test_mn import PLUGIN, SYSTEM_MN, environment
 from topo import ovs
 
 pytestmark = pytest.mark.root
@@ -29,7 +29,7 @@ def results(driver: str, *arguments: str) -> dict[str, Any]:
         pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
     done = subprocess.run([sys.executable, "-m", f"tests.net.{driver}", *arguments], capture_output=True,
                           text=True, check=False, timeout=16 * PATIENCE, cwd=ROOT,
-                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+                          env=environment())
     assert done.stdout.startswith("{"), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
