@@ -1,4 +1,4 @@
-"""For every test: which ones need root, and how hard Hypothesis tries."""
+"""For every test: which ones need root, what root's workers are, and how hard Hypothesis tries."""
 
 from __future__ import annotations
 
@@ -31,16 +31,19 @@ if PROFILE == "long":
     os.environ.setdefault("PYTEST_TIMEOUT", "7200")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
-    skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
-    for item in items:
-        if item.get_closest_marker("root"):
-            item.add_marker(skip)
-
-
 def pytest_configure(config: pytest.Config) -> None:
+    """As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet."""
     if os.geteuid() == 0 and config.option.tx:
-        python = shlex.join([sys.executable, str(Path(__file__).with_name("worker.py"))])
+        python = shlex.join([sys.executable, str(ROOT / "tests" / "worker.py")])
         config.option.tx = [f"popen//python={python}" if tx == "popen" else tx for tx in config.option.tx]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("root")]
+    for item in marked:
+        if ROOT / "tests" / "net" not in item.path.parents:
+            raise pytest.UsageError(f"{item.nodeid}: marked root, and not in tests/net, where 'make test' looks")
+    if os.geteuid() != 0:
+        skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
+        for item in marked:
+            item.add_marker(skip)
