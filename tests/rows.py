@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from workloads.results.rows import Row
+from workloads.results.row import Row
 
 #: Median round trip in us of 64 bytes.
 BASE = {("smt", "sw"): 90.0, ("smt", "hw"): 84.0, ("homa", "sw"): 76.0, ("tcp", None): 86.0, ("tls", None): 120.0}
 
 
 def row(transport: str = "smt", nic: str | None = "sw", *, p50: float | None = 90.0, rpc_per_s: float = 10_000.0,
-        mode: str = "unloaded", reasons: tuple[str, ...] = (), **more: Any) -> Row:
-    """One trial; every field can be given."""
+        mode: str = "unloaded", reasons: tuple[str, ...] = (), **more: Any) -> Any:
+    """One trial, of any experiment's type; every field can be given."""
     times = (0.8, 1.0, 1.2, 1.8, 3.0, 9.0, 1.1)
     names = ("min", "p50", "p90", "p99", "p999", "max", "mean")
     return {

@@ -27,7 +27,7 @@ from topo.topologies import make_topo
 
 # What eventlet lacks has to be there before these are imported.
 prepare()
-fanout, rest = (import_module(f"controllers.{name}") for name in ("fanout", "rest"))
+fanout, rest = (import_module(f"controllers.{name}") for name in ("multipath", "rest"))
 
 TOPO = "leafspine,2,2,1"
 

@@ -52,6 +52,7 @@ SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.s
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
+READ_NAMESPACES = {"workloads.options", "workloads.commands"}
 
 
 def unit_of(module: str) -> str | None:
@@ -136,6 +137,19 @@ def test_imports_point_one_way():
         for path, module, is_package in files
         for problem in check(path.read_text(encoding="utf-8"), module, is_package)
     ]
+    assert not problems, "\n".join(problems)
+
+
+def test_only_options_and_commands_read_a_namespace():
+    """Everybody else gets typed options (workloads/options/declare.py). Programs of hosts read their own words,
+    and an experiment that is an OwnWay is a command itself."""
+    problems = []
+    for path, module, _is_package in module_files():
+        source = path.read_text(encoding="utf-8")
+        own_words = '__name__ == "__main__"' in source or "OwnWay(" in source
+        if module.startswith("workloads.") and unit_of(module) not in READ_NAMESPACES and not own_words:
+            problems += [f"{module}:{node.lineno}: an argparse.Namespace" for node in ast.walk(ast.parse(source))
+                         if isinstance(node, ast.Attribute) and node.attr == "Namespace"]
     assert not problems, "\n".join(problems)
 
 

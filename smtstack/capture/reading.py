@@ -43,11 +43,11 @@ def load_keylog(*paths: Path) -> Keylog:
             data = stream.read(_MAX_KEYLOG + 1)
         if len(data) > _MAX_KEYLOG:
             raise ConfigError(f"{name_of(path)}: too large: of a keylog {_MAX_KEYLOG} bytes are read")
-        _read_untrusted(keylog, data, name_of(path))
+        _read_keylog(keylog, data, name_of(path))
     return keylog
 
 
-def _read_untrusted(keylog: Keylog, data: bytes, name: str) -> None:
+def _read_keylog(keylog: Keylog, data: bytes, name: str) -> None:
     try:
         keylog.add_untrusted(data.decode("ascii"))
     except UnicodeDecodeError:
@@ -64,7 +64,7 @@ def secrets_inside(file: CaptureFile) -> Keylog:
         for _captured in reader.frames_untrusted():
             pass
     for data in reader.tls_secrets:
-        _read_untrusted(keylog, data, f"the secrets in {file}")
+        _read_keylog(keylog, data, f"the secrets in {file}")
     return keylog
 
 

@@ -221,7 +221,8 @@ def test_ycsb_at_the_prompt_of_mn():
 #: As the command, of one workload with one value, in the sandbox already.
 _FIGURE = """
 import sys
-from workloads import cli, fig8
+from workloads.commands import main as cli
+from workloads.experiments import fig8
 fig8.VALUES, fig8.WORKLOADS = (64,), ("a", "d")
 fig8.QUICK_RECORDS, fig8.QUICK_SECONDS = 100, 0.1
 sys.exit(cli.main(["reproduce", "fig8", "--quick", "--json", "--clients", "4", "--results", sys.argv[1]]))

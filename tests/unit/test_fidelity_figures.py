@@ -23,6 +23,7 @@ from tests.streams_driver import ROOT
 from workloads.load.rtt import rtt_summary
 from workloads.results import fidelity, waits
 from workloads.results.fidelity import QUOTED, TAILS, judge_figures, verdict
+from workloads.results.row import Verdict
 from workloads.results.rows import middle, overall
 from workloads.results.table import text
 
@@ -33,7 +34,7 @@ CALM = {"steal": 0.0, "idle": 0.4, "run_delay": 0.01, "psi_cpu_some": 0.02, "rec
         "timer_late_us": 200.0}
 
 
-def trace(share: float, wait_us: int) -> tuple[dict[str, float | None], dict[str, float | None], dict[str, Any]]:
+def trace(share: float, wait_us: int) -> tuple[dict[str, float | None], dict[str, float | None], Verdict]:
     """(figures without, figures with the disturbance, its verdict). The client sees half of it; the server has the
     other."""
     source = random.Random(f"{share} {wait_us}")

@@ -23,7 +23,7 @@ US = {ONE_RTT: 2000.0, INIT: 1000.0, INIT_FS: 1200.0, RSMP: 700.0, RSMP_FS: 1050
       "Init-FS + DNS": 2600.0, BASE: 200.0}
 
 
-def rows(trials: int = 3, sizes: tuple[int, ...] = (64, 4096)) -> list[dict[str, Any]]:
+def rows(trials: int = 3, sizes: tuple[int, ...] = (64, 4096)) -> list[Any]:
     out = []
     for size in sizes:
         for trial in range(1, trials + 1):

@@ -247,7 +247,7 @@ def test_late_clients_are_said():
     assert "2.1 ms" in lag(mix, 2100.0)
 
 
-def loaded_row(transport: str, messages: list[Message], **more: Any) -> dict[str, Any]:
+def loaded_row(transport: str, messages: list[Message], **more: Any) -> Any:
     fields: dict[str, Any] = {
         "topo": "star,8", "variant": "80% load", "size": "w4", "concurrency": 8, "rpcs": len(messages),
         "measured_s": 100.0, "connections": None if transport == "smt" else 50, "offered_load": 0.8,
@@ -313,7 +313,7 @@ def test_few_samples_and_none_are_no_percentile():
     nothing = mix_report.entry("smt", [], {}, "")
     assert (nothing["mean"], nothing["buckets"]) == (None, [])
     assert "nothing measured" in mix_report.text([loaded_row("smt", [])])
-    assert mix_report.text([{"transport": "smt", "mode": "loaded"}]) == ""
+    assert mix_report.text([row("smt", mode="loaded")]) == ""
 
 
 # -- the command -----------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_padding_hides_and_costs_on_every_workload():
         assert none.mean_bytes == pytest.approx(workload(name).mean())
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Any]:
     """Power-of-two takes 1.1 of the time and 1.3 of the bytes; of W1 alone something was counted."""
     out = []
     for trial in (1, 2, 3):

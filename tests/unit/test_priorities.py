@@ -18,18 +18,21 @@ from hypothesis import strategies as st
 from smtstack.wire import ethernet, ipv4
 from topo.link_options import LinkOptions
 from workloads.commands import main as cli
+from workloads.experiments import experiment
 from workloads.experiments.priorities import program as class_traffic
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities import run as run_priorities
 from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
 from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
+from workloads.experiments.priorities.row import PriorityRow
+from workloads.options import declare
 from workloads.results import report
-from workloads.results.rows import ResultFolder, Row
+from workloads.results.rows import ResultFolder
 
 SHARES = st.dictionaries(st.integers(0, 7), st.floats(0.01, 3), min_size=1)
 #: Of the port below: frames of 1538 bytes on the cable, at 12.304 Mbit/s.
 RATE, SECONDS = 1000, 4
-FAITHFUL: dict[str, Any] = {"ok": True, "reasons": [], "sender_late_us": 100.0}
+FAITHFUL: Any = {"ok": True, "reasons": [], "sender_late_us": 100.0}
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------
@@ -116,20 +119,18 @@ def test_mistakes_are_said_before_anything_is_made(words, says, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    run_priorities.add_parser(parser.add_subparsers())
-    return parser.parse_args(["priorities", *words])
+def options(*words: str) -> run_priorities.Options:
+    return declare.parse(run_priorities.Options, *words)
 
 
 def test_the_scenarios_and_a_buffer_that_outlasts_a_stall():
-    args = options()
-    assert run_priorities.scenarios(args) == [all_classes(0.3), *run_priorities.PAIRS]
+    plan = run_priorities.check(options())
+    assert plan.scenarios == [all_classes(0.3), *run_priorities.PAIRS]
     # 0.1 s at 20 Mbit/s.
-    assert args.buffer == 250_000
-    args = options("--classes", "7:1,3:1", "--classes", "2:0.5", "--buffer", "9000")
-    assert run_priorities.scenarios(args) == [{7: 1.0, 3: 1.0}, {2: 0.5}]
-    assert args.buffer == 9000
+    assert plan.asked.network.buffer == 250_000
+    plan = run_priorities.check(options("--classes", "7:1,3:1", "--classes", "2:0.5", "--buffer", "9000"))
+    assert plan.scenarios == [{7: 1.0, 3: 1.0}, {2: 0.5}]
+    assert plan.asked.network.buffer == 9000
 
 
 # -- a trial -------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_a_good_trial(tmp_path):
 ])
 def test_a_trial_that_was_not_the_one_asked_for(sent, got, lost, late_us, says, tmp_path):
     row = port(tmp_path).row({7: 0.75, 0: 0.75}, SECONDS, 1, frames(sent, got, lost),
-                             {**FAITHFUL, "sender_late_us": late_us})
+                             FAITHFUL | {"sender_late_us": late_us})
     assert not row["fidelity"]["ok"]
     assert len(row["fidelity"]["reasons"]) == 1
     assert says in row["fidelity"]["reasons"][0]
@@ -187,7 +188,7 @@ def test_what_is_not_strict_fails(tmp_path):
 
 # -- tables and pictures -------------------------------------------------------------------------------------
 
-def rows(tmp_path: Path, *got: int) -> list[Row]:
+def rows(tmp_path: Path, *got: int) -> list[PriorityRow]:
     """Trials in which class 7 got so many frames of 3000, and class 0 the rest."""
     one = port(tmp_path)
     return [one.row({7: 0.75, 0: 0.75}, SECONDS, trial, frames({7: 3000, 0: 3000}, {7: n, 0: 4000 - n}), FAITHFUL)
@@ -206,9 +207,11 @@ def test_trials_are_a_line_for_each_class(tmp_path):
 
 @pytest.mark.parametrize(("got", "code", "says"), [([3000], 0, ""), ([3000, 2000], 1, "class 7 was denied 25.0%")])
 def test_the_end_of_a_run(got, code, says, tmp_path, capsys):
-    args = options("--json")
+    asked = options("--json")
     folder = ResultFolder.create("priorities", tmp_path / "results")
-    assert run_priorities._conclude(args, folder, rows(tmp_path, *got)) == code
+    found = run_priorities.outcome_of(asked, rows(tmp_path, *got))
+    verdict = experiment.save(run_priorities.EXPERIMENT, asked, found, folder)
+    assert experiment.conclude(run_priorities.EXPERIMENT, found, folder, verdict, asked.end) == code
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert result["strict"] is (code == 0)

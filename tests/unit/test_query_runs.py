@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from array import array
 from pathlib import Path
@@ -14,23 +13,23 @@ from tests.rows import row
 from topo.link_options import LinkOptions
 from topo.topologies import make_topo
 from workloads.commands import main as cli
+from workloads.experiments import experiment, queries
 from workloads.experiments import fanout as run_fanout
 from workloads.experiments import incast as run_incast
-from workloads.experiments import queries as query_options
 from workloads.experiments import query_curves as curves
-from workloads.experiments.queries import answer_bytes, hops, ideal_us, numbers, systems
+from workloads.experiments.queries import Queries, answer_bytes, hops, ideal_us, numbers, outcome_of, systems
 from workloads.fleet.retransmissions import kernel_counter
+from workloads.options import declare
 from workloads.results import report
 from workloads.results.fidelity import doubted
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, points
+from workloads.results.rows import ResultFolder, points
 from workloads.results.table import text
 
 TIMES = ("min", "p50", "p90", "p99", "p999", "max", "mean")
 
 
 def query_row(system: str = "smt-sw", leaves: int = 1, *, mode: str = "incast", p99: float = 8000.0,
-              queries: int = 200, control: str = "", goodput_mbps: float | None = None, **more: Any) -> Row:
+              queries: int = 200, control: str = "", goodput_mbps: float | None = None, **more: Any) -> Any:
     """One trial of a point; times in us."""
     transport, _dash, nic = system.split(",", maxsplit=1)[0].partition("-")
     ours = transport in ("smt", "homa")
@@ -47,10 +46,8 @@ def query_row(system: str = "smt-sw", leaves: int = 1, *, mode: str = "incast", 
                **{**sent_again, **more})
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    query_options.add_query_options(parser)
-    return parser.parse_args(words)
+def options(*words: str) -> Queries:
+    return declare.parse(Queries, *words)
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------
@@ -80,10 +77,10 @@ def test_links_on_the_way_to_the_farthest_host(topo, links):
 
 
 def test_a_query_rate_is_of_the_roots_link():
-    args = argparse.Namespace(**vars(options("--size", "1448", "--rate-mbps", "10")), load=(0.5, True))
-    assert run_fanout.query_rate(args, 4) == pytest.approx(0.5 * 10e6 / 8 / (4 * 1538))
-    args.load = run_fanout.load("120")
-    assert run_fanout.query_rate(args, 4) == 120
+    words = ("--size", "1448", "--rate-mbps", "10", "--load")
+    asked = declare.parse(run_fanout.Options, *words, "50%")
+    assert asked.query_rate(4) == pytest.approx(0.5 * 10e6 / 8 / (4 * 1538))
+    assert declare.parse(run_fanout.Options, *words, "120").query_rate(4) == 120
     assert run_fanout.load("30%") == (0.3, True)
 
 
@@ -182,10 +179,10 @@ def test_percentiles_of_too_few_queries_are_left_out():
     assert (many["p99_ms"], many["p999_ms"]) == (8.0, 12.0)
     assert (some["p99_ms"], some["p999_ms"]) == (8.0, None)
     assert (few["p50_ms"], few["p99_ms"], few["p999_ms"]) == (4.0, None, None)
-    shown = query_options.as_text([few]).splitlines()
+    shown = queries.as_text([few]).splitlines()
     assert shown[0].split()[:4] == ["leaves", "system", "trials", "queries"]
     assert shown[1].split()[:4] == ["1", "smt-sw", "1", "99"]
-    assert ",99,,4.0,,," in query_options.as_csv([few])
+    assert ",99,,4.0,,," in queries.as_csv([few])
 
 
 def test_the_common_table_has_the_tail_and_its_ratio():
@@ -287,6 +284,14 @@ def test_a_report_has_the_curves(tmp_path: Path):
     assert json.loads((folder.path / "run.json").read_text())["results"][1]["drops"]["queues"] == 7
 
 
+def concluded(folder: ResultFolder, rows: list[Any], *words: str) -> int:
+    """The exit code of a run with these rows."""
+    asked = declare.parse(run_incast.Options, *words)
+    found = outcome_of(asked, 1, rows, "incast", run_incast.table(rows))
+    verdict = experiment.save(run_incast.EXPERIMENT, asked, found, folder)
+    return experiment.conclude(run_incast.EXPERIMENT, found, folder, verdict, asked.queries.end)
+
+
 @pytest.mark.parametrize(
     ("more", "words", "code", "says"),
     [({}, [], 0, ""), ({"reasons": ("9 frames lost",)}, [], 4, "not faithful: 1 of 1 trials"),
@@ -294,11 +299,9 @@ def test_a_report_has_the_curves(tmp_path: Path):
      ({"errors": 2, "first_error": "h1: no answer"}, [], 1, "1 points failed: h1: no answer"),
      ({"content_ok": False}, [], 1, "an answer was wrong or missing")])
 def test_what_becomes_of_a_run(more, words, code, says, tmp_path, capsys):
-    args = options("--json", *words)
     rows = [query_row(**more)]
     folder = ResultFolder.create("incast", tmp_path)
-    with Progress("incast") as progress:
-        assert query_options.conclude(args, folder, rows, "incast", run_incast.table(rows), progress) == code
+    assert concluded(folder, rows, "--json", *words) == code
     said = capsys.readouterr()
     assert says in said.err
     result = json.loads(said.out)
@@ -312,6 +315,5 @@ def test_the_error_of_any_trial_is_said(tmp_path, capsys):
             query_row(trial=3)]
     assert "first_error" not in points(rows)[0].quoted
     folder = ResultFolder.create("incast", tmp_path)
-    with Progress("incast") as progress:
-        assert query_options.conclude(options(), folder, rows, "incast", run_incast.table(rows), progress) == 1
+    assert concluded(folder, rows) == 1
     assert "1 points failed: h1: no answer" in capsys.readouterr().err

@@ -16,8 +16,10 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.rows import comparison, row
+from workloads.commands import report as report_command
 from workloads.results import report
-from workloads.results.rows import ResultFolder, Row, overall
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, overall
 
 HOSTILE = '<script>alert(1)</script>"onload=\'x\'&amp;'
 
@@ -51,7 +53,7 @@ def _folder(base: Path, rows: Sequence[Row], **parameters: Any) -> ResultFolder:
 
 def _report(*argv: str) -> int:
     parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers())
+    report_command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["report", *argv])
     code: int = args.run(args)
     return code
@@ -81,7 +83,7 @@ def test_page_has_everything_and_needs_nothing(tmp_path: Path):
 
 @pytest.mark.parametrize("field", ["topo", "transport", "nic", "poll", "variant", "size", "first_error", "reason"])
 def test_hostile_text_stays_text(tmp_path: Path, field):
-    hostile = row(reasons=(HOSTILE,)) if field == "reason" else {**row(errors=1), field: HOSTILE}
+    hostile: Any = row(reasons=(HOSTILE,)) if field == "reason" else {**row(errors=1), field: HOSTILE}
     path, _pictures, _missing = report.make(_folder(tmp_path, [row("tls", None), hostile]))
     page = Page(path)
     assert not [tag for tag, attrs in page.tags if tag == "script" or "onload" in attrs]

@@ -150,10 +150,11 @@ def test_counters_of_all_sockets_are_put_together():
 
 def test_how_sessions_began_is_said_to_people():
     first, second = (summary("ticket-fs", [{"early_accepted": 2, "early_refused": refused}]) for refused in (0, 1))
-    rows = [first, {"transport": "tls"}, second | {"dns": "h3 (10.0.0.3:53)"}]
+    other: Any = {"transport": "tls"}
+    rows: list[Any] = [first, other, second | {"dns": "h3 (10.0.0.3:53)"}]
     assert session_lines(rows) == [
         "sessions: ticket-fs; early accepted 2, early refused 1; tickets from the DNS server on h3 (10.0.0.3:53)"]
-    assert session_lines([{"transport": "tls"}]) == []
+    assert session_lines([other]) == []
 
 
 class Host:

@@ -20,7 +20,7 @@ RATES = {("smt", "sw"): 11_000.0, ("smt", "hw"): 12_000.0, ("homa", "sw"): 9_000
          ("tls", None): 10_000.0}
 
 
-def rows(trials: int = 3) -> list[dict[str, Any]]:
+def rows(trials: int = 3) -> list[Any]:
     return [row(transport, nic, mode="loaded", concurrency=32, rpc_per_s=rate * (1 + trial / 100), trial=trial,
                 size=value, variant=f"ycsb {letter}", workload=letter, value_bytes=value)
             for value in (64, 4096) for letter in "af" for trial in range(1, trials + 1)
@@ -80,7 +80,8 @@ def test_each_picture_shows_its_own(tmp_path: Path):
     pytest.importorskip("matplotlib")
     assert not plots.throughput_by_workload(echo_rows(), tmp_path / "x.png")
     assert not plots.throughput_by_concurrency(rows(), tmp_path / "x.png")
-    assert not plots.rtt_by_size([{**r, "mode": "unloaded"} for r in rows()], tmp_path / "x.png")
+    unloaded: list[Any] = [{**r, "mode": "unloaded"} for r in rows()]
+    assert not plots.rtt_by_size(unloaded, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 

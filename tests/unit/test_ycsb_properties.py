@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 
 from smtstack.errors import ConfigError
 from tests.unit.test_ycsb import DRAWS, Store, bound, chi_square, loaded
-from workloads.experiments.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
+from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.load import ycsb_properties
 from workloads.load.ycsb import (
     INSERT,
@@ -33,6 +32,7 @@ from workloads.load.ycsb_choice import THETA, Exponential, Hotspot, Sequential
 from workloads.load.ycsb_history import History
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.load.ycsb_properties import parse
+from workloads.options import declare
 
 # As people have them (the comments and the order of YCSB's own, with other numbers).
 MINE = """\
@@ -63,9 +63,7 @@ hdrhistogram.percentiles=95,99
 
 
 def loads(*words: str) -> tuple[YcsbLoad, YcsbLoad]:
-    parser = argparse.ArgumentParser()
-    add_ycsb_options(parser)
-    return ycsb_loads(parser.parse_args(words))
+    return ycsb_loads(declare.parse(Ycsb, *words))
 
 
 # -- syntax ------------------------------------------------------------------------------------------------------
@@ -111,9 +109,7 @@ def test_a_file(mine, capsys):
     shares = dict(run.kind.shares)
     assert shares == {READ: 0.8, UPDATE: pytest.approx(0.15), INSERT: pytest.approx(0.05)}
     assert (run.kind.distribution, run.kind.hot_data, run.kind.hot_operations) == ("hotspot", 0.1, 0.9)
-    parser = argparse.ArgumentParser()
-    add_ycsb_options(parser)
-    say_unused(parser.parse_args(["--workload", str(mine), "-p", "target=100"]))
+    say_unused(declare.parse(Ycsb, "--workload", str(mine), "-p", "target=100"))
     said = capsys.readouterr().err.splitlines()
     assert said[0].endswith("without effect here: measurementtype, hdrhistogram.percentiles")
     assert "target: as --rate" in said[1]

@@ -183,8 +183,4 @@ def add_parser(commands: Any) -> None:
     memory.add_argument("--quick", action="store_true", help="a fifth of the RPCs: noisier")
     memory.add_argument("--json", action="store_true", help="one JSON object on stdout")
     memory.set_defaults(run=run)
-    bench_wire.add_options(kinds.add_parser(
-        "wire", help="smt beside tls, homa beside tcp, on a cable",
-        description="Round trips, RPC/s and MB/s of echo between two hosts on a cable, and the ratios smt / tls "
-                    "and homa / tcp. Takes some minutes and root.",
-        epilog="example: smtnet bench wire --trials 3 --json"))
+    bench_wire.EXPERIMENT.add(kinds)

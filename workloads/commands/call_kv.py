@@ -9,11 +9,12 @@ from typing import Any
 
 from smtstack.errors import SmtError
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
-from workloads.experiments.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
+from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.kv import client as kv_client
 from workloads.load.measure import LINGER_S
 from workloads.load.ycsb_load import YcsbSeries
 from workloads.options import common as options
+from workloads.options import declare
 from workloads.options.common import add_caller_options, parse_address
 
 _EXAMPLES = """examples:
@@ -36,7 +37,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="YCSB's core workloads; every value read is verified. smt, homa and linux need root.")
     add_caller_options(parser)
-    add_ycsb_options(parser)
+    declare.add(Ycsb, parser)
     parser.add_argument("--loaded", action="store_true",
                         help="the records are there already, of the same --records, --value and --fields")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -46,9 +47,10 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand."""
     peers = [parse_address(text) for text in args.peer]
-    loading, running = ycsb_loads(args)
+    asked = declare.read(Ycsb, args)
+    loading, running = ycsb_loads(asked)
     settings = options.settings(args)
-    say_unused(args)
+    say_unused(asked)
     with kv_client.open_caller(settings, peers[:1], args.connections) as caller:
         series = YcsbSeries(caller)
         if not args.loaded:

@@ -1,5 +1,12 @@
-"""``smtnet demo``."""
+"""``smtnet demo``: the experiment that is a command of its own."""
 
-from workloads.experiments.demo import add_parser
+from __future__ import annotations
 
-__all__ = ["add_parser"]
+import argparse
+
+from workloads.experiments.demo import EXPERIMENT
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``demo``."""
+    EXPERIMENT.add(commands)

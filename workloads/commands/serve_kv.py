@@ -23,6 +23,7 @@ from workloads.kv.server import RespMessages, Service, open_front
 from workloads.kv.store import DATABASES, MAX_DATABASES, open_databases
 from workloads.options import common as options
 from workloads.results.fidelity import FidelityMonitor, shorten_pauses
+from workloads.results.row import Verdict
 from workloads.transports import Settings
 from workloads.transports.contract import Server
 from workloads.transports.failures import FailureNotes
@@ -186,7 +187,7 @@ def run_kv(args: argparse.Namespace) -> int:
 
 
 def _result(args: argparse.Namespace, wanted: list[Settings], servers: list[Server], messages: list[RespMessages],
-            store: Backend, fidelity: dict[str, Any]) -> dict[str, Any]:
+            store: Backend, fidelity: Verdict) -> dict[str, Any]:
     counters: dict[str, int] = {}
     for server in servers:
         for name, value in server.counters().items():

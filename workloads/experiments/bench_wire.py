@@ -6,22 +6,22 @@ ratio of a trial is to the yardstick's same trial, and the median of these ratio
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-from pathlib import Path
+import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 from smtstack import quantities
-from smtstack.errors import SmtError
-from topo import sandbox
 from topo.link_options import LinkOptions
 from workloads.experiments.demo import compare, timed
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet.setup import Setup
+from workloads.load.loops import Load
+from workloads.options.common import PlainResults
+from workloads.options.declare import group, option
 from workloads.results.environment import environment
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, label, metric, overall, size_text
+from workloads.results.row import Row
+from workloads.results.rows import label, metric, size_text
 
 #: Whose figures are divided by whose.
 RATIOS = (("smt-sw", "tls"), ("smt-hw", "tls"), ("homa", "tcp"))
@@ -36,47 +36,59 @@ POLL_US = 200
 UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What ``smtnet bench wire`` takes."""
-    parser.add_argument("--trials", type=quantities.POSITIVE, default=5, metavar="N",
-                        help="the median of their ratios counts (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet bench wire``."""
+
+    trials: int = option("--trials", type=quantities.POSITIVE, default=5, metavar="N",
+                         help="the median of their ratios counts (default: %(default)s)")
+    end: PlainResults = group(PlainResults)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    folder = ResultFolder.create("bench", args.results)
+@dataclass(frozen=True)
+class Part:
+    """Loads that are measured on one network."""
+
+    loads: list[Load]
+    poll_us: int
+    tso: str
+
+
+def parts() -> list[Part]:
+    """All that is measured."""
     unloaded = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
     loaded = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
     bulk = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
-    parts = [(unloaded + loaded, 0, "on"), (unloaded, POLL_US, "on"), (bulk, 0, "on"), (bulk, 0, "off")]
+    return [Part(unloaded + loaded, 0, "on"), Part(unloaded, POLL_US, "on"), Part(bulk, 0, "on"),
+            Part(bulk, 0, "off")]
+
+
+def check(asked: Options) -> Options:
+    """There is nothing to check."""
+    return asked
+
+
+def steps(asked: Options) -> tuple[str, int]:
+    """For progress."""
+    return "bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())
+
+
+def measure(asked: Options, running: Running) -> Outcome:
+    """A row for each load, system and trial."""
     rows: list[Row] = []
-    steps = len(SYSTEMS) * args.trials * sum(len(loads) for loads, *_rest in parts)
-    with Progress("bench wire", steps) as progress:
-        for loads, poll_us, tso in parts:
-            setups = [Setup(transport, nic, poll_us=poll_us) for transport, nic in SYSTEMS]
-            links = LinkOptions(tso=tso, nic=() if tso == "on" else ("tso=off",))
-            rows += compare("back2back", links, setups, loads, args.trials, folder, progress, variant=f"tso {tso}")
-        verdict = overall(rows)
-        folder.write_run({"trials": args.trials}, environment(), 1, verdict, rows)
-        folder.write_csv(rows)
-        folder.hand_over()
+    for part in parts():
+        setups = [Setup(transport, nic, poll_us=part.poll_us) for transport, nic in SYSTEMS]
+        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
+        rows += compare("back2back", links, setups, part.loads, asked.trials, running.folder, running.progress,
+                        variant=f"tso {part.tso}")
+    parameters = {"trials": asked.trials}
     failed = [row for row in rows if row["errors"] or not row["content_ok"]]
     if failed:
-        raise SmtError(f"{len(failed)} trials failed, first: {failed[0].get('first_error', 'wrong content')}")
+        why = failed[0].get("first_error", "wrong content")
+        return Outcome(rows, parameters=parameters, failed=f"{len(failed)} trials failed, first: {why}")
     table = ratios(rows)
-    if args.json:
-        print(json.dumps({"ratios": table, "fidelity": verdict, "environment": environment(),
-                          "results": str(folder.path)}))
-    else:
-        _print(table, rows)
-    print(f"results: {folder.path}", file=sys.stderr)
-    return 0
+    return Outcome(rows, {"ratios": table, "environment": environment()}, as_text(table), table=False,
+                   parameters=parameters)
 
 
 def ratios(rows: list[Row]) -> list[dict[str, Any]]:
@@ -102,12 +114,13 @@ def ratios(rows: list[Row]) -> list[dict[str, Any]]:
     return out
 
 
-def _print(table: list[dict[str, Any]], rows: list[Row]) -> None:
-    kind = "compiled" if environment()["compiled"] else "interpreted"
-    unfaithful = overall(rows)
+def as_text(table: list[dict[str, Any]]) -> str:
+    """For people."""
+    here = environment()
     names = [label({"transport": transport, "nic": nic}) for transport, nic in SYSTEMS]
-    print(f"echo on a cable, {kind}, {environment()['cpu']}")
-    print(f"{'':>42}" + "".join(f"{name:>10}" for name in names) + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS))
+    lines = [f"echo on a cable, {'compiled' if here['compiled'] else 'interpreted'}, {here['cpu']}",
+             f"{'':>42}" + "".join(f"{name:>10}" for name in names)
+             + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS)]
     for point in table:
         what = "RTT us" if point["mode"] == "unloaded" else "RPC/s"
         scale = 1.0
@@ -116,9 +129,16 @@ def _print(table: list[dict[str, Any]], rows: list[Row]) -> None:
         many = f" x{point['concurrency']}" if point["concurrency"] > 1 else ""
         variant = f", {point['variant']}" if point["size"] == BULK_SIZE else ""
         head = f"{what} {size_text(point['size'])}{many}, {point['poll']}{variant}"
-        print(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
-              + "".join(f"{point['ratio'][f'{a}/{b}']:>12.2f}" for a, b in RATIOS))
-    if not unfaithful["ok"]:
-        print(f"not faithful: {unfaithful['unfaithful']} of {unfaithful['trials']} trials", file=sys.stderr)
-        for reason in unfaithful["reasons"]:
-            print(f"  {reason}", file=sys.stderr)
+        lines.append(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
+                     + "".join(f"{point['ratio'][f'{a}/{b}']:>12.2f}" for a, b in RATIOS))
+    return "\n".join(lines)
+
+
+
+EXPERIMENT = Experiment(
+    "wire", command="bench", folder="bench", help="smt beside tls, homa beside tcp, on a cable",
+    description=textwrap.fill(
+        "Round trips, RPC/s and MB/s of echo between two hosts on a cable, and the ratios smt / tls "
+        "and homa / tcp. Takes some minutes and root.", 98),
+    examples="example: smtnet bench wire --trials 3 --json", options=Options, check=check, measure=measure,
+    steps=steps, ends_with="results")

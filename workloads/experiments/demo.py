@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from smtstack.errors import Unsupported
-from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
-from topo import sandbox
 from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads import transports
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
-from workloads.results import report
-from workloads.results.environment import environment
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, overall, points
-from workloads.results.table import print_table
+from workloads.results.row import Row
+from workloads.results.rows import ResultFolder, points
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.
@@ -45,18 +41,23 @@ machine can do.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``demo``."""
-    parser = commands.add_parser(
-        "demo", help="compare all transports, with a table, plots and a report", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="The echo comparison of all transports on back2back and star. Needs root.")
-    parser.add_argument("--quick", action="store_true", help="one trial of each point instead of three")
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--strict", action="store_true", help="exit 4 if any trial was not faithful")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet demo``."""
+
+    quick: bool = option("--quick", action="store_true", help="one trial of each point instead of three")
+    end: QuotedResults = group(QuotedResults)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared."""
+
+    compared: list[Setup]
+    skipped: list[str]
+    """What is not, and why."""
+    loads: list[Load]
+    trials: int
 
 
 def setups() -> tuple[list[Setup], list[str]]:
@@ -73,41 +74,30 @@ def setups() -> tuple[list[Setup], list[str]]:
     return found, skipped
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    compared, skipped = setups()
-    trials = 1 if args.quick else TRIALS
-    folder = ResultFolder.create("demo", args.results)
+def check(asked: Options) -> Plan:
+    """What this machine can do."""
     loads = [timed(size, UNLOADED_S) for size in SIZES]
     loads += [timed(LOADED_SIZE, LOADED_S, c) for c in CONCURRENCIES]
+    return Plan(*setups(), loads, 1 if asked.quick else TRIALS)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "demo", len(TOPOLOGIES) * len(plan.compared) * len(plan.loads) * plan.trials
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """A row for each topology, load, transport and trial."""
     rows: list[Row] = []
-    steps = len(TOPOLOGIES) * len(compared) * len(loads) * trials
-    with Progress("demo", steps) as progress:
-        for topo in TOPOLOGIES:
-            rows += compare(topo, LinkOptions(), compared, loads, trials, folder, progress)
-        progress.say("plots and report")
-        verdict = overall(rows)
-        folder.write_run({"topologies": TOPOLOGIES, "trials": trials, "skipped": skipped}, environment(), 1,
-                         verdict, rows)
-        folder.write_csv(rows)
-        report.make(folder)
-        folder.hand_over()
+    for topo in TOPOLOGIES:
+        rows += compare(topo, LinkOptions(), plan.compared, plan.loads, plan.trials, running.folder,
+                        running.progress)
     failed = [point for point in points(rows) if point.failed]
-    if args.json:
-        print(json.dumps({"ok": not failed, "fidelity": verdict, "skipped": skipped, "results": str(folder.path),
-                          "points": rows}))
-    else:
-        print_table(rows)
-    for line in skipped:
-        print(f"smtnet: {line}", file=sys.stderr)
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    if failed:
-        print(f"smtnet: {len(failed)} points failed: {failed[0].quoted.get('first_error', 'wrong content')}",
-              file=sys.stderr)
-        return EXIT_FAILED
-    return EXIT_UNFAITHFUL if args.strict and not verdict["ok"] else 0
+    why = f"{len(failed)} points failed: {failed[0].quoted.get('first_error', 'wrong content')}" if failed else ""
+    return Outcome(
+        rows, {"ok": not failed, "skipped": plan.skipped, "points": rows}, failed=why,
+        parameters={"topologies": TOPOLOGIES, "trials": plan.trials, "skipped": plan.skipped},
+        remarks=[f"smtnet: {line}" for line in plan.skipped])
 
 
 def timed(size: int, seconds: float, concurrency: int = 1) -> Load:
@@ -137,7 +127,13 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
                     size = f"{load.size} B" + (f" x{load.concurrency}" if load.concurrency > 1 else "")
                     progress.step(f"{topo}, {fleet.setup.transport} {fleet.setup.nic}, {size}, trial {trial}")
                     measured = fleet.measure(load, trial)
-                    rows.append(measured.row | labels)
+                    rows.append(cast(Row, measured.row | labels))
                     folder.save_raw(f"{place}-{fleet.setup.transport}-{fleet.setup.nic}-{load.size}-"
                                     f"x{load.concurrency}-poll{fleet.setup.poll_us}-trial{trial}", measured.rtt_ns)
     return rows
+
+
+EXPERIMENT = Experiment(
+    "demo", command="", help="compare all transports, with a table, plots and a report", examples=_EXAMPLES,
+    description="The echo comparison of all transports on back2back and star. Needs root.",
+    options=Options, check=check, measure=measure, steps=steps)

@@ -5,31 +5,28 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
 import os
-import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from smtstack.errors import SmtError
-from smtstack.exit_codes import EXIT_UNFAITHFUL
-from topo import sandbox
 from topo.network import open_network
+from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
-from workloads.experiments.paper import new_figure
+from workloads.experiments.experiment import Experiment, Outcome, Running
+from workloads.experiments.ycsb_options import PICTURE
 from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.options import common as options
-from workloads.results import plots, report
-from workloads.results.environment import environment
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, label, overall, size_text
-from workloads.results.table import print_table
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
+from workloads.results.row import Row
+from workloads.results.rows import label, size_text
 
 TOPO = "back2back"
 VALUES = (64, 1024, 4096)
@@ -43,7 +40,7 @@ QUICK_TRIALS, QUICK_RECORDS, QUICK_SECONDS = 1, 2_000, 0.5
 _LOADING = 32
 
 
-def paper(name: str, value: int) -> tuple[float, float] | None:
+def claim(name: str, value: int) -> tuple[float, float] | None:
     """What the paper has for a ratio of :data:`RATIOS`: over all workloads, as read off its Fig. 8."""
     if name == "smt-sw/tls":
         return 1.05, 1.24
@@ -63,80 +60,78 @@ Writes results/<UTC time>-fig8/: fig8.csv, workloads.png, and what every run lea
 """
 
 
-def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``fig8``."""
-    fig8 = new_figure(
-        figures, "fig8", "Redis and YCSB: throughput by workload, value size and transport",
-        "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
-        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's.", _EXAMPLES,
-        quick="one short trial of each point, and fewer records")
-    fig8.add_argument("--trials", type=options.positive, metavar="N",
-                      help=f"the median of their ratios counts (default: {TRIALS})")
-    fig8.add_argument("--clients", type=options.positive, default=CLIENTS, metavar="N",
-                      help="operations under way: YCSB's threads (default: %(default)s)")
-    fig8.add_argument("--processes", type=options.positive, metavar="P",
-                      help="client processes (default: one for each processor beyond the server's, at most 4)")
-    fig8.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet reproduce fig8``."""
+
+    quick: bool = option("--quick", action="store_true",
+                         help="one short trial of each point, and fewer records")
+    end: QuotedResults = group(QuotedResults)
+    trials: int | None = option("--trials", type=options.positive, metavar="N",
+                                help=f"the median of their ratios counts (default: {TRIALS})")
+    clients: int = option("--clients", type=options.positive, default=CLIENTS, metavar="N",
+                          help="operations under way: YCSB's threads (default: %(default)s)")
+    processes: int | None = option(
+        "--processes", type=options.positive, metavar="P",
+        help="client processes (default: one for each processor beyond the server's, at most 4)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    setups: list[Setup]
+    trials: int
+    clients: int
+    processes: int
+    records: int
+    seconds: float
+    quick: bool
+
+
+def check(asked: Options) -> Plan:
+    """What the user left open, filled in."""
     require_hiredis()
-    plots.require_matplotlib()
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    trials = args.trials or (QUICK_TRIALS if args.quick else TRIALS)
-    processes = args.processes or min(4, max(1, len(os.sched_getaffinity(0)) - 1))
+    quick = asked.quick
+    processes = asked.processes or min(4, max(1, len(os.sched_getaffinity(0)) - 1))
     setups = [Setup(transport, nic, "one", processes) for transport, nic in SYSTEMS]
-    folder = ResultFolder.create("fig8", args.results)
-    steps = len(VALUES) * len(setups) * (1 + len(WORKLOADS) * trials)
-    with Progress("fig8", steps) as progress:
-        rows = _measure(args, setups, trials, folder, progress)
-        verdict = overall(rows)
-        folder.write_run({"trials": trials, "clients": args.clients, "processes": processes, "quick": args.quick},
-                         environment(), 1, verdict, rows)
-        folder.write_csv(rows)
-        table = comparison(rows)
-        folder.write("fig8.csv", as_csv(table))
-        report.make(folder)
-        folder.hand_over()
-    if args.json:
-        print(json.dumps({"points": table, "ratios": summary(table), "fidelity": verdict,
-                          "results": str(folder.path)}))
-    else:
-        print_table(rows)
-        print("\n" + as_text(table))
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    return EXIT_UNFAITHFUL if args.strict and not verdict["ok"] else 0
+    return Plan(setups, asked.trials or (QUICK_TRIALS if quick else TRIALS), asked.clients, processes,
+                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
 
 
-def _measure(args: argparse.Namespace, setups: list[Setup], trials: int, folder: ResultFolder,
-             progress: Progress) -> list[Row]:
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial; raises SmtError for one that failed."""
-    records = QUICK_RECORDS if args.quick else RECORDS
-    seconds = QUICK_SECONDS if args.quick else SECONDS
     rows: list[Row] = []
-    with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
-        fleets = [stack.enter_context(KvFleet(net, TOPO, setup, folder.path / "hosts", number))
-                  for number, setup in enumerate(setups)]
+    with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
+        fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / "hosts", number))
+                  for number, setup in enumerate(plan.setups)]
         for value in VALUES:
-            size: dict[str, Any] = {"size": str(value), "records": records}
+            size: dict[str, Any] = {"size": str(value), "records": plan.records}
             for fleet in fleets:
-                progress.step(f"{size_text(value)}, {_name(fleet)}: loading {records} records")
-                fleet.load(YcsbLoad(phase=LOAD_PHASE, count=records, warm_up=0, concurrency=_LOADING, **size))
+                running.progress.step(f"{size_text(value)}, {_name(fleet)}: loading {plan.records} records")
+                fleet.load(YcsbLoad(phase=LOAD_PHASE, count=plan.records, warm_up=0, concurrency=_LOADING, **size))
             for workload in WORKLOADS:
-                for trial in range(1, trials + 1):
+                for trial in range(1, plan.trials + 1):
                     for fleet in fleets:
                         name = f"{size_text(value)}, {workload.upper()}, {_name(fleet)}, trial {trial}"
-                        progress.step(name)
-                        load = YcsbLoad(workload=workload, count=None, seconds=seconds, concurrency=args.clients,
-                                        seed=trial, **size)
+                        running.progress.step(name)
+                        load = YcsbLoad(workload=workload, count=None, seconds=plan.seconds,
+                                        concurrency=plan.clients, seed=trial, **size)
                         measured = fleet.measure(load, trial)
                         rows.append(measured.row)
                         if measured.row["errors"] or not measured.row["content_ok"]:
                             raise SmtError(f"{name}: {measured.row.get('first_error', 'wrong values')}")
-                        folder.save_raw(f"{workload}-{value}-{_name(fleet)}-trial{trial}", measured.rtt_ns)
-    return rows
+                        running.folder.save_raw(f"{workload}-{value}-{_name(fleet)}-trial{trial}", measured.rtt_ns)
+    table = comparison(rows)
+    return Outcome(rows, {"points": table, "ratios": summary(table)}, "\n" + as_text(table),
+                   files={"fig8.csv": as_csv(table)},
+                   parameters={"trials": plan.trials, "clients": plan.clients, "processes": plan.processes,
+                               "quick": plan.quick})
 
 
 def _name(fleet: KvFleet) -> str:
@@ -151,7 +146,7 @@ def comparison(rows: list[Row]) -> list[dict[str, Any]]:
         value = point["size"]
         out.append({"value_bytes": value, "workload": point["variant"].split()[-1], "ops_per_s": point["median"],
                     "ratio": point["ratio"],
-                    "paper": {name: paper(name, value) for name in point["ratio"] if paper(name, value)}})
+                    "paper": {name: claim(name, value) for name in point["ratio"] if claim(name, value)}})
     return sorted(out, key=lambda p: (p["value_bytes"], p["workload"]))
 
 
@@ -192,3 +187,12 @@ def as_text(table: list[dict[str, Any]]) -> str:
         head = f"{point['workload'].upper()}, {size_text(point['value_bytes'])}"
         lines.append(f"{head:<24}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+EXPERIMENT = Experiment(
+    "fig8", command="reproduce", help="Redis and YCSB: throughput by workload, value size and transport",
+    description=paper.filled(
+        "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
+        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
+    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=10,
+    kinds=(PICTURE,))

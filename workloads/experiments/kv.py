@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import sys
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
-from topo import sandbox
 from workloads import transports
-from workloads.experiments.echo import add_experiment_options, conclude, transport_words
-from workloads.experiments.ycsb_options import add_ycsb_options, say_unused, ycsb_loads
+from workloads.experiments.experiment import Experiment, Outcome, Running
+from workloads.experiments.one_system import OneSystem, counters_and_judgement, quote
+from workloads.experiments.ycsb_options import PICTURE, Ycsb, say_unused, ycsb_loads
 from workloads.fleet import kv as kv_fleet
-from workloads.fleet.captures import Captures
 from workloads.fleet.kv import STORES, KvFleet
 from workloads.fleet.setup import Setup
 from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad
-from workloads.options.network import check_network, open_net
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row
+from workloads.options.declare import group, option
+from workloads.results.row import Row
 
 #: A name that every record has: captures of encrypted transports must not show it.
 _CANARY = b"field0"
@@ -41,70 +35,79 @@ docs/kv.md is the how-to.
 """
 
 
-def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``kv`` to the subcommands of ``run``."""
-    parser = actions.add_parser(
-        "kv", help="YCSB against a key-value server", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="YCSB's core workloads against a key-value server on a topology: the records are loaded once, "
-                    "then every trial runs the workload on them.")
-    parser.add_argument("--store", choices=STORES, default="embedded",
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet run kv``."""
+
+    store: str = option("--store", choices=STORES, default="embedded",
                         help="; ".join(f"{name}: {what}" for name, what in STORES.items())
                         + " (default: %(default)s)")
-    parser.add_argument("--direct", action="store_true",
-                        help="with --store redis --transport tcp: clients ask Redis itself, and redis-benchmark, "
-                             "if it is installed, is run as an outside yardstick")
-    add_ycsb_options(parser)
-    add_experiment_options(parser)
-    parser.set_defaults(run=run_kv)
+    direct: bool = option("--direct", action="store_true",
+                          help="with --store redis --transport tcp: clients ask Redis itself, and "
+                               "redis-benchmark, if it is installed, is run as an outside yardstick")
+    ycsb: Ycsb = group(Ycsb)
+    system: OneSystem = group(OneSystem)
 
 
-def run_kv(args: argparse.Namespace) -> int:
-    """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
-    setup = Setup(args.transport, args.nic, "one", args.processes, connections=args.connections,
-                  poll_us=args.poll_us, session=args.session or "", options=transport_words(args))
-    loads = ycsb_loads(args)
-    check_network(args)
-    transports.check(args.transport)
-    kv_fleet.check(args.transport, args.store, args.direct)
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    say_unused(args)
-    folder = ResultFolder.create("kv", args.results)
-    title = f"run kv, workload {args.workload}, {args.transport} on {args.topo}"
-    with Progress(title, args.trials + 1) as progress:
-        rows, more, judged = _measure(args, setup, loads, folder, progress)
-    return conclude(args, folder, rows, judged, **more)
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, with what."""
+
+    asked: Options
+    setup: Setup
+    loading: YcsbLoad
+    run: YcsbLoad
+    """Of the first trial."""
 
 
-def _measure(args: argparse.Namespace, setup: Setup, loads: tuple[YcsbLoad, YcsbLoad],
-             folder: ResultFolder, progress: Progress) -> tuple[list[Row], dict[str, Any], dict[str, Any] | None]:
-    """(a row for each trial, what else there is to say, what the captures prove)."""
+def check(asked: Options) -> Plan:
+    """Everything that can be seen before a network is made."""
+    system = asked.system
+    setup = Setup(system.transport, system.nic, "one", system.processes, connections=system.connections,
+                  poll_us=system.poll_us, session=system.sessions.session or "", options=system.transport_words())
+    loading, run = ycsb_loads(asked.ycsb)
+    system.network.check(system.topo, asked.ycsb.seed)
+    transports.check(system.transport)
+    kv_fleet.check(system.transport, asked.store, asked.direct)
+    return Plan(asked, setup, loading, run)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    system = plan.asked.system
+    return (f"run kv, workload {plan.asked.ycsb.workload}, {system.transport} on {system.topo}", system.trials + 1)
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """A row for each trial, up to the first that failed."""
+    asked, system, seed = plan.asked, plan.asked.system, plan.asked.ycsb.seed
+    say_unused(asked.ycsb)
     rows: list[Row] = []
     more: dict[str, Any] = {}
-    loading, running = loads
-    with open_net(args, folder, progress) as net:
-        captures = Captures(net, folder.path / "pcap") if args.capture else nullcontext()
-        with captures, KvFleet(net, args.topo, setup, folder.path / "hosts", store=args.store, direct=args.direct,
-                               keep_keys=args.capture or args.keylog) as fleet:
-            progress.step(f"loading {loading.count} records")
-            loaded = fleet.load(loading)
-            more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}
-            for trial in range(1, args.trials + 1):
-                progress.step(f"trial {trial} of {args.trials}")
-                measured = fleet.measure(dataclasses.replace(running, seed=args.seed + trial - 1), trial)
-                rows.append(measured.row)
-                folder.save_raw(f"trial{trial}", measured.rtt_ns)
-                folder.save_raw(f"trial{trial}{KINDS_SUFFIX}", measured.tags)
-                if measured.row["errors"] or not measured.row["content_ok"]:
-                    break
-            if args.direct:
-                progress.say("redis-benchmark")
-                count = max(running.count or 0, _YARDSTICK_OPS)
-                more["redis_benchmark"] = fleet.yardstick(running.concurrency, int(running.size), count)
-        folder.write("counters.json", json.dumps(fleet.counters, indent=1) + "\n")
-    judged = None
-    if isinstance(captures, Captures):
-        progress.say("verifying the captures")
-        judged = captures.judge(fleet, _CANARY)
-    return rows, more, judged
+    with running.network(system.network, system.topo, seed) as net, \
+            system.captures(net, running) as captures, \
+            KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
+                    direct=asked.direct, keep_keys=system.keep_keys) as fleet:
+        running.progress.step(f"loading {plan.loading.count} records")
+        loaded = fleet.load(plan.loading)
+        more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}
+        for trial in range(1, system.trials + 1):
+            running.progress.step(f"trial {trial} of {system.trials}")
+            measured = fleet.measure(replace(plan.run, seed=seed + trial - 1), trial)
+            rows.append(measured.row)
+            running.folder.save_raw(f"trial{trial}", measured.rtt_ns)
+            running.folder.save_raw(f"trial{trial}{KINDS_SUFFIX}", measured.tags)
+            if measured.row["errors"] or not measured.row["content_ok"]:
+                break
+        if asked.direct:
+            running.progress.say("redis-benchmark")
+            count = max(plan.run.count or 0, _YARDSTICK_OPS)
+            more["redis_benchmark"] = fleet.yardstick(plan.run.concurrency, int(plan.run.size), count)
+    return quote(system, seed, rows, counters_and_judgement(running, fleet, captures, _CANARY), **more)
+
+
+EXPERIMENT = Experiment(
+    "kv", help="YCSB against a key-value server", examples=_EXAMPLES,
+    description="YCSB's core workloads against a key-value server on a topology: the records are loaded once, "
+                "then every trial runs the workload on them.",
+    options=Options, check=check, measure=measure, steps=steps, kinds=(PICTURE,), ends_with="results", place=20)

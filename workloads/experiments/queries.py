@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import json
-import sys
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -17,20 +14,26 @@ from smtstack import quantities
 from smtstack.errors import ConfigError
 from smtstack.transport.params import software
 from topo.link_options import LinkOptions
-from topo.topologies import TOPOS, SmtTopo, make_topo
+from topo.topologies import TOPOS, SmtTopo
 from workloads import transports
 from workloads.experiments import query_curves as curves
+from workloads.experiments.experiment import Outcome
+from workloads.fleet.query import QueryRow
 from workloads.fleet.setup import Setup
 from workloads.load import distributions
 from workloads.load.queries import QueryLoad
 from workloads.options import common as options
-from workloads.options.network import add_network_options, check_network
-from workloads.options.session import add_experiment_sessions, check_sessions, session_words
-from workloads.results import outcome, report
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, points
+from workloads.options.common import JudgedResults, Params
+from workloads.options.declare import group, option
+from workloads.options.network import Network
+from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.results import outcome
+from workloads.results.row import Row, Times
+from workloads.results.rows import points
 from workloads.transports import PACKET_TRANSPORTS
 
+#: Of each point.
+TRIALS = 3
 #: Of the links, if nobody says.
 RATE_MBPS = 100.0
 #: Bytes each leaf is sent.
@@ -41,78 +44,90 @@ _HEADERS, _ETHERNET, _OVERHEAD, _SHORTEST = 52, 14, 24, 84
 
 
 def numbers(text: str) -> list[int]:
-    """For argparse: ``1,2,8``, in ascending order."""
+    """Reads ``1,2,8``, in ascending order."""
     return sorted({options.positive(part) for part in text.split(",")})
 
 
-def add_query_options(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class Queries:
     """Where, over what, how often, and what becomes of the results."""
-    parser.add_argument("--size", type=quantities.BYTES, default=10_000, metavar="B",
-                        help="bytes each of them answers (default: %(default)s)")
-    parser.add_argument("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
-                        help="bytes each of them is sent (default: %(default)s)")
-    parser.add_argument("--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
-                        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
-    parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
-                        help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
-    parser.add_argument("--topo", default="", metavar="T",
-                        help=f"{', '.join(TOPOS)} with arguments; the first host asks the next ones (default: "
-                             "a star with as many hosts as needed)")
-    parser.add_argument("--connections", type=options.positive, default=0, metavar="N",
-                        help="tcp, tls, ktls: connections to each server (default: one for each query under way, "
-                             "at most 8)")
-    parser.add_argument("--incast-control", type=options.positive, metavar="N",
-                        help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
-                             "than N are outstanding, only the first bytes of the answer come without a grant")
-    options.add_experiment_param(parser)
-    add_experiment_sessions(parser)
-    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                        help="busy-wait this long before sleeping (default: 0)")
-    parser.add_argument("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
-                        help="give up a query after this long (default: 10)")
-    parser.add_argument("--trials", type=options.positive, metavar="N", help="(default: 3; --quick: 1)")
-    parser.add_argument("--seed", type=options.positive, default=1, help="of arrivals, faults (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter points, one trial")
-    add_network_options(parser)
-    options.add_result_options(parser)
+
+    size: int = option("--size", type=quantities.BYTES, default=10_000, metavar="B",
+                       help="bytes each of them answers (default: %(default)s)")
+    request: int = option("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
+                          help="bytes each of them is sent (default: %(default)s)")
+    transport: list[str] = option(
+        "--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
+        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
+    nic: str = option("--nic", choices=("sw", "hw"), default="sw",
+                      help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
+    topo: str = option("--topo", default="", metavar="T",
+                       help=f"{', '.join(TOPOS)} with arguments; the first host asks the next ones (default: "
+                            "a star with as many hosts as needed)")
+    connections: int = option("--connections", type=options.positive, default=0, metavar="N",
+                              help="tcp, tls, ktls: connections to each server (default: one for each query under "
+                                   "way, at most 8)")
+    incast_control: int | None = option(
+        "--incast-control", type=options.positive, metavar="N",
+        help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
+             "than N are outstanding, only the first bytes of the answer come without a grant")
+    params: Params = group(Params)
+    sessions: Sessions = group(Sessions)
+    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
+                          help="busy-wait this long before sleeping (default: 0)")
+    timeout: float = option("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
+                            help="give up a query after this long (default: 10)")
+    trials: int | None = option("--trials", type=options.positive, metavar="N", help="(default: 3; --quick: 1)")
+    seed: int = option("--seed", type=options.positive, default=1, help="of arrivals, faults (default: 1)")
+    quick: bool = option("--quick", action="store_true", help="fewer and shorter points, one trial")
+    network: Network = group(Network)
+    end: JudgedResults = group(JudgedResults)
+
+    def links(self) -> LinkOptions:
+        """What each link is like."""
+        return self.network.links(self.seed)
+
+    def count(self) -> int:
+        """Trials of each point."""
+        return self.trials or (1 if self.quick else TRIALS)
 
 
-def check(args: argparse.Namespace, most: int) -> SmtTopo:
-    """The topology, which has ``most`` servers. Raises ConfigError, Unsupported for whatever can be seen now."""
-    args.topo = args.topo or f"star,{most + 1}"
-    check_network(args)
-    topo = make_topo(args.topo)
+def filled(asked: Queries, most: int) -> Queries:
+    """With what was left open, for ``most`` servers. Raises ConfigError, Unsupported for whatever can be seen
+    now."""
+    asked = replace(asked, topo=asked.topo or f"star,{most + 1}", trials=asked.count())
+    topo = asked.network.check(asked.topo, asked.seed)
     if len(topo.hosts()) <= most:
-        raise ConfigError(f"{most} servers and who asks them: topology {args.topo} has {len(topo.hosts())} hosts, "
-                          f"take star,{most + 1}")
-    for name in args.transport:
+        raise ConfigError(f"{most} servers and who asks them: topology {asked.topo} has {len(topo.hosts())} "
+                          f"hosts, take star,{most + 1}")
+    for name in asked.transport:
         transports.check(name)
-    options.param_words(args.param)
-    check_sessions(args, args.transport)
-    if args.incast_control and not {"smt", "homa"} & set(args.transport):
+    options.param_words(asked.params.param)
+    check_sessions(asked.sessions, asked.transport)
+    if asked.incast_control and not {"smt", "homa"} & set(asked.transport):
         raise ConfigError("--incast-control is for smt and homa; name one of them in --transport")
-    QueryLoad(str(args.request), response_size=args.size)
-    if args.size > distributions.DEFAULT_CAP:
-        raise ConfigError(f"--size is {args.size}; at most {distributions.DEFAULT_CAP}")
-    return topo
+    QueryLoad(str(asked.request), response_size=asked.size)
+    if asked.size > distributions.DEFAULT_CAP:
+        raise ConfigError(f"--size is {asked.size}; at most {distributions.DEFAULT_CAP}")
+    return asked
 
 
-def systems(args: argparse.Namespace, *further: str) -> list[tuple[Setup, str]]:
+def systems(asked: Queries, *further: str) -> list[tuple[Setup, str]]:
     """(what is compared, what else than its name tells it from others); ``further`` options are for our
     transports."""
     found = []
-    for name in args.transport:
+    for name in asked.transport:
         more = [""]
-        if args.incast_control and name in ("smt", "homa"):
-            more.append(f"incast control {args.incast_control}")
+        if asked.incast_control and name in ("smt", "homa"):
+            more.append(f"incast control {asked.incast_control}")
         for variant in more:
-            own = [*further, *options.param_words(args.param), *session_words(args, name)]
+            own = [*further, *options.param_words(asked.params.param), *session_words(asked.sessions, name)]
             if variant:
-                own += ["--param", f"incast_threshold={args.incast_control}"]
-            found.append((Setup(name, args.nic, "root", connections=args.connections, poll_us=args.poll_us,
-                                session=args.session or "",
+                own += ["--param", f"incast_threshold={asked.incast_control}"]
+            found.append((Setup(name, asked.nic, "root", connections=asked.connections, poll_us=asked.poll_us,
+                                session=asked.sessions.session or "",
                                 options=tuple(own) if name in PACKET_TRANSPORTS else (),
-                                server_options=("--response-size", str(args.size))), variant))
+                                server_options=("--response-size", str(asked.size))), variant))
     return found
 
 
@@ -140,11 +155,12 @@ def _frame(data: int) -> int:
     return max(_SHORTEST, data + _HEADERS + _ETHERNET + _OVERHEAD)
 
 
-def resend_ms(args: argparse.Namespace) -> float:
+def resend_ms(asked: Queries) -> float:
     """How long our transports wait for what does not come before they ask for it, milliseconds: their time-out,
     as the kernel's TCP has one of 200 ms at least."""
-    given: dict[str, Any] = dict(map(options.parse_param, args.param))
-    params = replace(software(max(1, int(args.rate_mbps))), **given)
+    given: dict[str, Any] = dict(map(options.parse_param, asked.params.param))
+    assert asked.network.rate_mbps is not None, "there is a default"
+    params = replace(software(max(1, int(asked.network.rate_mbps))), **given)
     return params.resend_ticks * params.tick_ns / 1e6
 
 
@@ -165,31 +181,26 @@ def hops(topo: SmtTopo) -> int:
     return max(distance[host] for host in topo.hosts())
 
 
-def conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row], name: str,
-             table: list[dict[str, Any]], progress: Progress) -> int:
-    """Write, print; the exit code. ``table`` goes into ``name``.csv and to the user."""
-    progress.say("plots and report")
-    folder.write(f"{name}.csv", as_csv(table))
-    verdict = outcome.save(args, folder, rows)
-    if args.json:
-        print(json.dumps({"points": table, "errors": sum(row["errors"] for row in rows),
-                          "content_ok": all(row["content_ok"] for row in rows), "fidelity": verdict,
-                          "results": str(folder.path)}))
-    else:
-        print("\n".join([as_text(table), *outcome.session_lines(rows)]))
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
+def outcome_of(asked: Any, seed: int, rows: Sequence[Row], name: str,
+               table: Sequence[Mapping[str, Any]]) -> Outcome:
+    """``table`` goes into ``name``.csv and to the user; ``asked`` are the options with what was left open."""
     failed = [point for point in points(rows) if point.failed]
     why = outcome.first_error(rows) or "an answer was wrong or missing"
-    return outcome.exit_code(args, verdict, f"{len(failed)} points failed: {why}" if failed else "")
+    return Outcome(
+        rows, {"points": table, "errors": sum(row["errors"] for row in rows),
+               "content_ok": all(row["content_ok"] for row in rows)},
+        "\n".join([as_text(table), *outcome.session_lines(rows)]), table=False,
+        files={f"{name}.csv": as_csv(table)}, parameters=asked, seed=seed,
+        failed=f"{len(failed)} points failed: {why}" if failed else "")
 
 
-def middle_ms(rows: Sequence[Row], name: str, of: str = "rtt_us") -> float | None:
+def middle_ms(times: Iterable[Times], name: str) -> float | None:
     """Median of the trials' percentile ``name``, in milliseconds."""
-    found = [row[of][name] for row in rows if row[of][name] is not None]
+    found = [us for trial in times if (us := trial[name]) is not None]
     return round(median(found) / 1000, 2) if found else None
 
 
-def troubles(rows: Sequence[Row]) -> dict[str, Any]:
+def troubles(rows: Sequence[QueryRow]) -> dict[str, Any]:
     """What went wrong in all trials of a point."""
     peaks = [row["queue_peak_bytes"] for row in rows if row["queue_peak_bytes"] is not None]
     return {"queue_peak": max(peaks, default=None), "lost_frames": sum(map(curves.lost, rows)),
@@ -197,7 +208,7 @@ def troubles(rows: Sequence[Row]) -> dict[str, Any]:
             "errors": sum(row["errors"] for row in rows), "faithful": curves.faithful(rows)}
 
 
-def as_csv(table: Sequence[dict[str, Any]]) -> str:
+def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
     """A line for each entry."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(dict.fromkeys(name for line in table for name in line)), lineterminator="\n")
@@ -206,7 +217,7 @@ def as_csv(table: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def as_text(table: Sequence[dict[str, Any]]) -> str:
+def as_text(table: Sequence[Mapping[str, Any]]) -> str:
     """The same for people."""
     names = list(dict.fromkeys(name for line in table for name in line))
     cells = [names, *([_cell(line.get(name)) for name in names] for line in table)]

@@ -10,10 +10,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from workloads.fleet.query import QueryRow
 from workloads.results.plots import require_matplotlib, styles_of, y_axis
-from workloads.results.rows import Row, size_text
+from workloads.results.row import Row
+from workloads.results.rows import size_text
 
 #: Inches.
 _WIDTH, _HEIGHT, _LEGEND = 4.6, 3.1, 2.0
@@ -24,7 +26,7 @@ _NAMES = {"p50": "median", "p99": "99th percentile", "p999": "99.9th percentile"
 #: How far one system's marks stand from the next one's.
 _DODGE = 0.05
 
-Value = Callable[[Row], float | None]
+Value = Callable[[QueryRow], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Spot:
 
     system: str
     leaves: int
-    rows: tuple[Row, ...]
+    rows: tuple[QueryRow, ...]
 
     @property
     def weak(self) -> bool:
@@ -47,19 +49,18 @@ class Spot:
 
 def spots(rows: Sequence[Row], mode: str) -> list[Spot]:
     """The points of the curves, in ascending order of leaves; controls are none."""
-    grouped: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
+    grouped: dict[tuple[str, int], list[QueryRow]] = {}
+    for row in cast(Sequence[QueryRow], rows):
         if row["mode"] == mode and not row.get("control"):
             grouped.setdefault((row["system"], row["concurrency"]), []).append(row)
     return sorted((Spot(*key, tuple(trials)) for key, trials in grouped.items()), key=lambda spot: spot.leaves)
 
 
-def time_ms(name: str, of: str = "rtt_us") -> Value:
+def time_ms(name: str) -> Value:
     """Percentile ``name`` in milliseconds; None if there are too few samples for it."""
-    def value(row: Row) -> float | None:
-        if row["queries"] < LEAST[name] or row[of][name] is None:
-            return None
-        return float(row[of][name]) / 1000
+    def value(row: QueryRow) -> float | None:
+        found = row["rtt_us"][name]
+        return None if row["queries"] < LEAST[name] or found is None else found / 1000
 
     return value
 
@@ -99,7 +100,7 @@ def incast(rows: Sequence[Row], path: Path) -> bool:
     grid[0].locator_params(axis="y", integer=True)
     # Of few rounds the slowest: what a time-out costs must not be left out.
     tail = "p99" if one["queries"] >= LEAST["p99"] else "max"
-    _panel(grid[1], found, lambda row: row["rtt_us"][tail] and row["rtt_us"][tail] / 1000,
+    _panel(grid[1], found, lambda row: (found := row["rtt_us"][tail]) and found / 1000,
            f"{_NAMES.get(tail, 'slowest')} of the rounds (ms)")
     _ideal(grid[1], {leaves: row["ideal_us"] / 1000 for leaves, row in ideal.items()})
     _logarithmic(grid[1])

@@ -16,10 +16,10 @@ import subprocess
 import tempfile
 import time
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import psutil
 
@@ -38,6 +38,7 @@ from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
+from workloads.results.row import OpenLoop, Row, Verdict
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -46,13 +47,14 @@ _LOOK_S = 0.5
 PORT_STEP = 200
 FIRST_PORT = 2000
 
+R_co = TypeVar("R_co", bound=Row, covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Generic[R_co]):
     """One trial."""
 
-    row: dict[str, Any]
-    """As workloads/results/rows.py describes it."""
+    row: R_co
     rtt_ns: array[int]
     """Every round trip, by client process in the order of their ends."""
     tags: array[int]
@@ -228,7 +230,7 @@ class Fleet:
 
     # -- measuring -----------------------------------------------------------------------------------------
 
-    def measure(self, load: Load, trial: int = 1) -> Measured:
+    def measure(self, load: Load, trial: int = 1) -> Measured[Row]:
         """One trial. Raises SmtError if a process died."""
         prepared = self.prepare(load, trial)
         self.begin(prepared)
@@ -260,7 +262,7 @@ class Fleet:
         for client in trial.clients:
             client.tell({})
 
-    def collect(self, trial: Trial) -> Measured:
+    def collect(self, trial: Trial) -> Measured[Row]:
         """What came of it, when all are done. Raises SmtError if a process died."""
         load, clients, raw = trial.load, trial.clients, trial.raw
         assert trial.monitor is not None
@@ -286,7 +288,8 @@ class Fleet:
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
-        return Measured(row, samples, take_raw([path.with_name(path.name + self.TAGS) for path in raw]))
+        tags = take_raw([path.with_name(path.name + self.TAGS) for path in raw])
+        return Measured(cast(Row, row), samples, tags)
 
     def _tick_us(self) -> float:
         """Of our transports' timers: longer behind a slow link."""
@@ -298,7 +301,7 @@ class Fleet:
         return share_of(load, index, many)
 
     def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
-        """All but ``cpu`` and ``fidelity``."""
+        """The fields of a row but for ``cpu``, ``fidelity`` and what the network lost."""
         setup = self.setup
         rpcs = sum(answer["rpcs"] for answer in done)
         # All began together; the rate is of the time in which the last one was still at it.
@@ -366,7 +369,7 @@ def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     return share
 
 
-def _together(load: Load, clients: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> dict[str, OpenLoop]:
     """An open loop's own numbers, of the client that did worst."""
     if not clients:
         return {}
@@ -379,8 +382,8 @@ def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
 
 
-def _judge(machine: dict[str, Any], clients: Sequence[dict[str, Any]], lost: dict[str, int],
-           tick_us: float) -> dict[str, Any]:
+def _judge(machine: Verdict, clients: Sequence[Mapping[str, Any]], lost: Mapping[str, int],
+           tick_us: float) -> Verdict:
     """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
     numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
     for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):

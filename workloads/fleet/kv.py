@@ -13,8 +13,9 @@ import subprocess
 import tempfile
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -30,12 +31,37 @@ from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.loops import Load
 from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad, described, kinds_summary
+from workloads.results.row import Row
 
 STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
 #: What redis-server's log says of a port ("Ready ...") or a socket ("... is now ready ...").
 _REDIS_READY = "eady to accept connections"
 #: Seconds redis-benchmark gets.
 _YARDSTICK_S = 120.0
+
+
+class _Kv(Row):
+    workload: str
+    """Letter, or file; ``load``: the load phase."""
+    value_bytes: int
+    """Of a record's fields together."""
+    records: int
+    fields: int
+    """Of a record."""
+    distribution: str
+    """Of the records that are asked for."""
+    store: str
+    ops: Mapping[str, Any]
+    """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
+    server_rss_mb: float
+    """Memory of the server's processes afterwards."""
+
+
+class KvRow(_Kv, total=False):
+    """One trial of YCSB; ``rpcs`` are operations."""
+
+    properties: Mapping[str, str]
+    """Of the workload, if it is not one of the letters as they are."""
 
 
 def check(transport: str, store: str, direct: bool) -> None:
@@ -122,17 +148,18 @@ class KvFleet(Fleet):
 
     # -- measuring -----------------------------------------------------------------------------------------
 
-    def load(self, load: YcsbLoad) -> dict[str, Any]:
+    def load(self, load: YcsbLoad) -> KvRow:
         """The load phase: the store holds nothing but the records afterwards. Its row; raises SmtError."""
         row = self.measure(load, 0).row
         if row["errors"] or not row["content_ok"]:
             raise SmtError(f"loading records failed: {row.get('first_error')}")
         return row
 
-    def measure(self, load: Load, trial: int = 1) -> Measured:
+    def measure(self, load: Load, trial: int = 1) -> Measured[KvRow]:
         """One trial; a row's ``rpcs`` are operations."""
-        measured = super().measure(load, trial)
-        measured.row["ops"] = kinds_summary(measured.rtt_ns, measured.tags, measured.row["ops"])
+        measured = cast("Measured[KvRow]", super().measure(load, trial))
+        failed = cast("Counter[str]", measured.row["ops"])
+        measured.row["ops"] = kinds_summary(measured.rtt_ns, measured.tags, failed)
         memory = sum(p.memory_info().rss for kind, p in self._processes() if kind == "server")
         measured.row["server_rss_mb"] = round(memory / 1e6, 1)
         return measured

@@ -1,23 +1,16 @@
 """Servers and one client host that queries them on a network: a :class:`Fleet`, with traffic behind it if wanted.
 
-A row is as results.py says; of queries it has
-
-- ``mode`` (``incast``, ``fanout``), ``size`` (bytes of an answer), ``concurrency`` (leaves), ``request_bytes``,
-- ``queries`` that succeeded, ``rpcs`` and ``rpc_per_s`` of their leaves, ``rtt_us`` of whole queries,
-  ``leaf_us`` of the leaves, both from when a query was due; ``errors``: queries without all answers,
-- ``queue_peak_bytes``: most that was seen to wait in one priority's buffer of the port to the client,
-- ``goodput_mbps``: bytes of answers by the time of the queries,
-- ``resent_packets``, ``resends`` or ``retransmits``, ``timeouts`` (retransmissions.py), ``drops`` by reason,
-- ``system`` as curves call it, ``control`` for what is no point of a curve.
+Its rows are :class:`QueryRow`.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from topo.backlog import Backlog
 from topo.network import SmtNet
@@ -27,11 +20,54 @@ from workloads.load.loops import Load
 from workloads.load.queries import LEAVES_SUFFIX, QueryLoad
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import doubted
+from workloads.results.row import Row, Times
 from workloads.results.rows import label
 
 #: Seconds of traffic before queries begin in it, and in which they have to be over after the last one has begun;
 #: to look at every host before they begin takes time, too.
 LEAD_S, TRAIL_S, LOOK_S = 1.0, 1.0, 0.05
+
+
+class _Query(Row):
+    request_bytes: int
+    queries: int
+    """That succeeded."""
+    leaf_us: Times
+    """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
+    queue_peak_bytes: int | None
+    """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
+    buffers."""
+    goodput_mbps: float
+    """Bytes of answers by the time of the queries."""
+    query_rate: float
+    """Queries/s that were asked for; 0: the next one when the last is over."""
+    system: str
+    """As tables and curves call it."""
+    control: str
+    """Which control it is of, and so no point of a curve; "": none."""
+
+
+class QueryRow(_Query, total=False):
+    """One trial of queries. ``size``: bytes of an answer; ``concurrency``: leaves; ``rpcs`` and ``rpc_per_s`` are
+    of leaves, ``errors`` queries without all answers."""
+
+    background: Mapping[str, Any]
+    """Some fields of the row of the traffic meanwhile."""
+    ideal_us: float
+    """What a query would take if the client's link never rested ..."""
+    ideal_mbps: float
+    """... and its goodput."""
+    rate_mbps: float
+    """Of that link."""
+    buffer_bytes: int
+    """Of each priority of a port."""
+    resend_ms: float
+    """How long our transports wait before they ask again."""
+    load_text: str
+    """What was asked for, for people."""
+    p99_if_independent_us: float | None
+    """99th percentile that queries would have if their leaves were late independently of each other; None: there
+    are too few samples for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +108,7 @@ class QueryFleet(Fleet):
         row = {"transport": self.setup.transport, "nic": self.setup.nic if self.setup.uses_nic else None}
         return ", ".join(filter(None, (label(row), self.variant)))
 
-    def measure_in(self, background: Background, load: Load, trial: int = 1) -> Measured:
+    def measure_in(self, background: Background, load: Load, trial: int = 1) -> Measured[QueryRow]:
         """As :meth:`measure`, while the other fleet's traffic goes on. Its row is in ours, as ``background``."""
         seconds = background.load.seconds
         assert seconds is not None
@@ -85,7 +121,7 @@ class QueryFleet(Fleet):
         over = time.perf_counter() - traffic.start
         behind = background.fleet.collect(traffic).row
         names = ("size", "rpcs", "errors", "content_ok", "rpc_per_s", "rtt_us", "open_loop", "first_error")
-        measured.row["background"] = {name: behind[name] for name in names if name in behind}
+        measured.row["background"] = {name: value for name, value in behind.items() if name in names}
         reasons = [f"background: {reason}" for reason in behind["fidelity"]["reasons"]]
         if over > seconds:
             reasons.append(f"the background was over after {seconds:.1f} s, the queries after {over:.1f} s")
@@ -96,6 +132,10 @@ class QueryFleet(Fleet):
             measured.row.setdefault("first_error", f"background: {behind.get('first_error', 'wrong content')}")
         return measured
 
+    def measure(self, load: Load, trial: int = 1) -> Measured[QueryRow]:
+        """One trial."""
+        return cast("Measured[QueryRow]", super().measure(load, trial))
+
     def begin(self, trial: Trial) -> None:
         # All answers have to go through the switch's end of the client's link.
         link = self.net.hosts[0].defaultIntf().link
@@ -105,10 +145,10 @@ class QueryFleet(Fleet):
             self._watch.start()
         super().begin(trial)
 
-    def collect(self, trial: Trial) -> Measured:
+    def collect(self, trial: Trial) -> Measured[QueryRow]:
         watch, self._watch = self._watch, None
         try:
-            measured = super().collect(trial)
+            measured = cast("Measured[QueryRow]", super().collect(trial))
         finally:
             peak = None if watch is None else watch.stop()
         measured.row["queue_peak_bytes"] = peak

@@ -16,6 +16,7 @@ from smtstack.errors import ConfigError
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.load.rtt import percentile, rtt_summary
 from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
+from workloads.results.row import Verdict
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
 from workloads.transports.sessions import summary
@@ -37,7 +38,7 @@ class Point:
     tally: Tally
     seconds: float
     cpu: dict[str, float]
-    fidelity: dict[str, Any]
+    fidelity: Verdict
 
 
 class Series:
@@ -128,12 +129,13 @@ def merge(points: list[Point]) -> Point:
     return Point(first.tally, seconds, cpu, merge_fidelity([p.fidelity for p in points]))
 
 
-def merge_fidelity(parts: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_fidelity(parts: list[Verdict]) -> Verdict:
     """The verdict over several processes: of the machine's numbers each saw the same; the rest adds up."""
     numbers = {k: v for k, v in parts[0].items() if k not in ("ok", "reasons")}
-    for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
-        numbers[name] = add(part[name] for part in parts)
-    waited = [part["run_delay"] for part in parts if part["run_delay"] is not None]
+    numbers["receive_drops"] = sum(part["receive_drops"] for part in parts)
+    numbers["send_drops"] = sum(part["send_drops"] for part in parts)
+    numbers["timer_late_us"] = max(part["timer_late_us"] for part in parts)
+    waited = [delay for part in parts if (delay := part["run_delay"]) is not None]
     numbers["run_delay"] = max(waited, default=None)
     if "waits" in numbers:
         numbers["waits"] = add_waits(parts)
@@ -144,7 +146,7 @@ def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
     """The JSON object of one point."""
     tally = point.tally
     rtt_us = rtt_summary(tally.rtt_ns)
-    answer = {
+    answer: dict[str, Any] = {
         "transport": settings.transport, "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
         "size": size_name(load.size), "rpcs": len(tally.rtt_ns),
         "errors": tally.errors, "content_ok": not tally.wrong,

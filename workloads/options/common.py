@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
+from workloads.options.declare import add, option
 from workloads.options.session import add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
@@ -102,11 +103,18 @@ def add_caller_options(parser: argparse.ArgumentParser) -> None:
                              "one for each RPC under way; 50 in an open loop)")
 
 
+@dataclass(frozen=True)
+class Params:
+    """Parameters of our transports, of an experiment."""
+
+    param: list[str] = option("--param", action="append", default=[], metavar="NAME=VALUE",
+                              help="smt, homa, linux: a parameter of the transport, as max_overcommit=4 "
+                                   "(repeatable; default: by the link's rate)")
+
+
 def add_experiment_param(parser: argparse.ArgumentParser) -> None:
     """``--param`` of an experiment, for :func:`param_words`."""
-    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE",
-                        help="smt, homa, linux: a parameter of the transport, as max_overcommit=4 (repeatable; "
-                             "default: by the link's rate)")
+    add(Params, parser)
 
 
 def param_words(texts: Sequence[str]) -> tuple[str, ...]:
@@ -116,12 +124,66 @@ def param_words(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for text in texts for word in ("--param", text))
 
 
+class Reported:
+    """What becomes of an experiment's results. The two ways to say whether a run that was not faithful has failed
+    (``--strict``, ``--allow-unfaithful``) are :attr:`judged`."""
+
+    results: Path
+    json: bool
+    judged: bool
+
+
+_RESULTS: Any = option("--results", type=Path, default=Path("results"), metavar="DIR",
+                       help="where the result folder goes (default: %(default)s)")
+_JSON: Any = option("--json", action="store_true", help="one JSON object on stdout")
+
+
+@dataclass(frozen=True)
+class PlainResults(Reported):
+    """Of benches, which say what was not faithful, and have not failed for it."""
+
+    results: Path = _RESULTS
+    json: bool = _JSON
+
+    @property
+    def judged(self) -> bool:  # type: ignore[override]
+        """Never: see above."""
+        return False
+
+
+@dataclass(frozen=True)
+class JudgedResults(Reported):
+    """Of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
+
+    results: Path = _RESULTS
+    allow_unfaithful: bool = option("--allow-unfaithful", action="store_true",
+                                    help="exit 0 even if the run was not faithful")
+    json: bool = _JSON
+
+    @property
+    def judged(self) -> bool:  # type: ignore[override]
+        """Whether a run that was not faithful has failed."""
+        return not self.allow_unfaithful
+
+
+@dataclass(frozen=True)
+class QuotedResults(Reported):
+    """Of comparisons, whose trials that were not faithful are marked; the run has failed for them only if the user
+    says so."""
+
+    results: Path = _RESULTS
+    strict: bool = option("--strict", action="store_true", help="exit 4 if any trial was not faithful")
+    json: bool = _JSON
+
+    @property
+    def judged(self) -> bool:  # type: ignore[override]
+        """Whether a run that was not faithful has failed."""
+        return self.strict
+
+
 def add_result_options(parser: argparse.ArgumentParser) -> None:
     """What becomes of an experiment's results."""
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add(JudgedResults, parser)
 
 
 def transport_list(text: str) -> list[str]:

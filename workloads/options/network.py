@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mininet.util import splitArgs
@@ -18,6 +18,8 @@ from topo.link_options import QUANTITIES, LinkOptions, read
 from topo.network import SmtNet, open_network
 from topo.topologies import SmtTopo, make_topo
 from workloads.options import common as options
+from workloads.options import declare
+from workloads.options.declare import add, option
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder
 
@@ -26,7 +28,7 @@ _ATTRIBUTES = {"buffer_bytes": "buffer", "nic": "link_nic"}
 
 
 class _Link(argparse.Action):
-    """``--link bw=10,delay=5ms``: as if each had been given by an option of its own."""
+    """``--link bw=10,delay=5ms``: as if each had been given by its own option; what has none is in ``link``."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:
@@ -35,70 +37,112 @@ class _Link(argparse.Action):
             parser.error(f"argument --link: {positional[0]!r} is no NAME=VALUE, as bw=10,delay=5ms")
         try:
             for field, value in read(given).items():
-                if value is not None:
-                    setattr(namespace, _ATTRIBUTES.get(field, field), value)
+                own = _ATTRIBUTES.get(field, field)
+                if value is None:
+                    continue
+                if hasattr(namespace, own):
+                    setattr(namespace, own, value)
+                else:
+                    namespace.link = {**getattr(namespace, "link", {}), own: value}
         except ConfigError as e:
             parser.error(f"argument --link: {e}")
 
 
+_LINKS = "links, all of them alike; names and units are Mininet's (docs/mininet.md)"
+
+
+def _per_cent(name: str, what: str) -> Any:
+    return option(f"--{name}", type=QUANTITIES[name], default=0.0, metavar="P", title=_LINKS,
+                  help=f"per cent of frames to {what}: 1 or 1%%")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network is like: its links, all alike, its switches and who controls them."""
+
+    rate_mbps: float | None = option(
+        "--bw", "--rate-mbps", type=QUANTITIES["rate_mbps"], metavar="R", title=_LINKS,
+        help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
+    buffer: int | None = option("--buffer", type=quantities.BYTES, metavar="B", title=_LINKS,
+                                help="bytes a port queues for each priority; with --bw")
+    max_queue_size: int | None = option("--max-queue-size", type=options.positive, metavar="N", title=_LINKS,
+                                        help="packets, instead of --buffer")
+    mtu: int | None = option("--mtu", type=quantities.BYTES, metavar="B", title=_LINKS,
+                             help="bytes of an IP packet (default: 1500)")
+    delay_us: float = option(
+        "--delay", "--delay-us", type=QUANTITIES["delay_us"], default=0.0, metavar="US", title=_LINKS,
+        help="one way, of each link, as 5ms; a plain number is microseconds")
+    jitter_us: float = option(
+        "--jitter", "--jitter-us", type=QUANTITIES["jitter_us"], default=0.0, metavar="US", title=_LINKS,
+        help="the delay is up to this longer or shorter, at random: frames overtake each other")
+    loss: float = _per_cent("loss", "lose")
+    duplicate: float = _per_cent("duplicate", "duplicate")
+    reorder: float = _per_cent("reorder", "reorder")
+    corrupt: float = _per_cent("corrupt", "corrupt")
+    fabric_mbps: float | None = option("--fabric-mbps", type=QUANTITIES["fabric_mbps"], metavar="R", title=_LINKS,
+                                       help="rate of the links between switches (default: as --bw)")
+    link: Mapping[str, Any] | None = option(
+        "--link", action=_Link, default=argparse.SUPPRESS, metavar="NAME=VALUE[,...]", title=_LINKS,
+        help="any options of a link, as behind --link smartnic in mn: bw=10,delay=5ms,nic=tso:off")
+    switch: str = option("--switch", choices=switches.KINDS, default="auto", title="switches",
+                         help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
+    controller: str = option(
+        "--controller", choices=("none", "fanout"), default="none", title="switches",
+        help="fanout: Ryu installs every shortest path, answers ARP and heals; none: switches "
+             "learn, on a spanning tree (default: %(default)s)")
+    multipath: str | None = option(
+        "--multipath", choices=POLICIES, metavar="POLICY", title="switches",
+        help="with the controller, what stays on one path: flow: a pair of hosts, message: a "
+             "message (of smt, homa, linux), ecmp: what Open vSwitch hashes alike (default: flow)")
+
+    def links(self, seed: int = 1) -> LinkOptions:
+        """What each link is like; ``seed`` is of its faults. Raises :class:`ConfigError`."""
+        given = {**vars(self), "seed": seed, **(self.link or {})}
+        chosen = {f.name: given.get(_ATTRIBUTES.get(f.name, f.name)) for f in fields(LinkOptions)}
+        return LinkOptions(**{name: value for name, value in chosen.items() if value is not None})
+
+    def check(self, topo: str, seed: int = 1) -> SmtTopo:
+        """The topology, if whatever can be seen before a network of it is made is right. Raises
+        :class:`ConfigError`."""
+        found = make_topo(topo)
+        self.links(seed)
+        if self.multipath and self.controller == "none":
+            raise ConfigError(f"--multipath {self.multipath} needs --controller fanout: without it there is one "
+                              "path")
+        if self.controller != "none" and self.switch == "bridge":
+            raise ConfigError("--switch bridge: a controller needs Open vSwitch; leave --switch out")
+        return found
+
+    @contextmanager
+    def open(self, topo: str | SmtTopo, seed: int, folder: ResultFolder, progress: Progress) -> Iterator[SmtNet]:
+        """Such a network; the controller's log goes to ``folder``."""
+        controller = None
+        if self.controller == "fanout":
+            from controllers.controller import RyuController
+
+            controller = RyuController(multipath=self.multipath or POLICIES[0], seed=seed,
+                                       log=folder.path / "controller.log")
+        with open_network(topo, self.links(seed), self.switch, progress.say, controller) as net:
+            yield net
+
+
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """What a network is like; for :func:`link_options`."""
-    group = parser.add_argument_group("links, all of them alike; names and units are Mininet's (docs/mininet.md)")
-    add = group.add_argument
-    add("--bw", "--rate-mbps", dest="rate_mbps", type=QUANTITIES["rate_mbps"], metavar="R",
-        help="link rate in Mbit/s, with eight strict priorities (default: as fast as it goes)")
-    add("--buffer", type=quantities.BYTES, metavar="B",
-        help="bytes a port queues for each priority; with --bw")
-    add("--max-queue-size", type=options.positive, metavar="N", help="packets, instead of --buffer")
-    add("--mtu", type=quantities.BYTES, metavar="B", help="bytes of an IP packet (default: 1500)")
-    add("--delay", "--delay-us", dest="delay_us", type=QUANTITIES["delay_us"], default=0.0, metavar="US",
-        help="one way, of each link, as 5ms; a plain number is microseconds")
-    add("--jitter", "--jitter-us", dest="jitter_us", type=QUANTITIES["jitter_us"], default=0.0, metavar="US",
-        help="the delay is up to this longer or shorter, at random: frames overtake each other")
-    for name in ("loss", "duplicate", "reorder", "corrupt"):
-        add(f"--{name}", type=QUANTITIES[name], default=0.0, metavar="P",
-            help=f"per cent of frames to {name if name != 'loss' else 'lose'}: 1 or 1%%")
-    add("--fabric-mbps", type=QUANTITIES["fabric_mbps"], metavar="R",
-        help="rate of the links between switches (default: as --bw)")
-    add("--link", action=_Link, default=argparse.SUPPRESS, metavar="NAME=VALUE[,...]",
-        help="any options of a link, as behind --link smartnic in mn: bw=10,delay=5ms,nic=tso:off")
-    group = parser.add_argument_group("switches")
-    group.add_argument("--switch", choices=switches.KINDS, default="auto",
-                       help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
-    group.add_argument("--controller", choices=("none", "fanout"), default="none",
-                       help="fanout: Ryu installs every shortest path, answers ARP and heals; none: switches "
-                            "learn, on a spanning tree (default: %(default)s)")
-    group.add_argument("--multipath", choices=POLICIES, metavar="POLICY",
-                       help="with the controller, what stays on one path: flow: a pair of hosts, message: a "
-                            "message (of smt, homa, linux), ecmp: what Open vSwitch hashes alike (default: flow)")
+    add(Network, parser)
 
 
 def link_options(args: argparse.Namespace) -> LinkOptions:
     """The options of :func:`add_network_options`."""
-    chosen = {f.name: getattr(args, _ATTRIBUTES.get(f.name, f.name), None) for f in fields(LinkOptions)}
-    return LinkOptions(**{name: value for name, value in chosen.items() if value is not None})
+    return declare.read(Network, args).links(args.seed)
 
 
 def check_network(args: argparse.Namespace) -> None:
     """Whatever can be wrong with a network and be seen before it is made. Raises :class:`ConfigError`."""
-    make_topo(args.topo)
-    link_options(args)
-    if args.multipath and args.controller == "none":
-        raise ConfigError(f"--multipath {args.multipath} needs --controller fanout: without it there is one path")
-    if args.controller != "none" and args.switch == "bridge":
-        raise ConfigError("--switch bridge: a controller needs Open vSwitch; leave --switch out")
+    declare.read(Network, args).check(args.topo, args.seed)
 
 
-@contextmanager
 def open_net(args: argparse.Namespace, folder: ResultFolder, progress: Progress,
-             topo: str | SmtTopo = "") -> Iterator[SmtNet]:
+             topo: str | SmtTopo = "") -> AbstractContextManager[SmtNet]:
     """The network of :func:`add_network_options`, with ``topo`` in the place of ``args.topo``; the controller's
     log goes to ``folder``."""
-    controller = None
-    if args.controller == "fanout":
-        from controllers.controller import RyuController
-
-        controller = RyuController(multipath=args.multipath or POLICIES[0], seed=args.seed,
-                                   log=folder.path / "controller.log")
-    with open_network(topo or args.topo, link_options(args), args.switch, progress.say, controller) as net:
-        yield net
+    return declare.read(Network, args).open(topo or args.topo, args.seed, folder, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smtstack import quantities
@@ -13,8 +13,10 @@ from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
 from smtstack.socket import Address
 from topo.commands import program
+from workloads.options.declare import add, group, option
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS, MODE, SessionSettings
 
+_TITLE = "sessions of smt (docs/sessions.md)"
 #: What each mode is, for --help.
 _MEANINGS = ("tls: the server shows its certificate; mtls: both do; ticket: from a ticket found by DNS, data in "
              "the first packet (0-RTT); psk: likewise, resumed from an earlier session; -fs: with a "
@@ -26,49 +28,75 @@ _OF_HANDSHAKES = {"--session": "session", "--dns": "dns", "--state": "state",
                   "--keylog": "keylog", **_PARAMETERS}
 
 
-def add_session_options(parser: argparse.ArgumentParser) -> None:
-    """For :func:`session_settings`."""
-    group = parser.add_argument_group("sessions of smt (docs/sessions.md)")
-    _add_mode(group)
-    group.add_argument("--dns", metavar="IP[:PORT]",
-                       help="ticket modes: the DNS server that has the tickets; servers publish theirs there")
-    group.add_argument("--state", type=Path, metavar="FILE",
-                       help="ticket and psk modes, of a server: what it must not forget when it starts anew, "
-                            "tickets and the hellos it has answered (default: in memory)")
-    group.add_argument("--keylog", type=Path, metavar="FILE",
-                       help="add the secrets of every session to this file, for 'smtnet pcap decrypt': who has it "
-                            "reads everything (default: written nowhere)")
-    _add_parameters(group)
-
-
-def add_experiment_sessions(parser: argparse.ArgumentParser) -> None:
-    """Of an experiment, which makes certificates and a DNS server itself; for :func:`session_words`."""
-    group = parser.add_argument_group("sessions of smt (docs/sessions.md)")
-    _add_mode(group)
-    _add_parameters(group)
-
-
 def _padding(text: str) -> str:
     name, colon, buckets = text.partition(":")
     return f"{name}:{quantities.sizes(buckets)}" if colon else text
 
 
-def _add_mode(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--session", choices=MODES, help=f"how they begin. {_MEANINGS} (default: {MODE})")
+@dataclass(frozen=True)
+class Mode:
+    """How sessions of smt begin; None: as the transport has it."""
+
+    session: str | None = option("--session", choices=MODES, title=_TITLE,
+                                 help=f"how they begin. {_MEANINGS} (default: {MODE})")
 
 
-def _add_parameters(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--cipher", choices=tuple(aead.CIPHERS), help="accept this one only (default: any)")
-    group.add_argument("--index-bits", type=quantities.NOT_NEGATIVE, metavar="N",
-                       help="bits of a record's number that count within a message (default: 16)")
-    group.add_argument("--padding", type=_padding, metavar="POLICY",
-                       help="what hides lengths: none, power-of-two or buckets:B,B,... (default: what the peer "
-                            "wants)")
-    group.add_argument("--key-update-records", type=quantities.NOT_NEGATIVE, metavar="N",
-                       help="new keys after so many records (default: half of what the cipher allows)")
+@dataclass(frozen=True)
+class Agreed:
+    """What both ends of a session agree on; None: as the transport has it."""
+
+    cipher: str | None = option("--cipher", choices=tuple(aead.CIPHERS), title=_TITLE,
+                                help="accept this one only (default: any)")
+    index_bits: int | None = option(
+        "--index-bits", type=quantities.NOT_NEGATIVE, metavar="N", title=_TITLE,
+        help="bits of a record's number that count within a message (default: 16)")
+    padding: str | None = option(
+        "--padding", type=_padding, metavar="POLICY", title=_TITLE,
+        help="what hides lengths: none, power-of-two or buckets:B,B,... (default: what the peer wants)")
+    key_update_records: int | None = option(
+        "--key-update-records", type=quantities.NOT_NEGATIVE, metavar="N", title=_TITLE,
+        help="new keys after so many records (default: half of what the cipher allows)")
 
 
-def check_sessions(args: argparse.Namespace, transports: Collection[str]) -> None:
+@dataclass(frozen=True)
+class Sessions(Agreed, Mode):
+    """Of an experiment, which makes certificates and a DNS server itself."""
+
+
+@dataclass(frozen=True)
+class EndSessions:
+    """Of one end, which is told where everything is."""
+
+    mode: Mode = group(Mode)
+    dns: str | None = option("--dns", metavar="IP[:PORT]", title=_TITLE,
+                             help="ticket modes: the DNS server that has the tickets; servers publish theirs "
+                                  "there")
+    state: Path | None = option(
+        "--state", type=Path, metavar="FILE", title=_TITLE,
+        help="ticket and psk modes, of a server: what it must not forget when it starts anew, "
+             "tickets and the hellos it has answered (default: in memory)")
+    keylog: Path | None = option(
+        "--keylog", type=Path, metavar="FILE", title=_TITLE,
+        help="add the secrets of every session to this file, for 'smtnet pcap decrypt': who has it "
+             "reads everything (default: written nowhere)")
+    agreed: Agreed = group(Agreed)
+
+
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """For :func:`session_settings`."""
+    add(EndSessions, parser)
+
+
+def add_experiment_sessions(parser: argparse.ArgumentParser) -> None:
+    """Of an experiment; for :func:`session_words`."""
+    add(Sessions, parser)
+
+
+#: What is said of sessions; a Namespace has it under the same names.
+Said = Sessions | argparse.Namespace
+
+
+def check_sessions(args: Said, transports: Collection[str]) -> None:
     """That the options of :func:`add_experiment_sessions` make sessions, one of the transports has such, and what
     they need is installed.
 
@@ -80,7 +108,7 @@ def check_sessions(args: argparse.Namespace, transports: Collection[str]) -> Non
         program("knotd")
 
 
-def session_words(args: argparse.Namespace, transport: str) -> tuple[str, ...]:
+def session_words(args: Said, transport: str) -> tuple[str, ...]:
     """These options but for the mode, for command lines of servers and clients; none for others than smt."""
     if transport != "smt":
         return ()
@@ -93,7 +121,7 @@ def check_no_sessions(args: argparse.Namespace, transports: Collection[str]) -> 
     _check_transports(args, _OF_HANDSHAKES, transports)
 
 
-def _check_transports(args: argparse.Namespace, options: Mapping[str, str], transports: Collection[str]) -> None:
+def _check_transports(args: Said, options: Mapping[str, str], transports: Collection[str]) -> None:
     given = [option for option, name in options.items() if getattr(args, name) is not None]
     if given and "smt" not in transports:
         raise ConfigError(f"{given[0]} is for transport smt, not for {', '.join(transports)}")
@@ -124,7 +152,7 @@ def session_settings(args: argparse.Namespace, dns: Address | None) -> SessionSe
     return replace(_parameters(args), mode=mode, dns=dns, state=args.state, keylog=args.keylog)
 
 
-def _parameters(args: argparse.Namespace) -> SessionSettings:
+def _parameters(args: Said) -> SessionSettings:
     """Defaults where nothing was said; checked."""
     given = {name: getattr(args, name) for name in _PARAMETERS.values() if getattr(args, name) is not None}
     if given.get("key_update_records", 1) < 1:

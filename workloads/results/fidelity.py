@@ -14,9 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import psutil
+
+from workloads.results.row import Times, Verdict
 
 #: Share of all processor time the hypervisor took away. Steal comes in slices of milliseconds, thousands
 #: of times a round trip here: 2 % of the time can be all of a 99th percentile.
@@ -118,7 +120,7 @@ class FidelityMonitor:
         self._cpu = psutil.cpu_times()
         self._clock = time.monotonic()
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self) -> Verdict:
         """The verdict since :meth:`start`: ``ok``, ``reasons`` (what was not faithful) and the numbers."""
         before, now = self._cpu, psutil.cpu_times()
         total = sum(now[:8]) - sum(before[:8])  # guest time, the rest, is counted in user already
@@ -147,7 +149,7 @@ class FidelityMonitor:
         return round(max(delays), 4) if delays else None
 
 
-def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
+def verdict(numbers: Mapping[str, Any]) -> Verdict:
     """``numbers`` as :meth:`FidelityMonitor.stop` has them, judged. A number that is None judges nothing."""
     reasons = []
     if numbers["steal"] is not None and numbers["steal"] > MAX_STEAL:
@@ -169,10 +171,10 @@ def verdict(numbers: dict[str, Any]) -> dict[str, Any]:
     if numbers["timer_late_us"] > most_us:
         reasons.append(f"{_LATE} {numbers['timer_late_us'] / 1000:.1f} ms late "
                        f"(at most {most_us / 1000:.0f} ms)")
-    return {"ok": not reasons, "reasons": reasons, **numbers}
+    return cast(Verdict, {"ok": not reasons, "reasons": reasons, **numbers})
 
 
-def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], rpcs: int) -> dict[str, Any]:
+def judge_figures(fidelity: Verdict, rtt_us: Times, rpcs: int) -> Verdict:
     """A verdict that says of each figure whether it can stand: ``figures`` (true or false, by name: those of
     ``rtt_us``, and ``rpc_per_s``) and ``figure_reasons`` (why not).
 
@@ -196,7 +198,7 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
             if share <= _SHORT_TAIL:
                 found += late
             # Of the time, disturbed RPCs have more than their share.
-            if fidelity.get("run_delay") is not None and fidelity["run_delay"] > share:
+            if (delay := fidelity.get("run_delay")) is not None and delay > share:
                 found += waited
         elif value is not None and name == "mean" and not whole:
             found += waited or _moved(fidelity, value, rpcs)
@@ -210,7 +212,7 @@ def judge_figures(fidelity: dict[str, Any], rtt_us: Mapping[str, float | None], 
     return {**fidelity, "ok": not reasons, "reasons": reasons, "figures": figures, "figure_reasons": why}
 
 
-def _disturbed(fidelity: dict[str, Any], name: str, value: float, tail: float, rpcs: int) -> list[str]:
+def _disturbed(fidelity: Verdict, name: str, value: float, tail: float, rpcs: int) -> list[str]:
     """Why a quantile with a share of ``tail`` beyond it cannot stand."""
     found = []
     steal = fidelity.get("steal")
@@ -233,7 +235,7 @@ def _disturbed(fidelity: dict[str, Any], name: str, value: float, tail: float, r
     return found
 
 
-def _moved(fidelity: dict[str, Any], mean: float, rpcs: int) -> list[str]:
+def _moved(fidelity: Verdict, mean: float, rpcs: int) -> list[str]:
     """Why a mean cannot stand."""
     total = sum(int(wait) * count for wait, count in (fidelity.get("waits") or {}).items())
     if total > MAX_OF_MEAN * mean * rpcs:
@@ -252,11 +254,11 @@ def add_waits(parts: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
     return dict(sorted(total.items(), key=lambda item: int(item[0])))
 
 
-def doubted(fidelity: dict[str, Any], *reasons: str) -> dict[str, Any]:
+def doubted(fidelity: Verdict, *reasons: str) -> Verdict:
     """A verdict with further reasons, if any, why it was not faithful."""
     if not reasons:
         return fidelity
-    found = {**fidelity, "ok": False, "reasons": [*fidelity["reasons"], *reasons]}
+    found: Verdict = {**fidelity, "ok": False, "reasons": [*fidelity["reasons"], *reasons]}
     if "figures" in found:
         found["figures"] = dict.fromkeys(found["figures"], False)
         found["figure_reasons"] = {name: "; ".join(filter(None, (fidelity["figure_reasons"].get(name), *reasons)))

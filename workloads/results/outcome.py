@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.results import report
 from workloads.results.environment import environment
-from workloads.results.rows import ResultFolder, Row, overall
+from workloads.results.row import Row, Verdict
+from workloads.results.rows import ResultFolder, overall
 
 
-def save(args: argparse.Namespace, folder: ResultFolder, rows: Sequence[Row], *,
-         setting: Mapping[str, Any] | None = None, flat: Sequence[Row] | None = None) -> dict[str, Any]:
-    """run.json, results.csv and the report, handed over to the user; the verdict on the whole run.
+def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row], seed: int | None, *,
+         flat: Sequence[Mapping[str, Any]] | None = None, verdict: Verdict | None = None) -> Verdict:
+    """run.json, results.csv and the report, handed over to the user; the verdict on the whole run, by default that
+    of the rows. Without rows there is no results.csv and no report.
 
-    ``setting`` stands in run.json beside the options; ``flat`` are the rows as results.csv has them, where they do
-    not fit it as they are. Other files have to be there before, for the report to name them.
+    ``flat`` are the rows as results.csv has them, where they do not fit it as they are. Other files have to be
+    there before, for the report to name them.
     """
-    verdict = overall(rows)
-    options = {name: str(value) if isinstance(value, Path) else value
-               for name, value in vars(args).items() if name != "run"}
-    folder.write_run({**options, **(setting or {})}, environment(), args.seed, verdict, rows)
-    folder.write_csv(rows if flat is None else flat)
-    report.make(folder)
+    verdict = overall(rows) if verdict is None else verdict
+    folder.write_run(parameters, environment(), seed, verdict, rows)
+    if rows:
+        folder.write_csv(rows if flat is None else flat)
+        report.make(folder)
     folder.hand_over()
     return verdict
 
@@ -49,8 +48,8 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def exit_code(args: argparse.Namespace, verdict: Mapping[str, Any], failed: str = "") -> int:
-    """Says on stderr what ``failed``, or else why the run was not faithful."""
+def exit_code(verdict: Mapping[str, Any], failed: str, judged: bool) -> int:
+    """Says on stderr what ``failed``, or else why the run was not faithful; if ``judged``, it has failed then."""
     if failed:
         print(f"smtnet: {failed}", file=sys.stderr)
         return EXIT_FAILED
@@ -58,4 +57,4 @@ def exit_code(args: argparse.Namespace, verdict: Mapping[str, Any], failed: str 
         return 0
     for reason in verdict["reasons"]:
         print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-    return 0 if args.allow_unfaithful else EXIT_UNFAITHFUL
+    return EXIT_UNFAITHFUL if judged else 0

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smtstack.errors import Unsupported
-from workloads.results.rows import Point, Row, points, size_text
+from workloads.results.row import Row
+from workloads.results.rows import Point, points, size_text
 
 #: Colour, marker, line by system. Any other gets one of _OTHERS.
 _STYLES = {
@@ -46,15 +47,26 @@ def color_of(transport: str) -> str:
     return _OTHERS[0][0]
 
 
+class _Stored(Row):
+    """What is drawn of key-value stores."""
+
+    workload: str
+    value_bytes: int
+
+
 def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
     """The unloaded round trip, both axes logarithmic; a panel for each topology (and way of waiting).
     False: no such rows, no file."""
     found = [p for p in _of_echo(rows) if p.quoted["mode"] == "unloaded" and not isinstance(p.quoted["size"], str)]
-    sizes = sorted({p.quoted["size"] for p in found})
+    sizes = sorted({_bytes(p) for p in found})
     return _draw(
-        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:]), x_of=lambda p: p.quoted["size"],
+        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:]), x_of=_bytes,
         ticks={size: (math.log2(size), size_text(size)) for size in sizes},
         x_label="bytes of the request, and of the reply", y_label="median round trip (µs)", log=True)
+
+
+def _bytes(point: Point) -> int:
+    return int(point.quoted["size"])
 
 
 def throughput_by_concurrency(rows: Sequence[Row], path: Path) -> bool:
@@ -77,11 +89,11 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     from matplotlib.patches import Patch
 
     panels: dict[tuple[str, str, str], list[Point]] = {}
-    for point in sorted(found, key=lambda p: p.quoted["value_bytes"]):
-        key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(point.quoted["value_bytes"]))
+    for point in sorted(found, key=lambda p: _stored(p)["value_bytes"]):
+        key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(_stored(point)["value_bytes"]))
         panels.setdefault(key, []).append(point)
     labels = list(dict.fromkeys(point.label for point in found))
-    letters = sorted({point.quoted["workload"] for point in found})
+    letters = sorted({_stored(point)["workload"] for point in found})
     styles = styles_of(labels)
     width = _BARS / len(labels)
     figure = Figure(figsize=(len(panels) * _WIDTH + _LEGEND, _HEIGHT + _CAPTION), layout="constrained")
@@ -90,7 +102,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
         axes.set_title(", ".join(filter(None, panel)), fontsize=10)
         axes.set_xticks(range(len(letters)), [letter.upper() for letter in letters])
         for point in members:
-            place = float(letters.index(point.quoted["workload"]))
+            place = float(letters.index(_stored(point)["workload"]))
             place += (labels.index(point.label) - (len(labels) - 1) / 2) * width
             value = point.value or 0.0
             weak = point.failed or not point.faithful
@@ -106,6 +118,10 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     figure.suptitle(_caption(found, "bar", "line"), fontsize=8.5, color="0.25", x=0.01, ha="left")
     figure.savefig(path, dpi=_DPI)
     return True
+
+
+def _stored(point: Point) -> _Stored:
+    return cast(_Stored, point.quoted)
 
 
 def _of_echo(rows: Sequence[Row]) -> list[Point]:

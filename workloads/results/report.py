@@ -1,14 +1,12 @@
-"""``smtnet report``: the pictures, the page and the table of a result folder, made from run.json alone.
+"""The report of a run: the pictures, the page and the table of a result folder, made from run.json alone.
 
 The page is one file: pictures are inside, nothing is fetched, so it can be opened from the disk or mailed.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,42 +14,27 @@ from typing import Any
 from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
-from workloads.experiments import query_curves as curves
-from workloads.experiments.fig12 import report as fig12_report
-from workloads.experiments.mix import report as mix_report
-from workloads.experiments.padding import report as padding_report
-from workloads.results import plots
-from workloads.experiments.priorities import report as priority_report
-from workloads.results import table
+from workloads.results import kinds, plots, table
+from workloads.results.kinds import Picture
+from workloads.results.row import Row
 from workloads.results.rows import (
     BASELINE,
-    LATEST,
     Load,
     Point,
     ResultFolder,
-    Row,
     Run,
     figure_reasons,
     overall,
     points,
     ratio,
 )
-from workloads.results.table import column, heading, number, panels, print_table
+from workloads.results.table import column, heading, number, panels
 
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"
-#: File, what draws it, what it shows.
-PICTURES = (
-    ("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
-    ("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"),
-    ("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload"),
-    ("incast.png", curves.incast, "Incast, by the number of servers"),
-    ("fanout.png", curves.fanout, "Queries of many leaves, by their number"),
-    ("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got"),
-    ("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
-    ("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included"),
-    ("padding.png", padding_report.picture, "Bytes that padding adds, by workload"),
-)
+kinds.register(
+    Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
+    Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
@@ -77,26 +60,21 @@ figure { margin: 1em 0 }
 figcaption { font-weight: 600 }
 """
 
-_EXAMPLES = """examples:
-  smtnet report                                    # the newest run
-  smtnet report results/20261120T121530Z-demo --json
-"""
-
-
 def make(folder: ResultFolder) -> tuple[Path, list[Path], str]:
     """Write pictures, page and summary of ``folder``: (page, pictures, why there are none: empty if there are)."""
     run = folder.read_run()
     made: list[tuple[Path, str]] = []
     missing = ""
     try:
-        for name, draw, title in PICTURES:
-            path = folder.path / name
+        for picture in kinds.pictures():
+            path = folder.path / picture.file
             try:
-                if draw(run.results, path):
-                    made.append((path, title))
+                if picture.draw(run.results, path):
+                    made.append((path, picture.title))
             except Unsupported as e:
                 missing = str(e)
-        folder.write(SUMMARY, "\n".join(filter(None, (mix_report.text(run.results), table.text(run.results)))))
+        texts = [text for section in kinds.sections() if (text := section.text(run.results))]
+        folder.write(SUMMARY, "\n".join([*texts, table.text(run.results)]))
         page = folder.write(PAGE, _page(run, made, missing, _files(folder.path)))
     except OSError as e:
         raise ConfigError(f"report: cannot write {e.filename or folder.path}: {e.strerror}") from None
@@ -131,9 +109,9 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
                      f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
-    slowdown = mix_report.text(rows)
-    if slowdown:
-        parts += ["<h2>Slowdown</h2>", f"<pre>{escape(slowdown)}</pre>"]
+    for section in kinds.sections():
+        if text := section.text(rows):
+            parts += [f"<h2>{escape(section.title)}</h2>", f"<pre>{escape(text)}</pre>"]
     parts += ["<h2>What was asked for</h2>", _facts(run.parameters),
               "<h2>What it ran on</h2>", _facts(run.environment), "<h2>Files</h2>", "<ul>"]
     parts += [f'<li><a href="{escape(_link(name))}">{escape(title)}</a></li>' for name, title in files]
@@ -228,32 +206,3 @@ def _facts(facts: Mapping[str, Any]) -> str:
             text = ", ".join(f"{k} = {v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items())
         lines.append(f"<tr><td>{escape(str(name))}</td><td>{escape(text)}</td></tr>")
     return f'<table class="facts">{"".join(lines)}</table>'
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``smtnet report``."""
-    parser = commands.add_parser(
-        "report", help="pictures and page of a result folder, again", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Draw the pictures and write the page of a result folder from its run.json. Needs no root "
-                    "and measures nothing.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("results", LATEST), metavar="DIR",
-                        help="a folder that smtnet run, demo or bench wrote (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
-    """The subcommand; 0 also for a run that was not faithful: the page says it."""
-    folder = ResultFolder.open(args.folder)
-    page, pictures, missing = make(folder)
-    if missing:
-        print(f"smtnet: {missing}", file=sys.stderr)
-    rows = folder.read_run().results
-    if args.json:
-        print(json.dumps({"folder": str(folder.path), "page": str(page), "pictures": [str(p) for p in pictures],
-                          "fidelity": overall(rows), "failed": sum(point.failed for point in points(rows))}))
-    else:
-        print_table(rows)
-        print(f"{page}", file=sys.stderr)
-    return 0

@@ -1,14 +1,6 @@
 """Results on disk and what is quoted of them.
 
-A *row* is one trial of one measured point: a dict with the fields of ``smtnet call echo --json`` and
-
-- ``topo`` (``back2back``, ``star,4``), ``transport`` (``smt``, ``tls`` ...), ``nic`` (``sw``, ``hw``, None),
-- ``mode`` (``unloaded``: one RPC at a time; ``first``: the first one of a session; ``loaded``; ``incast``,
-  ``fanout``: query_fleet.py),
-  ``poll`` (``interrupt``, ``polling``),
-- ``size`` in bytes or the name of a distribution, ``concurrency``, ``trial`` from 1 on,
-- ``variant``, if any: what else differs (``tso off``),
-- ``rpcs``, ``errors``, ``content_ok``, ``rpc_per_s``, ``rtt_us`` (min, p50, ... or None), ``cpu``, ``fidelity``.
+A row (:mod:`workloads.results.row`) is one trial of one measured point.
 """
 
 from __future__ import annotations
@@ -30,16 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError, SmtError
-
-Row = dict[str, Any]
+from workloads.results import kinds
+from workloads.results.row import Row, Verdict
 
 #: Of run.json. A reader refuses what is newer.
 SCHEMA = 1
 #: The yardstick: what all others are divided by.
 BASELINE = "tls"
 LATEST = "latest"
-#: Modes whose trials are judged by a time, and by which percentile of it; all others by RPC/s.
-TIMED = {"unloaded": "p50", "first": "p50", "incast": "p99", "fanout": "p99"}
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -71,7 +61,7 @@ class Point:
     """All trials of one point: the middle one is quoted, beside the lowest and the highest."""
 
     quoted: Row
-    """By a percentile of ``rtt_us`` (:data:`TIMED`) or ``rpc_per_s`` (loaded)."""
+    """The middle trial, by what its mode is judged by (:class:`~workloads.results.kinds.Mode`)."""
     value: float | None
     """What :func:`metric` says; None: nothing was answered."""
     low: float | None
@@ -112,14 +102,15 @@ class Point:
 
 
 def metric(row: Row) -> float | None:
-    """What a trial is judged by: a time in us (:data:`TIMED`) or RPC/s (loaded). None: no answer."""
-    value = row["rtt_us"][TIMED[row["mode"]]] if row["mode"] in TIMED else row["rpc_per_s"]
+    """What a trial is judged by: a time in us or RPC/s. None: no answer."""
+    kind = kinds.mode(row["mode"])
+    value = row["rtt_us"][kind.figure] if kind.timed else row["rpc_per_s"]
     return float(value) if value and math.isfinite(value) else None
 
 
 def middle(rows: Sequence[Row]) -> Point:
     """The trials of one point as one: of an even number the worse of the two in the middle."""
-    timed = rows[0]["mode"] in TIMED
+    timed = kinds.mode(rows[0]["mode"]).timed
     # A trial without a single answer is the worst there is, not one to leave out.
     worst = math.inf if timed else 0.0
     values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not timed)
@@ -135,7 +126,7 @@ def middle(rows: Sequence[Row]) -> Point:
 
 def figure_of(row: Row) -> str:
     """The name of what a trial is judged by."""
-    return TIMED.get(row["mode"], "rpc_per_s")
+    return kinds.mode(row["mode"]).figure
 
 
 def figure_reasons(row: Row, figure: str) -> list[str]:
@@ -184,7 +175,7 @@ def _amount(reason: tuple[str, Row]) -> float:
     return float(found[0]) if found else 0.0
 
 
-def overall(rows: Sequence[Row]) -> dict[str, Any]:
+def overall(rows: Sequence[Row]) -> Verdict:
     """One verdict for a whole run: ``ok``, ``reasons`` (each kind once, with the worst trial), ``trials``,
     ``unfaithful`` (how many of them)."""
     reasons = []
@@ -197,7 +188,7 @@ def overall(rows: Sequence[Row]) -> dict[str, Any]:
 
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
-    load = f" x{row['concurrency']}" if row["mode"] not in ("unloaded", "first") else ""
+    load = "" if kinds.mode(row["mode"]).alone else f" x{row['concurrency']}"
     poll = " polling" if row.get("poll") == "polling" else ""
     variant = f" {row['variant']}" if row.get("variant") else ""
     return (f"{label(row)} {row['topo']} {row['mode']}{poll}{variant} {size_text(row['size'])}{load} "
@@ -222,7 +213,7 @@ class Run:
     parameters: dict[str, Any]
     environment: dict[str, Any]
     seed: int | None
-    fidelity: dict[str, Any]
+    fidelity: Mapping[str, Any]
     results: list[Row]
     command: str = ""
     created: str = ""
@@ -307,7 +298,7 @@ class ResultFolder:
             raise ConfigError(f"{path}: not a run of smtnet ({type(e).__name__}: {e})") from None
         return run
 
-    def write_csv(self, rows: Sequence[Row], name: str = "results.csv") -> Path:
+    def write_csv(self, rows: Sequence[Mapping[str, Any]], name: str = "results.csv") -> Path:
         """One line a row; columns are paths into the JSON (``rtt_us.p50``). Lists are joined by ``;``."""
         flat = [dict(_flatten(row)) for row in rows]
         columns = list(dict.fromkeys(key for row in flat for key in row))

@@ -6,28 +6,25 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from workloads.results.rows import BASELINE, Load, Point, Row, overall, points, ratio, size_text
+from workloads.results import kinds
+from workloads.results.row import Row
+from workloads.results.rows import BASELINE, Load, Point, overall, points, ratio, size_text
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"
-#: What a figure is, by mode; all others are RPC/s.
-_TIMES = {"unloaded": "median round trip in us", "first": "median of the first RPC in us, session set-up included",
-          "incast": "99th percentile of the rounds in us",
-          "fanout": "99th percentile of the queries in us", "priorities": "frames/s through the port"}
 
 
 def heading(panel: tuple[str, str, str, str]) -> str:
     """``back2back, unloaded, interrupt: median round trip in us``."""
     topo, mode, *rest = panel
     rate = "operations/s" if panel[3].startswith("ycsb") else "RPC/s"
-    what = _TIMES.get(mode, rate)
-    return f"{', '.join((topo, mode, *filter(None, rest)))}: {what}"
+    return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or rate}"
 
 
 def column(load: Load, mode: str) -> str:
     """``64 B``, or under load ``64 B x50``: fifty of them at a time."""
     size = size_text(load.size)
-    return size if mode in ("unloaded", "first") and load.concurrency == 1 else f"{size} x{load.concurrency}"
+    return size if kinds.mode(mode).alone and load.concurrency == 1 else f"{size} x{load.concurrency}"
 
 
 def number(value: float | None) -> str:

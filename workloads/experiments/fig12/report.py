@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.results import plots
-from workloads.results.rows import Row, points, size_text
+from workloads.results.row import Row
+from workloads.results.rows import points, size_text
 
 #: Ways to begin a session, as the paper names them. ``+ DNS``: with the ticket's lookup and check in the time.
 ONE_RTT, INIT, INIT_FS, RSMP, RSMP_FS = "Init-1RTT", "Init", "Init-FS", "Rsmp", "Rsmp-FS"
@@ -39,12 +40,12 @@ def comparison(rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_point: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         if row["mode"] == MODE:
-            by_point.setdefault((row["size"], row["transport"]), []).append(row)
+            by_point.setdefault((int(row["size"]), row["transport"]), []).append(row)
     out = []
     for size in sorted({size for size, _way in by_point}):
         own = {way: trials for (found, way), trials in by_point.items() if found == size}
-        middle = {way: points(trials)[0].quoted["rtt_us"] for way, trials in own.items()}
-        medians = {way: [row["rtt_us"]["p50"] for row in trials] for way, trials in own.items()}
+        middle = {way: _answered(points(trials)[0].quoted) for way, trials in own.items()}
+        medians = {way: [_answered(row)["p50"] for row in trials] for way, trials in own.items()}
         above = {way: [value - base for value, base in zip(values, medians[BASE], strict=True)]
                  for way, values in medians.items() if way != BASE}
         out.append({
@@ -59,6 +60,11 @@ def comparison(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "resume_fs_cost_us": round(statistics.median(
                 fs - plain for fs, plain in zip(medians[RSMP_FS], medians[RSMP], strict=True)), 1)})
     return out
+
+
+def _answered(row: Row) -> dict[str, float]:
+    """Times of a trial in which all was answered, else there would be no row; with quartiles, ``p25``, ``p75``."""
+    return {name: us for name, us in row["rtt_us"].items() if us is not None}
 
 
 def _saved(ours: Sequence[float], yardstick: Sequence[float]) -> float | None:

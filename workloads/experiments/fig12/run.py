@@ -6,38 +6,35 @@ session, asks, ends it and goes on with another way, so that a slow moment of th
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
-import sys
 import tempfile
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from smtstack.exit_codes import EXIT_UNFAITHFUL
-from topo import sandbox
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from workloads.experiments import paper
+from workloads.experiments.experiment import Experiment, Outcome, Running
+from workloads.experiments.fig12 import report as fig12_report
 from workloads.experiments.fig12.program import WAYS
 from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, reading
-from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
 from workloads.fleet.programs import Client, answer_of, await_text, finish
 from workloads.load.rtt import percentile, rtt_summary
 from workloads.options import common as options
-from workloads.results import plots, report
-from workloads.results.environment import environment
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, overall
+from workloads.results.kinds import Mode, Picture
+from workloads.results.row import Row, Verdict
 
 TOPO = "back2back"
 SIZES = (64, 1024, 4096, 16_384, 65_536)
@@ -56,67 +53,61 @@ Writes results/<UTC time>-fig12/: fig12.csv, first-rpc.png, and what every run l
 """
 
 
-def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``fig12``."""
-    parser = new_figure(
-        figures, "fig12", "latency of the first RPC by how its session begins",
-        "Time of the first RPC of a session, set-up included: TLS 1.3 handshake (Init-1RTT), ticket without and "
-        "with forward secrecy (Init, Init-FS), resumption without and with it (Rsmp, Rsmp-FS), and tickets "
-        "that are looked up by DNS meanwhile; what is saved, beside the paper's.", _EXAMPLES,
-        quick="one short trial, two sizes")
-    parser.add_argument("--trials", type=options.positive, metavar="N",
-                        help=f"the median of their ratios counts (default: {TRIALS})")
-    parser.add_argument("--samples", type=options.positive, metavar="N",
-                        help=f"sessions of each way and size in a trial (default: {SAMPLES})")
-    parser.add_argument("--mutual", action="store_true",
-                        help="clients show certificates, too (default: as in the paper, the server alone does)")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet reproduce fig12``."""
+
+    quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
+    end: QuotedResults = group(QuotedResults)
+    trials: int | None = option("--trials", type=options.positive, metavar="N",
+                                help=f"the median of their ratios counts (default: {TRIALS})")
+    samples: int | None = option("--samples", type=options.positive, metavar="N",
+                                 help=f"sessions of each way and size in a trial (default: {SAMPLES})")
+    mutual: bool = option(
+        "--mutual", action="store_true",
+        help="clients show certificates, too (default: as in the paper, the server alone does)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    plots.require_matplotlib()
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    trials = args.trials or (QUICK_TRIALS if args.quick else TRIALS)
-    samples = args.samples or (QUICK_SAMPLES if args.quick else SAMPLES)
-    sizes = QUICK_SIZES if args.quick else SIZES
-    folder = ResultFolder.create("fig12", args.results)
-    with Progress("fig12", 1 + trials) as progress:
-        rows = _measure(args.mutual, trials, samples, sizes, folder, progress)
-        verdict = overall(rows)
-        folder.write_run({"trials": trials, "samples": samples, "mutual": args.mutual}, environment(), 1, verdict,
-                         rows)
-        folder.write_csv(rows)
-        table = comparison(rows)
-        folder.write("fig12.csv", as_csv(table))
-        report.make(folder)
-        folder.hand_over()
-    if args.json:
-        print(json.dumps({"points": table, "fidelity": verdict, "results": str(folder.path)}))
-    else:
-        print(as_text(table) + "\n" + reading(table))
-        for reason in verdict["reasons"]:
-            print(f"not faithful: {reason}", file=sys.stderr)
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    return EXIT_UNFAITHFUL if args.strict and not verdict["ok"] else 0
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    trials: int
+    samples: int
+    """Sessions of each way and size in a trial."""
+    sizes: tuple[int, ...]
+    """Bytes of a request."""
+    mutual: bool
 
 
-def _measure(mutual: bool, trials: int, samples: int, sizes: tuple[int, ...], folder: ResultFolder,
-             progress: Progress) -> list[Row]:
+def check(asked: Options) -> Plan:
+    """What the user left open, filled in."""
+    quick = asked.quick
+    return Plan(asked.trials or (QUICK_TRIALS if quick else TRIALS),
+                asked.samples or (QUICK_SAMPLES if quick else SAMPLES), QUICK_SIZES if quick else SIZES,
+                asked.mutual)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "fig12", 1 + plan.trials
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each way, size and trial."""
-    logs = folder.path / "hosts"
+    logs = running.folder.path / "hosts"
     logs.mkdir()
     rows: list[Row] = []
+    progress = running.progress
     with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
         progress.step("starting DNS, servers and client")
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")), "certs")
-        client, pids = stack.enter_context(_programs(net, keys, logs, mutual))
-        for trial in range(1, trials + 1):
-            progress.step(f"trial {trial} of {trials}: {samples * len(sizes) * len(WAYS)} sessions")
+        client, pids = stack.enter_context(_programs(net, keys, logs, plan.mutual))
+        for trial in range(1, plan.trials + 1):
+            progress.step(f"trial {trial} of {plan.trials}: {plan.samples * len(plan.sizes) * len(WAYS)} sessions")
             monitor = FidelityMonitor(pids=pids)
             monitor.start()
-            client.tell({"samples": samples, "sizes": sizes, "seed": trial})
+            client.tell({"samples": plan.samples, "sizes": plan.sizes, "seed": trial})
             times = answer_of(client)
             fidelity = monitor.stop()
             for way, by_size in times.items():
@@ -124,11 +115,14 @@ def _measure(mutual: bool, trials: int, samples: int, sizes: tuple[int, ...], fo
                     values = array("Q", found)
                     rows.append(_row(way, int(size), trial, values, fidelity))
                     name = way.replace(" + ", "-with-")
-                    folder.save_raw(f"{name}-{size}-trial{trial}", values)
-    return rows
+                    running.folder.save_raw(f"{name}-{size}-trial{trial}", values)
+    table = comparison(rows)
+    return Outcome(rows, {"points": table}, as_text(table) + "\n" + reading(table), table=False,
+                   files={"fig12.csv": as_csv(table)},
+                   parameters={"trials": plan.trials, "samples": plan.samples, "mutual": plan.mutual})
 
 
-def _row(way: str, size: int, trial: int, times: array[int], fidelity: dict[str, Any]) -> Row:
+def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) -> Row:
     """As workloads/results/rows.py describes it, with quartiles. Ways take turns, so a trial has one verdict."""
     summary = rtt_summary(times)
     ordered = array("Q", sorted(times))
@@ -173,3 +167,14 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
         client = start(asks, "client", "call", "--addr", f"{asks.IP()}:{FIRST_CLIENT_PORT}", *peers)
         await_text(client.host, client.process, client.what, client.log, "ready")
         yield client, [client.process.pid, *(server.process.pid for server in servers)]
+
+
+EXPERIMENT = Experiment(
+    "fig12", command="reproduce", help="latency of the first RPC by how its session begins",
+    description=paper.filled(
+        "Time of the first RPC of a session, set-up included: TLS 1.3 handshake (Init-1RTT), ticket without and "
+        "with forward secrecy (Init, Init-FS), resumption without and with it (Rsmp, Rsmp-FS), and tickets "
+        "that are looked up by DNS meanwhile; what is saved, beside the paper's."),
+    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=20,
+    kinds=(Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),
+           Picture("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included")))

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from topo.network import SmtNet
 from workloads.experiments.mix.arithmetic import Mix, lag, shortfall
 from workloads.experiments.slowdown.run import REPLY_BYTES
-from workloads.fleet.fleet import Fleet
+from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.load.measure import OPEN_LOOP_CONNECTIONS
 from workloads.load.mix import MixLoad
 from workloads.results.fidelity import doubted
+from workloads.results.row import Row
 
 #: Of the rows of traffic.
 MODE = "mix"
 #: RPCs before a size is measured alone, if they take no longer than this in seconds; else fewer.
 _WARM_UP, _WARM_UP_S = 10, 0.2
+
+
+class MixRow(Row, total=False):
+    """One trial of a mix; ``concurrency`` is the number of hosts. What is measured alone has none of these."""
+
+    samples: int
+    """Round trips that count."""
+    measured_s: float
+    connections: int | None
+    """To each server; None: they have none."""
+    offered_load: float
+    """Share of every host's link, in each direction, of what was due ..."""
+    achieved_load: float
+    """... and of what was answered."""
+    lag_us: Mapping[str, float]
+    """How late RPCs began, of the client that did worst: p50, p99, max."""
+    slowdown: Mapping[str, Any]
+    """Of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
 
 
 class MixFleet(Fleet):
@@ -48,6 +68,10 @@ class MixFleet(Fleet):
         return MixLoad(str(size), count=count, timeout=timeout, warm_up=warm_up, seed=seed,
                        response_size=REPLY_BYTES)
 
+    def measure(self, load: Load, trial: int = 1) -> Measured[MixRow]:
+        """One trial."""
+        return cast("Measured[MixRow]", super().measure(load, trial))
+
     def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
         row = super()._row(load, trial, done, samples)
         if not load.rate:
@@ -73,7 +97,7 @@ def _counts(done: list[dict[str, Any]], name: str) -> Counter[int]:
     return counts
 
 
-def judge(row: dict[str, Any], mix: Mix) -> None:
+def judge(row: MixRow, mix: Mix) -> None:
     """Add to a row's verdict whether it was the open loop it was meant to be."""
     reasons = filter(None, (shortfall(mix, row["offered_load"], row["achieved_load"], row["measured_s"]),
                             lag(mix, row["lag_us"]["p99"])))

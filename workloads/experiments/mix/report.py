@@ -6,14 +6,16 @@ The last trial of each transport has the messages of all trials before it, so it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from workloads.experiments.mix.fleet import MixRow
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import FIRM_SAMPLES, MIN_SAMPLES, Bucket, Message, Published
-from workloads.results.rows import BASELINE, Row
+from workloads.results.row import Row
+from workloads.results.rows import BASELINE
 
 #: Messages are short up to this percentile of size.
 _SHORT = 0.5
@@ -31,9 +33,13 @@ def entry(transport: str, messages: Sequence[Message], published: Published, tit
             "buckets": [asdict(bucket) for bucket in slowdown.buckets(transport, messages, published)]}
 
 
-def _last(rows: Iterable[Row]) -> dict[str, Row]:
+def _traffic(rows: Iterable[Row]) -> list[MixRow]:
+    return [cast(MixRow, row) for row in rows if "slowdown" in row]
+
+
+def _last(rows: Iterable[Row]) -> dict[str, MixRow]:
     """The row that stands for each transport."""
-    return {row["transport"]: row for row in rows if "slowdown" in row}
+    return {row["transport"]: row for row in _traffic(rows)}
 
 
 def buckets_of(rows: Iterable[Row]) -> list[Bucket]:
@@ -43,14 +49,16 @@ def buckets_of(rows: Iterable[Row]) -> list[Bucket]:
 
 def outcome(rows: Iterable[Row], transport: str) -> dict[str, Any]:
     """All trials of a transport in one: sums, of loads the mean, of lags the worst."""
-    own = [row for row in rows if "slowdown" in row and row["transport"] == transport]
+    own = [row for row in _traffic(rows) if row["transport"] == transport]
     drops: Counter[str] = Counter()
     for row in own:
         drops.update(row["drops"])
-    mean = {name: round(sum(row[name] for row in own) / len(own), 4) for name in ("offered_load", "achieved_load")}
-    again = {name: sum(row[name] for row in own) for name in _AGAIN if name in own[0]}
+    facts: list[Mapping[str, Any]] = [*own]
+    mean = {name: round(sum(row[name] for row in facts) / len(own), 4)
+            for name in ("offered_load", "achieved_load")}
+    again = {name: sum(row[name] for row in facts) for name in _AGAIN if name in own[0]}
     return {"transport": transport, "nic": own[0]["nic"], "connections": own[0]["connections"], "trials": len(own),
-            **{name: sum(row[name] for row in own) for name in ("rpcs", "errors")},
+            **{name: sum(row[name] for row in facts) for name in ("rpcs", "errors")},
             "content_ok": all(row["content_ok"] for row in own), **mean, **again, "drops": dict(drops),
             "lag_p99_us": max(row["lag_us"]["p99"] for row in own),
             "faithful": all(row["fidelity"]["ok"] for row in own), **own[-1]["slowdown"]}

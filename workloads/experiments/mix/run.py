@@ -17,9 +17,10 @@ from topo import sandbox
 from topo.network import SmtNet
 from topo.topologies import make_topo
 from workloads import transports
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
-from workloads.experiments.mix.fleet import MixFleet, judge
+from workloads.experiments.mix.fleet import MixFleet, MixRow, judge
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import Message, Published
 from workloads.experiments.slowdown.run import REPLY_BYTES
@@ -30,8 +31,9 @@ from workloads.options import common as options
 from workloads.options.network import add_network_options, check_network, link_options, open_net
 from workloads.options.session import add_experiment_sessions, check_sessions, session_words
 from workloads.results import outcome
+from workloads.results.kinds import Picture, Section
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row
+from workloads.results.rows import ResultFolder
 
 #: What everything is divided by: this transport's round trip, alone in the network.
 _YARDSTICK = "homa"
@@ -178,9 +180,9 @@ def run_mix(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFolder, progress: Progress,
-             published: Published) -> tuple[list[Row], Unloaded]:
+             published: Published) -> tuple[list[MixRow], Unloaded]:
     """(rows of what is measured alone and of every trial, round trips alone)."""
-    rows: list[Row] = []
+    rows: list[MixRow] = []
     messages: dict[str, list[Message]] = {name: [] for name in todo.names}
     title = todo.mix.title(args.topo)
     fleets: dict[str, MixFleet] = {}
@@ -221,13 +223,13 @@ def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFo
     return rows, unloaded
 
 
-def _refuse_failures(row: Row) -> None:
+def _refuse_failures(row: MixRow) -> None:
     """What is measured alone must not fail."""
     if row["errors"] or not row["content_ok"]:
         raise PeerError(f"{row['size']} B alone, by {_YARDSTICK}: {row.get('first_error', 'an answer was wrong')}")
 
 
-def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[Row],
+def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[MixRow],
               unloaded: Unloaded) -> int:
     """Write, print; the exit code."""
     setting = {"rpc_per_s": round(todo.mix.rpc_per_s, 1), "mean_bytes": round(todo.mix.sizes.mean(), 1),
@@ -235,7 +237,9 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
                "unloaded_us": {str(size): round(ns / 1000, 1) for size, ns in unloaded.measured.items()}}
     slowdown.write_csv(folder.path / "slowdown.csv", mix_report.buckets_of(rows))
     flat = [{name: value for name, value in row.items() if name != "slowdown"} for row in rows]
-    verdict = outcome.save(args, folder, rows, setting=setting, flat=flat)
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+             if name != "run"}
+    verdict = outcome.save({**asked, **setting}, folder, rows, args.seed, flat=flat)
     if args.json:
         outcomes = [mix_report.outcome(rows, name) for name in todo.names]
         print(json.dumps({"workload": todo.mix.sizes.name, "load": args.load, "topo": args.topo,
@@ -246,4 +250,9 @@ def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: 
     print(f"results: {folder.path}", file=sys.stderr)
     failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
               if row["errors"] or not row["content_ok"]]
-    return outcome.exit_code(args, verdict, failed[0] if failed else "")
+    return outcome.exit_code(verdict, failed[0] if failed else "", not args.allow_unfaithful)
+
+
+EXPERIMENT = OwnWay("mix", command="run", add=add_parser, place=50, kinds=(
+    Picture("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
+    Section("Slowdown", mix_report.text)))

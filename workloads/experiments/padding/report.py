@@ -8,17 +8,36 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
-from workloads.results.rows import Row, metric, size_text
+from workloads.results.row import Row
+from workloads.results.rows import metric, size_text
 
 
-def comparison(computed: Sequence[Cost], rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+class Wire(TypedDict):
+    """What the messages of a trial were on the wire, both ways, in bytes."""
+
+    bytes: int
+    """Counted at the client's interface, with Ethernet's headers."""
+    data: int
+    """Computed: the frames of exactly these messages."""
+    plain: int
+    """The messages themselves."""
+
+
+class PaddingRow(Row):
+    """One trial with one padding policy."""
+
+    policy: str
+    wire: Wire
+
+
+def comparison(computed: Sequence[Cost], rows: Sequence[PaddingRow]) -> dict[str, list[dict[str, Any]]]:
     """``bytes``: by workload and policy what is computed, and what was counted; ``times``: by load and policy the
     median figure and the median of the trials' ratios to no padding."""
-    by_point: dict[tuple[Any, ...], list[Row]] = {}
+    by_point: dict[tuple[Any, ...], list[PaddingRow]] = {}
     for row in rows:
         by_point.setdefault((row["size"], row["concurrency"], row["policy"]), []).append(row)
     counted = [{**asdict(cost), "measured_share": _wire_share(by_point, cost.workload, cost.policy)}
@@ -34,12 +53,13 @@ def comparison(computed: Sequence[Cost], rows: Sequence[Row]) -> dict[str, list[
     return {"bytes": counted, "times": times}
 
 
-def _wire_share(by_point: dict[tuple[Any, ...], list[Row]], workload: str, policy: str) -> dict[str, float] | None:
+def _wire_share(by_point: dict[tuple[Any, ...], list[PaddingRow]], workload: str,
+                policy: str) -> dict[str, float] | None:
     """Of the frames counted at the interface, with grants, acknowledgements and what was sent again, and computed
     for exactly the messages of these trials; ``beside_data``: what was counted beyond that, as a share. None: not
     measured."""
-    def total(of: str, field: str) -> int:
-        return sum(int(row["wire"][field]) for (size, _x, name), rows in by_point.items() for row in rows
+    def total(of: str, field: Literal["bytes", "data"]) -> int:
+        return sum(row["wire"][field] for (size, _x, name), rows in by_point.items() for row in rows
                    if size == workload and name == of)
 
     plain, plain_data = total(POLICIES[0], "bytes"), total(POLICIES[0], "data")
@@ -85,13 +105,13 @@ def as_text(table: dict[str, list[dict[str, Any]]]) -> str:
 
 def picture(rows: Sequence[Row], path: Path) -> bool:
     """Bytes added by workload, computed (bars) and counted (marks). False: no such rows, no file."""
-    found = [row for row in rows if "wire" in row and isinstance(row["size"], str)]
+    found = cast(list[PaddingRow], [row for row in rows if "wire" in row and isinstance(row["size"], str)])
     if not found:
         return False
     plots.require_matplotlib()
     from matplotlib.figure import Figure
 
-    table = [line for line in comparison(costs(), rows)["bytes"] if line["policy"] != POLICIES[0]]
+    table = [line for line in comparison(costs(), found)["bytes"] if line["policy"] != POLICIES[0]]
     policies = list(dict.fromkeys(line["policy"] for line in table))
     names = list(dict.fromkeys(line["workload"] for line in table))
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

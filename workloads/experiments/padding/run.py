@@ -6,30 +6,27 @@ measured in the same run, with every policy's processes up and their trials taki
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from smtstack.errors import SmtError
-from smtstack.exit_codes import EXIT_UNFAITHFUL
-from topo import sandbox
 from topo.commands import run as run_tool
 from topo.host import SmtHost
 from topo.network import open_network
+from workloads.experiments import paper
 from workloads.experiments.demo import timed
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.padding.model import POLICIES, costs, sent_bytes
-from workloads.experiments.padding.report import as_csv, as_text, comparison
-from workloads.experiments.paper import new_figure
+from workloads.experiments.padding.report import PaddingRow, Wire, as_csv, as_text, comparison, picture
 from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options import common as options
-from workloads.results import plots, report
-from workloads.results.environment import environment
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row, overall
-from workloads.results.table import print_table
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
+from workloads.results.kinds import Picture
+from workloads.results.row import Row
 
 TOPO = "back2back"
 #: Bytes: at a power of two, above one, and above what goes into one packet.
@@ -51,43 +48,33 @@ Writes results/<UTC time>-padding/: padding.csv, padding.png, and what every run
 """
 
 
-def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``padding``."""
-    parser = new_figure(
-        figures, "padding", "length concealment: bytes and time by padding policy",
-        "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
-        "echo round trips and RPC/s, for the policies none, power-of-two and buckets.", _EXAMPLES,
-        quick="one short trial of each point")
-    parser.add_argument("--trials", type=options.positive, metavar="N",
-                        help=f"the median of their ratios counts (default: {TRIALS})")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet reproduce padding``."""
+
+    quick: bool = option("--quick", action="store_true", help="one short trial of each point")
+    end: QuotedResults = group(QuotedResults)
+    trials: int | None = option("--trials", type=options.positive, metavar="N",
+                                help=f"the median of their ratios counts (default: {TRIALS})")
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    plots.require_matplotlib()
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    trials = args.trials or (1 if args.quick else TRIALS)
-    folder = ResultFolder.create("padding", args.results)
-    loads = _loads(args.quick)
-    with Progress("padding", len(POLICIES) * len(loads) * trials) as progress:
-        rows = _measure(loads, trials, folder, progress)
-        verdict = overall(rows)
-        folder.write_run({"trials": trials, "quick": args.quick, "policies": list(POLICIES)}, environment(), 1,
-                         verdict, rows)
-        folder.write_csv(rows)
-        table = comparison(costs(), rows)
-        folder.write("padding.csv", as_csv(table["bytes"]))
-        report.make(folder)
-        folder.hand_over()
-    if args.json:
-        print(json.dumps({**table, "fidelity": verdict, "results": str(folder.path)}))
-    else:
-        print_table(rows)
-        print("\n" + as_text(table))
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    return EXIT_UNFAITHFUL if args.strict and not verdict["ok"] else 0
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    loads: list[Load]
+    trials: int
+    quick: bool
+
+
+def check(asked: Options) -> Plan:
+    """What the user left open, filled in."""
+    return Plan(_loads(asked.quick), asked.trials or (1 if asked.quick else TRIALS), asked.quick)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "padding", len(POLICIES) * len(plan.loads) * plan.trials
 
 
 def _loads(quick: bool) -> list[Load]:
@@ -98,16 +85,17 @@ def _loads(quick: bool) -> list[Load]:
                     for name, count in MIXES]
 
 
-def _measure(loads: list[Load], trials: int, folder: ResultFolder, progress: Progress) -> list[Row]:
+def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial; raises SmtError for one that failed."""
-    rows: list[Row] = []
+    rows: list[PaddingRow] = []
+    folder, progress = running.folder, running.progress
     with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
         fleets = [stack.enter_context(Fleet(net, TOPO, Setup("smt", options=("--padding", policy)),
                                             folder.path / "hosts", number))
                   for number, policy in enumerate(POLICIES)]
         client = net.flows[0][0]
-        for trial in range(1, trials + 1):
-            for load in loads:
+        for trial in range(1, plan.trials + 1):
+            for load in plan.loads:
                 for policy, fleet in zip(POLICIES, fleets, strict=True):
                     progress.step(f"{load.size}, {policy}, trial {trial}")
                     prepared = fleet.prepare(load, trial)
@@ -120,7 +108,9 @@ def _measure(loads: list[Load], trials: int, folder: ResultFolder, progress: Pro
                     rows.append(row)
                     name = policy.partition(":")[0]
                     folder.save_raw(f"{load.size}-x{load.concurrency}-{name}-trial{trial}", measured.rtt_ns)
-    return rows
+    table = comparison(costs(), rows)
+    return Outcome(rows, table, "\n" + as_text(table), files={"padding.csv": as_csv(table["bytes"])},
+                   parameters={"trials": plan.trials, "quick": plan.quick, "policies": list(POLICIES)})
 
 
 def octets(host: SmtHost) -> int:
@@ -130,8 +120,17 @@ def octets(host: SmtHost) -> int:
     return int(entry["stats64"]["tx"]["bytes"]) + int(entry["stats64"]["rx"]["bytes"])
 
 
-def _row(measured: Measured, load: Load, policy: str, moved: int) -> Row:
-    row = measured.row | {"transport": f"smt, {policy}", "nic": None, "policy": policy}
-    sizes = list(measured.tags) or [int(load.size)] * row["rpcs"]
+def _row(measured: Measured[Row], load: Load, policy: str, moved: int) -> PaddingRow:
+    sizes = list(measured.tags) or [int(load.size)] * measured.row["rpcs"]
     # Requests and replies are alike.
-    return row | {"wire": {"bytes": moved, "data": 2 * sent_bytes(sizes, policy), "plain": 2 * sum(sizes)}}
+    wire: Wire = {"bytes": moved, "data": 2 * sent_bytes(sizes, policy), "plain": 2 * sum(sizes)}
+    return {**measured.row, "transport": f"smt, {policy}", "nic": None, "policy": policy, "wire": wire}
+
+
+EXPERIMENT = Experiment(
+    "padding", command="reproduce", help="length concealment: bytes and time by padding policy",
+    description=paper.filled(
+        "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
+        "echo round trips and RPC/s, for the policies none, power-of-two and buckets."),
+    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=40,
+    kinds=(Picture("padding.png", picture, "Bytes that padding adds, by workload"),))

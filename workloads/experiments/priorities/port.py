@@ -6,9 +6,10 @@ import json
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from smtstack.errors import SmtError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
@@ -16,9 +17,10 @@ from topo.network import SmtNet
 from topo.shaping import PRIORITIES, priority_counters
 from topo.topologies import SmtTopo
 from workloads.experiments.priorities.arithmetic import MODE, Shares, breach, expected, named, tolerance
+from workloads.experiments.priorities.row import PriorityRow
 from workloads.fleet.programs import PATIENCE_S, Client, await_text, died, finish
 from workloads.results.fidelity import FidelityMonitor, verdict
-from workloads.results.rows import Row
+from workloads.results.row import Verdict
 
 #: Seconds: until the senders begin, and of traffic before anything counts, in which buffers fill.
 LEAD_S, WARM_UP_S = 0.2, 1.0
@@ -107,7 +109,7 @@ class PriorityPort:
             client.process.terminate()
             finish(client.process)
 
-    def measure(self, asked: Shares, seconds: float, trial: int = 1) -> Row:
+    def measure(self, asked: Shares, seconds: float, trial: int = 1) -> PriorityRow:
         """One trial: every class offered its share for ``seconds`` that count. Raises SmtError if a program
         ends."""
         before, drops = self._counters(), self._drops()
@@ -137,14 +139,14 @@ class PriorityPort:
             "receive_drops": came["missed"], "send_drops": sum(answer["refused"] for answer in sent),
             "path_drops": self._drops() - drops, "sender_late_us": max(answer["late_us"] for answer in sent)}))
 
-    def row(self, asked: Shares, seconds: float, trial: int, frames: Frames, fidelity: dict[str, Any]) -> Row:
+    def row(self, asked: Shares, seconds: float, trial: int, frames: Frames, fidelity: Verdict) -> PriorityRow:
         """A trial, judged: whether it was the one asked for, and whether priorities were strict."""
         in_time = self._rate * seconds
         offered = {number: frames.sent_in_time[number] / in_time for number in asked}
         got = {number: frames.got_in_time[number] / in_time for number in asked}
         must = expected(offered)
         carried, could = sum(got.values()), sum(must.values())
-        late_ms = fidelity["sender_late_us"] / 1000
+        late_ms = cast(Mapping[str, float], fidelity)["sender_late_us"] / 1000
         most_ms = self._options.buffer_bytes / 2 / self._length / self._rate * 1000
         lost = sum(frames.sent.values()) - sum(frames.port.values())
         reasons = [*fidelity["reasons"]]
@@ -160,7 +162,8 @@ class PriorityPort:
         if abs(carried - could) > MAX_RATE_ERROR:
             reasons.append(f"the port carried {carried:.1%} of its rate, not {could:.1%}")
         wrong = breach(offered, got, tolerance(seconds, self._rate))
-        return {
+        assert self._options.rate_mbps is not None, "there is a default"
+        row: PriorityRow = {
             "topo": OnePort.example, "switch": self._net.switch_kind, "transport": "raw", "nic": None,
             "mode": MODE, "poll": "interrupt", "variant": named(asked), "size": self._length,
             "concurrency": len(asked), "trial": trial, "rpcs": frames.got_in_time.total(),
@@ -173,9 +176,11 @@ class PriorityPort:
                 "got": round(got[number], 5), "frames_sent": frames.sent[number],
                 "frames_got": frames.got[number], "port_sent": frames.port[number, "sent"],
                 "port_dropped": frames.port[number, "dropped"]} for number, share in asked.items()},
-            **({"first_error": wrong} if wrong else {}),
             "fidelity": {**fidelity, "ok": not reasons, "reasons": reasons},
         }
+        if wrong:
+            row["first_error"] = wrong
+        return row
 
     def _counters(self) -> Counter[tuple[int, str]]:
         """Of the port: frames sent and dropped since it was made, by class."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, cast
 
 from workloads.experiments.priorities.arithmetic import MODE
+from workloads.experiments.priorities.row import PriorityRow
 from workloads.results.plots import require_matplotlib, y_axis
-from workloads.results.rows import Row
+from workloads.results.row import Row
 
 #: Inches, of a class's bars and of what is beside them.
 _CLASS, _LEAST, _HEIGHT = 0.42, 2.0, 3.2
@@ -18,10 +19,10 @@ _WIDTH = 0.36
 _OFFERED, _GOT = "#BBBBBB", "#0072B2"
 
 
-def scenarios(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def scenarios(rows: Sequence[Row]) -> dict[str, list[PriorityRow]]:
     """The trials of each, in the order they were measured in."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
+    found: dict[str, list[PriorityRow]] = {}
+    for row in cast(Sequence[PriorityRow], rows):
         if row["mode"] == MODE:
             found.setdefault(row["variant"], []).append(row)
     return found
@@ -38,8 +39,8 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
             got = sorted(entry["got"] * rate for entry in of)
             lines.append({
                 "scenario": name, "class": int(number), "trials": len(trials),
-                **{f"{what}_mbps": round(median(entry[what] for entry in of) * rate, 3)
-                   for what in ("offered", "expected")},
+                "offered_mbps": round(median(entry["offered"] for entry in of) * rate, 3),
+                "expected_mbps": round(median(entry["expected"] for entry in of) * rate, 3),
                 "got_mbps": round(median(got), 3), "lowest": round(got[0], 3), "highest": round(got[-1], 3),
                 "port_sent": sum(entry["port_sent"] for entry in of),
                 "port_dropped": sum(entry["port_dropped"] for entry in of),
@@ -78,11 +79,11 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-def _panel(axes: Any, name: str, trials: list[Row]) -> None:
+def _panel(axes: Any, name: str, trials: list[PriorityRow]) -> None:
     rate = trials[0]["rate_mbps"]
     weak = not all(row["fidelity"]["ok"] for row in trials) or any(row["errors"] for row in trials)
     for place, number in enumerate(trials[0]["classes"]):
-        def middle(what: str, of: str = number) -> float:
+        def middle(what: Literal["offered", "got", "expected"], of: str = number) -> float:
             return float(median(row["classes"][of][what] for row in trials)) * rate
 
         got = sorted(row["classes"][number]["got"] * rate for row in trials)
@@ -97,7 +98,7 @@ def _panel(axes: Any, name: str, trials: list[Row]) -> None:
     axes.set_axisbelow(True)
 
 
-def _caption(found: dict[str, list[Row]]) -> str:
+def _caption(found: dict[str, list[PriorityRow]]) -> str:
     trials = max(map(len, found.values()))
     text = f"bar: median of {trials} trials; line: lowest to highest" if trials > 1 else "one trial each"
     weak = sum(not row["fidelity"]["ok"] or bool(row["errors"]) for rows in found.values() for row in rows)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
-from topo import sandbox
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.priorities import report as priority_report
-from workloads.experiments.priorities.arithmetic import Shares, all_classes, classes, named
+from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
 from workloads.experiments.priorities.port import OnePort, PriorityPort
+from workloads.experiments.priorities.row import PriorityRow
 from workloads.experiments.queries import as_csv, as_text
 from workloads.options import common as options
-from workloads.options.network import add_network_options, check_network, link_options, open_net
-from workloads.results import outcome, report
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder, Row
+from workloads.options.common import JudgedResults
+from workloads.options.declare import group, option
+from workloads.options.network import Network
+from workloads.results import outcome
+from workloads.results.kinds import Mode, Picture
 
 RATE_MBPS = 20.0
 OFFERED = 0.3
@@ -48,83 +48,89 @@ exit code: 0 ok, 1 priorities were not strict, 2 usage, 3 the machine lacks some
 """
 
 
-def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``priorities`` to the subcommands of ``run``."""
-    parser = actions.add_parser(
-        "priorities", help="whether a port's eight priorities are strict", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Offer a switch port more than it can send, in several of its eight priorities by DSCP, and "
-                    "compare what each gets with what strict priority would give it. Rates are those of the "
-                    "cable, 24 bytes a frame included.")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--offered", type=quantities.FRACTION, default=OFFERED, metavar="P",
-                      help=(f"share of the port's rate that each of all eight classes is offered (default: "
-                            f"{OFFERED:.0%}); pairs of classes follow: "
-                            f"{' '.join(map(named, PAIRS))}").replace("%", "%%"))
-    what.add_argument("--classes", type=classes, action="append", metavar="C:P[,C:P...]",
-                      help="these instead, as 7:75%%,0:0.75 (repeatable)")
-    parser.add_argument("--seconds", type=quantities.SECONDS, default=5.0, metavar="S",
-                        help="that count of each trial, after one in which buffers fill (default: 5)")
-    parser.add_argument("--trials", type=options.positive, default=3, metavar="N", help="(default: %(default)s)")
-    add_network_options(parser)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR",
-                        help="where the result folder goes (default: %(default)s)")
-    parser.add_argument("--allow-unfaithful", action="store_true", help="exit 0 even if the run was not faithful")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    # Nothing here is random; a network wants a seed all the same.
-    parser.set_defaults(run=run, rate_mbps=RATE_MBPS, seed=1, topo=OnePort.example)
+@dataclass(frozen=True)
+class Options:
+    """Of ``smtnet run priorities``."""
+
+    offered: float = option(
+        "--offered", type=quantities.FRACTION, default=OFFERED, metavar="P", either="what",
+        help=(f"share of the port's rate that each of all eight classes is offered (default: "
+              f"{OFFERED:.0%}); pairs of classes follow: "
+              f"{' '.join(map(named, PAIRS))}").replace("%", "%%"))
+    classes: list[Shares] | None = option(
+        "--classes", type=classes, action="append", metavar="C:P[,C:P...]", either="what",
+        help="these instead, as 7:75%%,0:0.75 (repeatable)")
+    seconds: float = option("--seconds", type=quantities.SECONDS, default=5.0, metavar="S",
+                            help="that count of each trial, after one in which buffers fill (default: 5)")
+    trials: int = option("--trials", type=options.positive, default=3, metavar="N", help="(default: %(default)s)")
+    network: Network = group(Network, rate_mbps=RATE_MBPS)
+    end: JudgedResults = group(JudgedResults)
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
-    todo = scenarios(args)
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    folder = ResultFolder.create("priorities", args.results)
-    rows: list[Row] = []
-    with Progress("run priorities", len(todo) * args.trials) as progress:
-        with open_net(args, folder, progress, OnePort()) as net, PriorityPort(net, folder.path / "hosts") as port:
-            for trial in range(1, args.trials + 1):
-                for offered in todo:
-                    progress.step(f"{named(offered)}, trial {trial} of {args.trials}")
-                    rows.append(port.measure(offered, args.seconds, trial))
-        progress.say("pictures and report")
-        return _conclude(args, folder, rows)
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured."""
+
+    asked: Options
+    """With the buffer filled in."""
+    scenarios: Sequence[Shares]
 
 
-def _conclude(args: argparse.Namespace, folder: ResultFolder, rows: list[Row]) -> int:
-    """Write, print; the exit code."""
-    table = priority_report.table(rows)
-    folder.write("priorities.csv", as_csv(table))
-    verdict = outcome.save(args, folder, rows)
-    wrong = outcome.first_error(rows)
-    if args.json:
-        print(json.dumps({"classes": table, "strict": not wrong, "fidelity": verdict,
-                          "results": str(folder.path)}))
-    else:
-        print(as_text(table))
-    print(f"report: {folder.path / report.PAGE}", file=sys.stderr)
-    return outcome.exit_code(args, verdict, wrong)
-
-
-def scenarios(args: argparse.Namespace) -> list[Shares]:
-    """What is to be measured; sets the buffer. Raises :class:`ConfigError` for whatever can be seen now."""
-    check_network(args)
-    links = link_options(args)
+def check(asked: Options) -> Plan:
+    """Raises :class:`ConfigError` for whatever can be seen now."""
+    asked.network.check(OnePort.example)
+    links = asked.network.links()
     if links.has_wire:
         raise ConfigError("run priorities: delay, loss and the like change what arrives; leave them out")
-    if not args.offered:
+    if not asked.offered:
         raise ConfigError("--offered is 0: nothing to measure; e.g. --offered 30%")
     assert links.rate_mbps is not None, "there is a default"
-    todo = args.classes or [all_classes(args.offered), *PAIRS]
+    todo = asked.classes or [all_classes(asked.offered), *PAIRS]
     frame = links.mtu + HEADER_LEN
     rate = links.rate_mbps * 1e6 / 8 / (frame + FRAME_OVERHEAD)
     for offered in todo:
         number = min(offered, key=lambda n: offered[n])
-        frames = offered[number] * rate * args.seconds
+        frames = offered[number] * rate * asked.seconds
         if frames < _LEAST_FRAMES:
             raise ConfigError(f"class {number} is offered {frames:.0f} frames of {frame} bytes in "
-                              f"{args.seconds:g} s, which say little; at least {_LEAST_FRAMES}: --seconds "
-                              f"{math.ceil(args.seconds * _LEAST_FRAMES / frames)} would do")
-    args.buffer = args.buffer or max(10 * frame, round(BUFFER_S * links.rate_mbps * 1e6 / 8))
-    return todo
+                              f"{asked.seconds:g} s, which say little; at least {_LEAST_FRAMES}: --seconds "
+                              f"{math.ceil(asked.seconds * _LEAST_FRAMES / frames)} would do")
+    buffer = asked.network.buffer or max(10 * frame, round(BUFFER_S * links.rate_mbps * 1e6 / 8))
+    return Plan(replace(asked, network=replace(asked.network, buffer=buffer)), todo)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "run priorities", len(plan.scenarios) * plan.asked.trials
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """A row for each trial and scenario."""
+    asked = plan.asked
+    rows: list[PriorityRow] = []
+    hosts = running.folder.path / "hosts"
+    with running.network(asked.network, OnePort()) as net, PriorityPort(net, hosts) as port:
+        for trial in range(1, asked.trials + 1):
+            for offered in plan.scenarios:
+                running.progress.step(f"{named(offered)}, trial {trial} of {asked.trials}")
+                rows.append(port.measure(offered, asked.seconds, trial))
+    return outcome_of(asked, rows)
+
+
+def outcome_of(asked: Options, rows: Sequence[PriorityRow]) -> Outcome:
+    """Failed is a run in which a class got what a higher one was denied."""
+    table, wrong = priority_report.table(rows), outcome.first_error(rows)
+    # Nothing here is random; a network wants a seed all the same.
+    return Outcome(rows, {"classes": table, "strict": not wrong}, as_text(table), table=False,
+                   files={"priorities.csv": as_csv(table)}, parameters=asked,
+                   setting={"seed": 1, "topo": OnePort.example}, failed=wrong)
+
+
+EXPERIMENT = Experiment(
+    "priorities", help="whether a port's eight priorities are strict", examples=_EXAMPLES,
+    description="Offer a switch port more than it can send, in several of its eight priorities by DSCP, and "
+                "compare what each gets with what strict priority would give it. Rates are those of the "
+                "cable, 24 bytes a frame included.",
+    options=Options, check=check, measure=measure, steps=steps, place=60,
+    kinds=(Mode(MODE, heading="frames/s through the port"),
+           Picture("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got")))

@@ -31,6 +31,7 @@ from topo import sandbox
 from topo.host import SmtHost
 from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
@@ -40,6 +41,7 @@ from workloads.options import common as options
 from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.progress import Progress
+from workloads.results.row import Verdict
 from workloads.results.rows import ResultFolder
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
 
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 # -- measuring -------------------------------------------------------------------------------------------------
 
 def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
-             progress: Progress) -> tuple[list[Stage], dict[str, Any], dict[str, Any]]:
+             progress: Progress) -> tuple[list[Stage], dict[str, Any], Verdict]:
     """(the stages, what the server counted, the verdict of fidelity)."""
     logs = folder.path / "hosts"
     logs.mkdir()
@@ -277,3 +279,6 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
     lines.append(f"{session}: {verdict['kb_per_session']} KB a session; after close {flat[verdict['flat']]}"
                  + "".join(f"\n  {reason}" for reason in verdict["reasons"]))
     return "\n".join(lines)
+
+
+EXPERIMENT = OwnWay("sessions", command="reproduce", add=add_figure, place=50)

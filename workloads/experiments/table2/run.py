@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.exit_codes import EXIT_UNFAITHFUL
+from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
 from workloads.experiments.table2 import flows as handshake_flows
 from workloads.experiments.table2 import steps as handshake_steps
@@ -196,3 +197,6 @@ def picture(tls: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes.set_xlabel("share of the side's time (%)")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
+
+
+EXPERIMENT = OwnWay("table2", command="reproduce", add=add_figure, place=30)

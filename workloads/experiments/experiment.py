@@ -1,0 +1,226 @@
+"""What an experiment is, and the one way in which all of them run.
+
+An experiment is one module of this folder with an ``EXPERIMENT``; nothing else has to be edited::
+
+    @dataclass(frozen=True)
+    class Options:
+        count: int = option("--count", type=quantities.POSITIVE, default=9, metavar="N", help="RPCs (default: 9)")
+        network: Network = group(Network)
+        end: JudgedResults = group(JudgedResults)
+
+    def check(options: Options) -> Options:           # before a network is made: ConfigError, Unsupported
+        options.network.check("star,4")
+        return options
+
+    def measure(options: Options, running: Running) -> Outcome:
+        with running.network(options.network, "star,4") as net:
+            rows = [...]                              # one for each trial: workloads/results/row.py
+        return Outcome(rows, result={"points": ...}, text="for people", files={"toy.csv": ...})
+
+    EXPERIMENT = Experiment(
+        "toy", command="run", help="a toy", description="What it measures.", examples="examples:\\n ...",
+        options=Options, check=check, measure=measure,
+        kinds=(Mode("toy", "p99", "99th percentile in us"), Picture("toy.png", draw, "A toy")))
+
+- ``options`` (:mod:`workloads.options.declare`) is a frozen dataclass, one group of which is a
+  :class:`~workloads.options.common.Reported`: where results go, and what exit code an unfaithful run has.
+- ``check`` makes of it the plan, whatever ``measure`` wants to be told; what the user left open is filled in here
+  (``dataclasses.replace``). It runs again in the sandbox.
+- ``measure`` measures, and says what has come out: an :class:`Outcome`. SmtErrors end the run, with their exit
+  code.
+- ``kinds`` (:mod:`workloads.results.kinds`) is what a report must know of its rows: how a mode is judged,
+  pictures, texts.
+
+:func:`run` does everything else: the sandbox, the folder, progress, run.json, results.csv, the page with the
+pictures, what is printed, the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from topo import sandbox
+from topo.network import SmtNet
+from topo.topologies import SmtTopo
+from workloads.options import declare
+from workloads.options.common import Reported
+from workloads.options.network import Network
+from workloads.results import plots, report
+from workloads.results.kinds import Kind, register
+from workloads.results.outcome import exit_code
+from workloads.results.outcome import save as save_results
+from workloads.results.progress import Progress
+from workloads.results.row import Row, Verdict
+from workloads.results.rows import ResultFolder
+from workloads.results.table import print_table
+
+O = TypeVar("O")  # noqa: E741 - options
+P = TypeVar("P")
+Subparsers = argparse._SubParsersAction
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out of an experiment."""
+
+    rows: Sequence[Row] = ()
+    """A row for each trial. Without any there is no results.csv and no page."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """``--json``; the verdict of fidelity and the folder are added."""
+    text: str = ""
+    """What people get instead, below the table of the rows ..."""
+    table: bool = True
+    """... unless that is left out."""
+    failed: str = ""
+    """What failed, in a line; then the exit code is 1."""
+    files: Mapping[str, str | bytes] = field(default_factory=dict)
+    """Of the result folder, by name."""
+    flat: Sequence[Mapping[str, Any]] | None = None
+    """The rows as results.csv has them, where they do not fit it as they are."""
+    parameters: Any = None
+    """Of run.json: the options as they were filled in, or a mapping instead of them. None: as they were read."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Stands in run.json beside them."""
+    seed: int | None = 1
+    fidelity: Verdict | None = None
+    """The verdict, if it is not that of the rows."""
+    remarks: Sequence[str] = ()
+    """For stderr, a line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a measurement is given."""
+
+    folder: ResultFolder
+    progress: Progress
+
+    def network(self, network: Network, topo: str | SmtTopo, seed: int = 1) -> AbstractContextManager[SmtNet]:
+        """A network of these options that runs; ``seed`` is of its faults."""
+        return network.open(topo, seed, self.folder, self.progress)
+
+
+class Registered(Protocol):
+    """What the commands and ``smtnet report`` know of an experiment."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+
+    @property
+    def command(self) -> str:
+        """``run``, ``reproduce``; "": it is a command itself."""
+
+    @property
+    def place(self) -> int:
+        """In --help, lowest first; of one place by name."""
+
+    def add(self, commands: Subparsers) -> None:
+        """Add it to the (sub)commands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[O, P]):
+    """One experiment; see the module on how to write it."""
+
+    name: str = field(kw_only=False)
+    help: str
+    options: type[O]
+    check: Callable[[O], P]
+    """Everything that can be checked before a network is made, and the plan of it. Raises
+    :class:`~smtstack.errors.ConfigError`, :class:`~smtstack.errors.Unsupported`."""
+    measure: Callable[[P, Running], Outcome]
+    command: str = "run"
+    description: str = ""
+    examples: str = ""
+    kinds: tuple[Kind, ...] = ()
+    """What a report must know of its rows."""
+    steps: Callable[[P], tuple[str, int | None]] | None = None
+    """(what progress is of, how many steps it has); by default its name, and nobody knows."""
+    folder: str = ""
+    """What its result folders are called, if not by its name."""
+    sandboxed: bool = True
+    """It makes networks, so needs root and namespaces of its own."""
+    needs_pictures: bool = False
+    """Without matplotlib it is refused beforehand."""
+    ends_with: str = "report"
+    """What stderr names at the end: ``report``, the page, or ``results``, the folder."""
+    place: int = 100
+    """In --help, lowest first."""
+
+    def __post_init__(self) -> None:
+        register(*self.kinds)
+
+    def add(self, commands: Subparsers) -> None:
+        """Add it to the (sub)commands."""
+        declare.add_command(commands, self.name, self.options, lambda options: run(self, options),
+                            help=self.help, description=self.description or self.help, epilog=self.examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnWay:
+    """An experiment that adds its command and runs by itself."""
+
+    name: str = field(kw_only=False)
+    add: Callable[[Subparsers], None]
+    command: str = "run"
+    kinds: tuple[Kind, ...] = ()
+    place: int = 100
+
+    def __post_init__(self) -> None:
+        register(*self.kinds)
+
+
+def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = None) -> int:
+    """From options to the exit code. ``argv`` is the command line that the sandbox runs again, by default that of
+    this process."""
+    end = declare.part(options, Reported)
+    assert end is not None, f"{experiment.name}: no group of its options is a Reported"
+    if experiment.needs_pictures:
+        plots.require_matplotlib()
+    plan = experiment.check(options)
+    if experiment.sandboxed and not sandbox.inside():
+        return sandbox.run(sys.argv[1:] if argv is None else argv)
+    folder = ResultFolder.create(experiment.folder or experiment.name, end.results)
+    title = f"{experiment.command} {experiment.name}".strip()
+    what, steps = experiment.steps(plan) if experiment.steps else (title, None)
+    with Progress(what, steps) as progress:
+        outcome = experiment.measure(plan, Running(folder, progress))
+        progress.say("pictures and report")
+        verdict = save(experiment, options, outcome, folder)
+    return conclude(experiment, outcome, folder, verdict, end)
+
+
+def save(experiment: Experiment[O, P], options: O, outcome: Outcome, folder: ResultFolder) -> Verdict:
+    """Everything that stays, in ``folder``; the verdict on the whole run."""
+    for name, content in outcome.files.items():
+        folder.write(name, content)
+    asked = outcome.parameters
+    if not isinstance(asked, Mapping):
+        words = {"command": experiment.command, "action": experiment.name}
+        asked = {**words, **declare.as_dict(options if asked is None else asked)}
+    return save_results({**asked, **outcome.setting}, folder, outcome.rows, outcome.seed, flat=outcome.flat,
+                        verdict=outcome.fidelity)
+
+
+def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolder, verdict: Verdict,
+             end: Reported) -> int:
+    """Say what came out, on stdout and stderr; the exit code."""
+    if end.json:
+        print(json.dumps({**outcome.result, "fidelity": verdict, "results": str(folder.path)}))
+    else:
+        if outcome.table:
+            print_table(outcome.rows)
+        if outcome.text:
+            print(outcome.text)
+    for line in outcome.remarks:
+        print(line, file=sys.stderr)
+    place = folder.path / report.PAGE if experiment.ends_with == "report" else folder.path
+    print(f"{experiment.ends_with}: {place}", file=sys.stderr)
+    return exit_code(verdict, outcome.failed, end.judged)

@@ -1,0 +1,1 @@
+"""What measurements leave behind: rows, their verdicts, folders, tables, pictures, reports."""
