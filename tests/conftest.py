@@ -33,7 +33,7 @@ if PROFILE == "long":
 
 def pytest_configure(config: pytest.Config) -> None:
     """As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet."""
-    if os.geteuid() == 0 and config.option.tx:
+    if os.geteuid() == 0 and config.getoption("tx", None):
         python = shlex.join([sys.executable, str(ROOT / "tests" / "worker.py")])
         config.option.tx = [f"popen//python={python}" if tx == "popen" else tx for tx in config.option.tx]
 
