@@ -39,6 +39,7 @@ def saved(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
+@pytest.mark.alone("four answers have to come at once, each from a process of its own")
 def test_incast_loses_frames_in_small_buffers_and_fewer_with_control(tmp_path):
     rounds = 6
     # Four answers of 10 KB at once into a buffer of two; what is lost is asked for after 40 ms.
