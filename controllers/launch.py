@@ -67,12 +67,12 @@ def _run(arguments: list[str]) -> int:
     manager.CONF.set_default("ofp_listen_host", _LOCALHOST)
     manager.CONF.set_default("wsapi_host", _LOCALHOST)
     if APPS["fanout"] in arguments:
-        from controllers import multipath as fanout
+        from controllers import multipath
 
         # Ryu would read them only after it has begun to listen, and then print a traceback.
         manager.CONF(args=arguments, project="ryu", version="smtnet", default_config_files=[])
         load_fabric(manager.CONF.smtnet_fabric)
-        fanout.check_options(manager.CONF)
+        multipath.check_options(manager.CONF)
         _check_port(manager.CONF.ofp_listen_host, manager.CONF.ofp_tcp_listen_port or _OPENFLOW_PORT,
                     "--ofp-tcp-listen-port")
         _check_port(manager.CONF.wsapi_host, manager.CONF.wsapi_port, "--wsapi-port")

@@ -1,4 +1,10 @@
-"""Drives one endpoint on a real interface: frames in, timers, frames out; polls, then blocks."""
+"""Drives one stack on a real interface: frames in, timers, frames out; polls, then blocks.
+
+A frame waits in two places. The kernel's ring is the wire's end: a host that runs takes everything out of it at
+once, and after a stall finds there what came meanwhile. All that goes through the device into its receive rings,
+as it would have without the stall, so these overflow when more comes than they hold before the host gets to it.
+The endpoint is given some frames at a time, or answers and grants would wait for the whole backlog.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,13 @@ from smtstack.nic.driver import NicDriver
 from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.state import Port
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 
-#: Frames taken before transmitting again: large enough to batch, small enough to answer in time.
+#: Frames given to the endpoint before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
-#: Frames taken in full batches before timers are looked at all the same: those of a full ring.
+#: Frames given to the endpoint while others wait before timers are looked at all the same: those of a full ring of
+#: the kernel's, and no more are taken out of it at once.
 MAX_BACKLOG = 4096
 #: Nothing to do: wake up this often all the same.
 IDLE_NS = 1_000_000_000
@@ -71,11 +79,11 @@ class PacketLoop:
         self.nic = nic
         self.socket = socket
         self.driver = NicDriver(nic, socket.mac, endpoint.ip, endpoint.protocol, neighbours)
+        self.stack = Stack(endpoint, self.driver)
         self.statistics = LoopStatistics()
         self._poll_ns = poll_ns
         seed = endpoint.ip << 16 | endpoint.port
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
-        self._process, self._accept = control.process, control.accept
         self._tx = tx
         self._rx = rx
         self._attendant = attendant
@@ -160,7 +168,6 @@ class PacketLoop:
         control.attend(self.counters())
         self._seen = control.seen
         self._tx, self._rx = control.tx, control.rx
-        self._process, self._accept = control.process, control.accept
         self._publish_at = NEVER
 
     def counters(self) -> dict[str, int]:
@@ -176,8 +183,8 @@ class PacketLoop:
             self._take_messages(self._inbox, now)
         count = self._receive(now)
         busy = count > 0
-        if count == RECEIVE_BATCH and self._backlog < MAX_BACKLOG:
-            # After a stall, what timers wait for may be in the ring behind these frames.
+        if self.nic.waiting and self._backlog < MAX_BACKLOG:
+            # After a stall, what timers wait for may be in the rings behind these frames.
             self._backlog += count
         else:
             self._backlog = 0
@@ -202,13 +209,13 @@ class PacketLoop:
     def _fire(self, now: int) -> bool:
         """Timers, and frames that were delayed, whose time has come."""
         busy = False
-        timeout = self.endpoint.next_timeout()
+        timeout = self.stack.next_timeout()
         if timeout is not None and timeout <= now:
             if timeout > 0:
                 # One that was not there the last time is not late: the pacer names the time the link fell idle,
                 # however long ago, when a grant gives it something to send.
                 self.statistics.late_ns = max(self.statistics.late_ns, now - max(timeout, self._looked))
-            self.endpoint.handle_timeout(now)
+            self.stack.handle_timeout(now)
             busy = True
         self._looked = now
         while self._later and self._later[0][0] <= now:
@@ -216,15 +223,16 @@ class PacketLoop:
             if outwards:
                 self.socket.send([frame])
             else:
-                self._accept(frame)
-                self._deliver(now)
+                self.stack.receive([frame], now)
             busy = True
         return busy
 
     def next_wake(self) -> int | None:
-        """When to call :meth:`step` at the latest, if no frame comes: for event loops."""
-        timeout = self.endpoint.next_timeout()
+        """When to call :meth:`step` at the latest, if no frame comes: for event loops. 0: frames wait already."""
+        timeout = self.stack.next_timeout()
         self._next = NEVER if timeout is None else timeout
+        if self.nic.waiting:
+            return 0
         at = self._publish_at
         if self._attendant is not None:
             # It has things to do now and then, whether or not anybody calls: tickets to publish.
@@ -243,38 +251,21 @@ class PacketLoop:
         return wake if timeout is None else min(wake, timeout)
 
     def _receive(self, now: int) -> int:
-        frames = self.socket.receive(RECEIVE_BATCH)
-        if not frames:
-            return 0
-        accept = self._accept
-        for frame in frames:
-            if self._rx is not None:
+        """Take what came; how many frames there were to do something about."""
+        frames = self.socket.receive(MAX_BACKLOG)
+        delayed = 0
+        if self._rx is not None and frames:
+            for frame in frames:
                 self._delay(self._rx, frame, False, now)
-            else:
-                accept(frame)
-        self._deliver(now)
-        return len(frames)
-
-    def _deliver(self, now: int) -> None:
-        take = self.nic.take
-        handle = self.endpoint.handle_packet
-        for queue in range(self.nic.config.rx_queues):
-            while (frame := take(queue)) is not None:
-                handle(frame, now)
+            delayed, frames = len(frames), []
+        if not frames and not self.nic.waiting:
+            return delayed
+        return delayed + self.stack.receive(frames, now, RECEIVE_BATCH)
 
     def _transmit(self, now: int) -> None:
-        poll = self.endpoint.poll_transmit
-        segment = poll(now)
-        if segment is None:
-            return
-        post = self.driver.transmit
-        while segment is not None:
-            if post(segment):
-                segment = poll(now)
-            else:
-                # The ring is full: make room, try again.
-                self._send(self._process(), now)
-        self._send(self._process(), now)
+        frames = self.stack.transmit(now)
+        if frames:
+            self._send(frames, now)
 
     def _send(self, frames: list[bytes], now: int) -> None:
         if self._tx is None:

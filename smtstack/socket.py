@@ -26,6 +26,7 @@ from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.io.neighbours import Neighbours
 from smtstack.io.packet_socket import Fanout, PacketSocket, interface_mtu
+from smtstack.io.trace_file import TraceFile
 from smtstack.loop import PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.nic.impairments import Impairments
@@ -97,6 +98,9 @@ class SmtContext:
     is not gone notices nothing. 0: never."""
     keylog: Path | None = None
     """Secrets of all sessions are appended there, for who may read captures; None: nowhere."""
+    trace: str | None = None
+    """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
+    one (docs/trace.md). No keys, no plaintext. None: nowhere."""
 
     def load_keys(self) -> KeyStore:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
@@ -207,6 +211,11 @@ class SmtSocket:
                 undo.callback(self.sessions.close)
             keys = self.sessions.manager if self.sessions is not None else context.load_keys()
             self.endpoint = Endpoint(ip, local[1], context.profile, keys, params)
+            self._trace: TraceFile | None = None
+            if context.trace is not None:
+                self._trace = TraceFile(context.trace, ip, local[1], context.profile)
+                undo.callback(self._trace.close)
+                self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
                                   context.fanout)
             undo.callback(socket.close)
@@ -385,6 +394,8 @@ class SmtSocket:
             finally:
                 if self.sessions is not None:
                     self.sessions.close()
+                if self._trace is not None:
+                    self._trace.close()
 
     def _say_farewell(self, manager: SessionManager) -> None:
         # Whatever is wrong with the interface by now is not worth an error.

@@ -1,4 +1,4 @@
-"""For every test: which ones need root, what root's workers are, and how hard Hypothesis tries."""
+"""For every test: which ones need root, which are slow, what root's workers are, how hard Hypothesis tries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests import slow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,14 +33,23 @@ if PROFILE == "long":
     os.environ.setdefault("PYTEST_TIMEOUT", "7200")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-slow", action="store_true", help="measure what tests need, and write tests/slow.txt")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet."""
+    if config.getoption("renew_slow"):
+        config.pluginmanager.register(slow.Renewal())
+    # As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet.
     if os.geteuid() == 0 and config.getoption("tx", None):
         python = shlex.join([sys.executable, str(ROOT / "tests" / "worker.py")])
         config.option.tx = [f"popen//python={python}" if tx == "popen" else tx for tx in config.option.tx]
 
 
+# First: pytest's own, which selects by markers, comes after it.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow.mark(items)
     marked = [item for item in items if item.get_closest_marker("root")]
     for item in marked:
         if ROOT / "tests" / "net" not in item.path.parents:

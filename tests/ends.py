@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, TrafficSecrets
-from smtstack.nic.driver import ContextPolicy
+from smtstack.stack import Stack
 from smtstack.transport.events import Event, Failed, Reason, Request
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from tests.fake_negotiator import Fake
-from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Side
+from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, make_side
 
 MAX_MESSAGE = 100_000
 TICK = TransportParams().tick_ns
@@ -31,9 +31,8 @@ class Ends:
     def __init__(self, params: TransportParams | None = None,
                  keys: Callable[[], KeyStore] = Fake, profile: str = "smt") -> None:
         self.fakes: list[KeyStore] = [keys(), keys()]
-        policy = ContextPolicy.PER_QUEUE
-        self.client = Side(CLIENT, CLIENT_PORT, profile, self.fakes[0], params, None, policy, None)
-        self.server = Side(SERVER, SERVER_PORT, profile, self.fakes[1], params, None, policy, None)
+        self.client = make_side(CLIENT, CLIENT_PORT, profile, self.fakes[0], params)
+        self.server = make_side(SERVER, SERVER_PORT, profile, self.fakes[1], params)
         self.now = 0
         self.wire: Callable[[bytes], list[bytes]] = lambda frame: [frame]
         #: Frames by who sent them: the client (True) or the server.
@@ -69,8 +68,7 @@ class Ends:
         """All frames both ways, once."""
         moved = False
         for side, other in ((self.client, self.server), (self.server, self.client)):
-            moved |= side.post(self.now)
-            for frame in side.nic.process():
+            for frame in side.transmit(self.now):
                 moved = True
                 self.frames[side is self.client].append(frame)
                 for arrived in self.wire(frame):
@@ -79,7 +77,7 @@ class Ends:
             self.events(other)
         return moved
 
-    def events(self, side: Side) -> None:
+    def events(self, side: Stack) -> None:
         while (event := side.endpoint.next_event()) is not None:
             if not isinstance(event, Request):
                 self.ended[event.rpc].append(event)
@@ -95,13 +93,13 @@ class Ends:
         for _step in range(100_000):
             if self.move():
                 continue
-            due = [t for s in (self.client, self.server) if (t := s.endpoint.next_timeout()) is not None]
+            due = [t for s in (self.client, self.server) if (t := s.next_timeout()) is not None]
             if not due or (ticks and min(due) > end):
                 self.now = max(self.now, end)
                 return
             self.now = max(self.now + 1, min(due))
             for side in (self.client, self.server):
-                side.endpoint.handle_timeout(self.now)
+                side.handle_timeout(self.now)
         raise AssertionError("still busy")
 
     def end_of(self, rpc: Rpc) -> Event:

@@ -2,12 +2,14 @@
 
 Every function of smtstack whose name ends in ``_untrusted`` has targets here (a test finds those that have
 none), and whole endpoints are attacked by :mod:`tests.fuzz_engine`. Seeded: the same arguments do the same,
-unless the time runs out first.
+unless the time runs out first. Before all else goes what is kept in tests/corpus, and what a run by hand finds is
+put there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import io
 import pkgutil
@@ -17,21 +19,25 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import smtstack
-from smtstack.capture import links, pcapfile, pcapng_reader
-from smtstack.capture.captured import Remarks, skip_untrusted
+from smtstack.capture import links, pcapfile, pcapng_reader, qlog
+from smtstack.capture.captured import Captured, Remarks, skip_untrusted
 from smtstack.capture.decode import Decoder
+from smtstack.capture.lines import Lines
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
-from smtstack.wire import ethernet, homa, ipv4
+from smtstack.transport.params import TransportParams
+from smtstack.wire import ethernet, homa, ipv4, show
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
+from tests.recorder import Recorder
 
 #: Share of the inputs that go to parsers; the rest goes to endpoints.
 PARSER_SHARE = 0.6
@@ -40,6 +46,8 @@ PARSER_SHARE = 0.6
 ROUNDS = [("smt", False, 50_000), ("homa", False, 10_000), ("linux", False, 10_000), ("smt", False, 10_000),
           ("smt", True, 10_000), ("linux", True, 10_000)]
 
+#: Inputs that are kept, in folders by function.
+CORPUS = Path(__file__).resolve().parent / "corpus"
 KEYS = DirectionKeys(AES_128_GCM, bytes(16), bytes(12))
 _EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0", b"\xff\xff", b"\0\1", b"\x80\0", b"\0\0\0\0",
              b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\1", bytes(8), b"\xff" * 8, b"\x17\x03\x03",
@@ -47,7 +55,9 @@ _EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0", b"\xff\xff", b"\0\1", b"
 
 
 class FuzzError(AssertionError):
-    """A function let through what it must not."""
+    """A function let through what it must not, or raised what it must not, on ``buffer``."""
+
+    buffer = b""
 
 
 @dataclass
@@ -178,6 +188,75 @@ def _link(buf: bytes) -> None:
     links.find_untrusted(_LINKS[buf[-1] % len(_LINKS) if buf else 0], buf, (homa.PROTO_HOMA,))
 
 
+def _line(buf: bytes) -> None:
+    link, missing = (_LINKS[buf[-1] % len(_LINKS)], buf[-1]) if buf else (1, 0)
+    for profile in homa.FORMATS:
+        line = Lines(profile).line_untrusted(Captured(len(buf), link, buf, missing=missing))
+        one_line(line)
+
+
+def one_line(text: str) -> None:
+    """What the printer says is one line, and nobody's terminal is in danger."""
+    if not text.isprintable():
+        raise FuzzError(f"a line with {text!r}")
+
+
+def _shown(call: Callable[[bytes, homa.WireFormat | None], str],
+           fmt: homa.WireFormat | None) -> Callable[[bytes], None]:
+    return lambda buf: one_line(call(buf, fmt))
+
+
+def shown_targets(frames: dict[str, list[bytes]]) -> list[Target]:
+    """The printer, for each profile and for none."""
+    out = []
+    of = "smtstack.wire.show"
+    every = [frame for some in frames.values() for frame in some]
+    for fmt in (None, *homa.FORMATS.values()):
+        some = every if fmt is None else frames[fmt.name]
+        out += [Target(f"{of}.frame_untrusted", _shown(show.frame_untrusted, fmt), some, (), _fix_frame,
+                       share=0.5),
+                Target(f"{of}.packet_untrusted", _shown(show.packet_untrusted, fmt), [f[14:] for f in some], (),
+                       _fix_ip, share=0.3),
+                Target(f"{of}.transport_untrusted", _shown(show.transport_untrusted, fmt), [f[34:] for f in some],
+                       (), share=0.3)]
+    return [*out, Target("smtstack.capture.lines.Lines.line_untrusted", _line, [*every[::4], *tunnels(every[::8])],
+                         (), share=0.1)]
+
+
+def _trace(buf: bytes) -> None:
+    for event in qlog.read_untrusted(io.BytesIO(buf).read).events:
+        one_line(event.text + event.why + event.message)
+
+
+_TRACE_HEAD = qlog.head(1, 1, "smt", "fuzz", "2026-01-01T00:00:00Z")
+
+
+def _trace_event(buf: bytes) -> None:
+    """The same behind a head that is right."""
+    _trace(_TRACE_HEAD + buf)
+
+
+def traces() -> list[bytes]:
+    """Files as the engine's trace is written to, of either end, whole and cut off."""
+    pair = Pair(params=TransportParams(unsched_bytes=9000))
+    out = []
+    for side in (pair.client, pair.server):
+        where = side.endpoint.ip, side.endpoint.port
+        recorder = Recorder()
+        side.endpoint.trace_to(recorder)
+        out.append((where, recorder))
+    pair.request(pattern(30_000))
+    pair.run()
+    files = []
+    for where, recorder in out:
+        head = qlog.head(*where, "smt", "fuzz", "2026-01-01T00:00:00Z")
+        events = [qlog.encode(*where, event) for event in recorder.events]
+        # Mutations are made at the beginning of a file: so each event comes there once.
+        files += [head + b"".join(events[n:]) for n in range(0, len(events), 5)] + [head]
+        files += [b"".join(events[n:n + 1]) for n in range(0, len(events), 5)]
+    return [*files, head + events[0] + qlog.encode_cut(7, "as long as it may become")]
+
+
 class _Decode:
     """Feeds a decoder, and asks for its judgement from time to time."""
 
@@ -230,10 +309,12 @@ def targets() -> list[Target]:
     """All of them."""
     out = []
     every: list[bytes] = []
+    by_profile: dict[str, list[bytes]] = {}
     wire, capture = "smtstack.wire", "smtstack.capture"
     for fmt in homa.FORMATS.values():
         frames = genuine_frames(fmt.name)
         every += frames
+        by_profile[fmt.name] = frames
         out += [Target(f"{wire}.homa.parse_untrusted", _packet(fmt), [f[34:] for f in frames]),
                 Target(f"{wire}.frame.parse_untrusted", partial(wire_frame.parse_untrusted, fmt=fmt), frames,
                        fix=_fix_frame),
@@ -245,6 +326,9 @@ def targets() -> list[Target]:
     t12, t13, forged = "smtstack.crypto.tls12", "smtstack.crypto.tls13", (AuthError,)
     return [
         *out,
+        *shown_targets(by_profile),
+        Target(f"{capture}.qlog.read_untrusted", _trace, traces(), share=0.1),
+        Target(f"{capture}.qlog.read_untrusted", _trace_event, traces(), share=0.3),
         Target(f"{wire}.ethernet.parse_untrusted", ethernet.parse_untrusted, every),
         Target(f"{wire}.ipv4.parse_untrusted", ipv4.parse_untrusted, [f[14:] for f in every], fix=_fix_ip),
         Target(f"{t13}.record_length_untrusted", _tls13_length, sealed13),
@@ -289,20 +373,57 @@ def mutate(base: bytes, other: bytes, rng: Random) -> bytes:
 
 def fuzz_target(target: Target, inputs: int, rng: Random) -> int:
     """So many buffers into one target; raises :class:`FuzzError` with the buffer that brought it down."""
-    call, corpus, allowed, fix = target.call, target.corpus, target.allowed, target.fix
+    corpus, fix = target.corpus, target.fix
     count = len(corpus)
     refused = 0
     for n in range(inputs):
         buf = mutate(corpus[n % count], corpus[n * 7 % count], rng)
         if fix is not None and n & 3:
             buf = fix(buf)
-        try:
-            call(buf)
-        except allowed:
-            refused += 1
-        except Exception as e:
-            raise FuzzError(f"{target.function} raised {type(e).__name__}: {e}\non {buf.hex()}") from e
+        refused += feed(target, buf)
     return refused
+
+
+def feed(target: Target, buf: bytes) -> bool:
+    """One buffer into one target; whether it was refused. Raises :class:`FuzzError`."""
+    try:
+        target.call(buf)
+    except target.allowed:
+        return True
+    except Exception as e:
+        error = FuzzError(f"{target.function} raised {type(e).__name__}: {e}\non {buf.hex()}")
+        error.buffer = buf
+        raise error from e
+    return False
+
+
+# -- what is kept ------------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, target: Target) -> list[Path]:
+    """The files for a target: those in the folder named after its function."""
+    return sorted((folder / target.function.removeprefix("smtstack.")).glob("*.bin"))
+
+
+def keep(folder: Path, target: Target, buf: bytes) -> Path:
+    """Put a buffer among them, named after its content."""
+    path = folder / target.function.removeprefix("smtstack.") / f"{hashlib.sha256(buf).hexdigest()[:16]}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buf)
+    return path
+
+
+def feed_kept(folder: Path, all_targets: list[Target]) -> tuple[int, list[str]]:
+    """Every file through its targets: how often, and what came of it that must not."""
+    fed, crashes = 0, []
+    for target in all_targets:
+        for path in kept(folder, target):
+            fed += 1
+            try:
+                feed(target, path.read_bytes())
+            except FuzzError as e:
+                crashes.append(f"{path.parent.name}/{path.name}: {e}")
+    return fed, crashes
 
 
 # -- everything --------------------------------------------------------------------------------------------
@@ -312,6 +433,8 @@ def fuzz_target(target: Target, inputs: int, rng: Random) -> int:
 class Report:
     """What a run did and found."""
 
+    kept: int = 0
+    """Inputs out of the corpus."""
     parser_inputs: int = 0
     engine_inputs: int = 0
     seconds: float = 0.0
@@ -333,12 +456,13 @@ class Report:
                 if profile in profiles and insider >= inside]
 
 
-def run(inputs: int, seed: int, seconds: float) -> Report:
-    """Fuzz everything with so many inputs, or until the time is up."""
+def run(inputs: int, seed: int, seconds: float, folder: Path = CORPUS, keeping: bool = False) -> Report:
+    """Fuzz everything with so many inputs, or until the time is up; with ``keeping`` findings go to ``folder``."""
     began = time.monotonic()
     report = Report()
     rng = Random(seed)
     all_targets = targets()
+    report.kept, report.crashes = feed_kept(folder, all_targets)
     even = inputs * PARSER_SHARE / sum(t.share for t in all_targets)
     for target in all_targets:
         if time.monotonic() - began > seconds:
@@ -348,6 +472,8 @@ def run(inputs: int, seed: int, seconds: float) -> Report:
             refused = fuzz_target(target, count, rng)
         except FuzzError as e:
             report.crashes.append(str(e))
+            if keeping:
+                keep(folder, target, e.buffer)
             continue
         report.parser_inputs += count
         report.targets.append((target.function, count, refused))
@@ -370,11 +496,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=600, help="stop after this long (default 600)")
     args = parser.parse_args()
-    report = run(args.inputs, args.seed, args.seconds)
+    report = run(args.inputs, args.seed, args.seconds, keeping=True)
     found = report.crashes + report.of_rounds("escaped") + report.of_rounds("forged", insider=False)
     found += report.of_rounds("unbounded") + report.of_rounds("killed", ("smt",), insider=False)
     for text in found:
         print(text)
+    print(f"{report.kept} inputs kept in tests/corpus")
     print(f"{report.inputs} inputs ({report.parser_inputs} to parsers, {report.engine_inputs} to endpoints in "
           f"{len(report.rounds)} rounds) in {report.seconds:.1f} s, seed {args.seed}: {len(found)} findings")
     return 1 if found else 0

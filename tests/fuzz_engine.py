@@ -160,9 +160,8 @@ class Round:
         moved = False
         pair = self.pair
         for side, other, ip in ((pair.client, pair.server, CLIENT), (pair.server, pair.client, SERVER)):
-            side.post(pair.now)
             corpus = self.corpus[ip]
-            for frame in side.nic.process():
+            for frame in side.transmit(pair.now):
                 moved = True
                 if len(corpus) < CORPUS:
                     corpus.append(frame)

@@ -15,7 +15,7 @@ from random import Random
 
 from smtstack.crypto.keys import LinuxKeys, demo_keys
 from smtstack.nic.device import NicConfig
-from smtstack.sim.pair import Side
+from smtstack.sim.pair import make_side
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
 from smtstack.transport.params import TransportParams
@@ -293,7 +293,7 @@ class Lab:
         self.module = ModulePeer(self._from_module, sealed)
         #: Every frame goes through this on its way to us.
         self.spoil: Callable[[bytes], bytes] = bytes
-        self.ours = Side(OUR_IP, OUR_PORT, "linux", demo_keys("linux", first_id=1 << 20), params, NicConfig())
+        self.ours = make_side(OUR_IP, OUR_PORT, "linux", demo_keys("linux", first_id=1 << 20), params, NicConfig())
         self.events: list[Event] = []
         self.delivered: list[bytes] = []
         self.to_module: list[tuple[int, bytes]] = []

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from smtstack.crypto.epochs import SmtSession
 from smtstack.crypto.keys import KeyStore, demo_keys
 from smtstack.nic.device import Arbiter, NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
-from smtstack.transport.segment import Segment
+from smtstack.wire import homa, show
 from smtstack.wire.ipv4 import address
 
 CLIENT = address("10.0.0.1")
@@ -33,28 +34,23 @@ def pattern(size: int, salt: int = 0) -> bytes:
     return (step * (size // max(len(step), 1) + 1))[:size]
 
 
-class Side:
-    """An endpoint, its driver and its device."""
+#: Frames that a failed assertion shows.
+_SHOWN = 60
 
-    def __init__(self, ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
-                 config: NicConfig | None, policy: ContextPolicy, arbiter: Arbiter | None) -> None:
-        self.endpoint = Endpoint(ip, port, profile, keys, params)
-        self.nic = SmartNic(config, arbiter)
-        self.driver = NicDriver(self.nic, MACS[ip], ip, self.endpoint.protocol, MACS.get, policy)
-        self.waiting: Segment | None = None
 
-    def post(self, now: int) -> bool:
-        """Hand segments to the device until there are none or its ring is full; whether any went."""
-        moved = False
-        while True:
-            segment = self.waiting or self.endpoint.poll_transmit(now)
-            if segment is None:
-                return moved
-            self.waiting = None
-            if not self.driver.transmit(segment):
-                self.waiting = segment
-                return moved
-            moved = True
+def story(frames: Sequence[bytes], profile: str = "smt") -> str:
+    """Frames as lines, the last ones if there are many: what an assertion says when it fails."""
+    left_out = [f"... {len(frames) - _SHOWN} frames before"] if len(frames) > _SHOWN else []
+    lines = [show.frame_untrusted(frame, homa.FORMATS[profile]) for frame in frames[-_SHOWN:]]
+    return "\n".join(["", *left_out, *lines])
+
+
+def make_side(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None = None,
+              config: NicConfig | None = None, policy: ContextPolicy = ContextPolicy.PER_QUEUE,
+              arbiter: Arbiter | None = None) -> Stack:
+    """An end at one of the addresses of ``MACS``."""
+    endpoint = Endpoint(ip, port, profile, keys, params)
+    return Stack(endpoint, NicDriver(SmartNic(config, arbiter), MACS[ip], ip, endpoint.protocol, MACS.get, policy))
 
 
 class Pair:
@@ -65,8 +61,8 @@ class Pair:
                  policy: ContextPolicy = ContextPolicy.PER_QUEUE, arbiter: Arbiter | None = None,
                  wire: Wire | None = None, budget: int = 0) -> None:
         make = keys or (lambda: demo_keys(profile))
-        self.client = Side(CLIENT, CLIENT_PORT, profile, make(), params, config, policy, arbiter)
-        self.server = Side(SERVER, SERVER_PORT, profile, make(), params, config, policy, arbiter)
+        self.client = make_side(CLIENT, CLIENT_PORT, profile, make(), params, config, policy, arbiter)
+        self.server = make_side(SERVER, SERVER_PORT, profile, make(), params, config, policy, arbiter)
         self.wire = wire
         self.budget = budget
         self.now = 0
@@ -80,7 +76,7 @@ class Pair:
         self.answering = True
         self.unanswered: list[Request] = []
 
-    def session(self, side: Side) -> SmtSession:
+    def session(self, side: Stack) -> SmtSession:
         """The session that the side has with the other."""
         peer, = side.endpoint._table.peers.values()
         assert isinstance(peer.session, SmtSession)
@@ -92,12 +88,9 @@ class Pair:
         self.sent[rpc] = data
         return rpc
 
-    def deliver(self, frame: bytes, to: Side) -> None:
+    def deliver(self, frame: bytes, to: Stack) -> None:
         """One frame into a NIC and on to its endpoint."""
-        to.nic.receive(frame)
-        for queue in range(to.nic.config.rx_queues):
-            while (got := to.nic.take(queue)) is not None:
-                to.endpoint.handle_packet(got, self.now)
+        to.receive([frame], self.now)
 
     def exchange(self, process: bool = True) -> bool:
         """Everything that can happen at this instant, once; whether anything did."""
@@ -136,19 +129,23 @@ class Pair:
                 continue
             if not settle and len(self.responses) + len(self.failed) == len(self.sent):
                 return
-            due = [t for s in (self.client, self.server) if (t := s.endpoint.next_timeout()) is not None]
+            due = [t for s in (self.client, self.server) if (t := s.next_timeout()) is not None]
             if not due:
                 return
             self.now = max(self.now + 1, min(due))
             for side in (self.client, self.server):
-                side.endpoint.handle_timeout(self.now)
-        raise AssertionError(f"still busy after {MAX_STEPS} steps")
+                side.handle_timeout(self.now)
+        raise AssertionError(f"still busy after {MAX_STEPS} steps{self.story()}")
+
+    def story(self) -> str:
+        """What was on the wire, for assertions."""
+        return story(self.frames, self.client.endpoint.profile.fmt.name)
 
     def check(self) -> None:
         """Every request was delivered once, whole, and answered with the right bytes."""
-        assert not self.failed
-        assert sorted(self.delivered) == sorted(self.sent.values())
-        assert self.responses == {rpc: data[::-1] for rpc, data in self.sent.items()}
+        assert not self.failed, self.story()
+        assert sorted(self.delivered) == sorted(self.sent.values()), self.story()
+        assert self.responses == {rpc: data[::-1] for rpc, data in self.sent.items()}, self.story()
 
     def records_failed(self) -> int:
         """Records that did not authenticate, at either side."""

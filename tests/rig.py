@@ -11,10 +11,12 @@ from collections.abc import Callable
 from smtstack.crypto.keys import KeyStore
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates, Impairments
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, MemoryPair
+from smtstack.stack import Stack
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
+from tests.pair import story
 
 DELAY_NS = 5_000
 #: Steps after which a conversation that has not ended never will.
@@ -73,7 +75,7 @@ class Rig:
                     for at, arrived in self._paths[from_client].apply(changed, self.now):
                         self.inject(from_client, arrived, at - self.now + DELAY_NS)
 
-    def _serve(self, side: Side) -> None:
+    def _serve(self, side: Stack) -> None:
         while (event := side.endpoint.next_event()) is not None:
             if isinstance(event, Request):
                 self.delivered.append(event.data)
@@ -84,8 +86,8 @@ class Rig:
     def step(self) -> bool:
         """Go on to whatever happens next; False when nothing is left to happen."""
         self._flush()
-        endpoints = (self.client.endpoint, self.server.endpoint)
-        deadlines = [t for e in endpoints if (t := e.next_timeout()) is not None]
+        sides = (self.client, self.server)
+        deadlines = [t for e in sides if (t := e.next_timeout()) is not None]
         if self._flying:
             deadlines.append(self._flying[0][0])
         if not deadlines:
@@ -94,8 +96,8 @@ class Rig:
         while self._flying and self._flying[0][0] <= self.now:
             _at, _n, to_server, frame = heapq.heappop(self._flying)
             (self.server if to_server else self.client).receive([frame], self.now)
-        for endpoint in endpoints:
-            endpoint.handle_timeout(self.now)
+        for side in sides:
+            side.handle_timeout(self.now)
         self._serve(self.client)
         self._serve(self.server)
         return True
@@ -105,7 +107,11 @@ class Rig:
         for _step in range(MAX_STEPS):
             if not self.step():
                 return
-        raise AssertionError(f"still busy after {MAX_STEPS} steps: {self.snapshots()}")
+        raise AssertionError(f"still busy after {MAX_STEPS} steps: {self.snapshots()}{self.story()}")
+
+    def story(self) -> str:
+        """What was put on the path, for assertions."""
+        return story([frame for _from_client, frame in self.sent_frames], self.client.endpoint.profile.fmt.name)
 
     def snapshots(self) -> tuple[dict[str, int], dict[str, int]]:
         """State sizes of both ends."""
@@ -117,7 +123,7 @@ class Rig:
         """RPCs that ended well; checks every outcome and every delivery on the way."""
         good = 0
         for rpc, events in self.outcomes.items():
-            assert len(events) == 1, f"{rpc} ended {len(events)} times"
+            assert len(events) == 1, f"{rpc} ended {len(events)} times{self.story()}"
             event = events[0]
             if isinstance(event, Response):
                 assert event.data == answer(self.asked[rpc])

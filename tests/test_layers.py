@@ -1,5 +1,5 @@
-"""Imports point one way: wire <- crypto <- transport <- session <- nic, capture <- io, sim <- socket, aio <-
-topo <- controllers <- workloads.
+"""Imports point one way: wire <- crypto <- transport <- session <- nic, capture <- stack <- io, sim <- loop <-
+socket, aio <- topo <- controllers <- workloads.
 
 And the lower half does no I/O and reads no clock, which is what lets sim replay it.
 """
@@ -25,6 +25,7 @@ RANK = {
     "smtstack.session": 4,
     "smtstack.nic": 5,
     "smtstack.capture": 5,
+    "smtstack.stack": 6,  # one end: an endpoint on a NIC
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
@@ -48,7 +49,8 @@ RANK = {
     "workloads": 22,  # python -m workloads
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
-SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic"}
+SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
+           "smtstack.stack"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700

@@ -28,6 +28,7 @@ from smtstack.session.flights import MAX_FLIGHT, Flight
 from smtstack.transport.params import TransportParams
 from smtstack.transport.profile import SmtProfile
 from smtstack.wire import homa, ipv4
+from smtstack.wire.show import message_name
 
 #: Bytes of unfinished records kept; beyond, the message heard of least lately is given up.
 MAX_HELD = 256 << 20
@@ -179,7 +180,7 @@ class Decrypter:
             said.append("no session of these ends is known: not decrypted")
             return
         message, news = fed
-        name = _name(header.sender_id)
+        name = message_name(header.sender_id)
         if news.repeated:
             counts.repeated += 1
             said.append(f"{name}: this packet was there before")
@@ -297,10 +298,6 @@ class Decrypter:
         described = self._describe(interface, link_type)
         number = self._interfaces[interface, link_type]
         return [described, pcapng.packet(number, timestamp_ns, frame, outwards, comment, missing)]
-
-
-def _name(sender_id: int) -> str:
-    return f"message {sender_id & ~1} {'response' if sender_id & 1 else 'request'}"
 
 
 def _describe(piece: Piece) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smtstack.capture.captured import HOST_SEGMENTS, HOST_SIDE, MAX_PACKET
+from smtstack.capture.captured import HOST_SEGMENTS, HOST_SIDE, MAX_PACKET, Captured
 from smtstack.capture.decode import Decoder
 from smtstack.capture.files import CaptureFile, name_of
 from smtstack.capture.keylog import Keylog
@@ -19,12 +19,18 @@ _MAX_KEYLOG = 1 << 30
 MAX_NAMES = 12
 
 
-def read_into(decoder: Decoder, file: CaptureFile) -> list[str]:
-    """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`."""
+def read_into(decoder: Decoder, file: CaptureFile,
+              on_frame: Callable[[Captured], None] | None = None) -> list[str]:
+    """Feed a capture to a decoder; remarks on the file itself. Raises :class:`ConfigError`.
+
+    ``on_frame`` gets every frame before the decoder does, those of the host side, too.
+    """
     with file.open() as stream, reading(file):
         reader = Reader(stream)
         host_side = 0
         for captured in reader.frames_untrusted():
+            if on_frame is not None:
+                on_frame(captured)
             if captured.interface.endswith(HOST_SIDE):
                 host_side += 1
             else:

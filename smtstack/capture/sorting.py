@@ -35,11 +35,12 @@ class Sorter:
         if profile not in homa.FORMATS:
             raise ConfigError(f"unknown profile {profile!r}; there are {', '.join(homa.FORMATS)}")
         self.own = homa.FORMATS[profile]
-        self._formats = {self.own.protocol if protocol is None else protocol: self.own}
+        #: How packets are read, by IP protocol.
+        self.formats = {self.own.protocol if protocol is None else protocol: self.own}
         if self.own is homa.HOMA and protocol is None:
             # Plain Homa as the kernel module speaks it.
-            self._formats[homa.PROTO_LINUX] = homa.LINUX
-        self._wanted = {*self._formats, *(fmt.protocol for fmt in homa.FORMATS.values())}
+            self.formats[homa.PROTO_LINUX] = homa.LINUX
+        self._wanted = {*self.formats, *(fmt.protocol for fmt in homa.FORMATS.values())}
         self.frames = 0
         #: Frames that are no packets of the profile, by name.
         self.others: Counter[str] = Counter()
@@ -64,7 +65,7 @@ class Sorter:
         look = _look(packet, transport)
         if look:
             self._looks[look] += 1
-        fmt = self._formats.get(protocol)
+        fmt = self.formats.get(protocol)
         if fmt is None:
             self._other(f"IP protocol {protocol}")
             return None
@@ -101,7 +102,7 @@ class Sorter:
         """Why nothing of the capture could be verified, as far as its frames tell; "": they do not."""
         if not self.frames:
             return "the capture holds no packet"
-        numbers = " or ".join(str(number) for number in sorted(self._formats))
+        numbers = " or ".join(str(number) for number in sorted(self.formats))
         absent = f"no packet of profile {self.own.name} (IP protocol {numbers})"
         look = self.looks_like()
         if look == _SMT_NG:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from smtstack.errors import ConfigError
 from smtstack.nic.context import TlsContext
@@ -30,7 +31,7 @@ class NicConfig:
     """Descriptors a TX queue holds."""
     rx_queues: int = 1
     rx_ring_size: int = 4096
-    """Frames a receive queue holds."""
+    """Frames a receive queue holds for the host to take; what comes when it is full is lost."""
     max_contexts: int = 1024
     """TLS contexts that fit the device's memory."""
     tso: bool = True
@@ -40,6 +41,16 @@ class NicConfig:
     rx_checksum: bool = True
     steering: str = "flow"
     """``flow`` or ``message``."""
+
+
+class Watcher(Protocol):
+    """Is told of everything that passes the device."""
+
+    def done(self, queue: int, descriptor: Descriptor, sequence: int, frames: list[bytes]) -> None:
+        """A descriptor was worked off. Its context held record number ``sequence`` before; these frames leave."""
+
+    def arrived(self, frame: bytes) -> None:
+        """A frame comes off the wire."""
 
 
 class SmartNic:
@@ -58,13 +69,20 @@ class SmartNic:
         self.rx_checksum = self.config.rx_checksum
         #: Contexts that may be there at once; a setting can lower it below the hardware's ``max_contexts``.
         self.context_limit = self.config.max_contexts
+        #: Sees all that passes; None: nobody.
+        self.watcher: Watcher | None = None
         self._tx: list[deque[Descriptor]] = [deque() for _ in range(self.config.queues)]
         self._ring_size = self.config.ring_size
-        self._posted = 0
+        #: Descriptors that wait to be worked off.
+        self.posted = 0
         self._next = 0
         self._arbiter = arbiter
         self._rx_queues = self.config.rx_queues
+        self._rx_ring_size = self.config.rx_ring_size
         self._rx: list[deque[bytes]] = [deque() for _ in range(self.config.rx_queues)]
+        #: Frames that wait in the receive rings.
+        self.waiting = 0
+        self._next_rx = 0
         self._steer = steering_named(self.config.steering)
         self._contexts: dict[int, TlsContext] = {}
         self._context_ids = 0
@@ -101,15 +119,6 @@ class SmartNic:
 
     # -- transmit ----------------------------------------------------------------------------------------
 
-    def heads(self) -> list[tuple[int, Descriptor, int]]:
-        """For observers: (queue, its next descriptor, record number that descriptor's context holds or 0)."""
-        out = []
-        for queue, ring in enumerate(self._tx):
-            if ring:
-                context = self._contexts.get(ring[0].context)
-                out.append((queue, ring[0], 0 if context is None else context.sequence))
-        return out
-
     def space(self, queue: int) -> int:
         """Descriptors that still fit the ring of ``queue``."""
         return self.config.ring_size - len(self._tx[queue])
@@ -121,34 +130,42 @@ class SmartNic:
             self.counters.tx_queue_stopped += 1
             return False
         ring.append(descriptor)
-        self._posted += 1
+        self.posted += 1
         return True
 
     def process(self, budget: int = 0) -> list[bytes]:
         """Work off posted descriptors, at most ``budget`` of them (0: all); the frames that leave."""
         out: list[bytes] = []
         rings = self._tx
-        todo = min(budget, self._posted) if budget else self._posted
-        self._posted -= todo
+        todo = min(budget, self.posted) if budget else self.posted
+        self.posted -= todo
+        queue = 0
         ring = rings[0]
         several = len(rings) > 1
+        watcher = self.watcher
+        before = sequence = 0
         for _descriptor in range(todo):
             if several:
                 ready = [i for i, r in enumerate(rings) if r]
-                ring = rings[self._arbiter(ready) if self._arbiter else self._round_robin(ready)]
+                queue = self._arbiter(ready) if self._arbiter else self._round_robin(ready)
+                ring = rings[queue]
             d = ring.popleft()
-            if not isinstance(d, Send):
-                self._resync(d)
-                continue
-            payload = self._encrypt(d) if d.context else d.payload
-            if payload is None:
-                continue
-            mss = d.mss
-            if mss and len(payload) > mss:
-                self._cut(d, payload, out)
+            if watcher is not None:
+                before, sequence = len(out), self._sequence(d)
+            if isinstance(d, Send):
+                payload = self._encrypt(d) if d.context else d.payload
+                mss = d.mss
+                if payload is None:
+                    pass
+                elif mss and len(payload) > mss:
+                    self._cut(d, payload, out)
+                else:
+                    header = _place(d.header, 0) if mss and self.tso_seq else d.header
+                    out.append(d.route.frame(d.tos, d.ip_id, header, payload))
             else:
-                header = _place(d.header, 0) if mss and self.tso_seq else d.header
-                out.append(d.route.frame(d.tos, d.ip_id, header, payload))
+                self._resync(d)
+            if watcher is not None:
+                watcher.done(queue, d, sequence, out[before:])
         self.counters.tx_packets += len(out)
         self.counters.tx_bytes += sum(map(len, out))
         return out
@@ -161,6 +178,11 @@ class SmartNic:
             queue = ready[0]
         self._next = queue + 1
         return queue
+
+    def _sequence(self, descriptor: Descriptor) -> int:
+        """Record number that the descriptor's context holds; 0: it has none."""
+        context = self._contexts.get(descriptor.context)
+        return 0 if context is None else context.sequence
 
     def _resync(self, descriptor: Resync) -> None:
         context = self._contexts.get(descriptor.context)
@@ -200,26 +222,60 @@ class SmartNic:
 
     def receive(self, frame: bytes) -> None:
         """Take a frame from the wire into a receive ring, or drop and count it."""
+        self.arrive([frame])
+
+    def arrive(self, frames: list[bytes]) -> None:
+        """Take frames from the wire into the receive rings, in their order; drop and count what does not fit."""
         counters = self.counters
-        size = len(frame)
-        counters.rx_packets += 1
-        counters.rx_bytes += size
-        if size < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
-            counters.rx_errors += 1
-            return
-        if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
-            counters.rx_csum_bad += 1
-            return
-        ring = self._rx[self._steer(frame, self._rx_queues) if self._rx_queues > 1 else 0]
-        if len(ring) >= self.config.rx_ring_size:
-            counters.rx_dropped += 1
-            return
-        ring.append(frame)
+        watcher = self.watcher
+        ring = self._rx[0]
+        for frame in frames:
+            if watcher is not None:
+                watcher.arrived(frame)
+            size = len(frame)
+            counters.rx_packets += 1
+            counters.rx_bytes += size
+            if size < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
+                counters.rx_errors += 1
+                continue
+            if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
+                counters.rx_csum_bad += 1
+                continue
+            if self._rx_queues > 1:
+                ring = self._rx[self._steer(frame, self._rx_queues)]
+            if len(ring) >= self._rx_ring_size:
+                counters.rx_dropped += 1
+                continue
+            ring.append(frame)
+            self.waiting += 1
 
     def take(self, queue: int = 0) -> bytes | None:
         """The next received frame of a queue."""
         ring = self._rx[queue]
-        return ring.popleft() if ring else None
+        if not ring:
+            return None
+        self.waiting -= 1
+        return ring.popleft()
+
+    def collect(self, limit: int = 0) -> list[bytes]:
+        """Received frames, at most ``limit`` of them (0: all), queue by queue.
+
+        The next call begins with the queue after the last one, so that none waits for ever.
+        """
+        if self._rx_queues == 1 and (not limit or self.waiting <= limit):
+            out = list(self._rx[0])
+            self._rx[0].clear()
+            self.waiting = 0
+            return out
+        todo = min(limit, self.waiting) if limit else self.waiting
+        self.waiting -= todo
+        out = []
+        while len(out) < todo:
+            ring = self._rx[self._next_rx]
+            while ring and len(out) < todo:
+                out.append(ring.popleft())
+            self._next_rx = (self._next_rx + 1) % self._rx_queues
+        return out
 
 
 def _place(header: bytes, offset: int) -> bytes:

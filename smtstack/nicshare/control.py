@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
 
 from smtstack.errors import ConfigError, SmtError
 from smtstack.nic.device import FEATURES
@@ -18,8 +17,8 @@ from smtstack.nicshare.tap import Tap
 class NicControl:
     """Applies settings to a device and its driver. Without a ``port`` there is never anything to do.
 
-    The packet loop sends and receives through :attr:`process`, :attr:`accept`, :attr:`tx` and :attr:`rx`,
-    and looks for others of them after :meth:`attend`.
+    The packet loop sends and receives through :attr:`tx` and :attr:`rx`, and looks for others after
+    :meth:`attend`.
     """
 
     def __init__(self, port: Port | None, driver: NicDriver, seed: int, tx: Impairments | None,
@@ -44,9 +43,6 @@ class NicControl:
         #: Impairments of what leaves and what arrives.
         self.tx = tx
         self.rx = rx
-        #: The device's ``process`` and ``receive``, or the tap's, which call them.
-        self.process: Callable[[], list[bytes]] = self._nic.process
-        self.accept: Callable[[bytes], None] = self._nic.receive
 
     def attend(self, counters: dict[str, int]) -> None:
         """Take new settings, if any, and publish ``counters``."""
@@ -109,14 +105,12 @@ class NicControl:
 
     def _open_tap(self, setting: TapSetting) -> None:
         try:
-            self._tap = Tap(setting.path, self._nic, setting.host_side)
+            self._nic.watcher = self._tap = Tap(setting.path, setting.host_side)
         except (OSError, SmtError):
             self._tap_errors += 1
-            return
-        self.process, self.accept = self._tap.process, self._tap.accept
 
     def _close_tap(self) -> None:
-        self.process, self.accept = self._nic.process, self._nic.receive
+        self._nic.watcher = None
         if self._tap is not None:
             self._tap.close()
             self._tap_errors += self._tap.errors

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from smtstack.capture import pcapng
 from smtstack.errors import ConfigError
-from smtstack.nic.descriptors import Resync, Send
-from smtstack.nic.device import SmartNic
+from smtstack.nic.descriptors import Descriptor, Resync, Send
 
 _WIRE, _HOST = 0, 1
 #: How a record begins that is sealed already (RFC 8446 §5.2).
@@ -46,10 +45,9 @@ def create_tap(path: Path, interface: str, host_side: bool) -> None:
 
 
 class Tap:
-    """One endpoint's recording. Stands between the packet loop and the device; raises OSError when made."""
+    """One endpoint's recording: the device's :class:`~smtstack.nic.device.Watcher`. Raises OSError when made."""
 
-    def __init__(self, path: str, nic: SmartNic, host_side: bool) -> None:
-        self._nic = nic
+    def __init__(self, path: str, host_side: bool) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.close(self._fd)
@@ -62,27 +60,20 @@ class Tap:
         self.errors = 0
         self._host_side = host_side
 
-    def process(self) -> list[bytes]:
-        """What :meth:`SmartNic.process` does, recorded: one descriptor at a time, to see what made each frame."""
-        nic = self._nic
-        out: list[bytes] = []
-        while before := nic.heads():
-            frames = nic.process(1)
-            left = [descriptor for _queue, descriptor, _sequence in nic.heads()]
-            now = time.time_ns()
-            comment = ""
-            for queue, descriptor, sequence in before:
-                if not any(descriptor is other for other in left):
-                    comment = _sealed_by(descriptor)
-                    if self._host_side:
-                        self._posted(queue, descriptor, sequence, now)
-                    break
-            for frame in frames:
-                self._add(pcapng.packet(_WIRE, now, frame, outwards=True, comment=comment))
-            out += frames
-        return out
+    def done(self, queue: int, descriptor: Descriptor, sequence: int, frames: list[bytes]) -> None:
+        """Record what was posted, if that is wanted, and what left."""
+        now = time.time_ns()
+        if self._host_side:
+            self._posted(queue, descriptor, sequence, now)
+        comment = _sealed_by(descriptor)
+        for frame in frames:
+            self._add(pcapng.packet(_WIRE, now, frame, outwards=True, comment=comment))
 
-    def _posted(self, queue: int, descriptor: Send | Resync, sequence: int, now: int) -> None:
+    def arrived(self, frame: bytes) -> None:
+        """Record what came."""
+        self._add(pcapng.packet(_WIRE, time.time_ns(), frame, outwards=False))
+
+    def _posted(self, queue: int, descriptor: Descriptor, sequence: int, now: int) -> None:
         if isinstance(descriptor, Resync):
             self._resyncs[queue] = descriptor
             return
@@ -94,11 +85,6 @@ class Tap:
                 comment += ", RESYNC before"
         frame = descriptor.route.frame(descriptor.tos, descriptor.ip_id, descriptor.header, descriptor.payload)
         self._add(pcapng.packet(_HOST, now, frame, outwards=True, comment=comment))
-
-    def accept(self, frame: bytes) -> None:
-        """What :meth:`SmartNic.receive` does, recorded."""
-        self._add(pcapng.packet(_WIRE, time.time_ns(), frame, outwards=False))
-        self._nic.receive(frame)
 
     def _add(self, block: bytes) -> None:
         self._blocks.append(block)
@@ -128,7 +114,7 @@ class Tap:
         os.close(self._fd)
 
 
-def _sealed_by(descriptor: Send | Resync) -> str:
+def _sealed_by(descriptor: Descriptor) -> str:
     """The comment on the frames a descriptor makes."""
     if not isinstance(descriptor, Send):
         return ""

@@ -15,6 +15,7 @@ from smtstack.nic.driver import ContextPolicy, Neighbours, NicDriver
 from smtstack.nic.impairments import Impairments
 from smtstack.sim.clock import Clock
 from smtstack.sim.link import EgressPort
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event
 from smtstack.transport.params import MAX_MTU, TransportParams
@@ -31,14 +32,14 @@ class SimEndpoint:
     ``on_event(self, event)`` is called for every event at the time it happens, and may send from there.
     """
 
-    __slots__ = ("_clock", "_driver", "_wakes", "_working", "endpoint", "host", "on_event")
+    __slots__ = ("_clock", "_wakes", "_working", "endpoint", "host", "on_event", "stack")
 
-    def __init__(self, host: SimHost, endpoint: Endpoint, driver: NicDriver, on_event: OnEvent | None) -> None:
+    def __init__(self, host: SimHost, stack: Stack, on_event: OnEvent | None) -> None:
         self.host = host
-        self.endpoint = endpoint
+        self.stack = stack
+        self.endpoint = stack.endpoint
         self.on_event = on_event
         self._clock = host.clock
-        self._driver = driver
         #: Times of the wake-ups in the clock's heap, latest first. One is added only if it comes before all
         #: others, so a pacer that wakes every microsecond does not pile up entries for a timer far away.
         self._wakes: list[int] = []
@@ -76,24 +77,14 @@ class SimEndpoint:
         while (event := endpoint.next_event()) is not None:
             if self.on_event is not None:
                 self.on_event(self, event)
-        self._transmit()
+        frames = self.stack.transmit(self._clock.now)
+        if frames:
+            self.host.send(frames)
         self._working = False
         self._arm()
 
-    def _transmit(self) -> None:
-        endpoint, now = self.endpoint, self._clock.now
-        segment = endpoint.poll_transmit(now)
-        if segment is None:
-            return
-        while segment is not None:
-            while not self._driver.transmit(segment):
-                # Its ring is full. The device takes no time to empty it, so the same segment goes next.
-                self.host.run_device()
-            segment = endpoint.poll_transmit(now)
-        self.host.run_device()
-
     def _arm(self) -> None:
-        at = self.endpoint.next_timeout()
+        at = self.stack.next_timeout()
         if at is None:
             return
         at = max(at, self._clock.now + 1)
@@ -104,7 +95,7 @@ class SimEndpoint:
 
     def _wake(self) -> None:
         self._wakes.pop()
-        self.endpoint.handle_timeout(self._clock.now)
+        self.stack.handle_timeout(self._clock.now)
         self.work()
 
 
@@ -142,7 +133,6 @@ class SimHost:
         self._policy = policy
         self._delay = host_delay_ns
         self._drivers: dict[int, NicDriver] = {}
-        self._rx_queues = range(nic.config.rx_queues)
 
     def listen(self, port: int, profile: str, keys: KeyStore, on_event: OnEvent | None = None,
                params: TransportParams | None = None, protocol: int | None = None) -> SimEndpoint:
@@ -150,7 +140,7 @@ class SimHost:
         if port in self.endpoints:
             raise ConfigError(f"{self.name}: port {port} is in use")
         endpoint = Endpoint(self.ip, port, profile, keys, params, protocol)
-        sim = self.endpoints[port] = SimEndpoint(self, endpoint, self.driver(endpoint.protocol), on_event)
+        sim = self.endpoints[port] = SimEndpoint(self, Stack(endpoint, self.driver(endpoint.protocol)), on_event)
         return sim
 
     def driver(self, protocol: int) -> NicDriver:
@@ -161,9 +151,8 @@ class SimHost:
                                                          self._policy)
         return driver
 
-    def run_device(self) -> None:
-        """Let the device work off its descriptors."""
-        frames = self.nic.process()
+    def send(self, frames: list[bytes]) -> None:
+        """Frames leave the device."""
         port = self.port
         if port is None:
             raise ConfigError(f"{self.name} has something to send, but is not connected")
@@ -192,14 +181,13 @@ class SimHost:
                 self._to_nic(got)
 
     def _to_nic(self, frame: bytes) -> None:
-        nic = self.nic
-        nic.receive(frame)
-        for queue in self._rx_queues:
-            while (got := nic.take(queue)) is not None:
-                if self._delay:
-                    self.clock.schedule(self.clock.now + self._delay, self._to_endpoint, got)
-                else:
-                    self._to_endpoint(got)
+        # Its rings never hold more than this: software takes a frame the moment it comes, and is slow afterwards.
+        self.nic.receive(frame)
+        for got in self.nic.collect():
+            if self._delay:
+                self.clock.schedule(self.clock.now + self._delay, self._to_endpoint, got)
+            else:
+                self._to_endpoint(got)
 
     def _to_endpoint(self, frame: bytes) -> None:
         endpoint = None

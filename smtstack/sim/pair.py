@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from smtstack.crypto.keys import KeyStore, demo_keys
 from smtstack.errors import LocalError
-from smtstack.nic.device import NicConfig, SmartNic
-from smtstack.nic.driver import NicDriver
-from smtstack.transport.endpoint import FIRST_CLIENT_PORT, Endpoint
+from smtstack.nic.device import NicConfig
+from smtstack.stack import Stack, make_stack
+from smtstack.transport.endpoint import FIRST_CLIENT_PORT
 from smtstack.transport.events import Event
 from smtstack.transport.params import TransportParams
 
@@ -17,35 +17,10 @@ SERVER_PORT = 2000
 _MACS = {CLIENT_IP: b"\x02\x00\x0a\x00\x00\x01", SERVER_IP: b"\x02\x00\x0a\x00\x00\x02"}
 
 
-class Side:
-    """One end: endpoint, driver, device."""
-
-    __slots__ = ("driver", "endpoint", "nic")
-
-    def __init__(self, ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
-                 nic: NicConfig | None) -> None:
-        self.endpoint = Endpoint(ip, port, profile, keys, params)
-        self.nic = SmartNic(nic)
-        self.driver = NicDriver(self.nic, _MACS[ip], ip, self.endpoint.protocol, _MACS.get)
-
-    def transmit(self, now: int) -> list[bytes]:
-        """Everything the endpoint may send now, as the frames its device makes of it."""
-        poll = self.endpoint.poll_transmit
-        post = self.driver.transmit
-        out: list[bytes] = []
-        while (segment := poll(now)) is not None:
-            while not post(segment):
-                out += self.nic.process()
-        return [*out, *self.nic.process()] if out else self.nic.process()
-
-    def receive(self, frames: list[bytes], now: int) -> None:
-        """Frames from the other side, through the device's receive ring."""
-        nic = self.nic
-        handle = self.endpoint.handle_packet
-        for frame in frames:
-            nic.receive(frame)
-        while (taken := nic.take()) is not None:
-            handle(taken, now)
+def make_side(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
+              nic: NicConfig | None) -> Stack:
+    """One end; ``ip`` is CLIENT_IP or SERVER_IP."""
+    return make_stack(ip, port, profile, keys, params, nic, _MACS[ip], _MACS.get)
 
 
 class MemoryPair:
@@ -56,8 +31,8 @@ class MemoryPair:
         def make() -> KeyStore:
             return keys() if keys else demo_keys(profile)
 
-        self.client = Side(CLIENT_IP, FIRST_CLIENT_PORT, profile, make(), params, nic)
-        self.server = Side(SERVER_IP, SERVER_PORT, profile, make(), params, nic)
+        self.client = make_side(CLIENT_IP, FIRST_CLIENT_PORT, profile, make(), params, nic)
+        self.server = make_side(SERVER_IP, SERVER_PORT, profile, make(), params, nic)
         self.now = 0
 
     def request(self, data: bytes) -> None:
@@ -88,13 +63,13 @@ class MemoryPair:
     def elapse(self, ns: int) -> None:
         """Let this much time pass, and timers act that fall due."""
         self.now += ns
-        for end in (self.client.endpoint, self.server.endpoint):
+        for end in (self.client, self.server):
             deadline = end.next_timeout()
             if deadline is not None and deadline <= self.now:
                 end.handle_timeout(self.now)
 
     def _advance(self) -> None:
-        ends = (self.client.endpoint, self.server.endpoint)
+        ends = (self.client, self.server)
         deadlines = [t for e in ends if (t := e.next_timeout()) is not None]
         if not deadlines:
             raise LocalError("nothing moves and no timer runs")

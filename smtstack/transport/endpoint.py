@@ -2,8 +2,8 @@
 
 Sans-IO. Call :meth:`Endpoint.handle_packet` for every frame the NIC delivers and
 :meth:`Endpoint.handle_timeout` when :meth:`Endpoint.next_timeout` says; after these, and after
-``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` and segments
-with :meth:`Endpoint.poll_transmit` until both return None.
+``send_request``, ``send_reply`` or ``abort``, take events with :meth:`Endpoint.next_event` until it returns
+None, and segments with :meth:`Endpoint.drain`. :class:`smtstack.stack.Stack` does that for an endpoint with a NIC.
 
 Sessions come from the key store at once, or, where that is a
 :class:`~smtstack.transport.negotiation.Negotiator`, by handshakes: requests wait meanwhile.
@@ -12,6 +12,7 @@ Sessions come from the key store at once, or, where that is a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
@@ -29,6 +30,7 @@ from smtstack.transport.recovery import Recovery
 from smtstack.transport.rpc import DEAD, IN_SERVICE, INCOMING, WAITING, Rpc
 from smtstack.transport.segment import Segment
 from smtstack.transport.table import RpcTable
+from smtstack.transport.trace import Trace, TraceSink
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
@@ -61,7 +63,7 @@ class Endpoint:
 
     __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_handshake", "_held",
                  "_key_timers", "_max_length", "_negotiator", "_openings", "_outbox", "_protocol", "_recovery",
-                 "_table", "_tick_ns", "counters", "ip", "params", "port", "profile")
+                 "_table", "_tick_ns", "_trace", "counters", "ip", "params", "port", "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
@@ -89,6 +91,8 @@ class Endpoint:
         self._openings = Openings(self.profile, self._table, self._outbox, self.counters, self._events)
         self._held = self._openings.held
         self._key_timers = self._table.key_timers
+        #: Who is told what happens; None, as nearly always: nobody.
+        self._trace: Trace | None = None
         self._negotiator = keys if isinstance(keys, Negotiator) else None
         if self._negotiator is not None:
             self._negotiator.attach(self)
@@ -97,6 +101,19 @@ class Endpoint:
     def protocol(self) -> int:
         """IP protocol number of what this endpoint sends and takes."""
         return self._protocol
+
+    def trace_to(self, sink: TraceSink | None, clock: Callable[[], int] | None = None) -> None:
+        """From now on ``sink`` is told what happens and why (None: nobody). RPCs under way are not told anew.
+
+        ``clock`` gives the time of events, in the nanoseconds of ``now``; None: as it was told last.
+        """
+        trace = None if sink is None else Trace(sink, self.profile.fmt, clock)
+        self._trace = self._outbox.trace = self._table.trace = self._recovery.trace = self._openings.trace = trace
+
+    @property
+    def trace(self) -> Trace | None:
+        """What a driver of this endpoint tells of it: a full ring."""
+        return self._trace
 
     # -- the application's side --------------------------------------------------------------------------
 
@@ -107,6 +124,8 @@ class Endpoint:
         from elsewhere; :class:`ConfigError` if no key is known for the peer. While a handshake makes the session,
         the RPC waits, with nothing sealed or sent.
         """
+        if self._trace is not None:
+            self._trace.now = now
         table = self._table
         peer = table.peers.get(ip << 16 | port)
         if peer is None or not peer.proven or peer.session.anonymous:
@@ -125,10 +144,12 @@ class Endpoint:
         try:
             rpc.out = self.profile.outgoing(rpc, data)
         except LocalError:
-            table.free(rpc)
+            table.free(rpc, "its message cannot be made")
             raise
         self.counters.requests_sent += 1
         table.timers.arm(rpc, tick + self.params.resend_ticks)
+        if self._trace is not None:
+            self._trace.queued(rpc, rpc.out)
         self._outbox.start(rpc)
         return rpc
 
@@ -146,6 +167,9 @@ class Endpoint:
         rpc.heard_tick = tick
         rpc.resends = 0
         self._table.timers.arm(rpc, tick + self.params.request_ack_ticks)
+        if self._trace is not None:
+            self._trace.now = now
+            self._trace.queued(rpc, out)
         self._outbox.start(rpc)
         return True
 
@@ -155,14 +179,20 @@ class Endpoint:
             return
         if rpc.is_client and rpc.state is not WAITING:
             self._recovery.finished(rpc)
-        self._table.free(rpc)
+        self._table.free(rpc, "aborted")
         if rpc.is_client:
             self.counters.failed += 1
             self._events.append(Failed(rpc, Reason.ABORTED))
 
     def next_event(self) -> Event | None:
         """The next thing the application should know."""
-        return self._events.popleft() if self._events else None
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if self._trace is not None and isinstance(event, Failed):
+            self._trace.failed(event.rpc, f"{event.reason.value}: {event.detail}" if event.detail else
+                               event.reason.value)
+        return event
 
     def _wait(self, ip: int, port: int, data: bytes, cookie: object, now: int) -> Rpc:
         assert self._negotiator is not None
@@ -170,6 +200,8 @@ class Endpoint:
             raise LocalError(f"a message of {len(data)} bytes; 1 to {self.params.max_message_length} "
                              "(max_message_length) are possible")
         rpc, first = self._openings.wait(ip, port, data, cookie)
+        if self._trace is not None:
+            self._trace.waiting(rpc, len(data))
         if first:
             self._negotiator.want(ip, port, now)
         return rpc
@@ -184,6 +216,8 @@ class Endpoint:
         same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
         longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less).
         """
+        if self._trace is not None:
+            self._trace.now = now
         self._openings.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
             for frame in self._held.take(ip << 16 | port):
@@ -192,10 +226,14 @@ class Endpoint:
 
     def refuse(self, ip: int, port: int, detail: str, now: int) -> None:
         """There will be no session with this peer, and ``detail`` says why: RPCs that wait for it fail."""
+        if self._trace is not None:
+            self._trace.now = now
         self._openings.refuse(ip << 16 | port, detail)
 
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
+        if self._trace is not None:
+            self._trace.now = now
         self._openings.end(ip << 16 | port, detail)
 
     def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
@@ -205,19 +243,41 @@ class Endpoint:
     # -- the network's side ------------------------------------------------------------------------------
 
     def poll_transmit(self, now: int) -> Segment | None:
-        """The next segment for the NIC driver, or None."""
+        """The next segment for the NIC driver, or None. For who touches each; :meth:`drain` is for all others."""
         negotiator = self._negotiator
         if negotiator is not None:
             # Before all else: what we seal under a session must not overtake the hello that begins it.
             segment = negotiator.poll_transmit(now)
             if segment is not None:
+                if self._trace is not None:
+                    self._trace.now = now
+                    self._trace.sent(segment)
                 return segment
+        if self._trace is not None:
+            self._trace.now = now
         if self._grants.dirty:
             self._send_grants()
         return self._outbox.poll(now)
 
+    def drain(self, now: int) -> list[Segment]:
+        """All segments for the NIC driver that may go now, in their order: what :meth:`poll_transmit` gives."""
+        out: list[Segment] = []
+        negotiator = self._negotiator
+        if negotiator is not None:
+            while (segment := negotiator.poll_transmit(now)) is not None:
+                if self._trace is not None:
+                    self._trace.now = now
+                    self._trace.sent(segment)
+                out.append(segment)
+        if self._trace is not None:
+            self._trace.now = now
+        if self._grants.dirty:
+            self._send_grants()
+        self._outbox.drain(now, out)
+        return out
+
     def grants_due(self) -> bool:
-        """Whether peers may be waiting for a GRANT that :meth:`poll_transmit` would yield."""
+        """Whether peers may be waiting for a GRANT that :meth:`drain` would yield."""
         return self._grants.dirty
 
     def next_timeout(self) -> int | None:
@@ -232,10 +292,15 @@ class Endpoint:
             tick = _earlier(tick, self._key_timers.next_tick())
         if self._held.frames:
             tick = _earlier(tick, self._held.next_tick())
-        return wake if tick is None else _earlier(wake, tick * self._tick_ns)
+        if tick is None:
+            return wake
+        due = tick * self._tick_ns
+        return due if wake is None or due < wake else wake
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""
+        if self._trace is not None:
+            self._trace.now = now
         tick = now // self._tick_ns
         for rpc in self._table.timers.due(tick):
             if rpc.state is not DEAD:
@@ -281,6 +346,9 @@ class Endpoint:
         if protocol != self._protocol or dport != self.port or dst != self.ip:
             counters.wrong_address += 1
             return
+        if self._trace is not None:
+            self._trace.now = now
+            self._trace.received(frame)
         if flags & self._handshake:
             self._to_negotiator(frame, now)
             return
@@ -390,6 +458,8 @@ class Endpoint:
         if inm.auth_failures != failures:
             counters.records_failed += inm.auth_failures - failures
             self._recovery.discarded(rpc, inm, tick)
+        if self._trace is not None:
+            self._trace.opened(rpc, inm)
         if inm.truncated and not was_truncated:
             counters.truncated += 1
         for client_id, client_port, server_port in inm.acks:
@@ -399,7 +469,7 @@ class Endpoint:
             inm.acks = []
             self._grants.touch(rpc)
             if not self._table.charge(rpc):
-                self._table.free(rpc)
+                self._table.free(rpc, "no memory for its message")
                 if rpc.is_client:
                     counters.failed += 1
                     self._events.append(Failed(rpc, Reason.NO_MEMORY))
@@ -422,16 +492,20 @@ class Endpoint:
         peer.heard_tick = peer.host.heard_tick = tick
         if len(data) > peer.max_message:
             self.counters.too_long += 1
-            self._table.free(rpc)
+            self._table.free(rpc, "its request is too long")
             return
         rpc.move(states.COMPLETE)
         self.counters.requests_delivered += 1
+        if self._trace is not None:
+            self._trace.delivered(rpc, len(data))
         self._events.append(Request(rpc, data))
 
     def _finish_response(self, rpc: Rpc, data: bytes, tick: int) -> None:
         rpc.move(states.COMPLETE)
+        if self._trace is not None and len(data) <= rpc.peer.max_message:
+            self._trace.delivered(rpc, len(data))
         self._recovery.finished(rpc)
-        self._table.free(rpc)
+        self._table.free(rpc, "its response is here")
         peer = rpc.peer
         peer.heard_tick = peer.host.heard_tick = tick
         if not rpc.keys.proven:
@@ -476,6 +550,9 @@ class Endpoint:
         if protocol != self._protocol or dport != self.port or dst != self.ip:
             counters.wrong_address += 1
             return
+        if self._trace is not None:
+            self._trace.now = now
+            self._trace.received(frame)
         if frame[_FLAGS_AT] & self._handshake:
             self._to_negotiator(frame, now)
             return
@@ -505,6 +582,8 @@ class Endpoint:
         for grant in self._grants.decide():
             rpc = grant.rpc
             self.counters.grants_sent += 1
+            if self._trace is not None:
+                self._trace.grants(rpc, grant.offset)
             self._outbox.control(rpc.peer, homa.Grant(self.port, rpc.peer.port, rpc.id, grant.offset,
                                                       grant.priority, rpc.keys.epoch & 0xFF))
 

@@ -22,12 +22,13 @@ from smtstack.transport.peers import Peer
 from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.table import RpcTable
+from smtstack.transport.trace import Trace
 
 
 class Openings:
     """One endpoint's."""
 
-    __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held")
+    __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held", "trace")
 
     def __init__(self, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
                  events: deque[Event]) -> None:
@@ -37,6 +38,8 @@ class Openings:
         self._counters = counters
         self._events = events
         self.held = HeldFrames(profile.params, counters)
+        #: Who is told that a message no longer waits for a session.
+        self.trace: Trace | None = None
 
     def wait(self, ip: int, port: int, data: bytes, cookie: object) -> tuple[Rpc, bool]:
         """A request to a peer that is not ready; True: the first, so somebody has to make a session."""
@@ -67,7 +70,7 @@ class Openings:
         if peer.early and peer.session is not session:
             # What was sent under the other may have been executed: it must not be sent again.
             for rpc in list(peer.rpcs.values()):
-                table.free(rpc)
+                table.free(rpc, "its session is over")
                 self._fail([rpc], Reason.SESSION_ENDED, "another took its place")
             peer.session.end()
             peer.acks.clear()
@@ -99,10 +102,12 @@ class Openings:
             self._table.begin(rpc, tick)
             rpc.out = self._profile.outgoing(rpc, data)
         except LocalError as e:
-            self._table.free(rpc)
+            self._table.free(rpc, "its message cannot be made")
             self._fail([rpc], Reason.NOT_SENT, str(e))
             return
         self._counters.requests_sent += 1
+        if self.trace is not None:
+            self.trace.queued(rpc, rpc.out)
         self._outbox.start(rpc)
 
     def refuse(self, key: int, detail: str) -> None:

@@ -11,6 +11,7 @@ from smtstack.transport.params import PACKET_HEADERS, TransportParams
 from smtstack.transport.peers import Peer
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
+from smtstack.transport.trace import GRANT, Trace
 from smtstack.wire import homa, ipv4
 
 _CONTROL_TOS_SHIFT = 5
@@ -21,7 +22,7 @@ class Outbox:
     """Builds segments and says which goes next."""
 
     __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_port", "_ready", "_throttle",
-                 "pacer")
+                 "pacer", "trace")
 
     def __init__(self, port: int, fmt: homa.WireFormat, params: TransportParams, counters: Counters) -> None:
         self._port = port
@@ -34,6 +35,8 @@ class Outbox:
         #: Retransmissions: before new data, but at the pace of the link.
         self._paced: deque[Segment] = deque()
         self.pacer = Pacer(params)
+        #: Who is told what waits and what goes.
+        self.trace: Trace | None = None
 
     def control(self, peer: Peer, packet: homa.Control, trailer: bytes = b"") -> None:
         """Queue a control packet (and a trailer: the proof of an ACK), at the highest priority."""
@@ -49,6 +52,8 @@ class Outbox:
             self._ready.append(self._segment(rpc, out, 0))
         elif out.sendable():
             self.pacer.push(rpc, out.remaining())
+        elif self.trace is not None and out.sent < out.count:
+            self.trace.blocked(rpc, GRANT)
 
     def _segment(self, rpc: Rpc, out: OutMessage, index: int) -> Segment:
         peer = rpc.peer
@@ -100,24 +105,47 @@ class Outbox:
 
     def poll(self, now: int) -> Segment | None:
         """The segment to hand to the driver now, or None: nothing, or the pacer says wait."""
+        out: list[Segment] = []
+        self.drain(now, out, 1)
+        return out[0] if out else None
+
+    def drain(self, now: int, out: list[Segment], limit: int = 0) -> None:
+        """Append what :meth:`poll` gives until it gives nothing, or until ``out`` holds ``limit`` (0: all)."""
         pacer = self.pacer
         ready = self._ready
-        if ready:
+        while ready:
             segment = ready.popleft()
-            out = segment.message
-            if out is None:
+            message = segment.message
+            if message is None:
                 size = len(segment.payload or b"")
             else:
                 # One packet: its length is the message's, but for the record of profile linux.
-                size = out.length if self._extended else out.wire_size(0)
+                size = message.length if self._extended else message.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
-            return segment
-        if not (pacer.heap or self._paced) or now < pacer.ready_at():
-            return None
+            if self.trace is not None:
+                self.trace.sent(segment)
+            out.append(segment)
+            if len(out) == limit:
+                return
+        while (self._paced or pacer.heap) and now >= pacer.ready_at():
+            paced = self._next_paced(now)
+            if paced is None:
+                return
+            out.append(paced)
+            if len(out) == limit:
+                return
+        if self.trace is not None:
+            self.trace.paced(pacer)
+
+    def _next_paced(self, now: int) -> Segment | None:
+        """What goes next at the pace of the link."""
+        pacer = self.pacer
         if self._paced:
             segment = self._paced.popleft()
             payload = segment.payload
             pacer.account(PACKET_HEADERS + (len(payload) if payload else 0), 1, now)
+            if self.trace is not None:
+                self.trace.sent(segment)
             return segment
         rpc = pacer.pop()
         while rpc is not None and (rpc.out is None or not rpc.out.sendable()):
@@ -133,8 +161,12 @@ class Outbox:
         packets = -(-size // out.mss)
         pacer.account(size + packets * PACKET_HEADERS, packets, now)
         pacer.sent(size)
+        if self.trace is not None:
+            self.trace.sent(segment)
         if out.sendable():
             pacer.push(rpc, out.remaining())
+        elif self.trace is not None and out.sent < out.count:
+            self.trace.blocked(rpc, GRANT)
         return segment
 
     def wake_at(self) -> int | None:

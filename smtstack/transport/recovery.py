@@ -20,6 +20,7 @@ from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import DEAD, IN_SERVICE, OUTGOING, Rpc
 from smtstack.transport.table import RpcTable
+from smtstack.transport.trace import Trace
 from smtstack.wire import homa
 
 #: What is asked for when nothing of a message is there (homa_timer.c:homa_check_rpc asks for 100 bytes).
@@ -37,7 +38,7 @@ _NEVER = 1 << 60
 class Recovery:
     """Reacts to control packets and to silence."""
 
-    __slots__ = ("_counters", "_failed", "_outbox", "_p", "_port", "_profile", "_table")
+    __slots__ = ("_counters", "_failed", "_outbox", "_p", "_port", "_profile", "_table", "trace")
 
     def __init__(self, port: int, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
                  failed: list[Failed]) -> None:
@@ -49,6 +50,8 @@ class Recovery:
         self._counters = counters
         #: RPCs of ours that failed, for the endpoint to report.
         self._failed = failed
+        #: Who is told of doubts and of what is sent again.
+        self.trace: Trace | None = None
 
     # -- packets -----------------------------------------------------------------------------------------
 
@@ -90,6 +93,8 @@ class Recovery:
         offset = min(packet.offset, out.length)
         if offset > out.granted:
             out.granted = offset
+            if self.trace is not None:
+                self.trace.was_granted(rpc, out)
             self._alive(rpc, tick)
             self._outbox.start(rpc)
 
@@ -109,10 +114,14 @@ class Recovery:
         if stop > out.granted:
             # Asking for bytes allows them: the GRANT for them was lost.
             out.granted = stop
+            if self.trace is not None:
+                self.trace.was_granted(rpc, out)
             self._outbox.start(rpc)
         again = 0
         if packet.length:
             again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority, tick)
+            if again and self.trace is not None:
+                self.trace.resent(rpc, packet.offset, stop, again, "RESEND")
         if not again and (out.sendable() or not packet.length):
             # Otherwise all is sent that was asked for and BUSY would be a lie: whoever waits for bytes past
             # the end of a message must not be kept waiting.
@@ -139,7 +148,7 @@ class Recovery:
         if inm is None or inm.news_for_busy() or not missing:
             self._busy(rpc)
         if missing:
-            self._ask_again(rpc, missing, tick)
+            self._ask_again(rpc, missing, tick, "the peer asked for the response")
 
     def _busy(self, rpc: Rpc) -> None:
         self._counters.busy_sent += 1
@@ -151,7 +160,7 @@ class Recovery:
             # It did know the RPC.
             return
         if rpc.move(states.UNKNOWN) is states.DEAD:
-            self._table.free(rpc)
+            self._table.free(rpc, "the peer does not know it")
             return
         out = rpc.out
         # Once an interval at the most: UNKNOWNs, forged or many of one kind, must not multiply our traffic.
@@ -159,7 +168,10 @@ class Recovery:
             rpc.resent_tick = tick
             if rpc.inm is not None:
                 self._table.drop_incoming(rpc)
-            self._outbox.retransmit(rpc, 0, out.sent_end(), rpc.peer.host.unscheduled_priority(out.length), tick)
+            again = self._outbox.retransmit(rpc, 0, out.sent_end(),
+                                            rpc.peer.host.unscheduled_priority(out.length), tick)
+            if again and self.trace is not None:
+                self.trace.resent(rpc, 0, out.sent_end(), again, "UNKNOWN")
 
     def _on_cutoffs(self, host: Host, packet: homa.Cutoffs) -> None:
         host.cutoffs = (INT_MAX, *packet.cutoffs[1:])
@@ -205,7 +217,7 @@ class Recovery:
         rpc = peer.rpcs.get(client_id ^ 1 | epoch << 64)
         if rpc is not None and not rpc.is_client:
             rpc.move(states.ACK)
-            self._table.free(rpc)
+            self._table.free(rpc, "acknowledged")
 
     # -- acknowledging our own ---------------------------------------------------------------------------
 
@@ -239,12 +251,17 @@ class Recovery:
 
     # -- silence -----------------------------------------------------------------------------------------
 
-    def _ask_again(self, rpc: Rpc, ranges: list[tuple[int, int]], tick: int) -> None:
-        """RESEND for these (offset, length) ranges, unless the last was less than an interval ago."""
+    def _ask_again(self, rpc: Rpc, ranges: list[tuple[int, int]], tick: int, why: str) -> None:
+        """RESEND for these (offset, length) ranges, unless the last was less than an interval ago.
+
+        ``why`` is for a trace.
+        """
         if tick - rpc.resend_tick < self._gap(rpc):
             return
         rpc.resend_tick = tick
         rpc.resends += 1
+        if self.trace is not None:
+            self.trace.doubted(rpc, ranges[:MAX_RESEND_RANGES], why)
         peer = rpc.peer
         priority = self._p.num_priorities - 1
         for offset, length in ranges[:MAX_RESEND_RANGES]:
@@ -261,7 +278,7 @@ class Recovery:
 
     def discarded(self, rpc: Rpc, inm: InMessage, tick: int) -> None:
         """Records of ``rpc`` did not authenticate: ask for their bytes at once, if we did not just ask."""
-        self._ask_again(rpc, inm.discarded, tick)
+        self._ask_again(rpc, inm.discarded, tick, "not authentic")
         inm.discarded = []
 
     def check(self, rpc: Rpc, tick: int) -> None:
@@ -300,9 +317,9 @@ class Recovery:
             self._need_ack(rpc, tick)
         elif replied:
             # The rest waits for grants. Nothing is missing here: the client says BUSY if it lives.
-            self._ask_again(rpc, [(0, 0)], tick)
+            self._ask_again(rpc, [(0, 0)], tick, "silence while the response waits for grants")
         else:
-            self._ask_again(rpc, missing, tick)
+            self._ask_again(rpc, missing, tick, "silence")
         if rpc.state is not DEAD:
             self._table.timers.arm(rpc, min(tick + self._gap(rpc), self._end(rpc)))
 
@@ -331,6 +348,8 @@ class Recovery:
     def _need_ack(self, rpc: Rpc, tick: int) -> None:
         rpc.resend_tick = tick
         rpc.resends += 1
+        if self.trace is not None:
+            self.trace.unacknowledged(rpc)
         self._table.keep(rpc)
         peer = rpc.peer
         self._counters.need_acks_sent += 1
@@ -338,7 +357,7 @@ class Recovery:
 
     def _give_up(self, rpc: Rpc, tick: int) -> None:
         self._counters.timeouts += 1
-        self._table.free(rpc)
+        self._table.free(rpc, "given up after silence")
         if rpc.is_client:
             self._counters.failed += 1
             silent = tick - rpc.peer.host.heard_tick >= self._p.silence_ticks

@@ -12,8 +12,12 @@ server   IN_SERVICE application replies      OUTGOING
 server   OUTGOING   acknowledged             DEAD
 client   INCOMING   server does not know it  OUTGOING
 server   INCOMING   client does not know it  DEAD
+server   INCOMING   acknowledged             DEAD
+server   IN_SERVICE acknowledged             DEAD
 any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
 ======== ========== ======================== ==========
+
+What else may happen leaves an RPC where it is. docs/img/rpc.svg is drawn from :data:`CLIENT` and :data:`SERVER`.
 
 A WAITING RPC has no id, no keys and no timer; nothing of it was sealed or sent, so no packet can concern it.
 """

@@ -11,6 +11,7 @@ from smtstack.transport.peers import Host, Opening, Peer
 from smtstack.transport.profile import Profile
 from smtstack.transport.rpc import DEAD, INCOMING, SESSION, UNKNOWN, WAITING, Rpc
 from smtstack.transport.timers import KeyTimers, TimerTable
+from smtstack.transport.trace import Trace
 from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
 
@@ -24,7 +25,7 @@ class RpcTable:
 
     __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_kept_bytes", "_keys",
                  "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
-                 "opening", "peers", "timers")
+                 "opening", "peers", "timers", "trace")
 
     def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
         params = profile.params
@@ -54,6 +55,8 @@ class RpcTable:
         self.timers = TimerTable()
         self.key_timers = KeyTimers()
         self.grants = GrantScheduler(params)
+        #: Who is told what ends, and why.
+        self.trace: Trace | None = None
 
     # -- peers -------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class RpcTable:
 
     def _forget(self, peer: Peer) -> None:
         for rpc in list(peer.rpcs.values()):
-            self.free(rpc)
+            self.free(rpc, "its session is over")
         key = peer.host.ip << 16 | peer.port
         del self.peers[key]
         self._unproven.pop(key, None)
@@ -131,7 +134,7 @@ class RpcTable:
         opening = self.opening[key]
         ours = [*opening.peer.rpcs.values(), *opening.waiting]
         for rpc in ours:
-            self.free(rpc)
+            self.free(rpc, "there is no session")
         del self.opening[key]
         self._leave_host(opening.peer)
         return ours
@@ -199,16 +202,20 @@ class RpcTable:
             self.doubt(rpc)
         return rpc
 
-    def free(self, rpc: Rpc) -> None:
-        """``rpc`` is over: nothing of it stays."""
+    def free(self, rpc: Rpc, why: str) -> None:
+        """``rpc`` is over: nothing of it stays. ``why`` is for a trace."""
         peer = rpc.peer
         if peer.rpcs.pop(rpc.key, None) is None:
             if rpc.state is WAITING:
+                if self.trace is not None:
+                    self.trace.freed(rpc, why)
                 rpc.state = DEAD
                 opening = self.opening.get(peer.host.ip << 16 | peer.port)
                 if opening is not None:
                     opening.waiting.pop(rpc, None)
             return
+        if self.trace is not None:
+            self.trace.freed(rpc, why)
         rpc.state = DEAD
         # Its timer lets go, or whoever sleeps until the next one would be woken for nothing.
         rpc.armed_tick = -1
@@ -252,7 +259,7 @@ class RpcTable:
         if victim is None:
             return False
         self._counters.responses_dropped += 1
-        self.free(victim)
+        self.free(victim, "its response makes room for others")
         return True
 
     def _unkeep(self, rpc: Rpc) -> None:
@@ -306,7 +313,7 @@ class RpcTable:
             return False
         self._counters.evicted += 1
         if not victim.is_client:
-            self.free(victim)
+            self.free(victim, "it makes room for others")
             return True
         # Our own request is not at fault if somebody forges its response.
         if victim.inm is not None:

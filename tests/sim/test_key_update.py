@@ -21,15 +21,15 @@ from smtstack.crypto import tls13
 from smtstack.crypto.epochs import EPOCHS_AHEAD, SessionParams, SmtSession
 from smtstack.crypto.keys import DEMO_SECRET, Endpoints, TrafficSecrets, demo_keys
 from smtstack.nic.device import NicConfig
-from smtstack.nic.driver import ContextPolicy
 from smtstack.nic.impairments import ImpairmentRates, Impairments
+from smtstack.stack import Stack
 from smtstack.transport.events import Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire import homa
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT
 from tests.fake_negotiator import Fake
-from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Side
+from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, make_side
 
 RECORDS = int(os.environ.get("SMTNET_RECORDS", "60000"))
 UPDATES = 20
@@ -65,8 +65,7 @@ class Load:
         params = SessionParams(key_update_records=update_records)
         config = NicConfig(tls_hw_tx_offload=offload)
         ends = {True: (CLIENT, CLIENT_PORT), False: (SERVER, SERVER_PORT)}
-        policy = ContextPolicy.PER_QUEUE
-        self.sides = {end: Side(*who, "smt", demo_keys("smt", params), PARAMS, config, policy, None)
+        self.sides = {end: make_side(*who, "smt", demo_keys("smt", params), PARAMS, config)
                       for end, who in ends.items()}
         self.paths = {True: Impairments(RATES, 1), False: Impairments(RATES, 2)}
         self.capture = capture
@@ -91,8 +90,8 @@ class Load:
     def flush(self, end: bool) -> None:
         """Everything this side may send."""
         side = self.sides[end]
-        while side.post(self.now):
-            for frame in side.nic.process():
+        while frames := side.transmit(self.now):
+            for frame in frames:
                 self.frames += 1
                 self.records += frame[TYPE_AT] == homa.DATA and not frame[RETRANSMIT_AT]
                 self.capture.write(self.now, frame)
@@ -231,10 +230,10 @@ def test_workers_of_one_port_follow(workers, update_records):
     back = Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT)
     params = SessionParams(key_update_records=update_records, late_ticks=100)
 
-    def side(who: tuple[int, int], ends: Endpoints) -> Side:
+    def side(who: tuple[int, int], ends: Endpoints) -> Stack:
         # Nothing waits for the pacer: time goes in steps here.
         unpaced = TransportParams(max_nic_queue_ns=10**12)
-        made = Side(*who, "smt", Fake(), unpaced, None, ContextPolicy.PER_QUEUE, None)
+        made = make_side(*who, "smt", Fake(), unpaced)
         session = SmtSession(TrafficSecrets(DEMO_SECRET, ends, params.cipher).keys, params)
         session.may_ask = made_by_client = ends is ENDS
         peer = (SERVER, SERVER_PORT) if made_by_client else (CLIENT, CLIENT_PORT)
@@ -249,16 +248,14 @@ def test_workers_of_one_port_follow(workers, update_records):
         while len(asked) - answered - failed < 12 and len(asked) < 3000:
             data = content(len(asked), len(asked) % 40)
             asked[client.endpoint.send_request(SERVER, SERVER_PORT, data, now)] = data
-        client.post(now)
-        for frame in client.nic.process():
+        for frame in client.transmit(now):
             if rng.random() > 0.02:
                 servers[int.from_bytes(frame[54:62], "big") // 2 % workers].endpoint.handle_packet(frame, now)
         for server in servers:
             while (event := server.endpoint.next_event()) is not None:
                 assert isinstance(event, Request)
                 server.endpoint.send_reply(event.rpc, answer(event.data), now)
-            server.post(now)
-            for frame in server.nic.process():
+            for frame in server.transmit(now):
                 if rng.random() > 0.02:
                     client.endpoint.handle_packet(frame, now)
         while (event := client.endpoint.next_event()) is not None:

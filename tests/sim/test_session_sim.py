@@ -12,7 +12,7 @@ from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.session.established import MODES
 from smtstack.session.manager import Role
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Failed, Reason, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import FLAGS_AT, TRANSPORT_OFFSET, is_handshake
@@ -203,7 +203,7 @@ def restart(rig, hosts: Hosts, server: bool) -> None:
     """One end forgets everything but what is on its disk."""
     manager = hosts.server_manager() if server else hosts.client_manager()
     old = rig.server if server else rig.client
-    fresh = Side(SERVER_IP if server else CLIENT_IP, old.endpoint.port, "smt", manager, PATIENT, None)
+    fresh = make_side(SERVER_IP if server else CLIENT_IP, old.endpoint.port, "smt", manager, PATIENT, None)
     if server:
         rig.server = fresh
         rig.managers = rig.managers[0], manager
@@ -333,7 +333,7 @@ class Workers:
 
         self.managers = [hosts.server_manager(role=Role.LEADER, share=share),
                          hosts.server_manager(role=Role.FOLLOWER), hosts.server_manager(role=Role.FOLLOWER)]
-        self.sides = [Side(SERVER_IP, SERVER_PORT, "smt", m, PATIENT, None) for m in self.managers]
+        self.sides = [make_side(SERVER_IP, SERVER_PORT, "smt", m, PATIENT, None) for m in self.managers]
         self.served = [0, 0, 0]
 
     @staticmethod
@@ -432,7 +432,7 @@ def test_a_worker_that_does_not_keep_up_means_no_session():
     hosts = Hosts("mtls")
     rig = hosts.rig()
     manager = hosts.server_manager(role=Role.LEADER, share=lambda message: False)
-    rig.server = Side(SERVER_IP, SERVER_PORT, "smt", manager, replace(PATIENT), None)
+    rig.server = make_side(SERVER_IP, SERVER_PORT, "smt", manager, replace(PATIENT), None)
     rpc = rig.request(b"?")
     rig.run()
     assert "(busy): a worker of this server does not keep up" in rig.failure(rpc).detail

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smtstack.crypto.epochs import SessionParams
 from smtstack.crypto.keys import PairKeys, demo_keys
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire import frame as wire_frame
@@ -63,7 +63,7 @@ def test_replays_are_never_delivered(profile: str) -> None:
     assert rig.server.endpoint.counters.replays > 0
     rig.assert_empty()
     # Control: a server that forgot everything but its keys does deliver the recording.
-    fresh = Side(SERVER_IP, SERVER_PORT, profile, demo_keys(profile), None, None)
+    fresh = make_side(SERVER_IP, SERVER_PORT, profile, demo_keys(profile), None, None)
     fresh.receive([f for from_client, f in rig.sent_frames if from_client], rig.now)
     events = 0
     while (event := fresh.endpoint.next_event()) is not None:

@@ -20,7 +20,7 @@ from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, LinuxKeys, PairKeys, demo_keys, linux_keys
 from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import SEGMENT_HEADER
 from smtstack.transport.params import TransportParams
@@ -53,8 +53,8 @@ def talk(profile: str, sizes: tuple[int, ...] = SIZES, *, seed: int = 0, loss: f
     """Requests of these sizes, three at a time, each answered by its reverse and a byte more."""
     out = Talk()
     rng = random.Random(seed)
-    client = Side(CLIENT_IP, port, profile, store or demo_keys(profile), params, nic)
-    server = Side(SERVER_IP, SERVER_PORT, profile, store or demo_keys(profile), params, nic)
+    client = make_side(CLIENT_IP, port, profile, store or demo_keys(profile), params, nic)
+    server = make_side(SERVER_IP, SERVER_PORT, profile, store or demo_keys(profile), params, nic)
     flying: list[tuple[int, int, int, bytes]] = []
     number = count()
     now = 1

@@ -58,6 +58,7 @@ class Engine:
     ip, port, protocol = 1, 2, 146
     params = TransportParams()
     counters = Counters()
+    trace = None
 
     def __init__(self, segments: list[Segment] | None = None) -> None:
         self.segments = segments or []
@@ -67,8 +68,9 @@ class Engine:
     def handle_packet(self, _frame: bytes, _now: int) -> None:
         self.handled += 1
 
-    def poll_transmit(self, _now: int) -> Segment | None:
-        return self.segments.pop(0) if self.segments else None
+    def drain(self, _now: int) -> list[Segment]:
+        segments, self.segments = self.segments, []
+        return segments
 
     def next_timeout(self) -> int | None:
         return 1
@@ -104,7 +106,7 @@ def test_while_frames_keep_coming_timers_are_looked_at_once_a_tick():
 def test_after_a_stall_what_waits_is_taken_before_timers_judge_silence():
     engine, wire = Engine(), Wire(20 * RECEIVE_BATCH + 1)
     packets = make(engine, wire)
-    while wire.waiting:
+    while engine.handled < 20 * RECEIVE_BATCH + 1:
         assert engine.fired == 0
         assert packets.step()
     assert engine.fired == 1
@@ -112,11 +114,32 @@ def test_after_a_stall_what_waits_is_taken_before_timers_judge_silence():
 
 def test_a_flood_does_not_keep_timers_from_firing():
     engine, wire = Engine(), Wire(3 * MAX_BACKLOG)
-    packets = make(engine, wire)
-    while wire.waiting:
+    packets = make(engine, wire, NicConfig(rx_ring_size=3 * MAX_BACKLOG))
+    while wire.waiting or packets.nic.waiting:
         assert packets.step()
     assert engine.handled == 3 * MAX_BACKLOG
     assert engine.fired >= 2
+
+
+@pytest.mark.parametrize("rx_queues", [1, 3])
+def test_what_comes_while_the_host_is_away_waits_in_the_ring_or_is_lost(rx_queues):
+    engine, wire = Engine(), Wire(1000)
+    packets = make(engine, wire, NicConfig(rx_ring_size=200, rx_queues=rx_queues))
+    assert packets.step()
+    # The device had it all; the endpoint has a batch. All are of one flow, so one ring took what there is.
+    assert (wire.waiting, engine.handled, packets.nic.waiting) == (0, RECEIVE_BATCH, 200 - RECEIVE_BATCH)
+    assert packets.nic.counters.rx_dropped == 800
+    while packets.nic.waiting:
+        assert packets.next_wake() == 0
+        assert packets.step()
+    assert engine.handled == 200
+    assert not wire.waits
+    # What comes in time is not lost.
+    for _turn in range(10):
+        wire.waiting = 200
+        while wire.waiting or packets.nic.waiting:
+            packets.step()
+    assert (engine.handled, packets.nic.counters.rx_dropped) == (2200, 800)
 
 
 def test_with_nothing_to_receive_timers_fire_at_once():

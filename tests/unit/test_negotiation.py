@@ -262,8 +262,7 @@ def test_strangers_displace_frames_but_leave_no_state():
     ends = Ends(TransportParams(max_held_bytes=100_000))
     ends.install(True)
     ends.ask(b"x")
-    ends.client.post(0)
-    frame, = ends.client.nic.process()
+    frame, = ends.client.transmit(0)
     rng = Random(1)
     for _ in range(2000):
         forged = frame[:26] + rng.randbytes(4) + frame[30:34] + rng.randbytes(2) + frame[36:]
@@ -284,8 +283,7 @@ def flagged(frame: bytes) -> bytes:
 def test_flagged_frames_are_the_negotiators_and_nobody_elses(kind):
     source = Ends(keys=PlainKeys, profile="homa")
     source.ask(b"plain")
-    source.client.post(0)
-    frame, = source.client.nic.process()
+    frame, = source.client.transmit(0)
     if kind != homa.DATA:
         packet = (homa.Resend(CLIENT_PORT, SERVER_PORT, 2, 0, 100, 7) if kind == homa.RESEND else
                   homa.Ack(CLIENT_PORT, SERVER_PORT, 2, (), 0, bytes(16)))

@@ -82,8 +82,7 @@ def requests(pair: Pair) -> list[Request]:
 def test_replayed_packets_deliver_nothing_and_forged_ones_block_nothing():
     pair = Pair()
     rpc = pair.client.endpoint.send_request(SERVER, SERVER_PORT, pattern(5000), 0)
-    pair.client.post(0)
-    genuine = pair.client.nic.process()
+    genuine = pair.client.transmit(0)
     for frame in genuine:
         pair.deliver(frame, pair.server)
     (request,) = requests(pair)

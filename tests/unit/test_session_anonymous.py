@@ -6,13 +6,10 @@ import dataclasses
 
 import pytest
 
-from smtstack.nic.device import SmartNic
-from smtstack.nic.driver import NicDriver
 from smtstack.session.config import SessionConfig
 from smtstack.session.identity import Identity
 from smtstack.session.manager import SessionManager
-from smtstack.sim.pair import SERVER_IP, SERVER_PORT
-from smtstack.transport.endpoint import Endpoint
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Event, Failed, Request, Response
 from tests.certificates import Authority
 from tests.handshakes import CLIENT_ID, SERVER_ID, Hosts, SessionRig, known, to_client, to_server
@@ -30,24 +27,20 @@ class Impostor:
                                "mtls" if identity else "tls")
         manager = SessionManager(config, rig.hosts.clock)
         self._rig = rig
-        self.endpoint = Endpoint(SERVER_IP, SERVER_PORT, "smt", manager)
-        self._nic = SmartNic()
-        self._driver = NicDriver(self._nic, bytes(6), SERVER_IP, 146, lambda _ip: bytes(6))
+        self._stack = make_side(SERVER_IP, SERVER_PORT, "smt", manager, None, None)
+        self.endpoint = self._stack.endpoint
         self.events: list[Event] = []
 
     def run(self) -> list[Event]:
         """It alone talks to the client; the client's events."""
         rig, seen = self._rig, []
         while True:
-            while (segment := self.endpoint.poll_transmit(rig.now)) is not None:
-                assert self._driver.transmit(segment)
-            frames = self._nic.process()
+            frames = self._stack.transmit(rig.now)
             rig.client.receive(frames, rig.now)
             while (event := rig.client.endpoint.next_event()) is not None:
                 seen.append(event)
             back = rig.client.transmit(rig.now)
-            for frame in back:
-                self.endpoint.handle_packet(frame, rig.now)
+            self._stack.receive(back, rig.now)
             while (own := self.endpoint.next_event()) is not None:
                 self.events.append(own)
             if not frames and not back:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.nic.device import SmartNic
-from smtstack.nic.driver import NicDriver
+from smtstack.crypto.keys import demo_keys
 from smtstack.session import plane
 from smtstack.session.established import MODES
 from smtstack.session.flights import Flight, Kind, Refusal, refused
@@ -20,8 +19,8 @@ from smtstack.session.manager import SessionManager
 from smtstack.session.offer import Offer
 from smtstack.session.plane import Plane
 from smtstack.session.tls import TlsClient
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
-from smtstack.transport.endpoint import Endpoint
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
+from smtstack.stack import Stack, make_stack
 from smtstack.transport.events import Request
 from smtstack.transport.params import TransportParams
 from smtstack.wire.frame import is_handshake
@@ -34,15 +33,14 @@ class Forger:
 
     def __init__(self, ip: int, port: int) -> None:
         self.plane = Plane(ip, port, TransportParams(), 1_000_000_000)
-        self._nic = SmartNic()
-        self._driver = NicDriver(self._nic, bytes(6), ip, 146, lambda _ip: bytes(6))
+        self._stack = make_stack(ip, port, "homa", demo_keys("homa"), None, None, bytes(6), lambda _ip: bytes(6))
 
     def ask(self, flight: Flight, now: int = 0) -> list[bytes]:
         """The frames of a request to the server."""
         self.plane.ask(SERVER_IP, SERVER_PORT, flight, None, now)
         while (segment := self.plane.poll_transmit(now)) is not None:
-            assert self._driver.transmit(segment)
-        return self._nic.process()
+            self._stack.add(segment)
+        return self._stack.transmit(now)
 
 
 def hello(handshake_id: bytes, offer: Offer | None = None) -> Flight:
@@ -212,7 +210,7 @@ def flat(count: int, after: list[int]) -> bool:
 def session_memory(count: int) -> tuple[list[int], list[int]]:
     """Bytes of a server with so many sessions, and after their end; the same for more rounds until one is flat."""
     hosts = Hosts("mtls")
-    server = Side(SERVER_IP, SERVER_PORT, "smt", hosts.server_manager(), None, None)
+    server = make_side(SERVER_IP, SERVER_PORT, "smt", hosts.server_manager(), None, None)
     manager = server.endpoint._negotiator
     assert isinstance(manager, SessionManager)
     during, after = [], []
@@ -220,14 +218,14 @@ def session_memory(count: int) -> tuple[list[int], list[int]]:
     try:
         for now in range(0, ROUNDS * 100_000_000_000, 100_000_000_000):
             for n in range(count):
-                endpoint, nic, driver = client(hosts, n)
-                endpoint.send_request(SERVER_IP, SERVER_PORT, b"x", now)
-                exchange(server, endpoint, nic, driver, now)
+                stack = client(hosts, n)
+                stack.endpoint.send_request(SERVER_IP, SERVER_PORT, b"x", now)
+                exchange(server, stack, now)
             # The plane remembers for a while.
             server.endpoint.handle_timeout(now + 20_000_000_000)
             server.transmit(now)
             assert manager.counters()["sessions"] == count
-            del endpoint, nic, driver
+            del stack
             gc.collect()
             during.append(tracemalloc.get_traced_memory()[0])
             manager.close_all(now)
@@ -244,27 +242,22 @@ def session_memory(count: int) -> tuple[list[int], list[int]]:
     return during, after
 
 
-def client(hosts: Hosts, n: int):
-    """A client endpoint of its own port, with its device."""
-    endpoint = Endpoint(CLIENT_IP, 10_000 + n, "smt", hosts.client_manager(), IMPATIENT)
-    nic = SmartNic()
-    return endpoint, nic, NicDriver(nic, bytes(6), CLIENT_IP, 146, lambda _ip: bytes(6))
+def client(hosts: Hosts, n: int) -> Stack:
+    """A client of its own port, with a device of its own."""
+    return make_side(CLIENT_IP, 10_000 + n, "smt", hosts.client_manager(), IMPATIENT, None)
 
 
-def exchange(server: Side, endpoint: Endpoint, nic: SmartNic, driver: NicDriver, now: int) -> None:
+def exchange(server: Stack, client: Stack, now: int) -> None:
     """Frames between the two until none moves; the server answers."""
     while True:
-        while (segment := endpoint.poll_transmit(now)) is not None:
-            driver.transmit(segment)
-        frames = nic.process()
+        frames = client.transmit(now)
         server.receive(frames, now)
         while (event := server.endpoint.next_event()) is not None:
             assert isinstance(event, Request)
             server.endpoint.send_reply(event.rpc, event.data, now)
         back = server.transmit(now)
-        for frame in back:
-            endpoint.handle_packet(frame, now)
-        while endpoint.next_event() is not None:
+        client.receive(back, now)
+        while client.endpoint.next_event() is not None:
             pass
         if not frames and not back:
             return

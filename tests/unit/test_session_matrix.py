@@ -31,7 +31,7 @@ from smtstack.session.offer import Agreement, Offer
 from smtstack.session.state import MemoryState
 from smtstack.session.tickets import Ticket
 from smtstack.session_io.state_file import SqliteState
-from smtstack.sim.pair import SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Reason
 from smtstack.wire.frame import PAYLOAD_AT, TYPE_AT, is_handshake
 from smtstack.wire.homa import DATA
@@ -377,7 +377,7 @@ def test_frames_that_are_sent_again(mode, where, tmp_path):
     if where == "follower":
         # One that the kernel gives no handshakes, and whom nobody told of a session.
         manager = replay.hosts.server_manager(role=Role.FOLLOWER)
-        rig.server = Side(SERVER_IP, SERVER_PORT, "smt", manager, IMPATIENT, None)
+        rig.server = make_side(SERVER_IP, SERVER_PORT, "smt", manager, IMPATIENT, None)
         rig.managers = rig.managers[0], manager
     counters = rig.server.endpoint.counters
     before, dropped = counters.requests_delivered, counters.frames_held_dropped

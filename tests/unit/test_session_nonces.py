@@ -11,7 +11,7 @@ from smtstack.crypto.aead import Aead, Cipher, DirectionKeys
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.session.established import MODES
-from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, Side
+from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.params import TransportParams
 from tests.handshakes import Hosts, SessionRig, to_client, to_server
 from tests.rig import Rig
@@ -78,7 +78,7 @@ def restart(rig: SessionRig, hosts: Hosts, server: bool, nic: NicConfig) -> None
     managers[server] = hosts.server_manager() if server else hosts.client_manager()
     rig.managers = managers[0], managers[1]
     ip, port = (SERVER_IP, SERVER_PORT) if server else to_client(rig)
-    side = Side(ip, port, "smt", managers[server], PATIENT, nic)
+    side = make_side(ip, port, "smt", managers[server], PATIENT, nic)
     if server:
         rig.server = side
     else:

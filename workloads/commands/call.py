@@ -93,6 +93,7 @@ def run_echo(args: argparse.Namespace) -> int:
     peers = [parse_address(text) for text in args.peer]
     loads = _loads(args)
     settings = options.settings(args)
+    options.check_trace(args, args.processes)
     if args.processes > 1:
         points, counters = _measure_shared(args, settings, peers, loads)
     else:
@@ -139,7 +140,7 @@ def _measure(args: argparse.Namespace, settings: Settings, peers: list[Address],
 
 def _measure_shared(args: argparse.Namespace, settings: Settings, peers: list[Address],
                     loads: list[Load]) -> tuple[list[Point], list[dict[str, int]]]:
-    """The same by ``args.processes`` processes at once, new ones for each load."""
+    """Measure all loads by ``args.processes`` processes at once, new ones for each load."""
     points: list[Point] = []
     counters: list[dict[str, int]] = []
     for load in loads:

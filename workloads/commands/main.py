@@ -31,6 +31,7 @@ _EXAMPLES = """examples:
   smtnet reproduce fig8 --quick
   smtnet run echo --topo star,4 --session ticket-fs
   smtnet pcap decrypt capture.pcap open.pcapng --keylog run.keylog
+  smtnet trace client.sqlog server.sqlog --rpc 42
   smtnet slowdown --workload w4 --load 0.8
   smtnet ca certs --host a=10.0.0.1 --host b=10.0.0.2
   smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --certs certs/b
@@ -45,6 +46,7 @@ COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
+    "trace": "trace",
 }
 
 

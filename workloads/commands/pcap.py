@@ -8,7 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+from smtstack.capture.captured import Captured
 from smtstack.capture.decode import Decoder, Result
+from smtstack.capture.lines import Lines
 from smtstack.capture.reading import read_into
 from workloads.commands import pcap_decrypt, pcap_dissector
 from workloads.commands.pcap_decrypt import (
@@ -24,6 +26,7 @@ _EXAMPLES = """examples:
   smtnet pcap decode capture.pcap --profile linux --keys demo
   smtnet pcap decode h1.pcapng --keylog h1.keylog --json
   smtnet pcap decode plain.pcap --profile homa
+  smtnet pcap decode plain.pcap --profile homa --verbose
   ssh h1 tcpdump -i e0 -w - | smtnet pcap decode - --keylog h1.keylog
 
 exit code: 0 if every record is authentic and no nonce was used twice, else 1; also 1 if nothing could be verified
@@ -41,6 +44,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                     "and look for nonces used twice.")
     decode.add_argument("file", type=Path, help="the capture, compressed perhaps; - is stdin")
     add_key_options(decode)
+    decode.add_argument("-v", "--verbose", action="store_true",
+                        help="first a line for each packet: its number in the capture, seconds since the first, "
+                             "what its header says (with --json on stderr)")
     decode.add_argument("--json", action="store_true", help="one JSON object on stdout")
     decode.set_defaults(run=run_decode)
     pcap_decrypt.add_parser(actions)
@@ -51,7 +57,13 @@ def run_decode(args: argparse.Namespace) -> int:
     """Decode ``args.file``; 1 if a record is bad or a nonce was used twice, or if nothing was verified."""
     file = capture_file(args)
     decoder = Decoder(args.profile, key_store(args, file), args.protocol)
-    notes = read_into(decoder, file)
+    lines = Lines(args.profile, args.protocol)
+
+    def say(captured: Captured) -> None:
+        if line := lines.line_untrusted(captured):
+            print(line, file=sys.stderr if args.json else sys.stdout)
+
+    notes = read_into(decoder, file, say if args.verbose else None)
     result = decoder.result()
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))

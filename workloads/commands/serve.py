@@ -42,7 +42,7 @@ _EXAMPLES = """examples:
   smtnet serve echo --iface vb --addr 10.9.0.2:2000 --certs certs/b --session ticket-fs --dns 10.9.0.3
   smtnet serve echo --iface vb --addr 10.9.0.2:2000 --keys run.keys --nic hw --workers 2 --json
   smtnet serve echo --iface h2-eth0 --addr 10.0.0.2:2000 --transport linux --keys demo
-  smtnet serve echo --iface h2-eth0 --addr 10.0.0.2:2000 --transport homa --count 1000
+  smtnet serve echo --iface h2-eth0 --addr 10.0.0.2:2000 --transport homa --count 1000 --trace server.sqlog
   OPENSSL_CONF=certs/b/openssl.cnf smtnet serve echo --addr 10.9.0.2:2000 --transport tls --certs certs/b
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/echo.md is the how-to.
@@ -132,6 +132,7 @@ def run_echo(args: argparse.Namespace) -> int:
     if args.addr is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     settings = options.settings(args)
+    options.check_trace(args, args.workers)
     quota = Quota(args.count) if args.count else None
     if args.workers > 1:
         shares = _serve_shared(args, settings, quota)

@@ -133,6 +133,7 @@ def _say(text: str) -> None:
 def run_kv(args: argparse.Namespace) -> int:
     """The subcommand."""
     wanted = listeners(args)
+    options.check_trace(args, sum(settings.trace is not None for settings in wanted))
     limits = Limits(**{name: getattr(args, option.replace("-", "_"))
                        for name, (option, _what) in OPTIONS.items()})
     stopping = False

@@ -19,6 +19,7 @@ from workloads.options.declare import group, option
 from workloads.results.progress import Progress
 from workloads.results.row import Row
 from workloads.results.rows import ResultFolder, points
+from workloads.transports.table import systems
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.
@@ -62,7 +63,7 @@ class Plan:
 
 def setups() -> tuple[list[Setup], list[str]]:
     """(what is compared, what is not and why)."""
-    wanted = [Setup("smt", "sw"), Setup("smt", "hw"), *(Setup(name) for name in ("homa", "tcp", "tls", "ktls"))]
+    wanted = [Setup(transport, nic) for transport, nic in systems("demo")]
     found, skipped = [], []
     for setup in wanted:
         try:

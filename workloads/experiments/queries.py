@@ -31,6 +31,7 @@ from workloads.results import outcome
 from workloads.results.row import Row, Times
 from workloads.results.rows import points
 from workloads.transports import PACKET_TRANSPORTS
+from workloads.transports.table import compared
 
 #: Of each point.
 TRIALS = 3
@@ -57,8 +58,9 @@ class Queries:
     request: int = option("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
                           help="bytes each of them is sent (default: %(default)s)")
     transport: list[str] = option(
-        "--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
-        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
+        "--transport", type=options.transport_list, default=compared("queries"), metavar="T[,T...]",
+        help=f"any of {', '.join(transports.NAMES)}; they take turns "
+             f"(default: {','.join(compared('queries'))})")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
     topo: str = option("--topo", default="", metavar="T",

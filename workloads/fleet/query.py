@@ -31,9 +31,9 @@ LEAD_S, TRAIL_S, LOOK_S = 1.0, 1.0, 0.05
 class _Query(Row):
     request_bytes: int
     queries: int
-    """That succeeded."""
+    """Queries that succeeded."""
     leaf_us: Times
-    """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
+    """Round trips of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
     queue_peak_bytes: int | None
     """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
     buffers."""
@@ -42,7 +42,7 @@ class _Query(Row):
     query_rate: float
     """Queries/s that were asked for; 0: the next one when the last is over."""
     system: str
-    """As tables and curves call it."""
+    """The system as tables and curves call it."""
     control: str
     """Which control it is of, and so no point of a curve; "": none."""
 
@@ -58,9 +58,9 @@ class QueryRow(_Query, total=False):
     ideal_mbps: float
     """... and its goodput."""
     rate_mbps: float
-    """Of that link."""
+    """The rate of the link to the client."""
     buffer_bytes: int
-    """Of each priority of a port."""
+    """Bytes that each priority of a port may queue."""
     resend_ms: float
     """How long our transports wait before they ask again."""
     load_text: str
@@ -104,12 +104,12 @@ class QueryFleet(Fleet):
 
     @property
     def system(self) -> str:
-        """As tables and curves call it."""
+        """The system as tables and curves call it."""
         row = {"transport": self.setup.transport, "nic": self.setup.nic if self.setup.uses_nic else None}
         return ", ".join(filter(None, (label(row), self.variant)))
 
     def measure_in(self, background: Background, load: Load, trial: int = 1) -> Measured[QueryRow]:
-        """As :meth:`measure`, while the other fleet's traffic goes on. Its row is in ours, as ``background``."""
+        """Measure while another fleet's traffic goes on. The other's row is in ours, as ``background``."""
         seconds = background.load.seconds
         assert seconds is not None
         prepared = self.prepare(load, trial)

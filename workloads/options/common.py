@@ -14,6 +14,7 @@ import psutil
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from smtstack.io.packet_socket import interface_mtu
+from smtstack.io.trace_file import is_folder
 from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
@@ -22,6 +23,7 @@ from workloads.options.declare import add, option
 from workloads.options.session import add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
+from workloads.transports.table import TABLE
 
 DEFAULTS = SOFTWARE
 #: Parameters of the transport with an option of their own.
@@ -54,8 +56,8 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
 def add_transport_options(parser: argparse.ArgumentParser) -> None:
     """Options of everything that opens a transport, for :func:`settings`."""
     parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
-                        help="smt; homa: the same in clear; linux: as the SMT kernel module; tcp; tls: by "
-                             "OpenSSL; ktls: by the kernel (default: %(default)s)")
+                        help="; ".join(f"{kind.name}: {kind.about}" if kind.about else kind.name
+                                       for kind in TABLE.values()) + " (default: %(default)s)")
     parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
@@ -70,6 +72,9 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                         help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
     add_session_options(parser)
     packets = parser.add_argument_group("smt, homa, linux")
+    packets.add_argument("--trace", metavar="FILE|FOLDER",
+                         help="write what the engine does and why, for 'smtnet trace' (docs/trace.md), to a new "
+                              "file, or a folder in which each process makes one; no keys, no plaintext")
     packets.add_argument("--max-gso-size", type=quantities.BYTES, metavar="B",
                          help="largest TSO segment, so the grain of records (default: by the link's rate, at most "
                               f"{DEFAULTS.max_gso_size})")
@@ -101,6 +106,12 @@ def add_caller_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=positive, default=0, metavar="N",
                         help="tcp, tls, ktls: connections to each peer, with the RPCs pipelined on them (default: "
                              "one for each RPC under way; 50 in an open loop)")
+
+
+def check_trace(args: argparse.Namespace, processes: int) -> None:
+    """That each of so many processes has a place for its trace. Raises :class:`ConfigError`."""
+    if args.trace is not None and processes > 1 and not is_folder(args.trace):
+        raise ConfigError(f"--trace {args.trace}: {processes} sockets need a folder, as {args.trace}/")
 
 
 @dataclass(frozen=True)
@@ -245,10 +256,13 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         given.update({name: getattr(args, name) for name in _OWN_OPTIONS if getattr(args, name) is not None})
         given.update(map(parse_param, args.param))
         params = replace(software(args.link_mbps), **given)
+    elif args.trace is not None and not set(others) & set(PACKET_TRANSPORTS):
+        raise ConfigError(f"--trace is for {', '.join(PACKET_TRANSPORTS)}: of {args.transport} the engine is the "
+                          "kernel's")
     if args.iface is not None and local is not None:
         # Without the address the kernel answers no ARP for us, and every peer would just time out.
         own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
         if local[0] not in own:
             raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic, args.poll_us * 1000,
-                    params, session)
+                    params, session, args.trace if args.transport in PACKET_TRANSPORTS else None)

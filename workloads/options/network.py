@@ -10,7 +10,7 @@ from typing import Any
 
 from mininet.util import splitArgs
 
-from controllers.plan import POLICIES
+from controllers.policies import DEFAULT, HELP, POLICIES
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo import switches
@@ -92,8 +92,7 @@ class Network:
              "learn, on a spanning tree (default: %(default)s)")
     multipath: str | None = option(
         "--multipath", choices=POLICIES, metavar="POLICY", title="switches",
-        help="with the controller, what stays on one path: flow: a pair of hosts, message: a "
-             "message (of smt, homa, linux), ecmp: what Open vSwitch hashes alike (default: flow)")
+        help=f"with the controller, {HELP} (default: {DEFAULT})")
 
     def links(self, seed: int = 1) -> LinkOptions:
         """What each link is like; ``seed`` is of its faults. Raises :class:`ConfigError`."""
@@ -120,7 +119,7 @@ class Network:
         if self.controller == "fanout":
             from controllers.controller import RyuController
 
-            controller = RyuController(multipath=self.multipath or POLICIES[0], seed=seed,
+            controller = RyuController(multipath=self.multipath or DEFAULT, seed=seed,
                                        log=folder.path / "controller.log")
         with open_network(topo, self.links(seed), self.switch, progress.say, controller) as net:
             yield net

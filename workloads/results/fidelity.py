@@ -254,6 +254,18 @@ def add_waits(parts: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
     return dict(sorted(total.items(), key=lambda item: int(item[0])))
 
 
+def combined(machine: Mapping[str, Any], programs: Sequence[Mapping[str, Any]], **further: Any) -> Verdict:
+    """The verdict over a machine's numbers (a verdict's, which is judged anew) and what several ``programs`` lost
+    meanwhile, by the verdict of each; ``further`` numbers, as ``path_drops``, stand above all these."""
+    numbers = {name: value for name, value in machine.items() if name not in ("ok", "reasons")}
+    if programs:
+        for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
+            numbers[name] = add(program[name] for program in programs)
+        if any("waits" in program for program in programs):
+            numbers["waits"] = add_waits(programs)
+    return verdict(numbers | further)
+
+
 def doubted(fidelity: Verdict, *reasons: str) -> Verdict:
     """A verdict with further reasons, if any, why it was not faithful."""
     if not reasons:

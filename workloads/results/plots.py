@@ -14,12 +14,10 @@ from typing import Any, cast
 from smtstack.errors import Unsupported
 from workloads.results.row import Row
 from workloads.results.rows import Point, points, size_text
+from workloads.transports.table import TABLE
 
-#: Colour, marker, line by system. Any other gets one of _OTHERS.
-_STYLES = {
-    "smt-sw": ("#0072B2", "o", "-"), "smt-hw": ("#56B4E9", "s", "-"), "homa": ("#009E73", "^", "-"),
-    "tcp": ("#E69F00", "v", "--"), "tls": ("#D55E00", "D", "--"), "ktls": ("#CC79A7", "P", "--"),
-}
+#: By system. Any other gets one of _OTHERS.
+_STYLES = {kind.label(nic): look for kind in TABLE.values() for nic, look in kind.looks.items()}
 _OTHERS = (("#000000", "X", ":"), ("#7F7F7F", "*", ":"), ("#8C6D31", "<", ":"), ("#5254A3", ">", ":"))
 _FIX = "pictures need matplotlib: make venv, or pip install matplotlib"
 #: Inches of one panel, and of the legend and the caption beside and below.

@@ -18,7 +18,6 @@ from workloads.results import kinds, plots, table
 from workloads.results.kinds import Picture
 from workloads.results.row import Row
 from workloads.results.rows import (
-    BASELINE,
     Load,
     Point,
     ResultFolder,
@@ -29,6 +28,7 @@ from workloads.results.rows import (
     ratio,
 )
 from workloads.results.table import column, heading, number, panels
+from workloads.transports.table import BASELINE
 
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"

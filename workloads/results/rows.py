@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 from smtstack.errors import ConfigError, SmtError
 from workloads.results import kinds
 from workloads.results.row import Row, Verdict
+from workloads.transports.table import BASELINE, system_label
 
 #: Of run.json. A reader refuses what is newer.
 SCHEMA = 1
-#: The yardstick: what all others are divided by.
-BASELINE = "tls"
 LATEST = "latest"
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -40,8 +39,7 @@ _POINT = ("topo", "transport", "nic", "mode", "poll", "variant", "size", "concur
 def label(row: Mapping[str, Any]) -> str:
     """The system as tables call it: ``smt-sw``, ``smt-hw``, ``homa``, ``tcp``. Where a NIC does nothing for a
     transport, it is not named."""
-    transport, nic = row["transport"], row.get("nic")
-    return f"{transport}-{nic}" if nic == "hw" or (nic == "sw" and transport in ("smt", "linux")) else transport
+    return system_label(row["transport"], row.get("nic"))
 
 
 class Load(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any, TextIO
 
 from workloads.results import kinds
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE, Load, Point, overall, points, ratio, size_text
+from workloads.results.rows import Load, Point, overall, points, ratio, size_text
+from workloads.transports.table import BASELINE
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"

@@ -51,7 +51,7 @@ class _OnSocket(Transport):
 
     def drops(self) -> tuple[int, int]:
         counters = self.socket.counters()
-        return counters["socket_dropped"], counters["socket_send_drops"]
+        return counters["socket_dropped"] + counters["rx_dropped"], counters["socket_send_drops"]
 
     def take_late_ns(self) -> int:
         statistics = self.socket.loop.statistics

@@ -15,12 +15,11 @@ from smtstack.capture.links import LINK_RAW
 from smtstack.crypto import tls12
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
 from smtstack.crypto.epochs import Session
-from smtstack.crypto.keys import LinuxKeys, linux_keys
+from smtstack.crypto.keys import LinuxKeys, demo_keys, linux_keys
 from smtstack.errors import AuthError, BadPacket
-from smtstack.nic.device import NicConfig, SmartNic
-from smtstack.nic.driver import NicDriver
+from smtstack.nic.device import NicConfig
+from smtstack.stack import make_stack
 from smtstack.transport.counters import Counters
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import RECORD_OVERHEAD, LinuxGeometry, nominal_range
 from smtstack.transport.outbox import Outbox
@@ -79,26 +78,22 @@ class _Station:
     """An endpoint of profile ``linux`` behind driver and device; time moves when it waits for the pacer."""
 
     def __init__(self, ip: int, port: int, keys: LinuxKeys, params: TransportParams, offload: bool) -> None:
-        self.endpoint = Endpoint(ip, port, "linux", keys, params)
-        self.nic = SmartNic(NicConfig(tls_hw_tx_offload=offload))
-        self.driver = NicDriver(self.nic, _MAC, ip, self.endpoint.protocol, lambda _ip: _MAC)
+        self.stack = make_stack(ip, port, "linux", keys, params, NicConfig(tls_hw_tx_offload=offload), _MAC,
+                                lambda _ip: _MAC)
+        self.endpoint = self.stack.endpoint
         self.now = 0
 
     def transmit(self) -> list[bytes]:
         """IP packets of everything that waits to be sent."""
         out: list[bytes] = []
-        while True:
-            while (segment := self.endpoint.poll_transmit(self.now)) is not None:
-                self.driver.transmit(segment)
-            frames = self.nic.process()
-            if not frames:
-                return out
+        while frames := self.stack.transmit(self.now):
             out += [frame[ETHERNET_LEN:] for frame in frames]
             self.now += _TICK_NS
+        return out
 
     def receive(self, packet: bytes) -> None:
         """One IP packet from the other side."""
-        self.endpoint.handle_packet(Ethernet(_MAC, _MAC).pack() + packet, self.now)
+        self.stack.receive([Ethernet(_MAC, _MAC).pack() + packet], self.now)
 
 
 class DataCase:
@@ -152,7 +147,7 @@ class DataCase:
         sender.receive(_control_packet(self.dst[0], self.src[0], packet))
 
     def _grants_shown(self, sent: list[bytes]) -> list[tuple[int, int]]:
-        """Of a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
+        """For a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
         ours = [p for p in sent if _type(p) == homa.DATA]
         beyond = self.vector.packets[len(ours):]
         return [(len(self.payload), beyond[0][1] >> 5)] if beyond and len(beyond[0]) > 1 else []
@@ -250,7 +245,7 @@ def _check_data(case: DataCase) -> list[Problem]:
     for offload, what in ((False, "sealed by software"), (True, "sealed by the device")):
         sender, packets = case.send(offload)
         out += _compare(what, vector, packets, vector.dont_care)
-        counters = sender.nic.counters
+        counters = sender.stack.nic.counters
         if offload and (counters.tx_tls_fallback or not counters.tx_tls_encrypted_packets):
             out.append(Problem("the device was to seal, and did not"))
         if not offload:
@@ -368,10 +363,11 @@ def _control_packet(src: int, dst: int, packet: homa.Control) -> bytes:
     peer = Peer(Host(dst), packet.dport, packet.sport, Session(), params.max_message_length)
     outbox.control(peer, packet)
     segment = outbox.poll(0)
-    nic = SmartNic()
-    if segment is not None:
-        NicDriver(nic, _MAC, src, homa.PROTO_LINUX, lambda _ip: _MAC).transmit(segment)
-    return nic.process()[0][ETHERNET_LEN:]
+    assert segment is not None
+    stack = make_stack(src, packet.sport, "linux", demo_keys("linux"), params, None, _MAC, lambda _ip: _MAC)
+    stack.add(segment)
+    frame, = stack.transmit(0)
+    return frame[ETHERNET_LEN:]
 
 
 def _control(vector: Vector) -> homa.Control:

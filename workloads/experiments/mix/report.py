@@ -15,7 +15,7 @@ from workloads.experiments.mix.fleet import MixRow
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import FIRM_SAMPLES, MIN_SAMPLES, Bucket, Message, Published
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE
+from workloads.transports.table import BASELINE
 
 #: Messages are short up to this percentile of size.
 _SHORT = 0.5

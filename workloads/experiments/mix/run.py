@@ -34,6 +34,7 @@ from workloads.results import outcome
 from workloads.results.kinds import Picture, Section
 from workloads.results.progress import Progress
 from workloads.results.rows import ResultFolder
+from workloads.transports.table import compared
 
 #: What everything is divided by: this transport's round trip, alone in the network.
 _YARDSTICK = "homa"
@@ -81,8 +82,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     where.add_argument("--hosts", type=options.positive, default=8, metavar="N",
                        help="hosts at one switch (default: %(default)s)")
     where.add_argument("--topo", default="", metavar="T", help="another topology, as leafspine,2,2,4")
-    add("--transport", type=options.transport_list, default=["smt", "homa", "tcp", "tls"], metavar="T[,T...]",
-        help=f"some of {', '.join(transports.NAMES)} (default: smt,homa,tcp,tls)")
+    add("--transport", type=options.transport_list, default=compared("mix"), metavar="T[,T...]",
+        help=f"some of {', '.join(transports.NAMES)} (default: {','.join(compared('mix'))})")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--messages", type=options.positive, metavar="N",
                        help="about so many of each transport and trial are measured, for as long as they take "

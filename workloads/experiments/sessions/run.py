@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,14 +28,13 @@ from smtstack.exit_codes import EXIT_UNFAITHFUL
 from smtstack.session.established import MODES
 from topo import sandbox
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from topo.running import Program, finish, python_program
 from workloads.experiments.experiment import OwnWay
 from workloads.experiments.paper import new_figure
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.fleet.programs import Client, answer_of, await_text, finish
 from workloads.options import common as options
 from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
@@ -145,14 +143,14 @@ def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
         server = stack.enter_context(places.server(server_host))
         client = stack.enter_context(places.client(client_host, server_host, count))
         process = psutil.Process(server.pid)
-        monitor = FidelityMonitor(pids=[server.pid, client.process.pid])
+        monitor = FidelityMonitor(pids=[server.pid, client.pid])
         monitor.start()
         stages = [_stage(process, 0, "start")]
         for number in range(1, rounds + 1):
             for name in ("open", "echo", "closed"):
                 progress.step(f"round {number} of {rounds}: {name}")
                 client.tell({"do": name})
-                answer = answer_of(client)
+                answer = client.answer()
                 if answer["done"] != count:
                     raise SmtError(f"{name}, round {number}: {answer['done']} of {count} sessions, "
                                    f"{answer['failed']} failed, {answer['wrong']} with wrong content: "
@@ -161,8 +159,7 @@ def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
                     time.sleep(SETTLE_S)
                 stages.append(_stage(process, number, name, answer))
         fidelity = monitor.stop()
-        server.terminate()
-        counters = json.loads(finish(server))["counters"]
+        counters = json.loads(server.stop())["counters"]
         if counters["sessions"]:
             raise SmtError(f"the server still has {counters['sessions']} sessions after all were closed")
         return stages, counters, fidelity
@@ -189,45 +186,38 @@ class _Places:
             self._words += ["--dns", "{}:{}".format(*dns.address)]
 
     @contextmanager
-    def server(self, host: SmtHost) -> Iterator[subprocess.Popen[str]]:
+    def server(self, host: SmtHost) -> Iterator[Program]:
         """Ends with SIGTERM, if it has not before."""
         log = self._logs / "server.log"
-        process = self._start(host, log, "workloads", "serve", "echo", "--transport", "smt", "--iface",
-                              str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
+        program = self._start(host, "echo server", log, "workloads", "serve", "echo", "--transport", "smt",
+                              "--iface", str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
         try:
-            await_text(host, process, "echo server", log, "serving")
-            yield process
+            program.wait_for("serving")
+            yield program
         finally:
-            process.terminate()
-            finish(process)
+            program.stop()
 
     @contextmanager
-    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Client]:
+    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Program]:
         """Ends with its stdin."""
         log = self._logs / "client.log"
-        process = self._start(host, log, "workloads.experiments.sessions.program",
+        client = self._start(host, "client of many sessions", log, "workloads.experiments.sessions.program",
                               "--iface", str(host.defaultIntf()),
                               "--addr", f"{host.IP()}:{FIRST_CLIENT_PORT}", "--peer", f"{server.IP()}:{PORT}",
                               "--count", str(count), "--window", str(WINDOW), "--size", str(SIZE))
-        client = Client(host, "client of many sessions", process, log)
         try:
-            await_text(host, process, client.what, log, "ready")
+            client.wait_for("ready")
             yield client
         except BaseException:
-            process.terminate()
+            client.process.terminate()
             raise
         finally:
-            finish(process)
+            finish(client.process)
 
-    def _start(self, host: SmtHost, log: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+    def _start(self, host: SmtHost, what: str, log: Path, module: str, *arguments: str) -> Program:
         words = [*arguments, *self._words, *self._credentials.args(host.name)]
-        with log.open("w") as errors:
-            process: subprocess.Popen[str] = host.python(
-                module, *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**host_environment(), **self._credentials.environment(host.name)})
-        if self._cores:
-            psutil.Process(process.pid).cpu_affinity(sorted(self._cores[host.name]))
-        return process
+        return Program(host, what, python_program(module, *words), log, cores=self._cores.get(host.name),
+                       environment=self._credentials.environment(host.name))
 
 
 # -- judging ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from smtstack.nic.device import SmartNic
 from smtstack.nic.driver import NicDriver
 from smtstack.session.manager import SessionManager
 from smtstack.socket import Address
+from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Response
 from smtstack.transport.params import TransportParams
@@ -91,7 +92,7 @@ class Swarm:
         mac: bytes = self._sock.getsockname()[4]
         self._driver = NicDriver(SmartNic(), mac, self._ip, protocol, Neighbours(interface))
         #: By port.
-        self.endpoints: dict[int, Endpoint] = {}
+        self.stacks: dict[int, Stack] = {}
         self.managers: dict[int, SessionManager] = {}
         #: (when, port): when an endpoint's timers are to be looked at; outdated entries are passed over.
         self._deadlines: list[tuple[int, int]] = []
@@ -122,7 +123,7 @@ class Swarm:
                 own = waiting.popleft()
                 data = f"{self._ip:08x}:{own} {now} ".encode().ljust(size, b".")[:size]
                 under_way[own] = data, now
-                self._endpoint(own).send_request(ip, port, data, now)
+                self._stack(own).endpoint.send_request(ip, port, data, now)
                 self._attend(own, now)
             for own in self._step():
                 self._take(own, under_way, tally)
@@ -130,7 +131,7 @@ class Swarm:
         return tally
 
     def _take(self, own: int, under_way: dict[int, tuple[bytes, int]], tally: Tally) -> None:
-        endpoint = self.endpoints[own]
+        endpoint = self.stacks[own].endpoint
         while (event := endpoint.next_event()) is not None:
             data, began = under_way.pop(own, (b"", 0))
             if isinstance(event, Response) and event.data == data:
@@ -147,11 +148,11 @@ class Swarm:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for own in self._step():
-                while self.endpoints[own].next_event() is not None:
+                while self.stacks[own].endpoint.next_event() is not None:
                     pass
 
     def end(self, peer: Address, window: int, timeout_s: float) -> Tally:
-        """Close every port's session. Endpoints stay, as the server may ask them for acknowledgements."""
+        """Close every port's session. Stacks stay, as the server may ask them for acknowledgements."""
         ip, port = address(peer[0]), peer[1]
         tally = Tally()
         waiting = deque(self.ports)
@@ -180,18 +181,19 @@ class Swarm:
         return tally
 
     def forget(self) -> None:
-        """Forget all endpoints: ports begin anew."""
-        self.endpoints.clear()
+        """Forget all stacks: ports begin anew."""
+        self.stacks.clear()
         self.managers.clear()
         self._armed.clear()
         self._deadlines.clear()
 
-    def _endpoint(self, own: int) -> Endpoint:
-        endpoint = self.endpoints.get(own)
-        if endpoint is None:
+    def _stack(self, own: int) -> Stack:
+        stack = self.stacks.get(own)
+        if stack is None:
             manager = self.managers[own] = self._make_manager()
-            endpoint = self.endpoints[own] = Endpoint(self._ip, own, "smt", manager, self._params)
-        return endpoint
+            endpoint = Endpoint(self._ip, own, "smt", manager, self._params)
+            stack = self.stacks[own] = Stack(endpoint, self._driver)
+        return stack
 
     # -- moving it -----------------------------------------------------------------------------------------
 
@@ -209,39 +211,33 @@ class Swarm:
         touched: dict[int, None] = {}
         for frame in frames:
             own = int.from_bytes(frame[_PORT_AT], "big") if len(frame) >= _LEAST_LEN else 0
-            endpoint = self.endpoints.get(own)
-            if endpoint is not None:
-                endpoint.handle_packet(frame, now)
+            stack = self.stacks.get(own)
+            if stack is not None:
+                stack.receive([frame], now)
                 touched[own] = None
         while self._deadlines and self._deadlines[0][0] <= now:
             at, own = heapq.heappop(self._deadlines)
             if self._armed.get(own) == at:
                 del self._armed[own]
-                self.endpoints[own].handle_timeout(now)
+                self.stacks[own].handle_timeout(now)
                 touched[own] = None
         for own in touched:
             self._attend(own, now)
         return list(touched)
 
     def _attend(self, own: int, now: int) -> None:
-        """Send what an endpoint has to send, note when it wants to be looked at."""
-        endpoint, driver = self.endpoints[own], self._driver
-        posted = False
-        while (segment := endpoint.poll_transmit(now)) is not None:
-            posted = True
-            while not driver.transmit(segment):
-                self._send()
-        if posted:
-            self._send()
-        at = endpoint.next_timeout()
+        """Send what an end has to send, note when it wants to be looked at."""
+        stack = self.stacks[own]
+        self._send(stack.transmit(now))
+        at = stack.next_timeout()
         if at is None:
             self._armed.pop(own, None)
         elif self._armed.get(own) != at:
             self._armed[own] = at
             heapq.heappush(self._deadlines, (at, own))
 
-    def _send(self) -> None:
-        for frame in self._driver.nic.process():
+    def _send(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
             try:
                 self._sock.send(frame)
             except BlockingIOError:
