@@ -30,7 +30,8 @@ from workloads.results.fidelity import shorten_pauses
 from workloads.transports.contract import Caller
 
 #: What a client does, and the module of ``workloads.load`` with its kind of Series: imported when it is asked for.
-WORK = {"echo": "measure:Series", "kv": "ycsb_load:YcsbSeries", "query": "queries:QuerySeries", "mix": "mix:MixSeries"}
+WORK = {"echo": "measure:Series", "kv": "ycsb_load:YcsbSeries", "query": "queries:QuerySeries",
+        "mix": "mix:MixSeries"}
 
 
 def main() -> int:
