@@ -7,8 +7,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from workloads.kv.resp import Command
+from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
@@ -102,6 +105,21 @@ class Wait:
 
 #: Does a command (name included) and gives its encoded reply; raises CommandError.
 Handler = Callable[[Keyspace, Command, Session], bytes]
+
+
+def variant(handler: Callable[..., bytes], usage: str, **how: object) -> Handler:
+    """A command that differs from others by some arguments of the ``handler`` that they share.
+
+    ``usage``: how the command is called, its docstring.
+    """
+    made = partial(handler, **how)
+    made.__doc__, made.__module__ = usage, handler.__module__
+    return made
+
+
+def length(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """How long the value of a key is, as the reply; where there is none, 0."""
+    return integer_reply(len(keys.typed(args[1], kind) or ()))
 
 
 def wait(keys: Keyspace, session: Session, what: Wait) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, integer
+from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, integer, length, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
 from workloads.kv.resp import integer as integer_reply
@@ -80,9 +80,7 @@ def hdel(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(gone)
 
 
-def hlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HLEN key"""
-    return integer_reply(len(keys.typed(args[1], dict) or ()))
+hlen = variant(length, "HLEN key", kind=dict)
 
 
 def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:

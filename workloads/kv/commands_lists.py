@@ -7,7 +7,7 @@ from collections import deque
 from functools import partial
 from itertools import islice
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, number, wait
+from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, variant, wait
 from workloads.kv.resp import (
     EMPTY_ARRAY,
     OK,
@@ -15,7 +15,6 @@ from workloads.kv.resp import (
     Command,
     array,
     bulk,
-    bulk_or_null,
     null,
     null_array,
 )
@@ -28,7 +27,7 @@ _MAX_WAIT_MS = 1 << 52
 _SIDES = {b"LEFT": True, b"RIGHT": False}
 
 
-def _push(keys: Keyspace, args: Command, left: bool, existing: bool = False) -> bytes:
+def _push(keys: Keyspace, args: Command, _session: Session, left: bool, existing: bool = False) -> bytes:
     items = keys.typed(args[1], deque)
     if items is None:
         if existing:
@@ -40,24 +39,10 @@ def _push(keys: Keyspace, args: Command, left: bool, existing: bool = False) -> 
     return integer_reply(len(items))
 
 
-def lpush(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LPUSH key element [element ...]"""
-    return _push(keys, args, left=True)
-
-
-def rpush(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RPUSH key element [element ...]"""
-    return _push(keys, args, left=False)
-
-
-def lpushx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LPUSHX key element [element ...]"""
-    return _push(keys, args, left=True, existing=True)
-
-
-def rpushx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RPUSHX key element [element ...]"""
-    return _push(keys, args, left=False, existing=True)
+lpush = variant(_push, "LPUSH key element [element ...]", left=True)
+rpush = variant(_push, "RPUSH key element [element ...]", left=False)
+lpushx = variant(_push, "LPUSHX key element [element ...]", left=True, existing=True)
+rpushx = variant(_push, "RPUSHX key element [element ...]", left=False, existing=True)
 
 
 def _take(keys: Keyspace, key: bytes, items: List, count: int, left: bool) -> list[bytes]:
@@ -85,19 +70,9 @@ def _pop(keys: Keyspace, args: Command, session: Session, left: bool) -> bytes:
     return array([bulk(item) for item in _take(keys, args[1], items, count, left)])
 
 
-def lpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """LPOP key [count]"""
-    return _pop(keys, args, session, left=True)
-
-
-def rpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """RPOP key [count]"""
-    return _pop(keys, args, session, left=False)
-
-
-def llen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LLEN key"""
-    return integer_reply(len(keys.typed(args[1], deque) or ()))
+lpop = variant(_pop, "LPOP key [count]", left=True)
+rpop = variant(_pop, "RPOP key [count]", left=False)
+llen = variant(length, "LLEN key", kind=deque)
 
 
 def _slice(args: Command, size: int) -> tuple[int, int]:
@@ -202,32 +177,31 @@ def linsert(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(len(items))
 
 
-def _move(keys: Keyspace, source: bytes, target: bytes, from_left: bool, to_left: bool) -> bytes | None:
+def _moved(keys: Keyspace, args: Command, session: Session, from_left: bool, to_left: bool) -> bytes | None:
     """The encoded element; None if there is none."""
+    source, target = args[1:3]
     items = keys.typed(source, deque)
     if items is None:
         return None
     keys.typed(target, deque)
     (item,) = _take(keys, source, items, 1, from_left)
-    _push(keys, [b"", target, item], to_left)
+    _push(keys, [b"", target, item], session, to_left)
     return bulk(item)
 
 
-def _side(text: bytes) -> bool:
-    side = _SIDES.get(text.upper())
-    if side is None:
+def _sides(args: Command) -> tuple[bool, bool]:
+    from_left, to_left = [_SIDES.get(text.upper()) for text in args[3:5]]
+    if from_left is None or to_left is None:
         raise CommandError(SYNTAX)
-    return side
+    return from_left, to_left
 
 
-def lmove(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """LMOVE source destination LEFT|RIGHT LEFT|RIGHT"""
-    return _move(keys, args[1], args[2], _side(args[3]), _side(args[4])) or null(session.version)
+def _move(keys: Keyspace, args: Command, session: Session, sides: tuple[bool, bool] | None = None) -> bytes:
+    return _moved(keys, args, session, *(sides or _sides(args))) or null(session.version)
 
 
-def rpoplpush(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """RPOPLPUSH source destination"""
-    return _move(keys, args[1], args[2], from_left=False, to_left=True) or null(session.version)
+lmove = variant(_move, "LMOVE source destination LEFT|RIGHT LEFT|RIGHT")
+rpoplpush = variant(_move, "RPOPLPUSH source destination", sides=(False, True))
 
 
 # -- those that wait -----------------------------------------------------------------------------------------
@@ -252,30 +226,19 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, left: bool) -
                                     null_array(session.version)))
 
 
-def blpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BLPOP key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, left=True)
+blpop = variant(_blocking_pop, "BLPOP key [key ...] timeout", left=True)
+brpop = variant(_blocking_pop, "BRPOP key [key ...] timeout", left=False)
 
 
-def brpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BRPOP key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, left=False)
+def _blocking_move(keys: Keyspace, args: Command, session: Session,
+                   sides: tuple[bool, bool] | None = None) -> bytes:
+    from_left, to_left = sides or _sides(args)
+
+    def serve(keys: Keyspace, _source: bytes) -> bytes | None:
+        return _moved(keys, args, session, from_left, to_left)
+
+    return wait(keys, session, Wait([args[1]], deque, timeout_ms(args[-1]), serve, null(session.version)))
 
 
-def _blocking_move(keys: Keyspace, session: Session, source: bytes, target: bytes, sides: tuple[bool, bool],
-                   timeout: bytes) -> bytes:
-    def serve(keys: Keyspace, key: bytes) -> bytes | None:
-        return _move(keys, key, target, *sides)
-
-    nothing = bulk_or_null(None, session.version)
-    return wait(keys, session, Wait([source], deque, timeout_ms(timeout), serve, nothing))
-
-
-def blmove(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout"""
-    return _blocking_move(keys, session, args[1], args[2], (_side(args[3]), _side(args[4])), args[5])
-
-
-def brpoplpush(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BRPOPLPUSH source destination timeout"""
-    return _blocking_move(keys, session, args[1], args[2], (False, True), args[3])
+blmove = variant(_blocking_move, "BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout")
+brpoplpush = variant(_blocking_move, "BRPOPLPUSH source destination timeout", sides=(False, True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from workloads.kv.arguments import SYNTAX, Session, integer
+from workloads.kv.arguments import SYNTAX, Session, integer, length, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
 from workloads.kv.resp import integer as integer_reply
@@ -68,9 +68,7 @@ def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return array([ONE if members is not None and member in members else ZERO for member in args[2:]])
 
 
-def scard(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SCARD key"""
-    return integer_reply(len(keys.typed(args[1], Slots) or ()))
+scard = variant(length, "SCARD key", kind=Slots)
 
 
 def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -129,29 +127,15 @@ def smove(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return ONE
 
 
-def _combine(keys: Keyspace, names: list[bytes],
-             how: Callable[[set[bytes], set[bytes]], set[bytes]]) -> set[bytes]:
-    found = [keys.typed(name, Slots) for name in names]
+def _combine(keys: Keyspace, args: Command, session: Session,
+             how: Callable[[set[bytes], set[bytes]], set[bytes]]) -> bytes:
+    found = [keys.typed(name, Slots) for name in args[1:]]
     first, *others = [set(members.keys) if members is not None else set() for members in found]
     for other in others:
         first = how(first, other)
-    return first
+    return unordered([bulk(member) for member in first], session.version)
 
 
-def sinter(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SINTER key [key ...]"""
-    return _members(_combine(keys, args[1:], set.intersection), session)
-
-
-def sunion(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SUNION key [key ...]"""
-    return _members(_combine(keys, args[1:], set.union), session)
-
-
-def sdiff(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SDIFF key [key ...]"""
-    return _members(_combine(keys, args[1:], set.difference), session)
-
-
-def _members(members: set[bytes], session: Session) -> bytes:
-    return unordered([bulk(member) for member in members], session.version)
+sinter = variant(_combine, "SINTER key [key ...]", how=set.intersection)
+sunion = variant(_combine, "SUNION key [key ...]", how=set.union)
+sdiff = variant(_combine, "SDIFF key [key ...]", how=set.difference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, integer, number, wait
+from workloads.kv.arguments import SYNTAX, Session, Wait, integer, length, number, variant, wait
 from workloads.kv.commands_lists import timeout_ms
 from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null, null_array
 from workloads.kv.resp import integer as integer_reply
@@ -78,9 +78,7 @@ def zrem(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(gone)
 
 
-def zcard(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZCARD key"""
-    return integer_reply(len(keys.typed(args[1], SortedSet) or ()))
+zcard = variant(length, "ZCARD key", kind=SortedSet)
 
 
 def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -135,14 +133,8 @@ def _pop(keys: Keyspace, args: Command, session: Session, highest: bool) -> byte
     return array([x for score, member in found for x in (bulk(member), double(score, session.version))])
 
 
-def zpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZPOPMIN key [count]"""
-    return _pop(keys, args, session, highest=False)
-
-
-def zpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZPOPMAX key [count]"""
-    return _pop(keys, args, session, highest=True)
+zpopmin = variant(_pop, "ZPOPMIN key [count]", highest=False)
+zpopmax = variant(_pop, "ZPOPMAX key [count]", highest=True)
 
 
 def _first(keys: Keyspace, key: bytes, highest: bool, version: int) -> bytes | None:
@@ -161,11 +153,5 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, highest: bool
     return wait(keys, session, what)
 
 
-def bzpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BZPOPMIN key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, highest=False)
-
-
-def bzpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BZPOPMAX key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, highest=True)
+bzpopmin = variant(_blocking_pop, "BZPOPMIN key [key ...] timeout", highest=False)
+bzpopmax = variant(_blocking_pop, "BZPOPMAX key [key ...] timeout", highest=True)
