@@ -107,13 +107,13 @@ class Wait:
 Handler = Callable[[Keyspace, Command, Session], bytes]
 
 
-def variant(handler: Callable[..., bytes], usage: str, **how: object) -> Handler:
+def variant(handler: Callable[..., bytes], usage: str, about: str = "", **how: object) -> Handler:
     """A command that differs from others by some arguments of the ``handler`` that they share.
 
-    ``usage``: how the command is called, its docstring.
+    ``usage``: how the command is called, its docstring; ``about``: its module, if not the handler's.
     """
     made = partial(handler, **how)
-    made.__doc__, made.__module__ = usage, handler.__module__
+    made.__doc__, made.__module__ = usage, about or handler.__module__
     return made
 
 

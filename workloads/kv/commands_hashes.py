@@ -80,7 +80,7 @@ def hdel(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(gone)
 
 
-hlen = variant(length, "HLEN key", kind=dict)
+hlen = variant(length, "HLEN key", __name__, kind=dict)
 
 
 def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:

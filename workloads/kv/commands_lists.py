@@ -72,7 +72,7 @@ def _pop(keys: Keyspace, args: Command, session: Session, left: bool) -> bytes:
 
 lpop = variant(_pop, "LPOP key [count]", left=True)
 rpop = variant(_pop, "RPOP key [count]", left=False)
-llen = variant(length, "LLEN key", kind=deque)
+llen = variant(length, "LLEN key", __name__, kind=deque)
 
 
 def _slice(args: Command, size: int) -> tuple[int, int]:

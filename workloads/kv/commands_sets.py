@@ -68,7 +68,7 @@ def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return array([ONE if members is not None and member in members else ZERO for member in args[2:]])
 
 
-scard = variant(length, "SCARD key", kind=Slots)
+scard = variant(length, "SCARD key", __name__, kind=Slots)
 
 
 def spop(keys: Keyspace, args: Command, session: Session) -> bytes:

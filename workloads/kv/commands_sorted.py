@@ -78,7 +78,7 @@ def zrem(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(gone)
 
 
-zcard = variant(length, "ZCARD key", kind=SortedSet)
+zcard = variant(length, "ZCARD key", __name__, kind=SortedSet)
 
 
 def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:

@@ -127,7 +127,7 @@ def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(len(value))
 
 
-strlen = variant(length, "STRLEN key", kind=bytes)
+strlen = variant(length, "STRLEN key", __name__, kind=bytes)
 
 
 def _add(keys: Keyspace, args: Command, _session: Session, amount: int) -> bytes:
