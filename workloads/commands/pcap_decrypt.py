@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -48,12 +48,10 @@ there was nothing to decrypt
 """
 
 
-
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``decrypt``."""
     decrypt = actions.add_parser(
         "decrypt", help="write it again with plaintext twins, for Wireshark", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write a capture (pcap or pcapng) again as pcapng, with comments, the plaintext of each "
                     "record right behind the packet that completed it, and handshakes as TCP streams, in which "
                     "Wireshark knows TLS.")
@@ -242,6 +240,11 @@ def table(counts: Counts) -> str:
             ("bad packets", f"{counts.bad_packets}"),
             *truncated_rows(counts.truncated),
             ("other frames", f"{counts.ignored}"), *other_rows(counts.others)]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of names and values."""
     width = max(len(name) for name, _value in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 

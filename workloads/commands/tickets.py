@@ -33,14 +33,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``tickets``."""
     tickets = commands.add_parser(
         "tickets", help="the 0-RTT tickets of a server: list, revoke, publish", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Look at the tickets in a server's state file (smtnet serve --state), revoke them, or publish "
                     "another. Running servers notice at once.")
     actions = tickets.add_subparsers(dest="action", required=True, metavar="list | revoke | publish")
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--state", type=Path, required=True, metavar="FILE", help="the server's state file")
     every.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    shape: Any = {"parents": [every], "epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    shape: Any = {"parents": [every], "epilog": _EXAMPLES}
     listing = actions.add_parser("list", help="show them", description="Show the tickets.", **shape)
     listing.set_defaults(run=run_list)
     revoke = actions.add_parser("revoke", help="let nobody in with a ticket",

@@ -56,7 +56,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``vectors``."""
     parser = commands.add_parser(
         "vectors", help="check wire test vectors", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Check profile linux against wire test vectors of the SMT kernel module.")
     parser.add_argument("file", type=Path, help="vectors, JSON")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

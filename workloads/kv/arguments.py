@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from workloads.kv.resp import Command
+from workloads.kv.resp import ZERO, Command
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
@@ -115,6 +115,16 @@ def variant(handler: Callable[..., bytes], usage: str, about: str = "", **how: o
     made = partial(handler, **how)
     made.__doc__, made.__module__ = usage, about or handler.__module__
     return made
+
+
+def remove(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """Take members out of the value of a key; the reply is how many were there."""
+    value = keys.typed(args[1], kind)
+    if value is None:
+        return ZERO
+    gone = [member for member in dict.fromkeys(args[2:]) if member in value]
+    keys.take(args[1], value, gone)
+    return integer_reply(len(gone))
 
 
 def length(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from itertools import dropwhile, islice, takewhile
 
 from workloads.kv.arguments import SYNTAX, Session, integer, number, variant
-from workloads.kv.commands_sorted import take
 from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
@@ -154,7 +153,7 @@ def _remove(keys: Keyspace, key: bytes, found: Callable[[SortedSet], list[Pair]]
     if members is None:
         return ZERO
     gone = found(members)
-    take(keys, key, members, gone)
+    keys.take(key, members, [member for _score, member in gone])
     return integer_reply(len(gone))
 
 

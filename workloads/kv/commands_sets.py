@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from workloads.kv.arguments import SYNTAX, Session, integer, length, variant
+from workloads.kv.arguments import SYNTAX, Session, integer, length, remove, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
 from workloads.kv.resp import integer as integer_reply
@@ -31,23 +31,7 @@ def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(len(members) - before)
 
 
-def _remove(keys: Keyspace, key: bytes, members: Slots, gone: list[bytes]) -> None:
-    """Members that are there."""
-    for member in gone:
-        members.remove(member)
-    if not members:
-        keys.delete(key)
-    keys.log_parts(b"SREM", key, gone)
-
-
-def srem(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SREM key member [member ...]"""
-    members = keys.typed(args[1], Slots)
-    if members is None:
-        return ZERO
-    gone = [member for member in dict.fromkeys(args[2:]) if member in members]
-    _remove(keys, args[1], members, gone)
-    return integer_reply(len(gone))
+srem = variant(remove, "SREM key member [member ...]", __name__, kind=Slots)
 
 
 def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -83,7 +67,7 @@ def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
         gone = [members.any()]
     else:
         gone = list(members.keys) if count >= len(members) else random.sample(members.keys, count)
-    _remove(keys, args[1], members, gone)
+    keys.take(args[1], members, gone)
     return bulk(gone[0]) if count is None else unordered([bulk(member) for member in gone], session.version)
 
 
@@ -122,7 +106,7 @@ def smove(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if member not in members:
         return ZERO
     if source != target:
-        _remove(keys, source, members, [member])
+        keys.take(source, members, [member])
         sadd(keys, [b"SADD", target, member], _session)
     return ONE
 

@@ -421,11 +421,7 @@ def unordered(items: Sequence[bytes], version: int) -> bytes:
 
 
 def double(number: float, version: int) -> bytes:
-    """A number with a fraction; version 2 has none and sends a string."""
-    text = format_double(number)
+    """A number with a fraction, as Redis writes it: 17 digits if there are so many. Version 2 has no such type and
+    sends a string."""
+    text = b"%.17g" % number
     return b",%b\r\n" % text if version == 3 else bulk(text)
-
-
-def format_double(number: float) -> bytes:
-    """A number as Redis writes it: 17 digits if there are so many."""
-    return b"%.17g" % number

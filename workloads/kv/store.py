@@ -93,6 +93,10 @@ class Kind:
     """The type of a value, as TYPE tells it."""
     rebuild: Callable[[bytes, Any], Iterable[Command]]
     """Commands that make a value of this type at a key where there is nothing."""
+    removal: bytes = b""
+    """The command that takes members out of a value, where they have names."""
+    remove: Callable[[Any, bytes], object] | None = None
+    """Takes a member that is there out of a value."""
 
 
 def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[Command]:
@@ -105,11 +109,13 @@ def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[C
 #: By the class of the value; a type that is not here cannot be kept in a file, and TYPE does not know it.
 KINDS: dict[type, Kind] = {
     bytes: Kind(b"string", lambda key, value: [[b"SET", key, value]]),
-    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items()))),
+    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items())),
+               b"HDEL", dict.__delitem__),
     SortedSet: Kind(b"zset", lambda key, value: _in_parts(
-        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items()))),
+        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items())),
+                    b"ZREM", SortedSet.remove),
     deque: Kind(b"list", lambda key, value: _in_parts(b"RPUSH", key, value)),
-    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys)),
+    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys), b"SREM", Slots.remove),
 }
 
 
@@ -207,6 +213,18 @@ class Keyspace:
         if self._expires and self._over(key):
             return False
         return self._drop(key)
+
+    def take(self, key: bytes, value: Hash | SortedSet | Slots, members: Iterable[bytes]) -> None:
+        """Take members that are there out of the value of a key, which ends with the last one. Noted in parts: no
+        client may have written all that as one command."""
+        kind = KINDS[type(value)]
+        assert kind.remove is not None
+        for entry in _in_parts(kind.removal, key, members):
+            for member in entry[2:]:
+                kind.remove(value, member)
+            self.log(*entry)
+        if not len(value):
+            self.delete(key)
 
     def clear(self) -> None:
         """Delete everything."""
@@ -313,11 +331,6 @@ class Keyspace:
         return [k for k in list(self._values) if not (self._expires and self._over(k))]
 
     # -- changes ---------------------------------------------------------------------------------------------
-
-    def log_parts(self, name: bytes, key: bytes, arguments: list[bytes]) -> None:
-        """Log, as :meth:`log` does, a change that no client may have written as one command."""
-        for entry in _in_parts(name, key, arguments):
-            self.log(*entry)
 
     def log(self, name: bytes, key: bytes, *rest: bytes) -> None:
         """Note a change of one key, as the command that makes it."""

@@ -24,6 +24,9 @@ class SortedSet:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __contains__(self, member: bytes) -> bool:
+        return member in self.scores
+
     def put(self, member: bytes, score: float) -> None:
         """Add a member, or give it another score."""
         old = self.scores.get(member)
