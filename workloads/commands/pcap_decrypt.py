@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from smtstack.capture.decrypt import Counts, Decrypter
-from smtstack.capture.files import (
-    STANDARD,
-    CaptureFile,
-    naming,
-    only_once,
-    standard_output,
-)
+from smtstack.capture.files import STANDARD, CaptureFile, naming, only_once, standard_output
 from smtstack.capture.keylog import Keylog, SeenKeys
 from smtstack.capture.long_term import KeptState, LongTermKeys
 from smtstack.capture.pcapfile import Reader

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from workloads.kv.resp import ZERO, Command
+from workloads.kv.resp import ONE, ZERO, Command
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
@@ -115,6 +115,12 @@ def variant(handler: Callable[..., bytes], usage: str, about: str = "", **how: o
     made = partial(handler, **how)
     made.__doc__, made.__module__ = usage, about or handler.__module__
     return made
+
+
+def has(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """Whether a member is in the value of a key, as the reply."""
+    value = keys.typed(args[1], kind)
+    return ONE if value is not None and args[2] in value else ZERO
 
 
 def remove(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:

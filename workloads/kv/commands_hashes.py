@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, integer, length, remove, variant
+from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, has, integer, length, remove, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
 from workloads.kv.resp import integer as integer_reply
@@ -65,13 +65,8 @@ def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 
 hdel = variant(remove, "HDEL key field [field ...]", __name__, kind=dict)
+hexists = variant(has, "HEXISTS key field", __name__, kind=dict)
 hlen = variant(length, "HLEN key", __name__, kind=dict)
-
-
-def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HEXISTS key field"""
-    fields = keys.typed(args[1], dict)
-    return ONE if fields is not None and args[2] in fields else ZERO
 
 
 def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:

@@ -8,16 +8,7 @@ from functools import partial
 from itertools import islice
 
 from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, variant, wait
-from workloads.kv.resp import (
-    EMPTY_ARRAY,
-    OK,
-    ZERO,
-    Command,
-    array,
-    bulk,
-    null,
-    null_array,
-)
+from workloads.kv.resp import EMPTY_ARRAY, OK, ZERO, Command, array, bulk, null, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace, List
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from workloads.kv.arguments import SYNTAX, Session, integer, length, remove, variant
+from workloads.kv.arguments import SYNTAX, Session, has, integer, length, remove, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
 from workloads.kv.resp import integer as integer_reply
@@ -32,18 +32,13 @@ def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
 
 
 srem = variant(remove, "SREM key member [member ...]", __name__, kind=Slots)
+sismember = variant(has, "SISMEMBER key member", __name__, kind=Slots)
 
 
 def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
     """SMEMBERS key"""
     members = keys.typed(args[1], Slots)
     return unordered([] if members is None else [bulk(member) for member in members.keys], session.version)
-
-
-def sismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SISMEMBER key member"""
-    members = keys.typed(args[1], Slots)
-    return ONE if members is not None and args[2] in members else ZERO
 
 
 def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:

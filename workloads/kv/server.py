@@ -117,16 +117,9 @@ class RespStreamServer(StreamServer):
         else:
             self._advance(client)
 
-    def poll(self) -> None:
-        super().poll()
-        self._cut_off()
-
-    def drive(self, timeout_s: float) -> None:
-        super().drive(timeout_s)
-        self._cut_off()
-
-    def _cut_off(self) -> None:
-        """Close what should have been closed by the client."""
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        super()._handle(events)
+        # Close what should have been closed by the client.
         if self._parting:
             now = time.monotonic_ns()
             for stream in [stream for stream, until in self._parting.items() if until <= now]:

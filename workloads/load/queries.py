@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,14 @@ class _Leaf(Call):
         self.query = query
 
 
+@dataclass(slots=True, eq=False)
 class _Asked:
     """What became of a query so far."""
 
-    __slots__ = ("times", "waiting", "wrong")
-
-    def __init__(self) -> None:
-        self.waiting: set[Call] = set()
-        #: Nanoseconds from when the query was due to each answer.
-        self.times: list[int] = []
-        self.wrong = False
+    waiting: set[Call]
+    times: list[int] = field(default_factory=list)
+    """Nanoseconds from when the query was due to each answer."""
+    wrong: bool = False
 
 
 class Scatter(Caller):
@@ -95,14 +93,13 @@ class Scatter(Caller):
         self._caller.prepare(min(concurrency, _CONNECTIONS))
 
     def begin(self, call: Call) -> None:
-        asked = call.handle = _Asked()
         if self._in_turn:
             peers = range(self._turn, self._turn + 1)
             self._turn = (self._turn + 1) % self._leaves
         else:
             peers = range(self._leaves)
         leaves = [_Leaf(call, peer) for peer in peers]
-        asked.waiting.update(leaves)
+        call.handle = _Asked(set(leaves))
         for leaf in leaves:
             self._caller.begin(leaf)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from secrets import token_hex
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
@@ -243,7 +243,9 @@ class YcsbSeries(Series):
         measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
-class _Described(TypedDict):
+class Described(TypedDict):
+    """What a row says of its load of YCSB."""
+
     workload: str
     """Letter, or file; ``load``: the load phase."""
     value_bytes: int
@@ -253,12 +255,7 @@ class _Described(TypedDict):
     """Of a record."""
     distribution: str
     """Of the records that are asked for."""
-
-
-class Described(_Described, total=False):
-    """What a row says of its load of YCSB."""
-
-    properties: Mapping[str, str]
+    properties: NotRequired[Mapping[str, str]]
     """Of the workload, if it is not one of the letters as they are."""
 
 

@@ -6,6 +6,7 @@ import resource
 import select
 import socket
 import time
+from dataclasses import dataclass
 
 from smtstack.errors import ConfigError
 from smtstack.socket import Address
@@ -22,16 +23,14 @@ _LISTEN_BACKLOG = 1024
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
+@dataclass(slots=True, eq=False)
 class StreamRequest:
     """A request on a connection."""
 
-    __slots__ = ("_number", "_server", "_stream", "data")
-
-    def __init__(self, server: StreamServer, stream: Stream, number: int, data: bytes) -> None:
-        self._server = server
-        self._stream = stream
-        self._number = number
-        self.data = data
+    _server: StreamServer
+    _stream: Stream
+    _number: int
+    data: bytes
 
     @property
     def longest(self) -> int:
