@@ -65,10 +65,7 @@ def run_decode(args: argparse.Namespace) -> int:
 
     notes = read_into(decoder, file, say if args.verbose else None)
     result = decoder.result()
-    if args.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print(table(result))
+    print(json.dumps(dataclasses.asdict(result)) if args.json else table(result))
     why = decoder.why_nothing()
     if not why:
         notes += snapped(result.truncated)

@@ -62,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = _chosen(rpcs, args.rpc)
     drawn = ladder.rungs(chosen, handshakes(records, chosen))
-    if args.json:
-        print(json.dumps(ladder.as_json(chosen, drawn)))
-    else:
-        print(ladder.as_text(chosen, drawn))
+    print(json.dumps(ladder.as_json(chosen, drawn)) if args.json else ladder.as_text(chosen, drawn))
     if args.png is not None:
         try:
             ladder.as_picture(chosen, drawn, args.png)

@@ -157,6 +157,13 @@ def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
     return number
 
 
+def span(start: int, stop: int, size: int) -> tuple[int, int]:
+    """First place and how many, of ``start`` to ``stop`` (included), either of which may count from the end."""
+    start = max(0, start + size) if start < 0 else min(start, size)
+    stop = min(size - 1, stop + size if stop < 0 else stop)
+    return start, max(0, stop - start + 1)
+
+
 def number(text: bytes, complaint: str = "ERR value is not a valid float", overflow: bool = False) -> float:
     """A fraction, or infinity; with ``overflow`` also what is too large for any other."""
     if _FLOAT.fullmatch(text) is not None:

@@ -7,8 +7,8 @@ from collections import deque
 from functools import partial
 from itertools import islice
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, variant, wait
-from workloads.kv.resp import EMPTY_ARRAY, OK, ZERO, Command, array, bulk, null, null_array
+from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, span, variant, wait
+from workloads.kv.resp import OK, ZERO, Command, array, bulk, null, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace, List
 
@@ -66,22 +66,32 @@ rpop = variant(_pop, "RPOP key [count]", left=False)
 llen = variant(length, "LLEN key", __name__, kind=deque)
 
 
-def _slice(args: Command, size: int) -> tuple[int, int]:
-    """First place and how many, of ``start stop`` that may count from the end."""
+def _part(keys: Keyspace, args: Command) -> list[bytes] | None:
+    """The elements from one place to another; None: there is no list."""
     start, stop = integer(args[2]), integer(args[3])
-    start = max(0, start + size) if start < 0 else start
-    stop = min(size - 1, stop + size if stop < 0 else stop)
-    return start, max(0, stop - start + 1)
+    items = keys.typed(args[1], deque)
+    if items is None:
+        return None
+    first, count = span(start, stop, len(items))
+    return list(islice(items, first, first + count))
 
 
 def lrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """LRANGE key start stop"""
-    integer(args[2]), integer(args[3])
-    items = keys.typed(args[1], deque)
-    if items is None:
-        return EMPTY_ARRAY
-    start, count = _slice(args, len(items))
-    return array([bulk(item) for item in islice(items, min(start, len(items)), min(start + count, len(items)))])
+    return array([bulk(item) for item in _part(keys, args) or ()])
+
+
+def ltrim(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """LTRIM key start stop"""
+    kept = _part(keys, args)
+    if kept is None:
+        return OK
+    if kept:
+        keys.put(args[1], deque(kept), keep_ttl=True)
+    else:
+        keys.delete(args[1])
+    keys.log(*args)
+    return OK
 
 
 def _place(items: List, text: bytes) -> int | None:
@@ -107,22 +117,6 @@ def lset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if at is None:
         raise CommandError(_INDEX)
     items[at] = args[3]
-    keys.log(*args)
-    return OK
-
-
-def ltrim(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LTRIM key start stop"""
-    integer(args[2]), integer(args[3])
-    items = keys.typed(args[1], deque)
-    if items is None:
-        return OK
-    start, count = _slice(args, len(items))
-    kept = deque(islice(items, min(start, len(items)), min(start + count, len(items))))
-    if kept:
-        keys.put(args[1], kept, keep_ttl=True)
-    else:
-        keys.delete(args[1])
     keys.log(*args)
     return OK
 

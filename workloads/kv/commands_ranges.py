@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import dropwhile, islice, takewhile
 
-from workloads.kv.arguments import SYNTAX, Session, integer, number, variant
+from workloads.kv.arguments import SYNTAX, Session, integer, number, span, variant
 from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
@@ -70,14 +70,8 @@ def _between(members: SortedSet, bounds: Bounds, reverse: bool) -> Iterator[Pair
 
 
 def _by_rank(members: SortedSet, low: int, high: int, reverse: bool) -> list[Pair]:
-    size = len(members)
-    low = max(0, low + size) if low < 0 else low
-    high = min(size - 1, high + size if high < 0 else high)
-    if low > high:
-        return []
-    if reverse:
-        return members.range(size - 1 - high, high - low + 1)[::-1]
-    return members.range(low, high - low + 1)
+    first, count = span(low, high, len(members))
+    return members.range(len(members) - first - count, count)[::-1] if reverse else members.range(first, count)
 
 
 def _range(keys: Keyspace, args: Command, session: Session, by: bytes = b"", reverse: bool = False,

@@ -51,6 +51,8 @@ class Series:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        #: Among how many a request's peer is drawn.
+        self._peers = len(caller.peers)
         self._number = 0
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
@@ -98,7 +100,7 @@ class Series:
 
     def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
         """(the requests, how many there are; None: no end); without ``others`` those of the warm-up."""
-        requests = Requests(load, len(self._caller.peers), self._number, others)
+        requests = Requests(load, self._peers, self._number, others)
         if not others:
             self._number += load.warm_up
         return requests, requests.total

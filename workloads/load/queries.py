@@ -14,7 +14,7 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.load import measure
-from workloads.load.loops import Load, Requests, Source, Tally, echo_reply
+from workloads.load.loops import Load, Tally, echo_reply
 from workloads.load.measure import Point, Series
 from workloads.load.rtt import rtt_summary
 from workloads.transports import Settings
@@ -178,6 +178,8 @@ class QuerySeries(Series):
     def __init__(self, caller: Caller) -> None:
         self._scatter = Scatter(caller)
         super().__init__(self._scatter)
+        # All are asked by each query.
+        self._peers = 1
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
         """Measure, as :meth:`Series.measure`; a query is one in the tally."""
@@ -188,12 +190,6 @@ class QuerySeries(Series):
         scatter.ask(load.leaves, load.in_turn, load.response_size)
         scatter.leaf_ns = array("Q")
         return super().measure(load, barrier)
-
-    def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
-        requests = Requests(load, 1, self._number, others)
-        if not others:
-            self._number += load.warm_up
-        return requests, requests.total
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """A result as echo's; ``rpcs`` and ``rtt_us`` are of queries, ``leaf_us`` of their RPCs."""
