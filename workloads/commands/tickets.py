@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
-from smtstack.session.tickets import Ticket, TicketSecret
+from smtstack.session.tickets import TicketSecret
 from smtstack.session_io.identity_files import load_identity
 from smtstack.session_io.state_file import SqliteState
 from smtstack.session_io.tsig_file import DNS_PORT, TSIG, ZONE, read_tsig
@@ -103,7 +103,8 @@ def run_publish(args: argparse.Namespace) -> int:
 
     ip, port = parse_address(args.addr)
     state = SqliteState(args.state, create=False)
-    last = _last(state, address(ip), port)
+    last = next((s.ticket for s in reversed(state.tickets())
+                 if (s.ticket.ip, s.ticket.port) == (address(ip), port)), None)
     if last is None:
         raise ConfigError(f"{args.state} has no ticket of a server at {args.addr} to go by: a server publishes "
                           "its first one itself when it starts")
@@ -118,10 +119,6 @@ def run_publish(args: argparse.Namespace) -> int:
     else:
         print(f"published {ticket.ticket_id.hex()} for {ticket.name}, port {port}", file=sys.stderr)
     return 0
-
-
-def _last(state: SqliteState, ip: int, port: int) -> Ticket | None:
-    return next((s.ticket for s in reversed(state.tickets()) if (s.ticket.ip, s.ticket.port) == (ip, port)), None)
 
 
 def _row(secret: TicketSecret, utc: int) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Series:
         requests, total = self._requests(load, True)
         loop: Loop
         if load.rate:
-            _exact_timers()
+            # Timers of this process are no longer late on purpose: by default Linux adds up to 50 us.
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
             loop = self.OPEN(caller, load.rate, load.timeout, load.response_size, load.seed)
         else:
             loop = self.CLOSED(caller, load.concurrency, load.timeout, load.response_size)
@@ -104,11 +105,6 @@ class Series:
         if not others:
             self._number += load.warm_up
         return requests, requests.total
-
-
-def _exact_timers() -> None:
-    """Timers of this process are no longer late on purpose: by default Linux adds up to 50 us."""
-    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
 
 
 def _cpu(before: resource.struct_rusage, now: resource.struct_rusage, seconds: float) -> dict[str, float]:

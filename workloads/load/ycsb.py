@@ -259,8 +259,8 @@ class Operations:
         for name, share in kind.shares:
             total += share
             self._kinds.append((total, name))
-        self._make = {READ: self._read, UPDATE: self._update, INSERT: self._insert, SCAN: self._scan,
-                      RMW: self._read_modify_write}
+        self._make = {READ: lambda: self._look(self._choose()), UPDATE: lambda: self._change(self._choose()),
+                      INSERT: self._insert, SCAN: self._scan, RMW: self._read_modify_write}
         # As YCSB: room for twice as many inserts as are expected, and one; what is not there yet is drawn again.
         inserts = dict(kind.shares).get(INSERT, 0.0)
         room = int((count or 0) * inserts * 2) + 1
@@ -293,9 +293,6 @@ class Operations:
     def _field_to_read(self) -> int | None:
         return None if self._kind.read_all else self._any_field()
 
-    def _read(self) -> Steps:
-        return (yield from self._look(self._choose()))
-
     def _look(self, key: bytes) -> Steps:
         field = self._field_to_read()
         before = self._history.before(key)
@@ -305,9 +302,6 @@ class Operations:
     def _judge(self, key: bytes, reply: Any, field: int | None, before: Known | None) -> str:
         seen: dict[int, int] = {}
         return self._records.judge(key, reply, field, seen) or self._history.read(key, seen, before)
-
-    def _update(self) -> Steps:
-        return (yield from self._change(self._choose()))
 
     def _change(self, key: bytes) -> Steps:
         fields = range(self._records.fields) if self._kind.write_all else [self._any_field()]
