@@ -75,7 +75,7 @@ def _end(keys: Keyspace, args: Command, _session: Session, unit: int, absolute: 
     if keys.get(args[1]) is None:
         return integer_reply(-2)
     at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else (at - (0 if absolute else keys.now) + unit // 2) // unit)
+    return integer_reply(-1 if at is None else (at - (0 if absolute else keys.databases.now) + unit // 2) // unit)
 
 
 ttl = variant(_end, "TTL key", unit=1000, absolute=False)

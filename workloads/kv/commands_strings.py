@@ -66,7 +66,7 @@ def _options(args: Command, *known: bytes) -> tuple[set[bytes], tuple[bytes, byt
 
 def end_at(keys: Keyspace, key: bytes, at: int, *entry: bytes) -> None:
     """A key that is there ends at ``at``, which is logged as ``entry``; if that time is over, it ends now."""
-    if at <= keys.now:
+    if at <= keys.databases.now:
         keys.delete(key)
         keys.log(b"DEL", key)
     else:
@@ -80,7 +80,7 @@ def deadline(keys: Keyspace, text: bytes, unit: int, absolute: bool, command: st
     complaint = CommandError(f"ERR invalid expire time in '{command}' command")
     if positive and amount <= 0:
         raise complaint
-    at = amount * unit + (0 if absolute else keys.now)
+    at = amount * unit + (0 if absolute else keys.databases.now)
     if not MIN_INT <= amount * unit <= MAX_INT or at > MAX_INT:
         raise complaint
     return at
@@ -120,7 +120,7 @@ def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """APPEND key value"""
     old = keys.typed(args[1], bytes)
     value = args[2] if old is None else old + args[2]
-    if len(value) > keys.longest:
+    if len(value) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     keys.put(args[1], value, keep_ttl=True)
     keys.log(*args)
@@ -251,7 +251,7 @@ def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     old = keys.typed(args[1], bytes)
     if not args[3]:
         return integer_reply(len(old or b""))
-    if offset + len(args[3]) > keys.longest:
+    if offset + len(args[3]) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     value = bytearray(old or b"")
     value.extend(bytes(max(0, offset - len(value))))

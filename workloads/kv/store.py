@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from workloads.kv.databases import Databases, Journal, Persistence
+from workloads.kv.databases import Databases, Journal
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
 
@@ -151,22 +151,6 @@ class Keyspace:
     def __len__(self) -> int:
         return len(self._values)
 
-    # -- what it shares with the other databases -------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        """The time of all databases."""
-        return self.databases.now
-
-    @now.setter
-    def now(self, now: int) -> None:
-        self.databases.now = now
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest string that a command may make out of others."""
-        return self.databases.longest
-
     @property
     def journal(self) -> Journal | None:
         """Where changes are noted."""
@@ -175,11 +159,6 @@ class Keyspace:
     @journal.setter
     def journal(self, journal: Journal | None) -> None:
         self.databases.journal = journal
-
-    @property
-    def persistence(self) -> Persistence | None:
-        """What keeps the journal."""
-        return self.databases.persistence
 
     # -- values ----------------------------------------------------------------------------------------------
 
@@ -297,7 +276,7 @@ class Keyspace:
 
     def sweep(self, now: int) -> None:
         """Look at some of the keys that expire: those that nobody asks for must go as well."""
-        self.now = now
+        self.databases.now = now
         for _ in range(_MAX_STEPS):
             keys, self._cursor = self._expiring.before(self._cursor, _SAMPLE)
             over = sum([self._over(key) for key in keys])
