@@ -84,37 +84,23 @@ expiretime = variant(_end, "EXPIRETIME key", unit=1000, absolute=True)
 pexpiretime = variant(_end, "PEXPIRETIME key", unit=1, absolute=True)
 
 
-def _rename(keys: Keyspace, args: Command) -> None:
+def _rename(keys: Keyspace, args: Command, _session: Session, new: bool) -> bytes:
+    """``new``: not to a key that is there, and the reply tells whether it was done."""
     source, target = args[1:]
-    at = keys.expires_at(source)
     value = keys.get(source)
-    if source == target or value is None:
-        return
-    keys.delete(source)
-    keys.delete(target)
-    keys.put(target, value)
-    if at is not None:
-        keys.expire_at(target, at)
-    keys.log(b"RENAME", source, target)
-    keys.touch(target)
-
-
-def rename(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RENAME key newkey"""
-    if keys.get(args[1]) is None:
+    if value is None:
         raise CommandError("ERR no such key")
-    _rename(keys, args)
-    return OK
-
-
-def renamenx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RENAMENX key newkey"""
-    if keys.get(args[1]) is None:
-        raise CommandError("ERR no such key")
-    if keys.get(args[2]) is not None:
+    if new and keys.get(target) is not None:
         return ZERO
-    _rename(keys, args)
-    return ONE
+    if source != target:
+        keys.delete(target)
+        keys.hand_over(source, value, keys, target)
+        keys.log(b"RENAME", source, target)
+    return ONE if new else OK
+
+
+rename = variant(_rename, "RENAME key newkey", new=False)
+renamenx = variant(_rename, "RENAMENX key newkey", new=True)
 
 
 def randomkey(keys: Keyspace, _args: Command, session: Session) -> bytes:

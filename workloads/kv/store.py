@@ -205,6 +205,16 @@ class Keyspace:
         if not len(value):
             self.delete(key)
 
+    def hand_over(self, key: bytes, value: Value, other: Keyspace, name: bytes) -> None:
+        """A key goes, and is ``name`` in a database from now on, until when it was to end. The journal is the
+        caller's business."""
+        at = self.expires_at(key)
+        self.delete(key)
+        other.put(name, value)
+        if at is not None:
+            other.expire_at(name, at)
+        other.touch(name)
+
     def clear(self) -> None:
         """Delete everything."""
         self.empty()
