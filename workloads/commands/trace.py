@@ -34,7 +34,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``trace``."""
     parser = commands.add_parser(
         "trace", help="where the time of RPCs went", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Read what 'smtnet serve' and 'smtnet call' wrote with --trace: a line for each RPC, or one "
                     "of them as a ladder. Traces of both ends, of one machine, show what was lost on the way.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
@@ -63,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = _chosen(rpcs, args.rpc)
     drawn = ladder.rungs(chosen, handshakes(records, chosen))
-    if args.json:
-        print(json.dumps(ladder.as_json(chosen, drawn)))
-    else:
-        print(ladder.as_text(chosen, drawn))
+    print(json.dumps(ladder.as_json(chosen, drawn)) if args.json else ladder.as_text(chosen, drawn))
     if args.png is not None:
         try:
             ladder.as_picture(chosen, drawn, args.png)
