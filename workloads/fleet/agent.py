@@ -19,10 +19,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from smtstack.errors import ConfigError, SmtError
-from smtstack.exit_codes import exit_code
-from smtstack.io.standard_streams import run_program
+from smtstack.errors import ConfigError
 from workloads import transports
+from workloads.fleet.programs import run_on_host
 from workloads.load.measure import LINGER_S, Series
 from workloads.options import common as options
 from workloads.options.common import add_caller_options, parse_address
@@ -30,20 +29,11 @@ from workloads.results.fidelity import shorten_pauses
 from workloads.transports.contract import Caller
 
 
-def main() -> int:
-    """Serve stdin; the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
     parser.add_argument("--work", choices=("echo", "kv", "query", "mix"), default="echo")
-    args = parser.parse_args()
-    try:
-        _serve(args)
-    except SmtError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return exit_code(e)
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return parser
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -87,4 +77,4 @@ def _meet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_on_host(_parser(), _serve)

@@ -83,10 +83,6 @@ class KvFleet(Fleet):
         self._behind: list[Program] = []
         self._private: list[Path] = []
 
-    def __enter__(self) -> KvFleet:
-        super().__enter__()
-        return self
-
     # -- processes -----------------------------------------------------------------------------------------
 
     def _start_server(self, host: SmtHost) -> None:

@@ -107,10 +107,6 @@ class QueryFleet(Fleet):
         self.variant = variant
         self._watch: Backlog | None = None
 
-    def __enter__(self) -> QueryFleet:
-        super().__enter__()
-        return self
-
     @property
     def system(self) -> str:
         """The system as tables and curves call it."""

@@ -60,10 +60,6 @@ class MixFleet(Fleet):
         super().__init__(net, topo, setup, folder, number)
         self._mix = mix
 
-    def __enter__(self) -> MixFleet:
-        super().__enter__()
-        return self
-
     def traffic(self, measured_s: float, timeout: float, seed: int) -> MixLoad:
         """The mix at its load, of which ``measured_s`` seconds count."""
         seconds, before, after = self._mix.seconds(measured_s)
