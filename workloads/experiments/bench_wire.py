@@ -69,11 +69,6 @@ def check(asked: Options) -> Options:
     return asked
 
 
-def steps(asked: Options) -> tuple[str, int]:
-    """For progress."""
-    return "bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())
-
-
 def measure(asked: Options, running: Running) -> Outcome:
     """A row for each load, system and trial."""
     rows: list[Row] = []
@@ -142,4 +137,5 @@ EXPERIMENT = Experiment(
         "Round trips, RPC/s and MB/s of echo between two hosts on a cable, and the ratios smt / tls "
         "and homa / tcp. Takes some minutes and root.", 98),
     examples="example: smtnet bench wire --trials 3 --json", options=Options, check=check, measure=measure,
-    steps=steps, ends_with="results")
+    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())),
+    ends_with="results")

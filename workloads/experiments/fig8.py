@@ -99,11 +99,6 @@ def check(asked: Options) -> Plan:
                 QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial; raises SmtError for one that failed."""
     rows: list[Row] = []
@@ -194,5 +189,7 @@ EXPERIMENT = Experiment(
     description=paper.filled(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
         "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=10,
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)),
+    needs_pictures=True, place=10,
     kinds=KINDS)

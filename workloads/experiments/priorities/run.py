@@ -100,11 +100,6 @@ def check(asked: Options) -> Plan:
     return Plan(replace(asked, network=replace(asked.network, buffer=buffer)), todo)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "run priorities", len(plan.scenarios) * plan.asked.trials
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial and scenario."""
     asked = plan.asked
@@ -132,6 +127,7 @@ EXPERIMENT = Experiment(
     description="Offer a switch port more than it can send, in several of its eight priorities by DSCP, and "
                 "compare what each gets with what strict priority would give it. Rates are those of the "
                 "cable, 24 bytes a frame included.",
-    options=Options, check=check, measure=measure, steps=steps, place=60,
+    options=Options, check=check, measure=measure,
+    steps=lambda plan: ("run priorities", len(plan.scenarios) * plan.asked.trials), place=60,
     kinds=(Mode(MODE, heading="frames/s through the port"),
            Picture("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got")))

@@ -112,11 +112,6 @@ def check(asked: Options) -> Plan:
     return Plan(asked.session, count, asked.rounds)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "sessions", 1 + 3 * plan.rounds
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """The stages and the verdict on them; there are no rows."""
     stages, counters, fidelity = _measure(plan, running)
@@ -269,4 +264,5 @@ EXPERIMENT = Experiment(
     description=paper.filled(
         "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
         "second, and memory after all were closed."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=50)
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50)
