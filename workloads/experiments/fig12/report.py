@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from workloads.results import plots
+from workloads.results.folder import csv_text
 from workloads.results.points import points, size_text
 from workloads.results.row import Row
 
@@ -76,16 +75,14 @@ def _saved(ours: Sequence[float], yardstick: Sequence[float]) -> float | None:
 
 def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """fig12.csv: a line for each size and way."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["size", "way", "median_us", "q1_us", "q3_us", "saved_of_1rtt", "paper_saved_low",
-                     "paper_saved_high", "above_base_us", "saved_above_base", "paper_us"])
-    for entry in table:
-        for way, value in entry["us"].items():
-            writer.writerow([entry["size"], way, value, *entry["quartiles_us"][way], entry["saved"].get(way, ""),
-                             *PAPER_SAVED.get(way, ("", "")), entry["above_base_us"].get(way, ""),
-                             entry["above_base_saved"].get(way, ""), PAPER_US.get(way, "")])
-    return out.getvalue()
+    return csv_text([
+        {"size": entry["size"], "way": way, "median_us": value,
+         **dict(zip(("q1_us", "q3_us"), entry["quartiles_us"][way], strict=True)),
+         "saved_of_1rtt": entry["saved"].get(way),
+         **dict(zip(("paper_saved_low", "paper_saved_high"), PAPER_SAVED.get(way, ("", "")), strict=True)),
+         "above_base_us": entry["above_base_us"].get(way), "saved_above_base": entry["above_base_saved"].get(way),
+         "paper_us": PAPER_US.get(way)}
+        for entry in table for way, value in entry["us"].items()])
 
 
 def as_text(table: Sequence[dict[str, Any]]) -> str:

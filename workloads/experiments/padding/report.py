@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
+from workloads.results.folder import csv_text
 from workloads.results.points import metric, size_text
 from workloads.results.row import Row
 
@@ -72,15 +71,12 @@ def _wire_share(by_point: dict[tuple[Any, ...], list[PaddingRow]], workload: str
 
 def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """padding.csv: a line for each workload and policy."""
-    out = io.StringIO()
-    names = ("workload", "policy", "mean_bytes", "message_share", "wire_share", "lengths", "entropy_bits")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, "counted_share", "computed_share_of_run"])
-    for line in table:
-        found = line["measured_share"] or {"counted": "", "computed": ""}
-        writer.writerow([line["workload"], line["policy"],
-                         *(round(line[name], 4) for name in names[2:]), found["counted"], found["computed"]])
-    return out.getvalue()
+    names = ("mean_bytes", "message_share", "wire_share", "lengths", "entropy_bits")
+    return csv_text([
+        {"workload": line["workload"], "policy": line["policy"], **{name: round(line[name], 4) for name in names},
+         **{column: (line["measured_share"] or {}).get(name)
+            for column, name in (("counted_share", "counted"), ("computed_share_of_run", "computed"))}}
+        for line in table])
 
 
 def as_text(table: dict[str, list[dict[str, Any]]]) -> str:
