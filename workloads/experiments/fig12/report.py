@@ -130,13 +130,11 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     such rows, no file."""
     if not any(row["mode"] == MODE for row in rows):
         return False
-    plots.require_matplotlib()
-    from matplotlib.figure import Figure
+    table = comparison(rows)
+    figure = plots.new_figure(1.9 * len(table) + 2.6, 3.8)
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    table = comparison(rows)
-    figure = Figure(figsize=(1.9 * len(table) + 2.6, 3.8), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(_DRAWN)
     for place, entry in enumerate(table):
@@ -157,7 +155,4 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     axes.set_axisbelow(True)
     marks = [Line2D([], [], color="black", linewidth=2, label="the paper's ratio"),
              Line2D([], [], color=_COLORS[BASE], linestyle=":", label="RPC of a session\nthat exists")]
-    figure.legend(handles=[*(Patch(color=_COLORS[way], label=way) for way in _DRAWN), *marks],
-                  loc="outside right upper", fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110)
-    return True
+    return plots.finish(figure, path, [*(Patch(color=_COLORS[way], label=way) for way in _DRAWN), *marks])

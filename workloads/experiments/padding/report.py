@@ -104,13 +104,10 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     found = cast(list[PaddingRow], [row for row in rows if "wire" in row and isinstance(row["size"], str)])
     if not found:
         return False
-    plots.require_matplotlib()
-    from matplotlib.figure import Figure
-
     table = [line for line in comparison(costs(), found)["bytes"] if line["policy"] != POLICIES[0]]
     policies = list(dict.fromkeys(line["policy"] for line in table))
     names = list(dict.fromkeys(line["workload"] for line in table))
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = plots.new_figure(6.4, 3.6)
     axes = figure.subplots()
     width = 0.8 / len(policies)
     for index, (policy, color) in enumerate(zip(policies, ("#0072B2", "#E69F00"), strict=False)):

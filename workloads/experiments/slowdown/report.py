@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError
 from workloads.experiments.slowdown.run import Result
-from workloads.results.plots import color_of
+from workloads.results.plots import color_of, new_figure
 
 #: Ends of the buckets in percent of messages by size: those of the published curves.
 EDGES = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -176,15 +176,13 @@ def plot(path: Path, rows: list[Bucket], title: str) -> None:
 
     A hollow mark is a 99th percentile of fewer than :data:`FIRM_SAMPLES`.
     """
-    from matplotlib.figure import Figure
-
     order = list(dict.fromkeys(row.transport for row in rows))
     rows = sorted((row for row in rows if row.from_pct < row.to_pct), key=_place)
     columns: dict[str, Bucket] = {}
     for row in rows:
         columns.setdefault(row.label, row)
     places = {label: x for x, label in enumerate(columns)}
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = new_figure(9, 5)
     axes = figure.add_subplot()
     curves: dict[str, list[Bucket]] = {name: [] for name in order}
     for row in rows:
