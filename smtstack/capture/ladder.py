@@ -140,7 +140,7 @@ def _title(rpc: RpcTrace) -> list[str]:
 
 
 def as_picture(rpc: RpcTrace, drawn: Sequence[Rung], path: Path) -> None:
-    """The same as a picture. Times are in order, not to scale: silence is long and packets are short.
+    """Draw the ladder as a picture. Times are in order, not to scale: silence is long and packets are short.
 
     Needs matplotlib. Raises OSError.
     """

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
@@ -182,10 +182,10 @@ def measure(plan: Plan, running: Running) -> Outcome:
                                        response_size=REPLY_BYTES)
                         background = Background(behind[fleet.setup.transport], traffic)
                         measured = fleet.measure_in(background, load, trial)
-                    row: QueryRow = {**measured.row, **_known(plan, leaves)}
-                    row["variant"] = ", ".join(filter(None, (fleet.variant, asked.background_text())))
-                    row["p99_if_independent_us"] = independent_us(measured.tags, leaves)
-                    rows.append(row)
+                    rows.append(cast(QueryRow, {
+                        **measured.row, **_known(plan, leaves),
+                        "variant": ", ".join(filter(None, (fleet.variant, asked.background_text()))),
+                        "p99_if_independent_us": independent_us(measured.tags, leaves)}))
                     name = re.sub("[^a-z0-9]+", "-", f"{named} trial {trial}")
                     folder.save_raw(name, measured.rtt_ns)
                     folder.save_raw(f"{name}.leaves", measured.tags)
@@ -207,15 +207,8 @@ def _load(plan: Plan, leaves: int, trial: int) -> QueryLoad:
                      seed=queries.seed + trial - 1)
 
 
-class _Known(TypedDict):
+def _known(plan: Plan, leaves: int) -> dict[str, Any]:
     """What a row has that can be said beforehand."""
-
-    ideal_us: float
-    rate_mbps: float
-    load_text: str
-
-
-def _known(plan: Plan, leaves: int) -> _Known:
     queries, (value, share) = plan.queries, plan.asked.load
     rate_mbps = queries.network.rate_mbps
     assert rate_mbps is not None, "there is a default"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from topo.topologies import make_topo
 from workloads.experiments import query_curves as curves
@@ -137,23 +137,13 @@ def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> 
                     named = f"{fleet.system}, of {servers}{control and ', '}{control}"
                     progress.step(f"{named}, trial {trial}")
                     measured = fleet.measure(_load(plan, servers, control, trial), trial)
-                    row: QueryRow = {**measured.row, **known, "control": control}
-                    row["variant"] = ", ".join(filter(None, (fleet.variant, control)))
-                    rows.append(row)
+                    rows.append(cast(QueryRow, {
+                        **measured.row, **known, "control": control,
+                        "variant": ", ".join(filter(None, (fleet.variant, control)))}))
                     name = re.sub("[^a-z0-9]+", "-", f"{named} trial {trial}")
                     folder.save_raw(name, measured.rtt_ns)
                     folder.save_raw(f"{name}.leaves", measured.tags)
     return rows
-
-
-class _Known(TypedDict):
-    """What a row has that can be said beforehand."""
-
-    ideal_us: float
-    ideal_mbps: float
-    rate_mbps: float
-    buffer_bytes: int
-    resend_ms: float
 
 
 def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
@@ -168,7 +158,8 @@ def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
                    concurrency=min(room, 2 + _UNDER_WAY_BYTES // queries.size))
 
 
-def _known(plan: Plan, servers: int) -> _Known:
+def _known(plan: Plan, servers: int) -> dict[str, float]:
+    """What a row has that can be said beforehand."""
     queries = plan.queries
     assert queries.network.rate_mbps is not None, "there is a default"
     ideal = ideal_us(servers, queries.size, queries.request, queries.links(), hops(make_topo(queries.topo)))
