@@ -1,34 +1,10 @@
-"""The end of every experiment: its results in their folder, and what it exits with."""
+"""What the end of a run says of all its rows."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
-from workloads.results import report
-from workloads.results.environment import environment
-from workloads.results.folder import ResultFolder
-from workloads.results.points import overall
-from workloads.results.row import Row, Verdict
-
-
-def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row], seed: int | None, *,
-         flat: Sequence[Mapping[str, Any]] | None = None, verdict: Verdict | None = None) -> Verdict:
-    """run.json, results.csv and the report, handed over to the user; the verdict on the whole run, by default that
-    of the rows. Without rows there is no results.csv and no report.
-
-    ``flat`` are the rows as results.csv has them, where they do not fit it as they are. Other files have to be
-    there before, for the report to name them.
-    """
-    verdict = overall(rows) if verdict is None else verdict
-    folder.write_run(parameters, environment(), seed, verdict, rows)
-    if rows:
-        folder.write_csv(rows if flat is None else flat)
-        report.make(folder)
-    folder.hand_over()
-    return verdict
+from workloads.results.row import Row
 
 
 def first_error(rows: Iterable[Row]) -> str:
@@ -47,15 +23,3 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
         where = f"; tickets from the DNS server on {row['dns']}" if "dns" in row else ""
         lines.append(f"sessions: {mode}; {said}{where}")
     return list(dict.fromkeys(lines))
-
-
-def exit_code(verdict: Mapping[str, Any], failed: str, judged: bool) -> int:
-    """Says on stderr what ``failed``, or else why the run was not faithful; if ``judged``, it has failed then."""
-    if failed:
-        print(f"smtnet: {failed}", file=sys.stderr)
-        return EXIT_FAILED
-    if verdict["ok"]:
-        return 0
-    for reason in verdict["reasons"]:
-        print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-    return EXIT_UNFAITHFUL if judged else 0

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, Literal, cast
 
 from workloads.experiments.priorities.arithmetic import MODE
-from workloads.experiments.priorities.row import PriorityRow
+from workloads.experiments.priorities.port import PriorityRow
 from workloads.results.plots import finish, new_figure, trials_text, y_axis
 from workloads.results.row import Row
 

@@ -12,8 +12,7 @@ from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
-from workloads.experiments.priorities.port import OnePort, PriorityPort
-from workloads.experiments.priorities.row import PriorityRow
+from workloads.experiments.priorities.port import OnePort, PriorityPort, PriorityRow
 from workloads.experiments.queries import as_text
 from workloads.options import common as options
 from workloads.options.common import JudgedResults
