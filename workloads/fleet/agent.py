@@ -77,4 +77,4 @@ def _meet() -> None:
 
 
 if __name__ == "__main__":
-    run_on_host(_parser(), _serve)
+    run_on_host(_parser().parse_args, _serve)

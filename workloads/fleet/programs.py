@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import psutil
 
@@ -15,14 +14,16 @@ from smtstack.errors import SmtError
 from smtstack.exit_codes import exit_code
 from smtstack.io.standard_streams import run_program
 
+T = TypeVar("T")
 
-def run_on_host(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], None]) -> NoReturn:
-    """A whole program: ``work`` with what ``parser`` read. Errors are one line on stderr, exit codes those of
-    ``smtnet``."""
+
+def run_on_host(read: Callable[[], T], work: Callable[[T], None]) -> NoReturn:
+    """A whole program: ``work`` with what ``read`` made of the command line. Errors are one line on stderr, exit
+    codes those of ``smtnet``."""
     def main() -> int:
-        args = parser.parse_args()
+        options = read()
         try:
-            work(args)
+            work(options)
         except (SmtError, OSError) as e:
             print(f"smtnet: {e}", file=sys.stderr)
             return exit_code(e)

@@ -167,4 +167,4 @@ def measure(callers: dict[str, FirstCaller], sizes: Sequence[int], samples: int,
 
 
 if __name__ == "__main__":
-    run_on_host(_parser(), lambda args: _serve(args) if args.role == "serve" else _call(args))
+    run_on_host(_parser().parse_args, lambda args: _serve(args) if args.role == "serve" else _call(args))

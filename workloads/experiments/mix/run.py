@@ -30,7 +30,7 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.kinds import Picture, Section
-from workloads.results.outcome import session_lines
+from workloads.results.points import session_lines
 from workloads.transports.table import compared
 
 #: What everything is divided by: this transport's round trip, alone in the network.

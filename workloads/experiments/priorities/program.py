@@ -171,4 +171,4 @@ def receive(sock: socket.socket, begin: int, until: int) -> Answer:
 
 
 if __name__ == "__main__":
-    run_on_host(_parser(), _serve)
+    run_on_host(_parser().parse_args, _serve)

@@ -18,9 +18,9 @@ from workloads.options import common as options
 from workloads.options.common import JudgedResults
 from workloads.options.declare import group, option
 from workloads.options.network import Network
-from workloads.results import outcome
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import first_error
 
 RATE_MBPS = 20.0
 OFFERED = 0.3
@@ -114,7 +114,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 def outcome_of(asked: Options, rows: Sequence[PriorityRow]) -> Outcome:
     """Failed is a run in which a class got what a higher one was denied."""
-    table, wrong = priority_report.table(rows), outcome.first_error(rows)
+    table, wrong = priority_report.table(rows), first_error(rows)
     # Nothing here is random; a network wants a seed all the same.
     return Outcome(rows, {"classes": table, "strict": not wrong}, as_text(table), table=False,
                    files={"priorities.csv": csv_text(table)}, parameters=asked,

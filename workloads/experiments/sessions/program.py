@@ -87,4 +87,4 @@ def _said(tally: SwarmTally) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_on_host(_parser(), _serve)
+    run_on_host(_parser().parse_args, _serve)

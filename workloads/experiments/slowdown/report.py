@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from smtstack.errors import ConfigError
 from workloads.experiments.slowdown.run import Result
 from workloads.results.plots import color_of, new_figure
+from workloads.results.table import aligned
 
 #: Ends of the buckets in percent of messages by size: those of the published curves.
 EDGES = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -156,9 +157,7 @@ def table(rows: list[Bucket]) -> str:
             line += ["" if value is None else f"{value:.2f}"
                      for value in (first.published_median, first.published_p99)]
         lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-                     for line in lines)
+    return aligned(lines, left=0)
 
 
 def write_csv(path: Path, rows: list[Bucket]) -> None:
