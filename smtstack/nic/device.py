@@ -19,7 +19,7 @@ from smtstack.wire.homa import FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
 
-_ETHERTYPE, _IPV4 = slice(ETHERTYPE_AT, IP_OFFSET), ETHERTYPE_IPV4.to_bytes(2, "big")
+_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
 _PLACE_END = PLACE_OFFSET + PLACE_LEN
 
 #: Feature names as ethtool knows them.
@@ -239,7 +239,7 @@ class SmartNic:
             size = len(frame)
             counters.rx_packets += 1
             counters.rx_bytes += size
-            if size < TRANSPORT_OFFSET or frame[_ETHERTYPE] != _IPV4:
+            if size < TRANSPORT_OFFSET or frame[ETHERTYPE_AT:IP_OFFSET] != _IPV4:
                 counters.rx_errors += 1
                 continue
             if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
