@@ -51,7 +51,7 @@ class TraceRecord:
     cut: str = ""
     """Why it ends before its time; "": it does not say."""
     broken: bool = False
-    """Whether the file ends in the middle of a record."""
+    """Whether the trace ends in the middle of a record."""
 
     @property
     def end(self) -> tuple[int, int]:

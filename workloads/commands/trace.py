@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from smtstack.capture import ladder
 from smtstack.capture.files import CaptureFile
 from smtstack.capture.qlog import TraceRecord, read_untrusted
 from smtstack.capture.reading import reading
+from smtstack.capture.traces import PHASES, RpcTrace, by_rpc, handshakes, table
 from smtstack.errors import ConfigError
-from workloads.results import ladder
-from workloads.results.traces import PHASES, RpcTrace, by_rpc, handshakes, table
+from workloads.results.plots import require_matplotlib
 
 _EXAMPLES = """examples:
   smtnet trace client.sqlog
@@ -48,8 +49,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand."""
-    if args.png is not None and args.rpc is None:
-        raise ConfigError("--png draws one RPC: --rpc says which")
+    if args.png is not None:
+        if args.rpc is None:
+            raise ConfigError("--png draws one RPC: --rpc says which")
+        require_matplotlib()
     records = [_read(path) for path in args.files]
     rpcs = by_rpc(records)
     for path, record in zip(args.files, records, strict=True):
