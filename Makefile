@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+ROOT_JOBS ?= $(shell expr 3 '*' $(JOBS))
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 COMPILED := $(VENV)/compiled
-CODE = $(wildcard smtstack workloads topo controllers tests)
+CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
@@ -17,7 +18,11 @@ PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:n
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv system demo test lint bench compiled clean
+.PHONY: help venv system demo check test lint bench compiled clean
+
+# Images of containers often set it. Each of the hundreds of processes that tests and runs start would then compile
+# what it imports, and each worker of pytest rewrite all tests: a third of the time of all. "make clean" removes it.
+unexport PYTHONDONTWRITEBYTECODE
 
 # $(call install,WHO,PACKAGES): by apt-get, quiet unless it fails. The index is fetched only where the one
 # that is there (none, in an image) does not do.
@@ -52,7 +57,7 @@ endef
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
-	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ARGS= (for pytest, demo or bench wire)'
+	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (those of root'\''s tests), ARGS= (for pytest, demo or bench wire)'
 
 venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
 
@@ -69,20 +74,35 @@ system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool
 demo: system $(STAMP)  ## compare smt, homa, tcp and tls: table, pictures and report in results/ (root)
 	@$(BIN)/smtnet demo $(ARGS)
 
+# Types and tests side by side: without a cache, as on a hosted machine, mypy takes as long as the tests do.
+# What failed last is first, then what was edited last.
+check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that are quick (tests/slow.txt has the others)
+	@echo 'check: ruff; mypy beside $(JOBS) workers with all tests but those marked root or slow'
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary $(CODE) & mypy=$$!
+	trap 'kill $$mypy 2>/dev/null || true; exit 130' INT TERM
+	failed=0
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
+	wait $$mypy || failed=$$?
+	exit $$failed
+
 test: $(if $(filter 0,$(shell id -u)),system) lint  ## lint, then all tests (those marked root only when root)
 	@pytest="$(BIN)/python -m pytest"
 	if [ "$$(id -u)" -ne 0 ]; then
-		exec $$pytest -n $(JOBS) $(ARGS)  # conftest.py skips the root tests and says why
+		exec $$pytest -n $(JOBS) --dist worksteal $(ARGS)  # conftest.py skips the root tests and says why
 	fi
 	echo 'test: $(JOBS) workers, all but the tests marked root'
-	$$pytest -n $(JOBS) -m 'not root' $(ARGS)
-	# Mininet's switch and namespace names are the machine's: such tests go one at a time.
-	# pytest's 5 is "none selected": say nothing then. Any other trouble shows in the real run.
-	none=0
-	$$pytest -q --collect-only -m root $(ARGS) >/dev/null 2>&1 || none=$$?
-	if [ $$none -ne 5 ]; then
-		echo 'test: one by one, the tests marked root'
-		$$pytest -q -m root $(ARGS)
+	$$pytest -n $(JOBS) --dist worksteal -m 'not root' $(ARGS)
+	# Those mostly wait, so there are more workers than cores. tests/conftest.py says why they do not meet.
+	# pytest's 5 is "none selected", which only ARGS can bring about: say nothing then. Other trouble shows in the run.
+	some() { $(if $(strip $(ARGS)),$$pytest -q --collect-only -m "$$1" $(ARGS) >/dev/null 2>&1 || [ $$? -ne 5 ],:); }
+	if some 'root and not alone'; then
+		echo 'test: $(ROOT_JOBS) workers, each in a sandbox, the tests marked root'
+		$$pytest -n $(ROOT_JOBS) --dist worksteal -m 'root and not alone' $(or $(ARGS),tests/net)
+	fi
+	if some 'root and alone'; then
+		echo 'test: one by one, the tests marked root that need the machine to themselves'
+		$$pytest -n 1 -q -m 'root and alone' $(or $(ARGS),tests/net)
 	fi
 
 lint: $(STAMP)  ## ruff and mypy

@@ -24,7 +24,7 @@ from mininet.node import Controller
 
 from controllers.fabric import Fabric
 from controllers.live import fabric_of
-from controllers.plan import POLICIES
+from controllers.policies import DEFAULT, POLICIES, nic_paths
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_USAGE
 from topo.commands import die_with_parent
@@ -43,20 +43,20 @@ _IN_USE = os.strerror(errno.EADDRINUSE)
 _KINDS: dict[int, type[SmtError]] = {EXIT_USAGE: ConfigError, EXIT_ENVIRONMENT: Unsupported}
 _TAIL_LINES = 4
 #: What can be set, as in ``mn --controller fanout,multipath=message,seed=2``.
-DEFAULTS: dict[str, Any] = {"multipath": "flow", "seed": 1, "lldp_s": 0.4}
+DEFAULTS: dict[str, Any] = {"multipath": DEFAULT, "seed": 1, "lldp_s": 0.4}
 
 
 class RyuController(Controller):
     """Ryu with :mod:`controllers.multipath`, listening on this machine only, on ports that are free.
 
-    Options by name, see :data:`DEFAULTS`: ``multipath`` one of :data:`controllers.plan.POLICIES`, ``seed`` of the
-    choice among equal ways, ``lldp_s`` seconds between two probes of a link (0: none). ``log``: the file it writes
-    (None: one that is gone at the end). Raises :class:`ConfigError` for other options.
+    Options by name, see :data:`DEFAULTS`: ``multipath`` one of :data:`controllers.policies.POLICIES`, ``seed`` of
+    the choice among equal ways, ``lldp_s`` seconds between two probes of a link (0: none). ``log``: the file it
+    writes (None: one that is gone at the end). Raises :class:`ConfigError` for other options.
     """
 
     def __init__(self, name: str = "c0", log: Path | None = None, **options: Any) -> None:
         given = DEFAULTS | checked(options)
-        self.multipath: str = given["multipath"]
+        self.policy: str = given["multipath"]
         self.seed: int = given["seed"]
         self.lldp_s: float = given["lldp_s"]
         self.fabric: Fabric | None = None
@@ -95,7 +95,7 @@ class RyuController(Controller):
 
     def _launch(self) -> None:
         """Start it with the ports it has."""
-        arguments = ["fanout", "--smtnet-fabric", str(self._fabric_file), "--smtnet-multipath", self.multipath,
+        arguments = ["fanout", "--smtnet-fabric", str(self._fabric_file), "--smtnet-multipath", self.policy,
                      "--smtnet-seed", str(self.seed), "--smtnet-lldp", str(self.lldp_s),
                      "--ofp-tcp-listen-port", str(self.port), "--wsapi-port", str(self.rest_port)]
         begin = self.log.stat().st_size if self.log.exists() else 0
@@ -119,7 +119,7 @@ class RyuController(Controller):
                        f"{_tail(self.log, begin)}")
 
     def pids(self) -> list[int]:
-        """Of the Ryu that runs."""
+        """The number of Ryu's process; empty if none runs."""
         return [self._process.pid] if self._process is not None and self._process.poll() is None else []
 
     def kill(self) -> None:
@@ -168,9 +168,9 @@ class RyuController(Controller):
             time.sleep(_LOOK_S)
 
     @property
-    def message_paths(self) -> int:
+    def nic_paths(self) -> int:
         """See :class:`topo.network.NetController`."""
-        return int(self.status()["path_count"]) if self.multipath == "message" else 1
+        return nic_paths(self.policy, int(self.status()["path_count"]))
 
     def status(self) -> dict[str, Any]:
         """``/status``: state, errors, links, switches. All of these raise :class:`SmtError` if there is no

@@ -56,14 +56,14 @@ class _Way:
     at: End | None = None
     """Where the last one came in."""
     number: int = 0
-    """Of the last probe, among all."""
+    """The number of the last probe, among all probes."""
     sent_at: float = 0.0
     unanswered: int = 0
     """Probes since the last that was answered."""
     first_at: float = 0.0
     """When the first of these was sent."""
     first: int = 0
-    """Its number."""
+    """The number of the first probe since the last that was answered."""
     overtaken: int = 0
     """How many of these are older than one that was answered."""
     checked: bool = False

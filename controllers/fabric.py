@@ -203,8 +203,8 @@ def host_key(mac: str) -> bytes:
 
 
 def fabric_of_topo(topo: SmtTopo) -> Fabric:
-    """Of a topology, with the numbers and addresses Mininet will give: ports as the topology has them, a switch's
-    dpid is the number its name ends in, hosts are 10.0.0.1 and so on. Raises :class:`ConfigError`."""
+    """The fabric of a topology, with the numbers and addresses Mininet will give: ports as the topology has them,
+    a switch's dpid is the number its name ends in, hosts are 10.0.0.1 and so on. Raises :class:`ConfigError`."""
     switches = [Switch(name, _number_of(name)) for name in topo.switches()]
     if not switches:
         raise ConfigError("a topology without switches has nothing to plan: use one with switches, e.g. star,4")

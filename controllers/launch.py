@@ -11,10 +11,9 @@ import socket
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from controllers.fabric import Fabric
+from controllers.fabric_file import load_fabric
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.exit_codes import EXIT_INTERRUPTED, exit_code
 from smtstack.io.standard_streams import run_program
@@ -67,12 +66,12 @@ def _run(arguments: list[str]) -> int:
     manager.CONF.set_default("ofp_listen_host", _LOCALHOST)
     manager.CONF.set_default("wsapi_host", _LOCALHOST)
     if APPS["fanout"] in arguments:
-        from controllers import multipath as fanout
+        from controllers import multipath
 
         # Ryu would read them only after it has begun to listen, and then print a traceback.
         manager.CONF(args=arguments, project="ryu", version="smtnet", default_config_files=[])
         load_fabric(manager.CONF.smtnet_fabric)
-        fanout.check_options(manager.CONF)
+        multipath.check_options(manager.CONF)
         _check_port(manager.CONF.ofp_listen_host, manager.CONF.ofp_tcp_listen_port or _OPENFLOW_PORT,
                     "--ofp-tcp-listen-port")
         _check_port(manager.CONF.wsapi_host, manager.CONF.wsapi_port, "--wsapi-port")
@@ -88,23 +87,6 @@ def _check_port(host: str, port: int, option: str) -> None:
             s.bind((host, port))
     except OSError as e:
         raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}; take another with {option}") from None
-
-
-def load_fabric(path: str | None) -> Fabric:
-    """The fabric in a file; raises :class:`ConfigError` with how to get one."""
-    if path is None:
-        raise ConfigError("which network is it? --smtnet-fabric FILE, as this writes it: "
-                          "smtnet plan TOPO --fabric FILE")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "no text"
-        raise ConfigError(f"--smtnet-fabric {path}: {reason}; this writes one: "
-                          f"smtnet plan TOPO --fabric {path}") from None
-    try:
-        return Fabric.from_json(text)
-    except ConfigError as e:
-        raise ConfigError(f"--smtnet-fabric {path}: {e}") from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from smtstack.errors import ConfigError
 
 
 def fabric_of(net: Any) -> Fabric:
-    """Of a network that is built: all interfaces have their names and addresses.
+    """The fabric of a network that is built: all interfaces have their names and addresses.
 
     Raises :class:`ConfigError` for a network that the controller cannot control: hosts with several interfaces or
     linked to each other, no switch.

@@ -1,5 +1,7 @@
 """The controller of multi-path networks, an application of Ryu: installs a plan, and another when something fails.
 
+What ``--multipath`` means is in ``controllers/policies.py``.
+
 It acts before there is traffic: what switches do not know they drop, and hand nothing to the controller but the
 probes by which links are found. It keeps no state that matters: started again while traffic runs, it asks the
 switches what they have, and changes what differs from its plan.
@@ -27,9 +29,10 @@ from controllers import openflow, rest
 from controllers.channel import Answer, Channel, Refused
 from controllers.discovery import Discovery, End, is_lldp
 from controllers.fabric import Link
-from controllers.launch import load_fabric
-from controllers.plan import POLICIES, Down, Flow, Plan
+from controllers.fabric_file import load_fabric
+from controllers.plan import Down, Flow, Plan
 from controllers.planner import make_plan
+from controllers.policies import DEFAULT, POLICIES
 from controllers.retries import Retries
 from controllers.update import Change, Held, phases
 from smtstack.errors import ConfigError
@@ -47,8 +50,8 @@ _KEPT = 20
 cfg.CONF.register_cli_opts([
     cfg.StrOpt("smtnet-fabric", default=None,
                help="the network, a file written by: smtnet plan TOPO --fabric FILE"),
-    cfg.StrOpt("smtnet-multipath", default="flow", help=f"how several paths are used: {', '.join(POLICIES)} "
-               "(default flow)"),
+    cfg.StrOpt("smtnet-multipath", default=DEFAULT, help=f"how several paths are used: {', '.join(POLICIES)} "
+               f"(default {DEFAULT})"),
     cfg.IntOpt("smtnet-seed", default=1, help="of the choice among equal ways (default 1)"),
     cfg.FloatOpt("smtnet-lldp", default=0.4, help="seconds between two probes of a link, 0: none (default 0.4); a "
                  "silent loss is noticed within two of them"),
@@ -63,7 +66,7 @@ def check_options(options: Any) -> None:
         raise ConfigError(f"--smtnet-lldp {options.smtnet_lldp:g}: 0, or from {_SHORTEST_PERIOD_S:g} s")
 
 
-class Fanout(app_manager.RyuApp):
+class Multipath(app_manager.RyuApp):
     """See the module. What it knows is served by :mod:`controllers.rest`."""
 
     OFP_VERSIONS = (ofproto_v1_3.OFP_VERSION,)
@@ -89,7 +92,7 @@ class Fanout(app_manager.RyuApp):
         """Datapath ids of switches that are not in the fabric."""
         self.channels: dict[str, Channel] = {}
         self._in_step: set[Channel] = set()
-        """Those whose switch has what the plan says."""
+        """Channels whose switch has what the plan says."""
         self.retries = Retries()
         self._due_again: set[str] = set()
         """Switches for which another attempt is on its way."""
@@ -101,7 +104,7 @@ class Fanout(app_manager.RyuApp):
         self.discovery = Discovery(self.fabric, period, os.urandom(8)) if period else None
         self._lost: set[Link] = set()
         logging.getLogger("ryu.lib.hub").setLevel(logging.WARNING)  # or every request is logged
-        named["wsgi"].register(rest.FanoutRest, {rest.APP: self})
+        named["wsgi"].register(rest.MultipathRest, {rest.APP: self})
         self.threads += [hub.spawn(self._guarded, self._work)]
         if self.discovery is not None:
             self.threads += [hub.spawn(self._guarded, self._probe, min(period / _SLICES, _LONGEST_SLICE_S))]
@@ -323,7 +326,7 @@ class Fanout(app_manager.RyuApp):
         return held
 
     def _carry_out(self, phase: tuple[Change, ...], reach: list[Channel]) -> list[Channel]:
-        """Those of ``reach`` that have done their part of a phase."""
+        """The channels of ``reach`` that have done their part of a phase."""
         by_name = {channel.name: channel for channel in reach}
         for change in phase:
             channel = by_name.get(change.switch)

@@ -95,7 +95,7 @@ def remove_group(datapath: Any, group: Group) -> Any:
 
 
 def message(datapath: Any, change: Change) -> Any:
-    """That brings about a change."""
+    """The message that brings about a change."""
     item = change.item
     if isinstance(item, Flow):
         return remove_flow(datapath, item) if change.verb == DELETE else add_flow(datapath, item)
@@ -206,7 +206,7 @@ def _group_of(group: Any) -> Group:
 
 
 def _key(flow: Flow) -> Key:
-    """As the switch will say it: what a mask leaves out is 0."""
+    """A match as the switch will say it: what a mask leaves out is 0."""
     match = flow.match
     if match.eth_dst is not None and match.eth_dst_mask is not None:
         match = replace(match, eth_dst=_masked(match.eth_dst, match.eth_dst_mask))

@@ -19,8 +19,6 @@ ARP_REQUEST = 1
 LLDP_MAC = "01:80:c2:00:00:0e"
 #: The mask of a MAC address that leaves out byte 1, which names the path.
 ANY_PATH = "ff:00:ff:ff:ff:ff"
-#: How frames of a host pair use several equally short ways.
-POLICIES = ("flow", "message", "ecmp")
 
 
 def path_address(mac: str, path: int) -> str:

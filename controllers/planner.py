@@ -44,7 +44,6 @@ from controllers.plan import (
     ETH_LLDP,
     FAST_FAILOVER,
     LLDP_MAC,
-    POLICIES,
     SELECT,
     Action,
     AnswerArp,
@@ -62,6 +61,7 @@ from controllers.plan import (
     ToGroup,
     path_address,
 )
+from controllers.policies import DEFAULT, POLICIES, hashed
 from smtstack.errors import ConfigError
 from smtstack.wire.ethernet import format_mac
 
@@ -85,7 +85,7 @@ class _Ways:
     ports: dict[str, tuple[int, ...]]
 
 
-def make_plan(fabric: Fabric, policy: str = "flow", seed: int = 1, down: Down | None = None) -> Plan:
+def make_plan(fabric: Fabric, policy: str = DEFAULT, seed: int = 1, down: Down | None = None) -> Plan:
     """The plan for what is in order. ``seed`` turns the choices among equally short ways.
 
     Table 0 and the number of paths do not depend on ``down``. Raises :class:`ConfigError` for an unknown policy,
@@ -106,7 +106,7 @@ def make_plan(fabric: Fabric, policy: str = "flow", seed: int = 1, down: Down | 
     for name in with_hosts:
         distance, nearer = _shortest(fabric, name, out)
         ways[name] = _Ways(distance, nearer, _deal(fabric, distance, nearer, paths, turns))
-    choices = {} if policy == "ecmp" or paths == 1 else _flow_paths(fabric, paths, turns)
+    choices = {} if hashed(policy) or paths == 1 else _flow_paths(fabric, paths, turns)
     return Plan(
         fabric=fabric, policy=policy, seed=seed, down=out, path_count=paths,
         switches=tuple(_switch_plan(fabric, s.name, policy, paths, ways, choices) for s in fabric.switches),
@@ -197,7 +197,7 @@ def _flow_paths(fabric: Fabric, paths: int, turns: dict[str, int]) -> dict[tuple
 
 def _switch_plan(fabric: Fabric, name: str, policy: str, paths: int, ways: dict[str, _Ways],
                  choices: dict[tuple[str, str], int]) -> SwitchPlan:
-    groups = _Groups(SELECT if policy == "ecmp" else FAST_FAILOVER)
+    groups = _Groups(SELECT if hashed(policy) else FAST_FAILOVER)
     flows = _entry(fabric, name, choices)
     for host in fabric.hosts:
         if host.switch == name:
@@ -263,7 +263,7 @@ def _towards(host: Host, nearer: tuple[int, ...], ports: tuple[int, ...], policy
     """Table 1 at a switch that ``host`` is not at: one rule for all paths where they go the same way."""
     if len(nearer) == 1:
         return [_to_all(host, Output(nearer[0]))]
-    if policy == "ecmp":
+    if hashed(policy):
         return [_to_all(host, groups.of(nearer))]
     actions: list[Action] = []
     for port in ports:

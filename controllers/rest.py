@@ -16,14 +16,14 @@ from topo.shaping import priority_counters
 
 if TYPE_CHECKING:
     from controllers.fabric import Link
-    from controllers.multipath import Fanout
+    from controllers.multipath import Multipath
 
 #: Name under which the application is handed to requests.
-APP = "fanout"
+APP = "multipath"
 _PORT_FIELDS = ("rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped")
 
 
-def status(app: Fanout) -> dict[str, Any]:
+def status(app: Multipath) -> dict[str, Any]:
     """How it is: ``state`` and why, switches, links by LLDP, and the last plans."""
     plan, discovery = app.plan, app.discovery
     counts = {} if plan is None else {s.name: s for s in plan.switches}
@@ -45,7 +45,7 @@ def status(app: Fanout) -> dict[str, Any]:
     }
 
 
-def paths(app: Fanout, src: str, dst: str) -> dict[str, Any]:
+def paths(app: Multipath, src: str, dst: str) -> dict[str, Any]:
     """The switches between two hosts by path number, and which path frames that name none take (null: several, or
     there is one only), and which of the switches refuse what they should do. Raises
     :class:`ConfigError` for an unknown host."""
@@ -60,7 +60,7 @@ def paths(app: Fanout, src: str, dst: str) -> dict[str, Any]:
                          if any(name in way for way in ways)}}
 
 
-def counters(app: Fanout) -> dict[str, Any]:
+def counters(app: Multipath) -> dict[str, Any]:
     """What the switches' ports counted, by link and by host. ``priorities`` (7 is sent first) count what was sent,
     where the link has a rate and the switch is on this machine."""
     asked = {name: channel.ask(channel.datapath.ofproto_parser.OFPPortStatsRequest(
@@ -99,12 +99,12 @@ def _priorities(interface: str) -> dict[str, Any]:
         return {}
 
 
-class FanoutRest(ControllerBase):
+class MultipathRest(ControllerBase):
     """One for each request; Ryu makes it."""
 
     @property
-    def _app(self) -> Fanout:
-        app: Fanout = self.data[APP]
+    def _app(self) -> Multipath:
+        app: Multipath = self.data[APP]
         return app
 
     @route("smtnet", "/status", methods=["GET"])

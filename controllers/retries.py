@@ -17,7 +17,7 @@ class Retries:
         self._why: dict[str, str] = {}
 
     def refused(self, switch: str, why: str) -> None:
-        """It refused something, or gave no answer."""
+        """A switch refused something, or gave no answer."""
         self._why[switch] = why
 
     def failed(self, switch: str) -> float | None:
@@ -38,7 +38,7 @@ class Retries:
         self._attempts.clear()
 
     def forget(self, switch: str) -> None:
-        """It is gone."""
+        """A switch is gone: nothing is held against it."""
         self.succeeded([switch])
 
     @property

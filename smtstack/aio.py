@@ -85,7 +85,8 @@ class AioSocket:
                 self.socket.abort(future)
 
     async def prepare(self, peers: Iterable[Address], timeout: float | None = None) -> None:
-        """As :meth:`~smtstack.socket.SmtSocket.prepare`; other requests go on meanwhile."""
+        """Make sessions with these peers, while other requests go on: see
+        :meth:`SmtSocket.prepare <smtstack.socket.SmtSocket.prepare>`."""
         wanted = list(peers)
         self.socket.begin_sessions(wanted)
         self._arm()

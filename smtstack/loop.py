@@ -24,6 +24,7 @@ from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.state import Port
 from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
+from smtstack.wire.naming import peer_key
 
 #: Frames given to the endpoint before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
@@ -82,7 +83,7 @@ class PacketLoop:
         self.stack = Stack(endpoint, self.driver)
         self.statistics = LoopStatistics()
         self._poll_ns = poll_ns
-        seed = endpoint.ip << 16 | endpoint.port
+        seed = peer_key(endpoint.ip, endpoint.port)
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
         self._tx = tx
         self._rx = rx

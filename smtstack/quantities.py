@@ -76,7 +76,7 @@ class Quantity:
             raise argparse.ArgumentTypeError(str(e)) from None
 
     def read(self, name: str, value: Any) -> Any:
-        """The same for numbers too; raises :class:`ConfigError` with the name."""
+        """The quantity that a text or a plain number says; raises :class:`ConfigError` with the name."""
         try:
             return self.value(value)
         except ValueError as e:

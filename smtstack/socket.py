@@ -21,11 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtstack.crypto import keys as key_files
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from smtstack.io import key_file
 from smtstack.io.neighbours import Neighbours
-from smtstack.io.packet_socket import Fanout, PacketSocket, interface_mtu
+from smtstack.io.packet_socket import PacketSocket, interface_mtu
+from smtstack.io.shared_port import SharedPort
 from smtstack.io.trace_file import TraceFile
 from smtstack.loop import PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
@@ -71,7 +72,7 @@ class SmtContext:
     nic: NicConfig = field(default_factory=NicConfig)
     poll_ns: int = 0
     """Busy-wait this long before blocking: 0 is pure interrupt mode."""
-    fanout: Fanout | None = None
+    shared_port: SharedPort | None = None
     """This process is one of several workers that share the port."""
     tx_impairments: Impairments | None = None
     rx_impairments: Impairments | None = None
@@ -110,7 +111,7 @@ class SmtContext:
             others = "'demo' for the public ones" if self.profile == "linux" else "certs, made by 'smtnet ca'"
             raise ConfigError(f"profile {self.profile} needs keys, a file made by 'smtnet keys', or {others}")
         # A process that starts over with the same keys and port must not start over with its ids.
-        return key_files.load(self.keys or "", self.profile, key_files.fresh_first_id(time.time_ns()))
+        return key_file.load(self.keys or "", self.profile, key_file.fresh_first_id(time.time_ns()))
 
     def session_host(self, local: tuple[int, int], params: TransportParams) -> SessionHost | None:
         """Makes sessions by handshakes; None: keys are known beforehand.
@@ -129,7 +130,7 @@ class SmtContext:
         offer = self.offer or Offer(max_message=params.max_message_length)
         options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
                                  self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
-        return SessionHost(options, *local, params.mtu, self.fanout)
+        return SessionHost(options, *local, params.mtu, self.shared_port)
 
 
 class RpcFuture:
@@ -217,7 +218,7 @@ class SmtSocket:
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.fanout)
+                                  context.shared_port)
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: What code within a sentence has to begin with to be a command line.
 OURS = re.compile(r"(sudo )?(\.venv/bin/)?(smtnet|mn|smt|make|python -m [\w.]+|tshark)( |$)")
-_PACKAGES = ("smtstack", "workloads", "topo", "controllers")
+_PACKAGES = ("smtstack", "workloads", "topo", "controllers", "examples")
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 #: As in "'smtnet doctor' says what".
@@ -67,13 +67,18 @@ def walk(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterato
             path = (*path, "x")
 
 
+def pages() -> list[Path]:
+    """What people read: Markdown here, in docs and in the folders of it."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests/corpus").glob("*.md")])
+
+
 @cache
 def all_lines() -> tuple[CommandLine, ...]:
     """All of them, each once."""
     from workloads.commands.main import build_parser
 
     found: list[CommandLine] = []
-    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
+    for page in pages():
         found += of_page(page.relative_to(ROOT).as_posix(), page.read_text())
     for path, parser in walk(build_parser()):
         where = " ".join(("help of smtnet", *path))

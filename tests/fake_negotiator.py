@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from smtstack.transport.endpoint import Endpoint
-from smtstack.transport.negotiation import Negotiator
+from smtstack.transport.negotiation import Negotiator, SessionUser
 from smtstack.transport.segment import Segment
 
 
@@ -14,7 +13,7 @@ class Fake(Negotiator):
     """Does what the test says, and notes what it was asked."""
 
     def __init__(self) -> None:
-        self.endpoint: Endpoint | None = None
+        self.endpoint: SessionUser | None = None
         self.wanted: list[tuple[int, int]] = []
         self.lost_peers: list[tuple[int, int]] = []
         #: Frames of the handshake plane; the last of them.
@@ -24,7 +23,7 @@ class Fake(Negotiator):
         self.fired: list[int] = []
         self.on_want: Callable[[], None] = lambda: None
 
-    def attach(self, endpoint: Endpoint) -> None:
+    def attach(self, endpoint: SessionUser) -> None:
         self.endpoint = endpoint
 
     def want(self, ip: int, port: int, now: int) -> None:

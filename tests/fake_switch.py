@@ -99,8 +99,8 @@ class FakeSwitch:
         del self._index[flow.table, flow.match.eth_dst, flow.match.eth_dst_mask][flow.key]
 
     def _find(self, table: int, frame: Frame, in_port: int) -> Flow | None:
-        hits = [f for wanted in ((frame.eth_dst, None), (masked(frame.eth_dst), ANY_PATH), (None, None))
-                for f in self._index[(table, *wanted)].values() if matches(f.match, frame, in_port)]
+        hits = [f for address, mask in ((frame.eth_dst, None), (masked(frame.eth_dst), ANY_PATH), (None, None))
+                for f in self._index[table, address, mask].values() if matches(f.match, frame, in_port)]
         if not hits:
             return None
         highest = max(f.priority for f in hits)

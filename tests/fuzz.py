@@ -2,12 +2,14 @@
 
 Every function of smtstack whose name ends in ``_untrusted`` has targets here (a test finds those that have
 none), and whole endpoints are attacked by :mod:`tests.fuzz_engine`. Seeded: the same arguments do the same,
-unless the time runs out first.
+unless the time runs out first. Before all else goes what is kept in tests/corpus, and what a run by hand finds is
+put there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import io
 import pkgutil
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import smtstack
@@ -43,6 +46,8 @@ PARSER_SHARE = 0.6
 ROUNDS = [("smt", False, 50_000), ("homa", False, 10_000), ("linux", False, 10_000), ("smt", False, 10_000),
           ("smt", True, 10_000), ("linux", True, 10_000)]
 
+#: Inputs that are kept, in folders by function.
+CORPUS = Path(__file__).resolve().parent / "corpus"
 KEYS = DirectionKeys(AES_128_GCM, bytes(16), bytes(12))
 _EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0", b"\xff\xff", b"\0\1", b"\x80\0", b"\0\0\0\0",
              b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\1", bytes(8), b"\xff" * 8, b"\x17\x03\x03",
@@ -50,7 +55,9 @@ _EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0", b"\xff\xff", b"\0\1", b"
 
 
 class FuzzError(AssertionError):
-    """A function let through what it must not."""
+    """A function let through what it must not, or raised what it must not, on ``buffer``."""
+
+    buffer = b""
 
 
 @dataclass
@@ -366,20 +373,57 @@ def mutate(base: bytes, other: bytes, rng: Random) -> bytes:
 
 def fuzz_target(target: Target, inputs: int, rng: Random) -> int:
     """So many buffers into one target; raises :class:`FuzzError` with the buffer that brought it down."""
-    call, corpus, allowed, fix = target.call, target.corpus, target.allowed, target.fix
+    corpus, fix = target.corpus, target.fix
     count = len(corpus)
     refused = 0
     for n in range(inputs):
         buf = mutate(corpus[n % count], corpus[n * 7 % count], rng)
         if fix is not None and n & 3:
             buf = fix(buf)
-        try:
-            call(buf)
-        except allowed:
-            refused += 1
-        except Exception as e:
-            raise FuzzError(f"{target.function} raised {type(e).__name__}: {e}\non {buf.hex()}") from e
+        refused += feed(target, buf)
     return refused
+
+
+def feed(target: Target, buf: bytes) -> bool:
+    """One buffer into one target; whether it was refused. Raises :class:`FuzzError`."""
+    try:
+        target.call(buf)
+    except target.allowed:
+        return True
+    except Exception as e:
+        error = FuzzError(f"{target.function} raised {type(e).__name__}: {e}\non {buf.hex()}")
+        error.buffer = buf
+        raise error from e
+    return False
+
+
+# -- what is kept ------------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, target: Target) -> list[Path]:
+    """The files for a target: those in the folder named after its function."""
+    return sorted((folder / target.function.removeprefix("smtstack.")).glob("*.bin"))
+
+
+def keep(folder: Path, target: Target, buf: bytes) -> Path:
+    """Put a buffer among them, named after its content."""
+    path = folder / target.function.removeprefix("smtstack.") / f"{hashlib.sha256(buf).hexdigest()[:16]}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buf)
+    return path
+
+
+def feed_kept(folder: Path, all_targets: list[Target]) -> tuple[int, list[str]]:
+    """Every file through its targets: how often, and what came of it that must not."""
+    fed, crashes = 0, []
+    for target in all_targets:
+        for path in kept(folder, target):
+            fed += 1
+            try:
+                feed(target, path.read_bytes())
+            except FuzzError as e:
+                crashes.append(f"{path.parent.name}/{path.name}: {e}")
+    return fed, crashes
 
 
 # -- everything --------------------------------------------------------------------------------------------
@@ -389,6 +433,8 @@ def fuzz_target(target: Target, inputs: int, rng: Random) -> int:
 class Report:
     """What a run did and found."""
 
+    kept: int = 0
+    """Inputs out of the corpus."""
     parser_inputs: int = 0
     engine_inputs: int = 0
     seconds: float = 0.0
@@ -410,12 +456,13 @@ class Report:
                 if profile in profiles and insider >= inside]
 
 
-def run(inputs: int, seed: int, seconds: float) -> Report:
-    """Fuzz everything with so many inputs, or until the time is up."""
+def run(inputs: int, seed: int, seconds: float, folder: Path = CORPUS, keeping: bool = False) -> Report:
+    """Fuzz everything with so many inputs, or until the time is up; with ``keeping`` findings go to ``folder``."""
     began = time.monotonic()
     report = Report()
     rng = Random(seed)
     all_targets = targets()
+    report.kept, report.crashes = feed_kept(folder, all_targets)
     even = inputs * PARSER_SHARE / sum(t.share for t in all_targets)
     for target in all_targets:
         if time.monotonic() - began > seconds:
@@ -425,6 +472,8 @@ def run(inputs: int, seed: int, seconds: float) -> Report:
             refused = fuzz_target(target, count, rng)
         except FuzzError as e:
             report.crashes.append(str(e))
+            if keeping:
+                keep(folder, target, e.buffer)
             continue
         report.parser_inputs += count
         report.targets.append((target.function, count, refused))
@@ -447,11 +496,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=600, help="stop after this long (default 600)")
     args = parser.parse_args()
-    report = run(args.inputs, args.seed, args.seconds)
+    report = run(args.inputs, args.seed, args.seconds, keeping=True)
     found = report.crashes + report.of_rounds("escaped") + report.of_rounds("forged", insider=False)
     found += report.of_rounds("unbounded") + report.of_rounds("killed", ("smt",), insider=False)
     for text in found:
         print(text)
+    print(f"{report.kept} inputs kept in tests/corpus")
     print(f"{report.inputs} inputs ({report.parser_inputs} to parsers, {report.engine_inputs} to endpoints in "
           f"{len(report.rounds)} rounds) in {report.seconds:.1f} s, seed {args.seed}: {len(found)} findings")
     return 1 if found else 0

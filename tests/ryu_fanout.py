@@ -27,7 +27,7 @@ from topo.topologies import make_topo
 
 # What eventlet lacks has to be there before these are imported.
 prepare()
-fanout, rest = (import_module(f"controllers.{name}") for name in ("multipath", "rest"))
+multipath, rest = (import_module(f"controllers.{name}") for name in ("multipath", "rest"))
 
 TOPO = "leafspine,2,2,1"
 
@@ -79,9 +79,9 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     fabric = fabric_of_topo(make_topo(TOPO))
     path = tmp_path / "fabric.json"
     path.write_text(fabric.to_json())
-    fanout.cfg.CONF(args=["--smtnet-fabric", str(path), "--smtnet-lldp", "0"], project="ryu",
+    multipath.cfg.CONF(args=["--smtnet-fabric", str(path), "--smtnet-lldp", "0"], project="ryu",
                     default_config_files=[])
-    app = fanout.Fanout(wsgi=SimpleNamespace(register=lambda *_args: None))
+    app = multipath.Multipath(wsgi=SimpleNamespace(register=lambda *_args: None))
     connections = {}
     for switch in fabric.switches:
         ports = [p.number for p in fabric.ports(switch.name)] + [h.port for h in fabric.hosts_at(switch.name)]

@@ -55,7 +55,9 @@ def main(folder: Path) -> None:
     """All of them; in each fork it ends by that fork's SystemExit, up to the interpreter's own end."""
     from workloads.commands import main as cli
 
-    cli.build_parser()  # what the forks would import, each by itself
+    # What the forks would import and build, each by itself.
+    parsers = {only: cli.build_parser(only) for only in (None, *cli.COMMANDS)}
+    cli.build_parser = parsers.__getitem__  # type: ignore[assignment]
     gc.freeze()
     orders = json.load(sys.stdin)
     os.chdir(folder)

@@ -51,7 +51,16 @@ RANK = {
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
            "smtstack.stack"}
-OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select"}
+OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
+                 "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
+                 "logging", "secrets"}
+#: Session makes keys, tickets and proofs: secret randomness is all it has of the world (docs/architecture.md).
+SECRETS = {"smtstack.session"}
+#: Built-ins that touch files or the terminal, and what sys has of these.
+OUTSIDE_CALLS = {"open", "print", "input"}
+OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
+#: Modules of a command that has several, and the one module that may import them.
+FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}
@@ -102,6 +111,32 @@ def unseeded(tree: ast.AST) -> Iterator[int]:
                 yield node.lineno
 
 
+def outside_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines that touch files or the terminal by a built-in or by sys."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if name in OUTSIDE_CALLS:
+                yield node.lineno, name
+            case ast.Attribute(value=ast.Name(id="sys"), attr=attr) if attr in OUTSIDE_OF_SYS:
+                yield node.lineno, f"sys.{attr}"
+            case ast.ImportFrom(module="sys", names=names):
+                yield from ((node.lineno, f"sys.{n.name}") for n in names if n.name in OUTSIDE_OF_SYS)
+
+
+def foreign_command(module: str, name: str) -> bool:
+    """Whether ``module`` imports, as ``name``, a command that is not its own affair."""
+    prefix = "workloads.commands."
+    if not name.startswith(prefix) or not module.startswith("workloads"):
+        # Others may import nothing of workloads at all.
+        return False
+    command = name.removeprefix(prefix).partition(".")[0]
+    if module in {prefix + command, f"{prefix}main"}:
+        return False
+    if command == "main":
+        return module != "workloads.__main__"
+    return module != prefix + FAMILIES.get(command, "main")
+
+
 def check(source: str, module: str, is_package: bool = False) -> list[str]:
     """What is wrong with a module's imports, one line each."""
     tree = ast.parse(source)
@@ -109,6 +144,8 @@ def check(source: str, module: str, is_package: bool = False) -> list[str]:
     assert own is not None
     if own == "smtstack" and module not in {"smtstack", "smtstack.errors"}:
         return [f"{module}: has no layer; give it one in tests/test_layers.py"]
+    if own == "workloads" and module not in {"workloads", "workloads.__main__"}:
+        return [f"{module}: its folder has no rank; give it one in tests/test_layers.py"]
     problems = []
     for line, name in imports(tree, module, is_package):
         target, top = unit_of(name), name.partition(".")[0]
@@ -116,8 +153,13 @@ def check(source: str, module: str, is_package: bool = False) -> list[str]:
             problems.append(f"{module}:{line}: {own} must not import {target} ({name})")
         if own.startswith("smtstack") and top in {"mininet", "ryu"}:
             problems.append(f"{module}:{line}: smtstack must not import {top}")
-        if own in SANS_IO and top in OUTSIDE_WORLD and not (top == "random" and own in SEEDED):
+        if foreign_command(module, name):
+            problems.append(f"{module}:{line}: {name} is a command: only main.py and its family import it")
+        allowed = (top == "random" and own in SEEDED) or (top == "secrets" and own in SECRETS)
+        if own in SANS_IO and top in OUTSIDE_WORLD and not allowed:
             problems.append(f"{module}:{line}: {own} does no I/O, so must not import {top}")
+    if own in SANS_IO:
+        problems += [f"{module}:{line}: {own} does no I/O, so no {name}" for line, name in outside_calls(tree)]
     if own in SEEDED:
         problems += [f"{module}:{line}: only random.Random(seed) repeats" for line in unseeded(tree)]
     return problems
@@ -143,12 +185,11 @@ def test_imports_point_one_way():
 
 
 def test_only_options_and_commands_read_a_namespace():
-    """Everybody else gets typed options (workloads/options/declare.py). Programs of hosts read their own words,
-    and an experiment that is an OwnWay is a command itself."""
+    """Everybody else gets typed options (workloads/options/declare.py); programs of hosts read their own words."""
     problems = []
     for path, module, _is_package in module_files():
         source = path.read_text(encoding="utf-8")
-        own_words = '__name__ == "__main__"' in source or "OwnWay(" in source
+        own_words = '__name__ == "__main__"' in source
         if module.startswith("workloads.") and unit_of(module) not in READ_NAMESPACES and not own_words:
             problems += [f"{module}:{node.lineno}: an argparse.Namespace" for node in ast.walk(ast.parse(source))
                          if isinstance(node, ast.Attribute) and node.attr == "Namespace"]
@@ -195,6 +236,23 @@ def test_no_module_is_too_long():
         ("smtstack.sim.clock", "import random\nrng = random.Random()"),
         ("smtstack.sim.clock", "from random import randbytes"),
         ("smtstack.newcomer", ""),
+        ("workloads.newcomer.thing", ""),
+        ("workloads.newcomer", ""),
+        ("smtstack.crypto.keys", "import os"),
+        ("smtstack.crypto.keys", "from pathlib import Path"),
+        ("smtstack.crypto.keys", "import secrets"),
+        ("smtstack.crypto.keys", "def f(p):\n    return open(p)"),
+        ("smtstack.session.tls", "import os"),
+        ("smtstack.transport.conn", "import sys\nsys.stderr.write('x')"),
+        ("smtstack.transport.conn", "from sys import stdout"),
+        ("smtstack.wire.records", "import subprocess"),
+        ("smtstack.wire.records", "import tempfile"),
+        ("smtstack.wire.records", "import io"),
+        ("smtstack.wire.records", "print('x')"),
+        ("workloads.commands.bench", "from workloads.commands.doctor import run"),
+        ("workloads.commands.bench", "from workloads.commands import doctor"),
+        ("workloads.commands.serve", "from workloads.commands import call_kv"),
+        ("workloads.commands.kv", "from workloads.commands.main import main"),
     ],
 )
 def test_checker_reports(module, source):
@@ -209,8 +267,13 @@ def test_checker_reports(module, source):
         ("smtstack.nic.impairments", "import random\ndef f(seed):\n    return random.Random(seed)"),
         ("smtstack.socket", "import socket\nimport time\nfrom . import io, sim"),
         ("smtstack.io.udp", "import socket"),
-        ("workloads", "import smtstack.aio\nimport mininet.net\nimport topo.network\nfrom . import bench"),
+        ("workloads.load.loops", "import smtstack.aio\nimport mininet.net\nfrom . import bench"),
         ("smtstack.errors", "import smtstack"),
+        ("smtstack.session.tls", "import secrets"),
+        ("smtstack.transport.conn", "import sys\nx = sys.maxsize"),
+        ("workloads.commands.main", "from workloads.commands import doctor, pcap, serve_kv"),
+        ("workloads.commands.pcap", "from workloads.commands.pcap_decrypt import run"),
+        ("workloads.__main__", "from workloads.commands.main import main"),
         ("controllers.fabric", "from topo.topologies import SmtTopo"),
         ("topo.mn_plugin", "from controllers.controller import RyuController\nfrom topo import network"),
     ],

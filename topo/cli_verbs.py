@@ -153,7 +153,7 @@ def _controller_of(net: Any) -> Any:
 
 
 def with_links(hosts: list[Any]) -> list[Any]:
-    """Those of these hosts that have an interface."""
+    """The hosts among these that have an interface."""
     return [host for host in hosts if host.intfs]
 
 
@@ -178,12 +178,12 @@ def find_link(net: Any, name: str) -> Any:
 
 
 def ends(link: Any) -> list[Any]:
-    """Its two nodes."""
+    """The two nodes of a link."""
     return [link.intf1.node, link.intf2.node]
 
 
 def link_name(link: Any) -> str:
-    """As ``s1-h2``."""
+    """A link as people write it: ``s1-h2``."""
     return "-".join(node.name for node in ends(link))
 
 

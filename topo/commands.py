@@ -39,7 +39,7 @@ def in_namespace(pid: int | None, argv: Sequence[str]) -> list[str]:
 
 
 def run(argv: Sequence[str], *, where: str = "", pid: int | None = None, stdin: str = "") -> str:
-    """Its stdout. Fails with what it said, in one line that begins with ``where`` (a host, a link)."""
+    """Run a command; its stdout. Fails with what it said, in a line beginning with ``where`` (a host, a link)."""
     prefix = f"{where}: " if where else ""
     try:
         done = subprocess.run(in_namespace(pid, argv), input=stdin, capture_output=True, text=True, check=False,

@@ -48,7 +48,7 @@ class End:
     pid: int | None = None
     """A process of its namespace; None: ours."""
     address: str | None = None
-    """Its MAC address; None: the kernel's choice."""
+    """The interface's MAC address; None: the kernel's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def short_name(prefix: str, name: str) -> str:
 
 
 def unused_name(prefix: str, name: str) -> str:
-    """As :func:`short_name`, but one that this process has not in use: hosts may call their interfaces alike."""
+    """A name like :func:`short_name`'s that this process has not in use: hosts may call their interfaces alike."""
     candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
     return next(found for found in (short_name(prefix, c) for c in candidates) if found not in _names)
 
@@ -201,7 +201,7 @@ def _delete(index: int, name: str) -> None:
 
 
 def _kind(name: str, pid: int | None) -> str:
-    """As ``a veth in bridge s1 ``, as far as ip knows."""
+    """The kind of an interface, as ``a veth in bridge s1 ``, as far as ip knows."""
     with contextlib.suppress(SmtError, ValueError):
         (entry,) = json.loads(run(["ip", "-j", "-d", "link", "show", "dev", name], pid=pid))
         kind = entry.get("linkinfo", {}).get("info_kind", "interface")

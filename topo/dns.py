@@ -75,7 +75,7 @@ class LocalHost:
         self._ip = ip
 
     def IP(self) -> str:
-        """Its address."""
+        """The host's address."""
         return self._ip
 
     def popen(self, argv: list[str], **options: Any) -> subprocess.Popen[Any]:
@@ -103,7 +103,7 @@ class DnsServer:
 
     @property
     def pid(self) -> int | None:
-        """Of knotd; None: it does not run."""
+        """The process number of knotd; None: it does not run."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 

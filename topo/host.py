@@ -35,7 +35,7 @@ class SmtHost(Host):
                  "ip link set dev lo up")
 
     def config(self, **params: Any) -> dict[str, Any]:
-        """As Mininet's, which brings ``lo`` up once more by ifconfig."""
+        """Set addresses and routes; Mininet's own also brings ``lo`` up once more by ifconfig."""
         results: dict[str, Any] = {}
         for method, name in (("setMAC", "mac"), ("setIP", "ip"), ("setDefaultRoute", "defaultRoute")):
             self.setParam(results, method, **{name: params.get(name)})
@@ -54,9 +54,13 @@ class SmtHost(Host):
         popen.setdefault("env", host_environment())
         popen.setdefault("preexec_fn", die_with_parent)
         program: subprocess.Popen[Any] = self.popen([host_python(), "-m", module, *args], **popen)
+        self.keep(program)
+        return program
+
+    def keep(self, program: subprocess.Popen[Any]) -> None:
+        """See to it that a program on this host ends with it."""
         self._programs = [p for p in self._programs if p.poll() is None]
         self._programs.append(program)
-        return program
 
     def set_neighbours(self, neighbours: dict[str, str]) -> None:
         """Fixed MAC addresses by IP address, so that nobody asks by ARP while something is measured."""
@@ -65,7 +69,7 @@ class SmtHost(Host):
                      for ip, mac in neighbours.items()], where=self.name, pid=self.pid)
 
     def end_programs(self) -> None:
-        """End what :meth:`python` started: SIGTERM, and SIGKILL where that is not enough."""
+        """End the programs that :meth:`keep` was given: SIGTERM, and SIGKILL where that is not enough."""
         running = [p for p in self._programs if p.poll() is None]
         self._programs = []
         for program in running:
@@ -79,6 +83,6 @@ class SmtHost(Host):
                 program.wait()
 
     def terminate(self) -> None:
-        """As Mininet's, after the programs have ended."""
+        """End the host, after its programs have ended."""
         self.end_programs()
         super().terminate()

@@ -43,13 +43,13 @@ class LinkOptions:
     speedup: float = 0.0
     """Instead of ``bw`` at a switch's end of a link that has one; 0: no other."""
     buffer_bytes: int = 100_000
-    """Of each of the eight priorities, at either end; only with a rate."""
+    """Bytes that each of the eight priorities may queue, at either end; only with a rate."""
     max_queue_size: int | None = None
     """Packets, instead of ``buffer_bytes``; as many may be in a delay."""
     enable_red: bool = False
     """Random early detection in the queues, with Mininet's parameters."""
     enable_ecn: bool = False
-    """The same, and packets that can carry ECN are marked instead of lost."""
+    """Random early detection (RED), but packets that can carry ECN are marked instead of lost."""
     mtu: int = 1500
     delay_us: float = 0.0
     """``delay``: of each frame that an end sends, so one way. A plain number is microseconds, as for tc."""
@@ -63,7 +63,7 @@ class LinkOptions:
     corrupt: float = 0.0
     """One bit is flipped."""
     seed: int = 1
-    """Of the impairments."""
+    """Seed of the random numbers that impairments draw."""
     wire: str = "auto"
     """``yes``: a programmable wire on the path, ``auto``: if there are impairments."""
     tso: str = "auto"
@@ -112,7 +112,7 @@ class LinkOptions:
                                spread_ns=round(self.jitter_us * 1000))
 
     def queue(self) -> Queue:
-        """Of each priority, where there is a rate."""
+        """The queue of each priority, where there is a rate."""
         return Queue(self.buffer_bytes, self.max_queue_size, self.enable_red, self.enable_ecn)
 
     def settings(self) -> Settings:
@@ -123,7 +123,7 @@ class LinkOptions:
         return settings
 
     def changed(self, given: Mapping[str, Any]) -> LinkOptions:
-        """These with others in their place, under any of :data:`NAMES`, as :func:`read` takes them."""
+        """Options with others in the place of some, under any of :data:`NAMES`, as :func:`read` takes them."""
         return replace(self, **read(given))
 
 

@@ -169,7 +169,7 @@ def _mend_networks(kind: Any) -> None:
                 error(f"*** {e}\n")
         for controller in ours:
             controller.ready()
-            cli_verbs.spread(self, controller.message_paths)
+            cli_verbs.spread(self, controller.nic_paths)
 
     def stop(self: Any) -> None:
         cli_verbs.release(self)
@@ -180,7 +180,7 @@ def _mend_networks(kind: Any) -> None:
 
 
 def _build_topo(known: dict[str, Any], text: str) -> Any:
-    """As Mininet's, but what its topologies raise for wrong arguments is a mistake of whoever gave them."""
+    """Mininet's buildTopo, but what topologies raise for wrong arguments is a mistake of whoever gave them."""
     try:
         return buildTopo(known, text)
     except SmtError:

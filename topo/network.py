@@ -59,10 +59,10 @@ class NetController(Protocol):
         """End. May be called twice."""
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """The numbers of the controller's processes."""
 
     @property
-    def message_paths(self) -> int:
+    def nic_paths(self) -> int:
         """Over how many paths the hosts' NICs are to spread the messages to one peer; 1: they choose none. Known
         when it is ready."""
 
@@ -109,7 +109,7 @@ class SmtNet(Mininet):
             ovs.widen_buffers(switches.port_names(self.switches))
         if controller is not None:
             controller.ready()
-            self.paths = controller.message_paths
+            self.paths = controller.nic_paths
             for host in self.hosts if self.paths > 1 else []:
                 NicState.open(host.defaultIntf().name, pid=host.pid).set_paths(self.paths)
         # While it is put together, the kernel greets ends that are not up yet.
@@ -133,7 +133,7 @@ class SmtNet(Mininet):
                 step()
 
     def rate_mbps(self, host: SmtHost) -> float | None:
-        """Of the host's link; None: no limit."""
+        """The rate of the host's link; None: no limit."""
         rate: float | None = host.defaultIntf().options.rate_mbps
         return rate
 

@@ -108,7 +108,7 @@ def is_running() -> bool:
 
 
 def pid() -> int | None:
-    """Of the ovs-vswitchd that runs, ours in a sandbox; None: none does."""
+    """The process number of the ovs-vswitchd that runs, ours in a sandbox; None: none does."""
     return _pid("ovs-vswitchd")
 
 

@@ -130,7 +130,7 @@ def _gather(results: Path, controller: _Controller) -> Facts:
 
 
 def find(program: str) -> str | None:
-    """Its path; root's folders count also for a user."""
+    """The path of a program, also of one that only root's folders have; None: it is not installed."""
     return shutil.which(program, path=_PATH)
 
 

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError, SmtError
+from smtstack.exit_codes import EXIT_UNFAITHFUL
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import TSIG, read_tsig
-from topo.commands import die_with_parent
 from topo.dns import DnsServer
-from topo.interpreter import host_environment, host_python
+from topo.interpreter import host_environment
+from topo.running import PATIENCE_S, Program, last_line, python_program
 
-#: What can be asked for by name here.
-TRANSPORTS = ("smt", "homa", "tcp", "tls")
-#: Those that send frames themselves, through the emulated NIC.
-_RAW = ("smt", "homa")
+
+class Needs(NamedTuple):
+    """What a transport needs on a command line."""
+
+    packets: bool
+    """Whether it sends frames itself, through the emulated NIC."""
+    certified: bool
+    """Whether it proves who a host is by a certificate."""
+
+
+#: What can be asked for by name here, as workloads/transports/table.py has it; a test compares the two.
+TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "tcp": Needs(False, False),
+              "tls": Needs(False, True)}
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
 #: Of the credentials, in a folder that goes with them.
 _CERTS = "certs"
-#: Exit code of ``smtnet call`` for a run that was not faithful: what it did is right all the same.
-_UNFAITHFUL = 4
-#: Seconds for a server to start or stop on a loaded machine.
-_PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ class Answer:
     """What a client found."""
 
     numbers: dict[str, Any]
-    """Its JSON; empty if it gave none."""
+    """The JSON that the client printed; empty if it gave none."""
     ok: bool
-    """It ended well: right answers, whether or not the times are faithful."""
+    """The client ended well: right answers, whether or not the times are faithful."""
     faithful: bool
     said: str
-    """Its last line to people."""
+    """The client's last line to people."""
 
 
 def check(transport: str, nic: str, session: str = "") -> None:
@@ -75,7 +78,7 @@ def check(transport: str, nic: str, session: str = "") -> None:
 
 
 def check_session(session: str) -> None:
-    """That sessions of smt can begin so; empty: as ``smtnet`` does by default. Raises :class:`ConfigError`."""
+    """Raises :class:`ConfigError` if no session of smt begins so; empty: as ``smtnet`` does by default."""
     if session and session not in MODES:
         raise ConfigError(f"session {session!r}; there are {', '.join(MODES)}")
 
@@ -113,12 +116,16 @@ def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: st
                 dns = stack.enter_context(DnsServer(first, read_tsig(folder / _CERTS / TSIG)))
                 secrets.add("--dns", "{}:{}".format(*dns.address))
         # All are started, then waited for: each takes half a second to import what it needs.
-        started = [(host, stack.enter_context(_server(host, work, _options(host, _PORT, transport, nic), secrets)))
-                   for host in servers]
-        for host, process in started:
+        programs = []
+        for host in servers:
+            programs.append(_start(host, f"{work} server", folder, secrets, "serve", work,
+                                   *_options(host, _PORT, transport, nic)))
+            stack.callback(programs[-1].stop)
+        for program in programs:
             # Called first at the end: they stop together, too.
-            stack.callback(process.terminate)
-            _await_serving(host, process)
+            stack.callback(program.process.terminate)
+        for program in programs:
+            program.wait_for("serving")
         yield secrets
 
 
@@ -127,29 +134,27 @@ def ask(work: str, client: Any, server: Any, number: int, arguments: Sequence[st
     """``smtnet call work`` from a host to a server of :func:`serving`; ``number`` differs from call to call."""
     # A port is a client's own for the life of the server: message ids start over with each process.
     options = _options(client, _FIRST_CLIENT_PORT + number, transport, nic)
-    process = _popen(client, _smtnet("call", work, *options, "--peer", f"{server.IP()}:{_PORT}", *arguments),
-                     secrets)
-    try:
-        output, errors = process.communicate()
-    finally:
-        if process.poll() is None:  # Ctrl-C
-            process.kill()
-            process.communicate()
+    with tempfile.TemporaryDirectory(prefix="smtnet-mn-") as folder:
+        program = _start(client, f"{work} client", Path(folder), secrets, "call", work, *options, "--peer",
+                         f"{server.IP()}:{_PORT}", *arguments)
+        try:
+            output, _errors = program.process.communicate()
+        finally:
+            if program.process.poll() is None:  # Ctrl-C
+                program.process.kill()
+                program.process.communicate()
+        said = program.last_line()
     numbers: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
         numbers = json.loads(output)
-    return Answer(numbers, process.returncode in (0, _UNFAITHFUL), bool(numbers.get("fidelity", {}).get("ok")),
-                  _last_line(errors))
-
-
-def _smtnet(*args: str) -> list[str]:
-    return [host_python(), "-m", "workloads", *args]
+    return Answer(numbers, program.process.returncode in (0, EXIT_UNFAITHFUL),
+                  bool(numbers.get("fidelity", {}).get("ok")), said)
 
 
 def _make_secrets(folder: Path, pairs: Sequence[tuple[Any, Any]], transport: str) -> Secrets:
     """Keys or certificates of all hosts of these pairs, in ``folder``. Raises :class:`SmtError`."""
     hosts = {host.name: host for pair in pairs for host in pair}
-    if transport in ("smt", "tls"):
+    if TRANSPORTS[transport].certified:
         certs = folder / _CERTS
         _make("ca", str(certs), *(f"--host={name}={host.IP()}" for name, host in hosts.items()),
               *(f"--publisher={server.name}" for _client, server in pairs))
@@ -159,63 +164,21 @@ def _make_secrets(folder: Path, pairs: Sequence[tuple[Any, Any]], transport: str
 
 
 def _make(*command: str) -> None:
-    done = subprocess.run(_smtnet(*command), capture_output=True, text=True, check=False, env=host_environment(),
-                          timeout=_PATIENCE_S)
+    done = subprocess.run(python_program("workloads", *command), capture_output=True, text=True, check=False,
+                          env=host_environment(), timeout=PATIENCE_S)
     if done.returncode:
-        raise SmtError(f"{command[0]}: {_last_line(done.stderr)}")
+        raise SmtError(f"{command[0]}: {last_line(done.stderr)}")
 
 
 def _options(host: Any, port: int, transport: str, nic: str) -> list[str]:
-    """Of a server or a client on ``host``."""
+    """The options of a server or a client on ``host``."""
     options = ["--addr", f"{host.IP()}:{port}", "--transport", transport, "--json"]
-    if transport in _RAW:
+    if TRANSPORTS[transport].packets:
         options += ["--iface", host.defaultIntf().name, "--nic", nic]
     return options
 
 
-def _popen(host: Any, argv: list[str], secrets: Secrets) -> subprocess.Popen[str]:
-    """Start a ``smtnet`` command on ``host``."""
-    process: subprocess.Popen[str] = host.popen(
-        [*argv, *secrets.options.get(host.name, [])],
-        stdin=subprocess.DEVNULL,  # the CLI's next line is not the program's
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent,
-        env={**host_environment(), **secrets.environment.get(host.name, {})})
-    return process
-
-
-@contextmanager
-def _server(host: Any, work: str, arguments: list[str], secrets: Secrets) -> Iterator[subprocess.Popen[str]]:
-    """``smtnet serve work``, until the end of the ``with`` block."""
-    process = _popen(host, _smtnet("serve", work, *arguments), secrets)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-
-
-def _await_serving(host: Any, process: subprocess.Popen[str]) -> None:
-    """Until it says that clients may come; raises :class:`SmtError`."""
-    assert process.stderr is not None
-    # Not select(), which fails beyond 1024 files, nor readline(): of what it reads ahead poll() knows nothing.
-    descriptor = process.stderr.fileno()
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    said = ""
-    end = time.monotonic() + _PATIENCE_S
-    while "serving" not in said:
-        readable = poller.poll(max(0.0, end - time.monotonic()) * 1000)
-        text = os.read(descriptor, 4096).decode() if readable else ""
-        if not text:
-            raise SmtError(f"{host.name}: the server did not start: {_last_line(said)}")
-        said += text
-
-
-def _last_line(text: str) -> str:
-    """What a program said last."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("smtnet: ") if lines else "it said nothing"
+def _start(host: Any, what: str, folder: Path, secrets: Secrets, *words: str) -> Program:
+    """A ``smtnet`` command on ``host``."""
+    return Program(host, what, python_program("workloads", *words, *secrets.options.get(host.name, [])),
+                   folder / f"{host.name}.log", environment=secrets.environment.get(host.name))

@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def run_command(command: Sequence[str]) -> int:
-    """As :func:`run`, for any command."""
+    """Run any command in a sandbox, as :func:`run` does for ``smtnet``'s own."""
     if os.geteuid() != 0:
         raise Unsupported("a network of namespaces needs root: run it with sudo")
     if not _may_make_namespaces():

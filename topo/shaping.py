@@ -61,7 +61,7 @@ class Queue:
     red: bool = False
     """Random early detection, as Mininet sets it, before it is full."""
     ecn: bool = False
-    """The same, and packets that can carry ECN are marked instead of lost."""
+    """Random early detection (RED), but packets that can carry ECN are marked instead of lost."""
 
     def lines(self, interface: str, number: int, rate: str) -> list[str]:
         """``tc`` commands for the class of HTB with this number."""

@@ -113,7 +113,7 @@ class Wire:
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The number of the wire's process."""
         return self._process.pid
 
     # -- impairments ---------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from smtstack.errors import BadPacket
 from smtstack.transport.params import TransportParams
 from smtstack.transport.profile import SmtProfile
 from smtstack.wire import homa, ipv4
+from smtstack.wire.naming import EPOCHS, wire_epoch
 
 #: Sessions go from one epoch to the next; a larger step in a capture is a hole, or a forged packet.
 _EPOCH_STEP = 4
@@ -48,7 +49,7 @@ class Result:
     messages: int
     """Messages of which at least one DATA packet was seen."""
     messages_complete: int
-    """Those of which everything is there and (if sealed) authentic."""
+    """Messages of which everything is there and (if sealed) authentic."""
     bytes: int
     """Application bytes of the complete messages."""
     nonce_reuse: int
@@ -138,7 +139,7 @@ class Decoder:
         payload = transport[homa.DATA_LEN:]
         self._retransmitted += header.retransmit != 0
         key = (flow, header.sender_id, header.epoch, self._round(flow, header.epoch))
-        index = ip.identification + header.packet_index & 0xFFFF
+        index = header.index_in_segment(ip.identification)
         entry = self._window.entry(key)
         message = self._message(entry, flow, fmt, header, index, payload)
         held = message.held
@@ -161,10 +162,10 @@ class Decoder:
         self._newest.move_to_end(ends)
         if len(self._newest) > _MAX_ENDS:
             self._newest.popitem(last=False)
-        step = (epoch - newest + 128 & 0xFF) - 128
+        step = wire_epoch(epoch - newest + EPOCHS // 2) - EPOCHS // 2
         if 0 < step <= _EPOCH_STEP:
             self._newest[ends] = newest + step
-        return newest + step >> 8
+        return (newest + step) // EPOCHS
 
     def _new_message(self, fmt: homa.WireFormat, flow: Flow, sender_id: int, epoch: int) -> SeenMessage:
         if self._own is homa.SMT:

@@ -173,7 +173,7 @@ class Decrypter:
         if not isinstance(header, homa.Data):
             return
         key = flow, header.sender_id, header.epoch, handshake
-        fed = self._feed(key, fmt, header, ip.identification + header.packet_index & 0xFFFF,
+        fed = self._feed(key, fmt, header, header.index_in_segment(ip.identification),
                          transport[homa.DATA_LEN:], captured)
         if fed is None:
             counts.unknown += 1

@@ -82,7 +82,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def name_of(path: Path) -> str:
-    """As messages name it."""
+    """What messages to people call the file."""
     return "stdin" if path == STANDARD else str(path)
 
 

@@ -60,7 +60,7 @@ class SeenMessage(ABC):
 
     @property
     def seems_whole(self) -> bool:
-        """As many bytes are there as the first packet claimed."""
+        """Whether as many bytes are there as the first packet claimed."""
         return self.held >= self._first_claim()
 
     @abstractmethod

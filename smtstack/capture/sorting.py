@@ -16,6 +16,14 @@ _SMT_NG = "smt-ng"
 _MODULE, _CLEAR = "linux, sealed or not", "linux, in clear"
 #: Names kept of frames that are not ours; beyond, they are counted together.
 _MAX_NAMES = 256
+_TOTAL_LENGTH = slice(ipv4.TOTAL_LENGTH_OFFSET, ipv4.TOTAL_LENGTH_OFFSET + 2)
+_IP_ID = slice(ipv4.IDENTIFICATION_OFFSET, ipv4.IDENTIFICATION_OFFSET + 2)
+_INDEX = slice(homa.PACKET_INDEX_OFFSET, homa.PACKET_INDEX_OFFSET + 1)
+#: Fields of DATA that are 0 in the first packet of a message, unless it was sent again.
+_BEGINNING = (slice(homa.PLACE_OFFSET, homa.PLACE_OFFSET + homa.PLACE_LEN),
+              slice(homa.SEGMENT_HIGH_OFFSET, homa.SEGMENT_HIGH_OFFSET + 2),
+              slice(homa.SEGMENT_LOW_OFFSET, homa.SEGMENT_LOW_OFFSET + 2),
+              slice(homa.RETRANSMIT_OFFSET, homa.RETRANSMIT_OFFSET + 1), _INDEX)
 _RECORD_PREFIX = b"\x17\x03\x03"
 _ACK_WITH_PROOF = homa.ACK_LEN + homa.PROOF_LEN
 
@@ -60,7 +68,7 @@ class Sorter:
             else:
                 self._other(found.name)
             return None
-        protocol = packet[9]
+        protocol = packet[ipv4.PROTOCOL_OFFSET]
         transport = packet[4 * (packet[0] & 15):]
         look = _look(packet, transport)
         if look:
@@ -69,7 +77,7 @@ class Sorter:
         if fmt is None:
             self._other(f"IP protocol {protocol}")
             return None
-        if missing and int.from_bytes(packet[2:4], "big") > len(packet):
+        if missing and int.from_bytes(packet[_TOTAL_LENGTH], "big") > len(packet):
             self.truncated[_type_name(transport)] += 1
             return None
         return Sorted(packet, fmt)
@@ -124,11 +132,11 @@ def _look(packet: bytes, transport: bytes) -> str:
     """The profile a packet shows it is of; "" if it might be of several."""
     if len(transport) < homa.COMMON_LEN:
         return ""
-    protocol, kind = packet[9], transport[homa.TYPE_OFFSET]
+    protocol, kind = packet[ipv4.PROTOCOL_OFFSET], transport[homa.TYPE_OFFSET]
     if protocol == homa.PROTO_LINUX:
         if kind not in homa.TYPE_NAMES:
             return ""
-        if kind != homa.DATA or any((*packet[4:6], *transport[39:40])):
+        if kind != homa.DATA or any((*packet[_IP_ID], *transport[_INDEX])):
             return _MODULE
         return homa.LINUX.name if _begins_record(transport) else _CLEAR
     if protocol != homa.PROTO_HOMA:
@@ -138,14 +146,14 @@ def _look(packet: bytes, transport: bytes) -> str:
     if transport[homa.FLAGS_OFFSET] & homa.HANDSHAKE:
         return homa.SMT.name
     if kind == homa.ACK:
-        size = int.from_bytes(packet[2:4], "big") - ipv4.HEADER_LEN
+        size = int.from_bytes(packet[_TOTAL_LENGTH], "big") - ipv4.HEADER_LEN
         return homa.SMT.name if size >= _ACK_WITH_PROOF else homa.HOMA.name
     if kind != homa.DATA or len(transport) < homa.DATA_LEN + len(_RECORD_PREFIX):
         return ""
     if _begins_record(transport):
         return homa.SMT.name
     # What begins a message tells; the middle of a record may look like anything.
-    begins = not any((*packet[4:6], *transport[4:8], *transport[14:16], *transport[18:20], *transport[38:40]))
+    begins = not any((*packet[_IP_ID], *(byte for place in _BEGINNING for byte in transport[place])))
     return homa.HOMA.name if begins else ""
 
 

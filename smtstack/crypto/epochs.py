@@ -24,6 +24,8 @@ from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, Direction
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.replay import DEFAULT_WINDOW, ReplayGuard
 from smtstack.errors import LocalError
+from smtstack.wire import naming
+from smtstack.wire.naming import EPOCHS
 
 NO_KEYS = NoKeys()
 FIRST_ID = 2
@@ -65,11 +67,13 @@ class SessionParams:
 class EpochKeys:
     """Both directions' keys of one epoch, their use, and the guard of the requests received under it."""
 
-    __slots__ = ("active", "end", "epoch", "expires", "failed", "guard", "opened", "proven", "rx", "sealed", "tx")
+    __slots__ = ("active", "end", "epoch", "expires", "failed", "guard", "opened", "proven", "rx", "sealed", "tx",
+                 "wire_epoch")
 
     def __init__(self, epoch: int, tx: DirectionKeys, rx: DirectionKeys, window: int) -> None:
-        #: Absolute; the wire carries its low 8 bits.
+        #: Absolute; and what of it the wire carries.
         self.epoch = epoch
+        self.wire_epoch = naming.wire_epoch(epoch)
         self.tx = tx
         self.rx = rx
         self.guard = ReplayGuard(window)
@@ -338,18 +342,19 @@ class SmtSession(Session):
     def own_keys(self, wire_epoch: int) -> EpochKeys | None:
         """Keys of a request of ours under ``wire_epoch``; None: long over."""
         current = self.current
-        behind = (current.epoch - wire_epoch) & 0xFF
+        behind = naming.wire_epoch(current.epoch - wire_epoch)
         return current if behind == 0 else self._late.get(current.epoch - behind)
 
     def request_keys(self, wire_epoch: int) -> EpochKeys | None:
         """Keys of the current epoch, of one that was left lately, or (on trial) of one of the next."""
         current = self.current
-        ahead = (wire_epoch - current.epoch) & 0xFF
+        # naming.wire_epoch(), without the call.
+        ahead = (wire_epoch - current.epoch) % EPOCHS
         if ahead == 0:
             # After that many forgeries one may have passed (RFC 9147 §4.5.3): only the next key will do.
             return current if current.failed <= INTEGRITY_LIMIT else None
         if ahead > EPOCHS_AHEAD:
-            return self._late.get(current.epoch + ahead - 256)
+            return self._late.get(current.epoch + ahead - EPOCHS)
         epoch = current.epoch + ahead
         if current.rx is NO_KEYS or self._too_far(epoch):
             return None
@@ -365,11 +370,12 @@ class SmtSession(Session):
         is sealed.
         """
         if message_id >= self.id_limit or records > self.numbers.max_records:
-            self.numbers.first(message_id, records)
+            self.numbers.first(message_id, records)  # which says what is wrong
         if keys.sealed + records > self._record_limit:
             raise LocalError(f"{self.params.cipher.name} key of epoch {keys.epoch} has protected all the "
                              "records it may (RFC 8446 §5.5)")
         keys.sealed += records
+        # CompositeNumber.first(), without the call.
         return message_id << self.numbers.index_bits
 
 

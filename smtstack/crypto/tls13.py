@@ -62,7 +62,7 @@ def open_untrusted(keys: DirectionKeys, sequence: int, record: bytes) -> tuple[b
 
 
 def open_single_untrusted(keys: DirectionKeys, sequence: int, buf: bytes) -> tuple[bool, bytes] | None:
-    """The same of a buffer; None if it is not exactly one record, by its header."""
+    """Open a buffer that is one record: its plaintext and padding; None if its header says it is not."""
     aad = buf[:HEADER_LEN]
     size = len(buf) - HEADER_LEN
     if not TAG_LEN < size <= MAX_LENGTH_FIELD or aad != _PREFIX + size.to_bytes(2, "big"):

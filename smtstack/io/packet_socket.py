@@ -8,21 +8,19 @@ import fcntl
 import select
 import socket
 import struct
-from dataclasses import dataclass
 
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
+from smtstack.io.shared_port import SharedPort
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
+from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT
 from smtstack.wire.ipv4 import VERSION_IHL, format_address
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
 PACKET_STATISTICS = 6
-PACKET_FANOUT = 18
-PACKET_FANOUT_DATA = 22
 PACKET_IGNORE_OUTGOING = 23
-FANOUT_CBPF = 6
 SO_SNDBUFFORCE = 32
 SIOCGIFMTU = 0x8921
 _IFNAMSIZ = 16
@@ -32,86 +30,19 @@ SEND_BUFFER = 4 << 20
 SEND_PATIENCE_MS = 100
 #: select() takes descriptors below this (FD_SETSIZE).
 _SELECT_LIMIT = 1024
-#: How long workers of one port wait for each other, in seconds: to take a message, to start.
-SHARE_PATIENCE_S = 1
-JOIN_PATIENCE_S = 10
-_JOINED = b"joined"
-
-#: Flags and low word of sender_id, counted from the IP header: where a fan-out program starts to read.
-_FLAGS = 20 + homa.FLAGS_OFFSET
-_SENDER_ID_LOW = 20 + 24
-
-
-@dataclass(frozen=True, slots=True)
-class Fanout:
-    """Several processes share one port: the kernel spreads *messages* over them by RPC id.
-
-    Handshakes are the first worker's. What it tells the others goes over sockets made before they were forked.
-    """
-
-    group: int
-    """Any 16-bit number, the same in all workers."""
-    workers: int
-    index: int = 0
-    """Which of them this is."""
-    inbox: socket.socket | None = None
-    """What the first tells this one; None: it is the first."""
-    outboxes: tuple[socket.socket, ...] = ()
-    """The first's, one for each other."""
-
-    @classmethod
-    def among(cls, group: int, workers: int) -> list[Fanout]:
-        """One for each worker. Make them before the workers are forked."""
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers - 1)]
-        for ours, theirs in pairs:
-            # A worker that is stopped for longer holds up all handshakes: they are refused.
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SHARE_PATIENCE_S, 0))
-            theirs.settimeout(JOIN_PATIENCE_S)
-        first = cls(group, workers, 0, None, tuple(ours for ours, _theirs in pairs))
-        return [first, *(cls(group, workers, n, theirs) for n, (_ours, theirs) in enumerate(pairs, 1))]
-
-    def share(self, message: bytes) -> bool:
-        """Tell the others; False if one of them does not take it."""
-        try:
-            for box in self.outboxes:
-                box.send(message)
-        except OSError:
-            return False
-        return True
-
-    def await_turn(self) -> None:
-        """Workers are numbered in the order they join, and the first must be the first."""
-        if self.inbox is not None:
-            try:
-                said = self.inbox.recv(len(_JOINED))
-            except OSError:
-                said = b""
-            if said != _JOINED:
-                raise Unsupported("the first worker of this port did not start")
-            self.inbox.setblocking(False)
-
-    def joined(self) -> None:
-        """Let the others join."""
-        self.share(_JOINED)
-
-    def close(self) -> None:
-        """For who made the workers, when all of them are forked."""
-        for box in (self.inbox, *self.outboxes):
-            if box is not None:
-                box.close()
 
 
 class PacketSocket:
     """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
 
     def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                 fanout: Fanout | None = None) -> None:
+                 shared: SharedPort | None = None) -> None:
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except PermissionError:
             raise Unsupported("raw sockets need root (or CAP_NET_RAW): run with sudo") from None
         try:
-            self._claim = claim_port(interface, ip, port, protocol, fanout is not None)
+            self._claim = claim_port(interface, ip, port, protocol, shared is not None)
         except ConfigError:
             self._sock.close()
             raise
@@ -119,13 +50,13 @@ class PacketSocket:
             # Filter first, then bind: no foreign packet is ever queued. Nor, before a worker has joined its
             # group, one that is another worker's: it would be served twice.
             ours = filter_program(ip, port, protocol)
-            bpf.attach(self._sock, bpf.reject_all() if fanout is not None else ours)
+            bpf.attach(self._sock, bpf.reject_all() if shared is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
             self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
             self._sock.bind((interface, ETHERTYPE_IPV4))
-            if fanout is not None:
-                self._join(fanout, protocol)
+            if shared is not None:
+                self._join(shared, protocol)
                 bpf.attach(self._sock, ours)
             self._guard = _icmp_guard(protocol)
         except OSError as e:
@@ -148,13 +79,11 @@ class PacketSocket:
         self._received = 0
         self._dropped = 0
 
-    def _join(self, fanout: Fanout, protocol: int) -> None:
-        fanout.await_turn()
-        self._sock.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout.group | FANOUT_CBPF << 16)
-        # The kernel module leaves anything in these bytes of its control packets.
-        program = fanout_program(fanout.workers, protocol != homa.PROTO_LINUX)
-        bpf.attach(self._sock, program, SOL_PACKET, PACKET_FANOUT_DATA)
-        fanout.joined()
+    def _join(self, shared: SharedPort, protocol: int) -> None:
+        shared.await_turn()
+        # The kernel module leaves anything in the flags of its control packets.
+        shared.attach(self._sock, handshakes=protocol != homa.PROTO_LINUX)
+        shared.joined()
 
     def watch(self, other: socket.socket) -> None:
         """Wake up for another socket as well; who reads it is the caller's affair."""
@@ -235,19 +164,9 @@ class PacketSocket:
 
 def filter_program(ip: int, port: int, protocol: int) -> list[bpf.Instruction]:
     """Frames to one (address, port, protocol), fragments included: the endpoint drops those."""
-    return bpf.match([(bpf.LD_HALF, 12, ETHERTYPE_IPV4), (bpf.LD_BYTE, 14, VERSION_IHL),
-                      (bpf.LD_BYTE, 23, protocol), (bpf.LD_WORD, 30, ip), (bpf.LD_HALF, 36, port)])
-
-
-def fanout_program(workers: int, handshakes: bool) -> list[bpf.Instruction]:
-    """Number of the worker a frame is for. It sees the frame from the IP header on.
-
-    ``handshakes``: the header has flags, and packets of the handshake plane are for worker 0.
-    """
-    first = [(bpf.LD_BYTE, 0, 0, _FLAGS), (bpf.JUMP_SET, 0, 1, homa.HANDSHAKE), (bpf.RETURN, 0, 0, 0)]
-    by_id = [(bpf.LD_WORD, 0, 0, _SENDER_ID_LOW), (bpf.RSH, 0, 0, 1), (bpf.MOD, 0, 0, workers),
-             (bpf.RETURN_A, 0, 0, 0)]
-    return first + by_id if handshakes else by_id
+    return bpf.match([(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
+                      (bpf.LD_BYTE, PROTOCOL_AT, protocol), (bpf.LD_WORD, DST_AT, ip),
+                      (bpf.LD_HALF, DPORT_AT, port)])
 
 
 def claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool = False) -> socket.socket:

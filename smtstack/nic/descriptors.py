@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from smtstack.wire.ethernet import Ethernet
-from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, VERSION_IHL
+from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, HEADER_LEN, VERSION_IHL
 
 _FRAME_HEADER = struct.Struct("!14sBBHHHBBHII")
 
@@ -26,7 +26,7 @@ class Route:
 
     def frame(self, tos: int, ip_id: int, header: bytes, payload: bytes) -> bytes:
         """A whole frame; the device computes the IP checksum."""
-        total = 20 + len(header) + len(payload)
+        total = HEADER_LEN + len(header) + len(payload)
         # A ones' complement sum folds by itself when taken modulo 65535.
         checksum = (0xFFFF - (self._base_sum + tos + total + ip_id) % 0xFFFF) % 0xFFFF
         return _FRAME_HEADER.pack(self.ethernet, VERSION_IHL, tos, total, ip_id, FLAG_DF, DEFAULT_TTL,

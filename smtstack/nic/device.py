@@ -12,11 +12,15 @@ from smtstack.nic.context import TlsContext
 from smtstack.nic.counters import NicCounters
 from smtstack.nic.descriptors import Descriptor, Resync, Send
 from smtstack.nic.steering import steering_named
-from smtstack.wire.frame import IP_OFFSET, TRANSPORT_OFFSET
-from smtstack.wire.homa import PLACED
+from smtstack.wire.ethernet import ETHERTYPE_IPV4
+from smtstack.wire.frame import ETHERTYPE_AT, IP_OFFSET, TRANSPORT_OFFSET
+from smtstack.wire.homa import FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED
 
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
+
+_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
+_PLACE_END = PLACE_OFFSET + PLACE_LEN
 
 #: Feature names as ethtool knows them.
 FEATURES = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
@@ -238,7 +242,7 @@ class SmartNic:
         for frame in frames:
             size = len(frame)
             counters.rx_bytes += size
-            if size < TRANSPORT_OFFSET or frame[12] != 8 or frame[13] != 0:
+            if size < TRANSPORT_OFFSET or frame[ETHERTYPE_AT:IP_OFFSET] != _IPV4:
                 counters.rx_errors += 1
             elif checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
                 counters.rx_csum_bad += 1
@@ -283,5 +287,5 @@ class SmartNic:
 
 def _place(header: bytes, offset: int) -> bytes:
     """``header`` with the packet's offset in its segment: what ``tso-seq`` writes."""
-    return b"".join((header[:4], offset.to_bytes(4, "big"), header[8:11], bytes((header[11] | PLACED,)),
-                     header[12:]))
+    return b"".join((header[:PLACE_OFFSET], offset.to_bytes(PLACE_LEN, "big"), header[_PLACE_END:FLAGS_OFFSET],
+                     bytes((header[FLAGS_OFFSET] | PLACED,)), header[FLAGS_OFFSET + 1:]))

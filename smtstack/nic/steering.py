@@ -6,22 +6,26 @@ import zlib
 from collections.abc import Callable
 
 from smtstack.errors import ConfigError
-from smtstack.wire.frame import MIN_LEN
+from smtstack.wire.frame import DST_AT, MIN_LEN, SENDER_ID_AT, SRC_AT, TRANSPORT_OFFSET
 
 Steering = Callable[[bytes, int], int]
+
+# Ends of the ports and of the id. Not slices: compiled, bytes take none that is a variable.
+_PORTS_END = TRANSPORT_OFFSET + 4
+_SENDER_ID_END = SENDER_ID_AT + 8
 
 
 def by_flow(frame: bytes, queues: int) -> int:
     """One queue per (source, ports), like RSS for TCP: one core a connection."""
-    return _mix(frame[26:30] + frame[34:38]) % queues
+    return _mix(frame[SRC_AT:DST_AT] + frame[TRANSPORT_OFFSET:_PORTS_END]) % queues
 
 
 def by_message(frame: bytes, queues: int) -> int:
     """Messages of one flow spread over all queues: they need no order (paper §2)."""
     if len(frame) < MIN_LEN:
         return 0
-    # Source address, ports, sender_id.
-    return _mix(frame[26:30] + frame[34:38] + frame[54:62]) % queues
+    ports, sender_id = frame[TRANSPORT_OFFSET:_PORTS_END], frame[SENDER_ID_AT:_SENDER_ID_END]
+    return _mix(frame[SRC_AT:DST_AT] + ports + sender_id) % queues
 
 
 def _mix(data: bytes) -> int:

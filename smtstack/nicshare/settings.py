@@ -42,7 +42,7 @@ class TapSetting:
 
     path: str
     host_side: bool = False
-    """Also what the driver posts: with TLS offload that is plaintext."""
+    """What the driver posts is captured, too: with TLS offload that is plaintext."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Settings:
     """What overrides the endpoints' own configuration; an empty one overrides nothing."""
 
     features: Mapping[str, bool] = field(default_factory=dict)
-    """Those forced on or off, by ethtool name."""
+    """Features forced on or off, by ethtool name."""
     max_contexts: int | None = None
     """Limit on TLS contexts of each endpoint, at most what the hardware has."""
     queues: int | None = None
@@ -61,7 +61,7 @@ class Settings:
     tx: Faults | None = None
     """Impairments of what leaves; None: the endpoint's own."""
     rx: Faults | None = None
-    """The same for what arrives."""
+    """What happens to frames that arrive."""
     tap: TapSetting | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Settings:
             raise ConfigError(f"paths is {self.paths}; 1 to {MAX_PATHS}")
 
     def assign(self, text: str) -> Settings:
-        """These settings with one more, as ``tso=off``, ``loss=1%`` (what leaves), ``rx.loss=1%``.
+        """``settings`` with one more, as ``tso=off``, ``loss=1%`` (what leaves), ``rx.loss=1%``.
 
         The value ``default`` gives a setting back to the endpoints. Raises :class:`ConfigError`.
         """

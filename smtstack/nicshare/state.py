@@ -38,7 +38,7 @@ class EndpointInfo:
     """An endpoint that is running."""
 
     pid: int
-    """As its own pid namespace counts."""
+    """Process id, as its own pid namespace counts."""
     address: str
     """IP:PORT of its side."""
     profile: str
@@ -82,7 +82,7 @@ class NicState:
             return file.read_settings() if file is not None else Settings()
 
     def endpoints(self) -> list[EndpointInfo]:
-        """Those that are running, in the order of their slots."""
+        """Endpoints that are running, in the order of their slots."""
         with self._file() as file:
             if file is None:
                 return []

@@ -35,7 +35,7 @@ class SessionConfig:
             raise ConfigError(f"unknown session mode {self.mode!r}; there are {', '.join(MODES)}")
 
     def within(self, mtu: int) -> SessionConfig:
-        """The same of an end that takes IP packets of at most ``mtu`` bytes."""
+        """The settings of an end that takes IP packets of at most ``mtu`` bytes."""
         return replace(self, offer=self.offer.within(mtu))
 
     @property

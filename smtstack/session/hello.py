@@ -140,7 +140,7 @@ class EarlyClient:
 
     @property
     def mode(self) -> str:
-        """As ``Established.mode``."""
+        """How the session begins: what becomes ``Established.mode``."""
         return _mode(self._kind, self._forward_secret)
 
     def established(self) -> Established:

@@ -108,7 +108,7 @@ class Identity:
         return made
 
     def verify(self, chain: tuple[bytes, ...], ip: int, utc: int, *, server: bool) -> str:
-        """That the host at ``ip`` may show this chain (DER, leaf first) at ``utc``; whom the certificate names.
+        """Check that the host at ``ip`` may show this chain (DER, leaf first) at ``utc``; whom it names.
 
         ``server``: it acts as a server, else as a client. Raises :class:`HandshakeError`.
         """
@@ -152,7 +152,7 @@ class Identity:
 
 
 def verify_signature(leaf: bytes, context: bytes, data: bytes, signature: bytes) -> None:
-    """That the key of this certificate (DER) made this signature; raises :class:`HandshakeError`.
+    """Check that the key of this certificate (DER) made this signature; raises :class:`HandshakeError`.
 
     It says nothing about the certificate: :meth:`Identity.verify` does.
     """
@@ -178,7 +178,7 @@ def trusting(store: crypto.X509Store, trust: tuple[x509.Certificate, ...]) -> No
 
 
 def check_time(certificate: x509.Certificate, utc: int) -> None:
-    """That a certificate holds at ``utc``, its first and last second included; raises :class:`HandshakeError`."""
+    """Check that a certificate holds at ``utc``, ends included; raises :class:`HandshakeError`."""
     when = datetime.datetime.fromtimestamp(utc, datetime.timezone.utc)
     if when < certificate.not_valid_before_utc:
         raise HandshakeError(chain_error(_CODES.ERR_CERT_NOT_YET_VALID))
@@ -192,7 +192,7 @@ def chain_error(code: int) -> str:
 
 
 def parsed(certificate: crypto.X509) -> x509.Certificate:
-    """The same for ``cryptography``, which is stricter than OpenSSL; raises :class:`HandshakeError`."""
+    """A certificate for ``cryptography``, which is stricter than OpenSSL; raises :class:`HandshakeError`."""
     try:
         return certificate.to_cryptography()
     except _UNREADABLE:

@@ -24,9 +24,8 @@ from smtstack.session.resumption import PskStore
 from smtstack.session.server import Server
 from smtstack.session.state import MemoryState, ServerState
 from smtstack.session.tickets import TicketSource
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Request, Response
-from smtstack.transport.negotiation import Negotiator
+from smtstack.transport.negotiation import Negotiator, SessionUser
 from smtstack.transport.segment import Segment
 
 #: Cookie of a CLOSE.
@@ -35,7 +34,7 @@ _SHARED = "workers that share a port only answer: they cannot begin a session"
 
 
 class Role(Enum):
-    """Of a process among those that share a port."""
+    """What a process is among those that share a port."""
 
     ALONE = "alone"
     LEADER = "leader"
@@ -45,7 +44,7 @@ class Role(Enum):
 
 
 class SessionManager(Negotiator):
-    """Give it to an :class:`Endpoint` as its keys."""
+    """Give it to an :class:`~smtstack.transport.endpoint.Endpoint` as its keys."""
 
     def __init__(self, config: SessionConfig, clock: Callable[[], int], *, tickets: TicketSource | None = None,
                  psks: PskStore | None = None, state: ServerState | None = None, pool: KeyPool | None = None,
@@ -141,7 +140,7 @@ class SessionManager(Negotiator):
 
     # -- the endpoint's side -----------------------------------------------------------------------------
 
-    def attach(self, endpoint: Endpoint) -> None:
+    def attach(self, endpoint: SessionUser) -> None:
         self._registry.endpoint = endpoint
         self.config = self._registry.config = self.config.within(endpoint.params.mtu)
         early = EarlyServer(self.config, self._state, self.pool)

@@ -41,7 +41,7 @@ class Agreement:
         self._as_offer()
 
     def pack(self) -> bytes:
-        """As it is on the wire: an offer with one cipher."""
+        """Bytes on the wire: an offer with one cipher."""
         return self._as_offer().pack()
 
     def _as_offer(self) -> Offer:
@@ -78,11 +78,11 @@ class Offer:
             raise ConfigError(f"padding {self.padding[:20]}... is longer than {MAX_PADDING_NAME} characters")
 
     def within(self, mtu: int) -> Offer:
-        """The same for an end that takes IP packets of at most ``mtu`` bytes."""
+        """The offer of an end that takes IP packets of at most ``mtu`` bytes."""
         return replace(self, mtu=min(self.mtu, mtu))
 
     def pack(self) -> bytes:
-        """As it is on the wire: index bits, longest message, MTU, ciphers by number, padding by name."""
+        """Bytes on the wire: index bits, longest message, MTU, ciphers by number, padding by name."""
         names = list(aead.CIPHERS)
         numbers = bytes(names.index(aead.cipher_named(n).name) for n in self.ciphers)
         name = self.padding.encode("ascii")
@@ -128,7 +128,7 @@ def choose(offer: Offer, own: Offer) -> Agreement:
 
 
 def check_choice(offer: Offer, choice: Agreement) -> None:
-    """That a server's choice is within our offer; raises :class:`PeerError`."""
+    """Check that a server's choice is within our offer; raises :class:`PeerError`."""
     if choice.cipher not in offer.ciphers:
         raise PeerError(f"the server chose cipher {choice.cipher}, which we did not offer")
     if choice.index_bits < offer.index_bits or choice.max_message > offer.max_message:

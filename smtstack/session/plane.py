@@ -19,13 +19,12 @@ from smtstack.session.flights import MAX_FLIGHT, VERSION, Flight, Kind
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event, Request
 from smtstack.transport.params import TransportParams
-from smtstack.transport.rpc import DEAD, Rpc
+from smtstack.transport.rpc import Rpc
 from smtstack.transport.segment import Segment
-from smtstack.wire.frame import DATA_FRAME, IP_OFFSET, PAYLOAD_AT, TRANSPORT_OFFSET, TYPE_AT
-from smtstack.wire.homa import DATA, HANDSHAKE
+from smtstack.transport.states import DEAD
+from smtstack.wire.frame import DATA_FRAME, FLAGS_AT, IP_OFFSET, PAYLOAD_AT, TYPE_AT
+from smtstack.wire.homa import DATA, FLAGS_OFFSET, HANDSHAKE
 
-_FLAGS_AT = 11
-_FRAME_FLAGS_AT = TRANSPORT_OFFSET + _FLAGS_AT
 #: Peers whose plane is remembered; more push out the one heard of least lately.
 MAX_PEERS = 4096
 #: Answers kept until their clients acknowledge them; more push out the oldest.
@@ -168,7 +167,7 @@ class Plane:
         if self._is_refusal(frame):
             return
         # To its own endpoint it is one of profile homa like any other.
-        self._endpoint.handle_packet(_with_byte(frame, _FRAME_FLAGS_AT, frame[_FRAME_FLAGS_AT] & ~HANDSHAKE), now)
+        self._endpoint.handle_packet(_with_byte(frame, FLAGS_AT, frame[FLAGS_AT] & ~HANDSHAKE), now)
 
     def _is_refusal(self, frame: bytes) -> bool:
         """Whether it was one for :meth:`next_refusal`."""
@@ -189,7 +188,7 @@ class Plane:
         """The next segment, or None."""
         segment = self._endpoint.poll_transmit(now)
         if segment is not None:
-            segment.header = _with_byte(segment.header, _FLAGS_AT, segment.header[_FLAGS_AT] | HANDSHAKE)
+            segment.header = _with_byte(segment.header, FLAGS_OFFSET, segment.header[FLAGS_OFFSET] | HANDSHAKE)
         return segment
 
     def unsent(self) -> bool:

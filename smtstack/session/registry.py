@@ -14,7 +14,7 @@ from smtstack.session.flights import PROOF_LEN
 from smtstack.session.keylog import Keylog
 from smtstack.session.offer import Agreement
 from smtstack.session.plane import Plane
-from smtstack.transport.endpoint import Endpoint
+from smtstack.transport.negotiation import SessionUser
 from smtstack.wire.ipv4 import format_address
 
 #: Passes a message on to the other workers of the port; False: one of them does not take it.
@@ -89,7 +89,7 @@ class Registry:
         self.keylog = keylog
         self.share = share
         self.may_ask = may_ask
-        self.endpoint: Endpoint
+        self.endpoint: SessionUser
         self.plane: Plane
         self.counters: dict[str, int] = dict.fromkeys(COUNTERS, 0)
         #: Why the last session was not made, or ended before its time, and with whom; "": all is well.
@@ -106,7 +106,7 @@ class Registry:
         return self.clock() // 1_000_000_000
 
     def ends(self, peer: Peer) -> Endpoints:
-        """Of a session with ``peer``, from our side."""
+        """The ends of a session with ``peer``, from our side."""
         return Endpoints(self.endpoint.ip, self.endpoint.port, *peer)
 
     def make(self, established: Established) -> SmtSession:
@@ -164,5 +164,5 @@ class Registry:
 
 
 def describe(peer: Peer) -> str:
-    """As people write it."""
+    """The address as people write it."""
     return f"{format_address(peer[0])}:{peer[1]}"

@@ -115,13 +115,13 @@ class Server:
         return answer
 
     def _check_room(self, peer: Peer) -> None:
-        """That a session with ``peer`` may begin now; raises :class:`Refused`."""
+        """Check that a session with ``peer`` may begin now; raises :class:`Refused`."""
         registry = self._registry
         if peer not in registry.sessions and registry.accepted >= registry.config.max_sessions:
             raise Refused(Refusal.BUSY, f"there are {registry.accepted} sessions already, as many as are allowed")
 
     def _check_anonymous(self, peer: Peer) -> None:
-        """That nobody takes the place of one who shows a certificate; raises :class:`Refused`."""
+        """Check that nobody takes the place of one who shows a certificate; raises :class:`Refused`."""
         if self._registry.known(peer) or self._client.begins(peer):
             # Else who is on the path would get, without any certificate, what is for the one whom we verified.
             raise Refused(Refusal.CERTIFICATE, "this end has, or begins, a session in which the other shows its "

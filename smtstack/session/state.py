@@ -61,10 +61,10 @@ class ServerState(Protocol):
         """The ticket, revoked and expired ones included; None: never had it, or long forgotten."""
 
     def tickets(self) -> list[TicketSecret]:
-        """All, the oldest first."""
+        """All tickets, the oldest first."""
 
     def revoke(self, ticket_id: bytes) -> bool:
-        """From now on nobody gets in with it; False: there is none."""
+        """From now on nobody gets in with this ticket; False: there is none."""
 
     def sealing_key(self, utc: int) -> SealingKey:
         """The key to seal with."""
@@ -89,7 +89,7 @@ class MemoryState:
         self._keys: list[SealingKey] = []
 
     def remember(self, mark: bytes, until: int, utc: int) -> bool:
-        """As in :class:`ServerState`."""
+        """Whether ``mark`` (32 bytes) is new; it is remembered through second ``until``."""
         if mark in self._hellos or until < self._forgotten:
             return False
         full = len(self._hellos) >= self._max_hellos
@@ -103,37 +103,37 @@ class MemoryState:
         return True
 
     def add_ticket(self, secret: TicketSecret) -> None:
-        """As in :class:`ServerState`."""
+        """Accept sessions that begin with this ticket."""
         self._tickets[secret.ticket.ticket_id] = secret
 
     def ticket(self, ticket_id: bytes) -> TicketSecret | None:
-        """As in :class:`ServerState`."""
+        """The ticket, revoked and expired ones included; None: never had it, or long forgotten."""
         return self._tickets.get(ticket_id)
 
     def tickets(self) -> list[TicketSecret]:
-        """As in :class:`ServerState`."""
+        """All tickets, the oldest first."""
         return sorted(self._tickets.values(), key=lambda s: s.ticket.not_before)
 
     def revoke(self, ticket_id: bytes) -> bool:
-        """As in :class:`ServerState`."""
+        """From now on nobody gets in with this ticket; False: there is none."""
         secret = self._tickets.get(ticket_id)
         if secret is not None:
             self._tickets[ticket_id] = replace(secret, revoked=True)
         return secret is not None
 
     def sealing_key(self, utc: int) -> SealingKey:
-        """As in :class:`ServerState`."""
+        """The key to seal with."""
         if not self._keys or not self._keys[-1].seals(utc):
             self._keys = [k for k in self._keys if k.opens(utc)]
             self._keys.append(SealingKey(secrets.randbits(32), secrets.token_bytes(SEALING_KEY_LEN), utc))
         return self._keys[-1]
 
     def opening_key(self, number: int, utc: int) -> SealingKey | None:
-        """As in :class:`ServerState`."""
+        """The key of that number, if it still opens."""
         return next((k for k in self._keys if k.number == number and k.opens(utc)), None)
 
     def purge(self, utc: int) -> int:
-        """As in :class:`ServerState`."""
+        """Forget what expired ``SKEW_S`` ago; the number of hellos forgotten."""
         before = len(self._hellos)
         self._forgotten = max(self._forgotten, utc - SKEW_S)
         self._hellos = {mark: until for mark, until in self._hellos.items() if until >= self._forgotten}

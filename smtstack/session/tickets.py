@@ -78,7 +78,7 @@ class Ticket:
                 + bytes((len(name),)) + name + vector(offer) + pack_chain(self.chain))
 
     def pack(self) -> bytes:
-        """As DNS has it."""
+        """Bytes of the ticket as DNS has it."""
         return self.signed_part() + vector(self.signature)
 
     def digest(self) -> bytes:

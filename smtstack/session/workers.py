@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smtstack.session.established import Established
+from smtstack.wire.naming import peer_key, peer_of
 
 _OPENED, _CLOSED = b"+", b"-"
 
@@ -14,12 +15,11 @@ def opened(session: Established) -> bytes:
 
 def closed(peer: tuple[int, int]) -> bytes:
     """The session with this (ip, port) is over."""
-    return _CLOSED + (peer[0] << 16 | peer[1]).to_bytes(6, "big")
+    return _CLOSED + peer_key(*peer).to_bytes(6, "big")
 
 
 def unpack(message: bytes) -> Established | tuple[int, int]:
     """What was told."""
     if message[:1] == _OPENED:
         return Established.unpack(message[1:])
-    number = int.from_bytes(message[1:], "big")
-    return number >> 16, number & 0xFFFF
+    return peer_of(int.from_bytes(message[1:], "big"))

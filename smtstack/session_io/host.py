@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smtstack.errors import ConfigError
-from smtstack.io.packet_socket import Fanout
+from smtstack.io.shared_port import SharedPort
 from smtstack.session.config import SessionConfig
 from smtstack.session.manager import Role, SessionManager
 from smtstack.session.offer import Offer
@@ -47,17 +47,18 @@ _TICKETS = b"t"
 class SessionHost:
     """Makes the manager and serves it. An :class:`~smtstack.loop.Attendant`."""
 
-    def __init__(self, options: SessionOptions, ip: int, port: int, mtu: int, fanout: Fanout | None) -> None:
+    def __init__(self, options: SessionOptions, ip: int, port: int, mtu: int, shared: SharedPort | None) -> None:
         """Raises :class:`ConfigError`, and for a server whose tickets DNS does not take, :class:`PeerError`."""
         identity = load_identity(options.certs)
         config = SessionConfig(identity, options.mode, options.offer, options.client_auth,
                                options.key_update_records, idle_ns=int(options.idle_s * 1e9)).within(mtu)
         role = Role.ALONE
-        if fanout is not None and fanout.workers > 1:
-            if not fanout.inbox and not fanout.outboxes:
-                raise ConfigError("workers that share sessions must know each other: make them by Fanout.among")
-            role = Role.LEADER if fanout.index == 0 else Role.FOLLOWER
-        self.inbox: socket.socket | None = fanout.inbox if fanout is not None else None
+        if shared is not None and shared.workers > 1:
+            if not shared.inbox and not shared.outboxes:
+                raise ConfigError("workers that share sessions must know each other: "
+                                  "make them by SharedPort.among")
+            role = Role.LEADER if shared.index == 0 else Role.FOLLOWER
+        self.inbox: socket.socket | None = shared.inbox if shared is not None else None
         keeps = options.state is not None and role is not Role.FOLLOWER
         self._sqlite = SqliteState(options.state) if options.state is not None and keeps else None
         state: ServerState = self._sqlite if self._sqlite is not None else MemoryState()
@@ -75,7 +76,7 @@ class SessionHost:
             config, time.time_ns, tickets=self._lookups, state=state, role=role,
             psks=PskFile(options.psks) if isinstance(options.psks, Path) else options.psks,
             keylog=keylog_wanted(options.keylog),
-            share=fanout.share if fanout is not None and role is Role.LEADER else None)
+            share=shared.share if shared is not None and role is Role.LEADER else None)
         self._makes_keys = (by_ticket or options.mode.startswith("psk")) and role is not Role.FOLLOWER
         if by_ticket and options.publish and role is not Role.FOLLOWER:
             try:
@@ -123,7 +124,7 @@ class SessionHost:
         return unpublished or self.manager.last_failure
 
     def counters(self) -> dict[str, int]:
-        """Of sessions, and of keys made in advance."""
+        """Counters of sessions, and of keys made in advance."""
         pool = self.manager.pool
         return {**self.manager.counters(), "keys_made_ahead": pool.made_ahead, "keys_made_now": pool.made_now}
 

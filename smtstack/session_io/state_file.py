@@ -59,7 +59,7 @@ class SqliteState:
             _STATES.add(self)
 
     def remember(self, mark: bytes, until: int, utc: int) -> bool:
-        """As in ``ServerState``."""
+        """Whether ``mark`` (32 bytes) is new; it is remembered through second ``until``."""
         with self._using() as db:
             if self._full or self._added >= LOOK_EVERY:
                 self._added = 0
@@ -72,14 +72,14 @@ class SqliteState:
                               (mark, until, until)).rowcount == 1
 
     def add_ticket(self, secret: TicketSecret) -> None:
-        """As in ``ServerState``."""
+        """Accept sessions that begin with this ticket."""
         ticket = secret.ticket
         with self._using() as db:
             db.execute("INSERT OR REPLACE INTO tickets VALUES (?, ?, ?, ?, ?)",
                        (ticket.ticket_id, ticket.pack(), secret.private, secret.revoked, ticket.not_after))
 
     def ticket(self, ticket_id: bytes) -> TicketSecret | None:
-        """As in ``ServerState``."""
+        """The ticket, revoked and expired ones included; None: never had it, or long forgotten."""
         with self._using() as db:
             row = db.execute("SELECT revoked FROM tickets WHERE id = ?", (ticket_id,)).fetchone()
             if row is None:
@@ -96,19 +96,19 @@ class SqliteState:
             return replace(secret, revoked=bool(row[0]))
 
     def tickets(self) -> list[TicketSecret]:
-        """As in ``ServerState``."""
+        """All tickets, the oldest first."""
         with self._using() as db:
             rows = db.execute("SELECT ticket, private, revoked FROM tickets").fetchall()
         return sorted((replace(self._secret(packed, private), revoked=bool(revoked))
                        for packed, private, revoked in rows), key=lambda s: s.ticket.not_before)
 
     def revoke(self, ticket_id: bytes) -> bool:
-        """As in ``ServerState``."""
+        """From now on nobody gets in with this ticket; False: there is none."""
         with self._using() as db:
             return db.execute("UPDATE tickets SET revoked = 1 WHERE id = ?", (ticket_id,)).rowcount == 1
 
     def sealing_key(self, utc: int) -> SealingKey:
-        """As in ``ServerState``."""
+        """The key to seal with."""
         with self._using() as db:
             key = _newest_key(db)
             if key is not None and key.seals(utc):
@@ -122,14 +122,14 @@ class SqliteState:
             return key
 
     def opening_key(self, number: int, utc: int) -> SealingKey | None:
-        """As in ``ServerState``."""
+        """The key of that number, if it still opens."""
         with self._using() as db:
             row = db.execute("SELECT number, key, since FROM keys WHERE number = ?", (number,)).fetchone()
         key = SealingKey(*row) if row is not None else None
         return key if key is not None and key.opens(utc) else None
 
     def purge(self, utc: int) -> int:
-        """As in ``ServerState``."""
+        """Forget what expired ``SKEW_S`` ago; the number of hellos forgotten."""
         with self._using() as db:
             db.execute("DELETE FROM tickets WHERE not_after < ?", (utc,))
             db.execute("DELETE FROM keys WHERE since + ? <= ?", (2 * SEALING_S, utc))

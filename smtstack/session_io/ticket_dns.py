@@ -91,7 +91,7 @@ class DnsTickets:
         return ticket
 
     def forget(self, ip: int, port: int) -> None:
-        """As in ``TicketSource``."""
+        """The server did not take the ticket we had: ask again the next time."""
         self._kept.pop((ip, port), None)
 
 

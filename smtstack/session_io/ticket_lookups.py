@@ -40,7 +40,7 @@ class TicketLookups:
         self._failed: dict[_Server, SmtError] = {}
 
     def ticket(self, ip: int, port: int, utc: int) -> Ticket | None:
-        """As in ``TicketSource``."""
+        """A verified ticket of that server; None: a thread looks it up. Raises :class:`PeerError`."""
         server = ip, port
         error = self._failed.pop(server, None)
         if error is not None:
@@ -53,7 +53,7 @@ class TicketLookups:
         return known
 
     def forget(self, ip: int, port: int) -> None:
-        """As in ``TicketSource``."""
+        """The server did not take the ticket we had: ask again the next time."""
         self._source.forget(ip, port)
 
     def collect(self, utc: int) -> None:

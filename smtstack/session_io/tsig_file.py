@@ -32,7 +32,7 @@ _MAX_LINE = 4096
 
 @dataclass(frozen=True, slots=True)
 class TsigKey:
-    """Its holders may change the zone."""
+    """A key (TSIG) whose holders may change the zone."""
 
     name: str
     secret: bytes = field(repr=False)

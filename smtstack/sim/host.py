@@ -21,9 +21,7 @@ from smtstack.transport.events import Event
 from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire.ethernet import HEADER_LEN
-from smtstack.wire.frame import MIN_LEN, TRANSPORT_OFFSET
-
-_PORT_AT = TRANSPORT_OFFSET + 2
+from smtstack.wire.frame import DPORT_AT, MIN_LEN
 
 
 class SimEndpoint:
@@ -46,19 +44,19 @@ class SimEndpoint:
         self._working = False
 
     def send_request(self, ip: int, port: int, data: bytes, cookie: object = None) -> Rpc:
-        """As :meth:`Endpoint.send_request`, now."""
+        """Begin an RPC now: :meth:`Endpoint.send_request`."""
         rpc = self.endpoint.send_request(ip, port, data, self._clock.now, cookie)
         self.work()
         return rpc
 
     def send_reply(self, rpc: Rpc, data: bytes) -> bool:
-        """As :meth:`Endpoint.send_reply`, now."""
+        """Answer a Request now: :meth:`Endpoint.send_reply`."""
         sent = self.endpoint.send_reply(rpc, data, self._clock.now)
         self.work()
         return sent
 
     def abort(self, rpc: Rpc) -> None:
-        """As :meth:`Endpoint.abort`."""
+        """End an RPC now: :meth:`Endpoint.abort`."""
         self.endpoint.abort(rpc)
         self.work()
 
@@ -192,7 +190,7 @@ class SimHost:
     def _to_endpoint(self, frame: bytes) -> None:
         endpoint = None
         if len(frame) >= MIN_LEN:
-            endpoint = self.endpoints.get(frame[_PORT_AT] << 8 | frame[_PORT_AT + 1])
+            endpoint = self.endpoints.get(frame[DPORT_AT] << 8 | frame[DPORT_AT + 1])
         if endpoint is None:
             self.unclaimed += 1
         else:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from smtstack.errors import ConfigError
 from smtstack.sim.clock import Clock
 from smtstack.wire.ethernet import FRAME_OVERHEAD, MIN_FRAME
-from smtstack.wire.frame import IP_OFFSET
+from smtstack.wire.frame import TOS_AT
 
 PRIORITIES = 8
 #: TOS byte of an IPv4 packet in its frame; the top three bits are Homa's priority.
-_TOS_AT = IP_OFFSET + 1
 
 #: Called for a frame that reached the end of a link.
 Deliver = Callable[[bytes], None]
@@ -105,7 +104,7 @@ class EgressPort:
             self._start(frame, now)
             return
         size = len(frame)
-        priority = frame[_TOS_AT] >> 5 if size > _TOS_AT else 0
+        priority = frame[TOS_AT] >> 5 if size > TOS_AT else 0
         backlog = self._backlog + size
         if self._limit and backlog > self._limit:
             self.drops[priority] += 1

@@ -13,28 +13,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import AuthError, BadPacket, ConfigError, LocalError
-from smtstack.transport import rpc as states
+from smtstack.transport import states
+from smtstack.transport.control import ControlPackets
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason, Request, Response
 from smtstack.transport.negotiation import Negotiator
-from smtstack.transport.openings import Openings
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import MAX_MTU, TransportParams
-from smtstack.transport.peers import Host, Peer
 from smtstack.transport.profile import Profile, make_profile
 from smtstack.transport.recovery import Recovery
-from smtstack.transport.rpc import DEAD, IN_SERVICE, INCOMING, WAITING, Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.transport.segment import Segment
+from smtstack.transport.session_changes import SessionChanges
+from smtstack.transport.states import DEAD, IN_SERVICE, INCOMING, WAITING
 from smtstack.transport.table import RpcTable
 from smtstack.transport.trace import Trace, TraceSink
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.ipv4 import FRAGMENT_MASK, VERSION_IHL
+from smtstack.wire.naming import peer_key
 
 #: Clients' ports start here, servers' are below (Homa's HOMA_MIN_DEFAULT_PORT).
 FIRST_CLIENT_PORT = 0x8000
@@ -61,9 +64,9 @@ class Endpoint:
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
-    __slots__ = ("_cutoff_version", "_events", "_extended", "_failed", "_grants", "_handshake", "_held",
-                 "_key_timers", "_max_length", "_negotiator", "_openings", "_outbox", "_protocol", "_recovery",
-                 "_table", "_tick_ns", "_trace", "counters", "ip", "params", "port", "profile")
+    __slots__ = ("_changes", "_control", "_cutoff_version", "_events", "_extended", "_failed", "_grants",
+                 "_handshake", "_held", "_key_timers", "_max_length", "_negotiator", "_outbox", "_protocol",
+                 "_recovery", "_table", "_tick_ns", "_trace", "counters", "ip", "params", "port", "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
@@ -72,7 +75,7 @@ class Endpoint:
         self.ip = ip
         self.port = port
         self.params = params or TransportParams()
-        self.profile: Profile = make_profile(profile, self.params)
+        self.profile: Profile[Any] = make_profile(profile, self.params)
         self.counters = Counters()
         #: IP protocol number on the wire; the profile's unless set.
         self._protocol = self.profile.fmt.protocol if protocol is None else protocol
@@ -87,9 +90,11 @@ class Endpoint:
         self._outbox = Outbox(port, self.profile.fmt, self.params, self.counters)
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
-        self._recovery = Recovery(port, self.profile, self._table, self._outbox, self.counters, self._failed)
-        self._openings = Openings(self.profile, self._table, self._outbox, self.counters, self._events)
-        self._held = self._openings.held
+        self._recovery = Recovery(port, self.params, self._table, self._outbox, self.counters, self._failed)
+        self._control = ControlPackets(port, self.profile, self._table, self._outbox, self._recovery,
+                                       self.counters)
+        self._changes = SessionChanges(self.profile, self._table, self._outbox, self.counters, self._events)
+        self._held = self._changes.held
         self._key_timers = self._table.key_timers
         #: Who is told what happens; None, as nearly always: nobody.
         self._trace: Trace | None = None
@@ -108,7 +113,9 @@ class Endpoint:
         ``clock`` gives the time of events, in the nanoseconds of ``now``; None: as it was told last.
         """
         trace = None if sink is None else Trace(sink, self.profile.fmt, clock)
-        self._trace = self._outbox.trace = self._table.trace = self._recovery.trace = self._openings.trace = trace
+        self._trace = trace
+        for part in (self._outbox, self._table, self._recovery, self._control, self._changes):
+            part.trace = trace
 
     @property
     def trace(self) -> Trace | None:
@@ -127,22 +134,23 @@ class Endpoint:
         if self._trace is not None:
             self._trace.now = now
         table = self._table
+        # peer_key(), without the call.
         peer = table.peers.get(ip << 16 | port)
         if peer is None or not peer.proven or peer.session.anonymous:
             if self._negotiator is None:
                 peer = table.call(ip, port)
             else:
-                opening = table.opening.get(ip << 16 | port)
-                if opening is None or not opening.peer.early:
+                pending = table.pending.get(peer_key(ip, port))
+                if pending is None or not pending.peer.early:
                     return self._wait(ip, port, data, cookie, now)
-                peer = opening.peer
+                peer = pending.peer
         if not 0 < len(data) <= peer.max_message:
             raise peer.bad_length(len(data))
         tick = now // self._tick_ns
         rpc = table.client_rpc(peer, tick)
         rpc.cookie = cookie
         try:
-            rpc.out = self.profile.outgoing(rpc, data)
+            rpc.out = self.profile.outgoing(rpc, rpc.peer.session, data)
         except LocalError:
             table.free(rpc, "its message cannot be made")
             raise
@@ -150,7 +158,7 @@ class Endpoint:
         table.timers.arm(rpc, tick + self.params.resend_ticks)
         if self._trace is not None:
             self._trace.queued(rpc, rpc.out)
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
         return rpc
 
     def send_reply(self, rpc: Rpc, data: bytes, now: int) -> bool:
@@ -159,7 +167,7 @@ class Endpoint:
             raise rpc.peer.bad_length(len(data))
         if rpc.state is DEAD:
             return False
-        out = self.profile.outgoing(rpc, data)
+        out = self.profile.outgoing(rpc, rpc.peer.session, data)
         rpc.move(states.REPLY)
         rpc.out = out
         self.counters.responses_sent += 1
@@ -170,7 +178,7 @@ class Endpoint:
         if self._trace is not None:
             self._trace.now = now
             self._trace.queued(rpc, out)
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
         return True
 
     def abort(self, rpc: Rpc) -> None:
@@ -178,7 +186,7 @@ class Endpoint:
         if rpc.state is DEAD:
             return
         if rpc.is_client and rpc.state is not WAITING:
-            self._recovery.finished(rpc)
+            self._control.finished(rpc)
         self._table.free(rpc, "aborted")
         if rpc.is_client:
             self.counters.failed += 1
@@ -199,7 +207,7 @@ class Endpoint:
         if not 0 < len(data) <= self.params.max_message_length:
             raise LocalError(f"a message of {len(data)} bytes; 1 to {self.params.max_message_length} "
                              "(max_message_length) are possible")
-        rpc, first = self._openings.wait(ip, port, data, cookie)
+        rpc, first = self._changes.wait(ip, port, data, cookie)
         if self._trace is not None:
             self._trace.waiting(rpc, len(data))
         if first:
@@ -218,9 +226,9 @@ class Endpoint:
         """
         if self._trace is not None:
             self._trace.now = now
-        self._openings.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
+        self._changes.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
         if not early:
-            for frame in self._held.take(ip << 16 | port):
+            for frame in self._held.take(peer_key(ip, port)):
                 self.counters.packets_received -= 1
                 self.handle_packet(frame, now)
 
@@ -228,13 +236,13 @@ class Endpoint:
         """There will be no session with this peer, and ``detail`` says why: RPCs that wait for it fail."""
         if self._trace is not None:
             self._trace.now = now
-        self._openings.refuse(ip << 16 | port, detail)
+        self._changes.refuse(peer_key(ip, port), detail)
 
     def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
         """The session with this peer is over; its RPCs fail. Nothing of it is left."""
         if self._trace is not None:
             self._trace.now = now
-        self._openings.end(ip << 16 | port, detail)
+        self._changes.end(peer_key(ip, port), detail)
 
     def limit_mtu(self, ip: int, port: int, mtu: int) -> None:
         """From now on messages to this peer go in IP packets of at most ``mtu`` bytes. ConfigError: no key."""
@@ -294,8 +302,8 @@ class Endpoint:
             tick = _earlier(tick, self._held.next_tick())
         if tick is None:
             return wake
-        due = tick * self._tick_ns
-        return due if wake is None or due < wake else wake
+        at = tick * self._tick_ns
+        return at if wake is None or at < wake else wake
 
     def handle_timeout(self, now: int) -> None:
         """Let timers act that are due at ``now``."""
@@ -305,8 +313,10 @@ class Endpoint:
         for rpc in self._table.timers.due(tick):
             if rpc.state is not DEAD:
                 self._recovery.check(rpc, tick)
-        self._key_timers.expire(tick)
-        self._held.expire(tick)
+        if self._key_timers.heap:
+            self._key_timers.expire(tick)
+        if self._held.frames:
+            self._held.expire(tick)
         if self._failed:
             self._report(now)
         if self._negotiator is not None:
@@ -322,7 +332,7 @@ class Endpoint:
             gone = now // self._tick_ns - self.params.silence_ticks
             for peer in {e.rpc.peer: None for e in failed
                          if e.rpc.peer.heard_tick <= max(e.rpc.heard_tick, gone)}:
-                if self._openings.is_current(peer):
+                if self._changes.is_current(peer):
                     self._negotiator.lost(peer.host.ip, peer.port, now)
 
     def handle_packet(self, frame: bytes, now: int) -> None:
@@ -352,6 +362,7 @@ class Endpoint:
         if flags & self._handshake:
             self._to_negotiator(frame, now)
             return
+        # peer_key(), without the call.
         peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
         if peer is None:
             return
@@ -362,11 +373,13 @@ class Endpoint:
         if version != self._cutoff_version:
             self._tell_cutoffs(peer, sender_id ^ 1, epoch, tick)
         payload = frame[_PAYLOAD_AT:_IP_OFFSET + total]
+        # rpc_key(), without the call.
         key = sender_id ^ 1 | epoch << 64
         rpc = peer.rpcs.get(key)
-        # A message in one packet skips reassembly; most messages are.
+        # Data.index_in_segment() and offset_in_segment(), without the calls.
         index = (index + ip_id) & 0xFFFF
         inside = packet_offset if flags & _PLACED else index * segment_size
+        # A message in one packet skips reassembly; most messages are.
         whole = len(payload) == length and inside + high + low == 0
         if rpc is None:
             rpc = self._new_request(peer, key, sender_id, epoch, flags, length, payload if whole else None, tick)
@@ -430,7 +443,7 @@ class Endpoint:
             if length > rpc.peer.max_wire:
                 counters.too_long += 1
                 return
-            inm = rpc.inm = self.profile.incoming(rpc, length)
+            inm = rpc.inm = self.profile.incoming(rpc, rpc.peer.session, length)
             if rpc.is_client:
                 # The request is kept: what looks like a response may be forged.
                 rpc.move(states.DATA)
@@ -464,7 +477,7 @@ class Endpoint:
             counters.truncated += 1
         for client_id, client_port, server_port in inm.acks:
             if server_port == self.port and (client_id ^ 1 != rpc.id or client_port != rpc.peer.port):
-                self._recovery.acked_elsewhere(rpc.peer.host, client_port, client_id)
+                self._control.acked_elsewhere(rpc.peer.host, client_port, client_id)
         if data is None:
             inm.acks = []
             self._grants.touch(rpc)
@@ -504,7 +517,7 @@ class Endpoint:
         rpc.move(states.COMPLETE)
         if self._trace is not None and len(data) <= rpc.peer.max_message:
             self._trace.delivered(rpc, len(data))
-        self._recovery.finished(rpc)
+        self._control.finished(rpc)
         self._table.free(rpc, "its response is here")
         peer = rpc.peer
         peer.heard_tick = peer.host.heard_tick = tick
@@ -526,7 +539,7 @@ class Endpoint:
     def _stranger(self, frame: bytes, src: int, sport: int, now: int) -> Peer | None:
         """The peer of a frame from whom we have not heard; None: there is no session to open it with."""
         if self._negotiator is not None:
-            self._held.add(src << 16 | sport, frame, now // self._tick_ns)
+            self._held.add(peer_key(src, sport), frame, now // self._tick_ns)
             return None
         peer = self._table.heard(src, sport)
         if peer is None:
@@ -563,10 +576,10 @@ class Endpoint:
         except BadPacket:
             counters.bad_packets += 1
             return
-        peer = self._table.peers.get(src << 16 | sport) or self._stranger(frame, src, sport, now)
+        peer = self._table.peers.get(peer_key(src, sport)) or self._stranger(frame, src, sport, now)
         if peer is None:
             return
-        self._recovery.handle(peer, packet, now // self._tick_ns)
+        self._control.handle(peer, packet, now // self._tick_ns)
 
     def _tell_cutoffs(self, peer: Peer, own_id: int, epoch: int, tick: int) -> None:
         # Once a tick and host: every packet in flight carries the old version.
@@ -585,13 +598,13 @@ class Endpoint:
             if self._trace is not None:
                 self._trace.grants(rpc, grant.offset)
             self._outbox.control(rpc.peer, homa.Grant(self.port, rpc.peer.port, rpc.id, grant.offset,
-                                                      grant.priority, rpc.keys.epoch & 0xFF))
+                                                      grant.priority, rpc.keys.wire_epoch))
 
     # -- looking in --------------------------------------------------------------------------------------
 
     def has_rpcs(self, ip: int, port: int) -> bool:
         """Whether RPCs with this peer are under way, either side's."""
-        peer = self._table.peers.get(ip << 16 | port)
+        peer = self._table.peers.get(peer_key(ip, port))
         return peer is not None and len(peer.rpcs) > 0
 
     def snapshot(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ class HeldFrames:
         self._by_peer: dict[int, dict[int, None]] = {}
 
     def add(self, peer: int, frame: bytes, tick: int) -> None:
-        """Keep a frame of ``peer`` (ip << 16 | port)."""
+        """Keep a frame of ``peer`` (its ``Peer.key``)."""
         self._numbers += 1
         self.frames[self._numbers] = (tick + self._ticks, peer, frame)
         self._by_peer.setdefault(peer, {})[self._numbers] = None

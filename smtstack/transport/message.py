@@ -39,7 +39,7 @@ class OutMessage:
         self._resent: dict[int, int] | None = None
 
     def init_packet(self, length: int, mss: int) -> None:
-        """The same for a message of one packet, as most are."""
+        """Set up a message of one packet, as most are, in place of ``__init__``."""
         self.length = self.unscheduled = self.granted = length
         self.mss = mss
         self.count = 1

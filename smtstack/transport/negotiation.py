@@ -9,14 +9,33 @@ endpoint passes them on unseen and sends what the negotiator has to send. On its
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from smtstack.crypto.epochs import Session, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore
+from smtstack.transport.params import MAX_MTU, TransportParams
+from smtstack.transport.segment import Segment
 
-if TYPE_CHECKING:
-    from smtstack.transport.endpoint import Endpoint
-    from smtstack.transport.segment import Segment
+
+class SessionUser(Protocol):
+    """What a negotiator sees of its :class:`~smtstack.transport.endpoint.Endpoint`, which says what each does."""
+
+    ip: int
+    port: int
+    params: TransportParams
+
+    def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
+                mtu: int = MAX_MTU, early: bool = False) -> None:
+        """There is a session with this peer."""
+
+    def refuse(self, ip: int, port: int, detail: str, now: int) -> None:
+        """There will be no session with this peer."""
+
+    def end_session(self, ip: int, port: int, detail: str, now: int) -> None:
+        """The session with this peer is over."""
+
+    def has_rpcs(self, ip: int, port: int) -> bool:
+        """Whether RPCs with this peer are under way."""
 
 
 class Negotiator(KeyStore):
@@ -33,7 +52,7 @@ class Negotiator(KeyStore):
         return None
 
     @abstractmethod
-    def attach(self, endpoint: Endpoint) -> None:
+    def attach(self, endpoint: SessionUser) -> None:
         """The endpoint this works for; called once, by it."""
 
     @abstractmethod

@@ -6,23 +6,23 @@ from collections import deque
 
 from smtstack.transport.counters import Counters
 from smtstack.transport.message import OutMessage
-from smtstack.transport.pacer import Pacer
+from smtstack.transport.pacer import Pacer, SrptQueue
 from smtstack.transport.params import PACKET_HEADERS, TransportParams
-from smtstack.transport.peers import Peer
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.segment import Segment
 from smtstack.transport.trace import GRANT, Trace
 from smtstack.wire import homa, ipv4
 
 _CONTROL_TOS_SHIFT = 5
 _pack_data = homa.DATA_HEADER.pack
+_TCP_HEADER_LENGTH = homa.TCP_HEADER_LENGTH
 
 
 class Outbox:
     """Builds segments and says which goes next."""
 
-    __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_port", "_ready", "_throttle",
-                 "pacer", "trace")
+    __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_pacer", "_port", "_ready", "_srpt",
+                 "_throttle", "trace")
 
     def __init__(self, port: int, fmt: homa.WireFormat, params: TransportParams, counters: Counters) -> None:
         self._port = port
@@ -34,7 +34,9 @@ class Outbox:
         self._ready: deque[Segment] = deque()
         #: Retransmissions: before new data, but at the pace of the link.
         self._paced: deque[Segment] = deque()
-        self.pacer = Pacer(params)
+        #: New data of all other messages.
+        self._srpt = SrptQueue(params)
+        self._pacer = Pacer(params)
         #: Who is told what waits and what goes.
         self.trace: Trace | None = None
 
@@ -43,15 +45,15 @@ class Outbox:
         self._ready.append(Segment(peer.host.ip, self._control_tos, packet.pack(), trailer,
                                    flow=packet.sender_id))
 
-    def start(self, rpc: Rpc) -> None:
-        """``rpc.out`` is new, or was granted more: send what may be sent."""
+    def queue(self, rpc: Rpc) -> None:
+        """Queue what may be sent of ``rpc.out``, which is new, or was granted more."""
         out = rpc.out
         assert out is not None
         if out.length < self._throttle and out.count == 1 and out.sent == 0:
             out.sent = 1
             self._ready.append(self._segment(rpc, out, 0))
         elif out.sendable():
-            self.pacer.push(rpc, out.remaining())
+            self._srpt.push(rpc, out.remaining())
         elif self.trace is not None and out.sent < out.count:
             self.trace.blocked(rpc, GRANT)
 
@@ -61,7 +63,7 @@ class Outbox:
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
         size = out.mss if self._extended else 0
-        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET,
+        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
                             homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
                             host.cutoff_version, 0, 0)
         return Segment(host.ip, priority << 5, header, None, out.mss, out, index, rpc.id)
@@ -94,7 +96,7 @@ class Outbox:
                     continue
                 out.resent[place] = tick
                 header = _pack_data(
-                    self._port, peer.port, 0, size, rpc.keys.epoch & 0xFF, rpc.flags, homa.DATA_OFFSET, homa.DATA,
+                    self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH, homa.DATA,
                     at >> 16, 0, at & 0xFFFF, rpc.id, out.length, min(out.length, max(out.granted, b)),
                     peer.host.cutoff_version, 1, number)
                 self._paced.append(Segment(peer.host.ip, priority << 5, header, piece, out.mss,
@@ -111,7 +113,7 @@ class Outbox:
 
     def drain(self, now: int, out: list[Segment], one: bool = False) -> None:
         """Append what :meth:`poll` gives until it gives nothing; ``one``: only the first."""
-        pacer = self.pacer
+        pacer = self._pacer
         ready = self._ready
         while ready:
             segment = ready.popleft()
@@ -127,7 +129,8 @@ class Outbox:
             out.append(segment)
             if one:
                 return
-        while (self._paced or pacer.heap) and now >= pacer.ready_at():
+        srpt = self._srpt
+        while (self._paced or srpt.heap) and now >= pacer.ready_at():
             paced = self._next_paced(now)
             if paced is None:
                 return
@@ -135,11 +138,12 @@ class Outbox:
             if one:
                 return
         if self.trace is not None:
-            self.trace.paced(pacer)
+            self.trace.paced(pacer, srpt)
 
     def _next_paced(self, now: int) -> Segment | None:
         """What goes next at the pace of the link."""
-        pacer = self.pacer
+        pacer = self._pacer
+        srpt = self._srpt
         if self._paced:
             segment = self._paced.popleft()
             payload = segment.payload
@@ -147,9 +151,9 @@ class Outbox:
             if self.trace is not None:
                 self.trace.sent(segment)
             return segment
-        rpc = pacer.pop()
+        rpc = srpt.pop()
         while rpc is not None and (rpc.out is None or not rpc.out.sendable()):
-            rpc = pacer.pop()
+            rpc = srpt.pop()
         if rpc is None:
             return None
         out = rpc.out
@@ -160,11 +164,11 @@ class Outbox:
         size = out.wire_size(index)
         packets = -(-size // out.mss)
         pacer.account(size + packets * PACKET_HEADERS, packets, now)
-        pacer.sent(size)
+        srpt.sent(size)
         if self.trace is not None:
             self.trace.sent(segment)
         if out.sendable():
-            pacer.push(rpc, out.remaining())
+            srpt.push(rpc, out.remaining())
         elif self.trace is not None and out.sent < out.count:
             self.trace.blocked(rpc, GRANT)
         return segment
@@ -173,10 +177,10 @@ class Outbox:
         """When :meth:`poll` should be called again though nothing happened; None: never."""
         if self._ready:
             return 0
-        if self._paced or self.pacer.heap:
-            return self.pacer.ready_at()
+        if self._paced or self._srpt.heap:
+            return self._pacer.ready_at()
         return None
 
     def idle(self) -> bool:
         """Nothing waits."""
-        return not self._ready and not self._paced and not self.pacer.heap
+        return not self._ready and not self._paced and not self._srpt.heap

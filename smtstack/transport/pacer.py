@@ -1,4 +1,4 @@
-"""The sender's side of scheduling: shortest remaining first, at the rate of the link."""
+"""The sender's side of scheduling: shortest remaining first (SRPT), at the rate of the link."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import heapq
 from math import ceil
 
 from smtstack.transport.params import TransportParams
-from smtstack.transport.rpc import DEAD, Rpc
+from smtstack.transport.rpc import Rpc
+from smtstack.transport.states import DEAD
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 
 #: Bytes a packet costs a link beside its IP length.
@@ -14,25 +15,19 @@ LINK_OVERHEAD = HEADER_LEN + FRAME_OVERHEAD
 
 
 class Pacer:
-    """SRPT queue of messages with data they may send, and an estimate of when the NIC runs dry.
+    """An estimate of when the NIC runs dry.
 
-    The estimate stands in for the NIC's queue (``homa_outgoing.c:homa_check_nic_queue``): keeping it
-    short is what lets a short message overtake a long one.
+    It stands in for the NIC's queue (``homa_outgoing.c:homa_check_nic_queue``): keeping that short is what lets
+    a short message overtake a long one.
     """
 
-    __slots__ = ("_fifo_every", "_idle_at", "_max_queue", "_ns_per_byte", "_since_fifo", "heap")
+    __slots__ = ("_idle_at", "_max_queue", "_ns_per_byte")
 
     def __init__(self, params: TransportParams) -> None:
-        #: (bytes left, birth, RPC); empty: nothing waits.
-        self.heap: list[tuple[int, int, Rpc]] = []
         # One per cent more than the truth, as the kernel module has it (homa_outgoing_sysctl_changed): an
         # estimate that falls behind the link, by rounding alone, lets the NIC's queue grow while it is busy.
         self._ns_per_byte = 1.01 * 8000 / params.link_mbps
         self._max_queue = params.max_nic_queue_ns
-        fraction = params.pacer_fifo_fraction
-        #: The oldest message goes first once in so many bytes; 0: never.
-        self._fifo_every = params.max_gso_size * 1000 // fraction if fraction else 0
-        self._since_fifo = 0
         #: When the link will have sent all that was given to it, in ns.
         self._idle_at = 0
 
@@ -45,6 +40,20 @@ class Pacer:
     def ready_at(self) -> int:
         """Time from which paced data may go to the NIC."""
         return self._idle_at - self._max_queue
+
+
+class SrptQueue:
+    """RPCs with data they may send: that with the fewest bytes left goes first, now and then the oldest."""
+
+    __slots__ = ("_fifo_every", "_since_fifo", "heap")
+
+    def __init__(self, params: TransportParams) -> None:
+        #: (bytes left, birth, RPC); empty: nothing waits.
+        self.heap: list[tuple[int, int, Rpc]] = []
+        fraction = params.pacer_fifo_fraction
+        #: The oldest message goes first once in so many bytes; 0: never.
+        self._fifo_every = params.max_gso_size * 1000 // fraction if fraction else 0
+        self._since_fifo = 0
 
     def push(self, rpc: Rpc, remaining: int) -> None:
         """``rpc`` has a segment it may send and ``remaining`` bytes in all."""

@@ -59,7 +59,7 @@ class TransportParams:
     max_overcommit: int = 8
     """Messages that hold grants at a time."""
     max_rpcs_per_peer: int = 1
-    """Of these, messages of one host. More where its messages come by different paths: one message fills one
+    """Messages of one host among those that hold grants. More where they come by different paths: one fills one
     path. On a single path its sender serves the shortest first all the same; more of its messages then hold
     places that other hosts' could have."""
     grant_fifo_fraction: int = 50
@@ -96,17 +96,17 @@ class TransportParams:
     max_kept_bytes_per_host: int = 64 << 20
     """Bytes of responses sent whole and not acknowledged to one host; the oldest make room. Ours."""
     max_kept_bytes: int = 256 << 20
-    """The same over all hosts; the oldest of the host that adds one make room."""
+    """Bytes of responses kept for all hosts together; the oldest of the host that adds one make room."""
     request_ack_ticks: int = 2
     """Ticks after its response is sent before a server asks for an ACK."""
     max_rpcs_per_host: int = 20_000
     """Server RPCs one host may have with us; ours, against memory exhaustion."""
     max_server_rpcs: int = 100_000
-    """The same over all hosts."""
+    """Requests in progress from all hosts together."""
     max_rx_bytes_per_host: int = 32 << 20
     """Bytes of unfinished incoming messages one host may occupy; ours."""
     max_rx_bytes: int = 256 << 20
-    """The same over all hosts."""
+    """Bytes of unfinished messages from all hosts together."""
     max_held_bytes: int = 4 << 20
     """Bytes of frames kept for sessions that are still being made, 256 more counted for each; ours. The oldest
     make room."""

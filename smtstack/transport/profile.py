@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 from smtstack.crypto import tls13
 from smtstack.crypto.epochs import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
@@ -18,12 +19,15 @@ from smtstack.wire import homa
 _MAX_CUTS = 64
 
 
-class Profile:
-    """How messages of one profile are made and taken apart. One object an endpoint."""
+S = TypeVar("S", bound=Session)
+
+
+class Profile(Generic[S]):
+    """How messages of one profile are made and taken apart, under its kind of session. One object an endpoint."""
 
     __slots__ = ("fmt", "params")
 
-    #: What its key store must make; checked when an endpoint is made, so nothing here needs to.
+    #: What its key store must make: S. Checked when an endpoint is made, so nothing here needs to.
     session_type: type[Session] = Session
     #: An ACK is its peer's own, and speaks for nobody else.
     acks_are_proven = False
@@ -32,15 +36,15 @@ class Profile:
         self.fmt = fmt
         self.params = params
 
-    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+    def outgoing(self, rpc: Rpc, session: S, data: bytes) -> OutMessage:
         """``data`` as a message of ``rpc``; raises LocalError if it cannot be numbered."""
         raise NotImplementedError
 
-    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+    def incoming(self, rpc: Rpc, session: S, length: int) -> InMessage:
         """An empty message of ``rpc`` to receive into."""
         raise NotImplementedError
 
-    def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
+    def open_whole(self, session: S, keys: EpochKeys, sender_id: int, length: int,
                    payload: bytes) -> bytes | None:
         """Plaintext of a message that came in one packet; None: take the long way. Raises AuthError.
 
@@ -48,11 +52,11 @@ class Profile:
         """
         return None
 
-    def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
+    def prove_ack(self, session: S, keys: EpochKeys, ack: homa.Ack) -> bytes:
         """Proof that the client itself acknowledges; empty where the profile has none."""
         return b""
 
-    def ack_proven(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bool:
+    def ack_proven(self, session: S, keys: EpochKeys, ack: homa.Ack) -> bool:
         """Whether the acknowledgement is the client's own."""
         return True
 
@@ -86,7 +90,7 @@ class _Cuts:
         return Geometry(params, self._sealed), Geometry(_marked(params), self._sealed)
 
 
-class HomaProfile(Profile):
+class HomaProfile(Profile[Session]):
     """The baseline: nothing sealed."""
 
     __slots__ = ("_cuts",)
@@ -95,11 +99,11 @@ class HomaProfile(Profile):
         super().__init__(homa.HOMA, params)
         self._cuts = _Cuts(params, sealed=False)
 
-    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+    def outgoing(self, rpc: Rpc, session: Session, data: bytes) -> OutMessage:
         whole, marked = self._cuts.of(rpc.peer.mtu)
         return PlainOut(data, marked if rpc.flags and not rpc.is_client else whole)
 
-    def incoming(self, rpc: Rpc, length: int) -> InMessage:
+    def incoming(self, rpc: Rpc, session: Session, length: int) -> InMessage:
         return StreamIn(length)
 
     def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
@@ -107,7 +111,7 @@ class HomaProfile(Profile):
         return payload if len(payload) == length else None
 
 
-class SmtProfile(Profile):
+class SmtProfile(Profile[SmtSession]):
     """The paper's design: TLS 1.3 records under composite numbers."""
 
     __slots__ = ("_cuts", "_max_wire")
@@ -119,8 +123,7 @@ class SmtProfile(Profile):
         self._max_wire = params.max_wire_length
         self._cuts = _Cuts(params, sealed=True)
 
-    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
-        session: SmtSession = rpc.peer.session  # type: ignore[assignment]
+    def outgoing(self, rpc: Rpc, session: SmtSession, data: bytes) -> OutMessage:
         padded = len(data)
         if session.pads:
             padded = max(padded, session.params.padding(padded))
@@ -136,15 +139,14 @@ class SmtProfile(Profile):
                              f"{self._max_wire}")
         return out
 
-    def incoming(self, rpc: Rpc, length: int) -> InMessage:
-        session: SmtSession = rpc.peer.session  # type: ignore[assignment]
+    def incoming(self, rpc: Rpc, session: SmtSession, length: int) -> InMessage:
         return SealedIn(session, rpc.keys, rpc.id ^ 1, length)
 
-    def open_whole(self, session: Session, keys: EpochKeys, sender_id: int, length: int,
+    def open_whole(self, session: SmtSession, keys: EpochKeys, sender_id: int, length: int,
                    payload: bytes) -> bytes | None:
-        smt: SmtSession = session  # type: ignore[assignment]
         try:
-            opened = tls13.open_single_untrusted(keys.rx, sender_id << smt.numbers.index_bits, payload)
+            # CompositeNumber.first(), without the call.
+            opened = tls13.open_single_untrusted(keys.rx, sender_id << session.numbers.index_bits, payload)
         except AuthError:
             keys.failed += 1
             raise
@@ -153,20 +155,18 @@ class SmtProfile(Profile):
         keys.opened += 1
         return opened[1] if opened[0] else None
 
-    def prove_ack(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bytes:
-        smt: SmtSession = session  # type: ignore[assignment]
+    def prove_ack(self, session: SmtSession, keys: EpochKeys, ack: homa.Ack) -> bytes:
         if keys.tx is NO_KEYS:
             raise LocalError(f"the keys of epoch {keys.epoch} are forgotten")
         # A single ACK may be asked for often, but is the same record every time.
-        smt.reserve(keys, ack.sender_id, 1)
-        return keys.tx.encrypt(self.ack_number(smt, ack), b"", ack.body())
+        session.reserve(keys, ack.sender_id, 1)
+        return keys.tx.encrypt(self.ack_number(session, ack), b"", ack.body())
 
-    def ack_proven(self, session: Session, keys: EpochKeys, ack: homa.Ack) -> bool:
-        smt: SmtSession = session  # type: ignore[assignment]
-        if ack.sender_id >= smt.id_limit:
+    def ack_proven(self, session: SmtSession, keys: EpochKeys, ack: homa.Ack) -> bool:
+        if ack.sender_id >= session.id_limit:
             return False
         try:
-            keys.rx.decrypt(self.ack_number(smt, ack), ack.proof, ack.body())
+            keys.rx.decrypt(self.ack_number(session, ack), ack.proof, ack.body())
         except AuthError:
             return False
         return True
@@ -180,7 +180,7 @@ class SmtProfile(Profile):
         return number(ack.sender_id)
 
 
-class LinuxProfile(Profile):
+class LinuxProfile(Profile[LinuxSession]):
     """The kernel module's format, branch main."""
 
     __slots__ = ("_geo",)
@@ -193,9 +193,8 @@ class LinuxProfile(Profile):
         super().__init__(homa.LINUX, params)
         self._geo = LinuxGeometry(params)
 
-    def outgoing(self, rpc: Rpc, data: bytes) -> OutMessage:
+    def outgoing(self, rpc: Rpc, session: LinuxSession, data: bytes) -> OutMessage:
         peer = rpc.peer
-        session: LinuxSession = peer.session  # type: ignore[assignment]
         acks: list[tuple[int, int, int]] = []
         if rpc.is_client:
             # One acknowledgement rides in every packet.
@@ -204,8 +203,7 @@ class LinuxProfile(Profile):
             del peer.acks[:packets]
         return LinuxOut(session.client if rpc.is_client else session.server, rpc.id, data, self._geo, acks)
 
-    def incoming(self, rpc: Rpc, length: int) -> InMessage:
-        session: LinuxSession = rpc.peer.session  # type: ignore[assignment]
+    def incoming(self, rpc: Rpc, session: LinuxSession, length: int) -> InMessage:
         return LinuxIn(session.server if rpc.is_client else session.client, rpc.id ^ 1, length, self._geo)
 
 
@@ -215,7 +213,7 @@ def _marked(params: TransportParams) -> TransportParams:
                    unsched_bytes=params.incast_unsched_bytes)
 
 
-def make_profile(name: str, params: TransportParams) -> Profile:
+def make_profile(name: str, params: TransportParams) -> Profile[Any]:
     """The profile called ``name``; raises :class:`ConfigError`."""
     if name == "smt":
         return SmtProfile(params)

@@ -1,6 +1,5 @@
-"""The life of an RPC: states, inputs, and the one table that says what follows what.
+"""RPCs and who they are with: hosts (cutoffs, budgets), peers (a host's port: session, RPCs), RPCs.
 
-======== ========== ======================== ==========
 role     state      input                    next state
 ======== ========== ======================== ==========
 client   WAITING    session is there         OUTGOING
@@ -12,71 +11,126 @@ server   IN_SERVICE application replies      OUTGOING
 server   OUTGOING   acknowledged             DEAD
 client   INCOMING   server does not know it  OUTGOING
 server   INCOMING   client does not know it  DEAD
+server   INCOMING   acknowledged             DEAD
+server   IN_SERVICE acknowledged             DEAD
 any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
 ======== ========== ======================== ==========
 
+What else may happen leaves an RPC where it is. docs/img/rpc.svg is drawn from :data:`CLIENT` and :data:`SERVER`.
+
 A WAITING RPC has no id, no keys and no timer; nothing of it was sealed or sent, so no packet can concern it.
+=======
+One module, as each of the three holds the others.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import TYPE_CHECKING
-
+from smtstack.crypto.epochs import EpochKeys, Session
 from smtstack.errors import LocalError
+from smtstack.transport.message import InMessage, OutMessage
+from smtstack.transport.params import INT_MAX, MAX_MTU, wire_length
+from smtstack.transport.states import CLIENT, INCOMING, OUTGOING, SERVER, Input, State
+from smtstack.wire.ipv4 import format_address
+from smtstack.wire.naming import peer_key
 
-if TYPE_CHECKING:
-    from smtstack.crypto.epochs import EpochKeys
-    from smtstack.transport.message import InMessage, OutMessage
-    from smtstack.transport.peers import Peer
-
-
-class State(IntEnum):
-    """States of Homa's ``homa_rpc.state``."""
-
-    OUTGOING = 0
-    INCOMING = 1
-    IN_SERVICE = 2
-    DEAD = 3
-    WAITING = 4
-
-
-class Input(IntEnum):
-    """What can happen to an RPC."""
-
-    DATA = 0
-    COMPLETE = 1
-    REPLY = 2
-    ACK = 3
-    UNKNOWN = 4
-    SESSION = 5
-
-
-# Bare names: looking up a member on an Enum class costs more than the table does.
-OUTGOING, INCOMING, IN_SERVICE, DEAD, WAITING = State
-DATA, COMPLETE, REPLY, ACK, UNKNOWN, SESSION = Input
-
-#: ``CLIENT[state][input]``; None: cannot happen, or must not.
-_Row = tuple["State | None", ...]
+#: What a host is assumed to want before its first CUTOFFS: everything unscheduled at priority 6
+#: (homa_peertab.c of the module; reference §6.2).
+FIRST_CUTOFFS = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
 #: Longer ago than any interval.
 _NEVER = -(1 << 40)
-CLIENT: tuple[_Row, ...] = (
-    # DATA     COMPLETE  REPLY  ACK   UNKNOWN   SESSION
-    (INCOMING, DEAD,     None,  None, OUTGOING, None),      # OUTGOING
-    (INCOMING, DEAD,     None,  None, OUTGOING, None),      # INCOMING: it was forged, or the server restarted
-    (None,     None,     None,  None, None,     None),      # IN_SERVICE: servers only
-    (None,     None,     None,  None, None,     None),      # DEAD
-    (None,     None,     None,  None, None,     OUTGOING),  # WAITING
-)
-SERVER: tuple[_Row, ...] = (
-    # DATA       COMPLETE    REPLY     ACK   UNKNOWN     SESSION
-    (OUTGOING,   None,       None,     DEAD, OUTGOING,   None),     # OUTGOING: late request data is redundant
-    (INCOMING,   IN_SERVICE, None,     DEAD, DEAD,       None),     # INCOMING
-    # A forged UNKNOWN must not cost a request that was delivered: only ACK and time-outs end it.
-    (IN_SERVICE, None,       OUTGOING, DEAD, IN_SERVICE, None),     # IN_SERVICE
-    (None,       None,       None,     None, None,       None),     # DEAD
-    (None,       None,       None,     None, None,       None),     # WAITING: clients only
-)
+
+
+class Host:
+    """One IP address: how it wants unscheduled data, and what of our memory it uses."""
+
+    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "heard_tick", "ip", "kept", "kept_bytes",
+                 "peers", "rx_bytes", "server_rpcs")
+
+    def __init__(self, ip: int) -> None:
+        self.ip = ip
+        self.cutoffs: tuple[int, ...] = FIRST_CUTOFFS
+        #: Version of ``cutoffs``, echoed in DATA; 0: never heard.
+        self.cutoff_version = 0
+        #: Tick of the last CUTOFFS sent to it.
+        self.cutoff_tick = -1
+        #: Tick of its last valid packet about an RPC we know. Who rations RESENDs by host, as the kernel module
+        #: does, shows by those for one RPC that the others need not be given up.
+        self.heard_tick = -1
+        #: Its ports we know.
+        self.peers = 0
+        self.server_rpcs = 0
+        #: Bytes of its unfinished messages.
+        self.rx_bytes = 0
+        #: RPCs whose responses were sent whole and are not acknowledged, oldest first, and the bytes of these.
+        self.kept: dict[Rpc, None] = {}
+        self.kept_bytes = 0
+        #: RPCs with it whose incoming message has not authenticated, oldest first.
+        self.doubted: dict[Rpc, None] = {}
+
+    def unscheduled_priority(self, length: int) -> int:
+        """The highest priority whose cutoff admits a message of ``length`` bytes."""
+        cutoffs = self.cutoffs
+        if length <= cutoffs[7]:
+            return 7
+        for priority in (6, 5, 4, 3, 2, 1):
+            if cutoffs[priority] >= length:
+                return priority
+        return 0
+
+
+class PendingPeer:
+    """A peer with which a session is being made: what waits for it."""
+
+    __slots__ = ("peer", "waiting")
+
+    def __init__(self, peer: Peer) -> None:
+        #: Becomes one of the others when the session is there; RPCs know it from the beginning.
+        self.peer = peer
+        #: Requests by RPC, in order.
+        self.waiting: dict[Rpc, bytes] = {}
+
+
+class Peer:
+    """One port of one host, with the session we share and all RPCs between us."""
+
+    __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "key", "local_port", "max_message",
+                 "max_wire", "mtu", "port", "proven", "rpcs", "session")
+
+    def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
+                 mtu: int = MAX_MTU) -> None:
+        self.host = host
+        self.port = port
+        #: Its place in the endpoint's tables.
+        self.key = peer_key(host.ip, port)
+        self.local_port = local_port
+        self.session = session
+        #: By ``Rpc.key``.
+        self.rpcs: dict[int, Rpc] = {}
+        #: Ids of finished client RPCs not acknowledged yet, all of the epoch ``ack_keys``.
+        self.acks: list[int] = []
+        self.ack_keys: EpochKeys | None = None
+        #: It authenticated, or we called it: keep it when memory is short.
+        self.proven = False
+        #: Tick of its last message that authenticated.
+        self.heard_tick = -1
+        #: We send 0-RTT data under this session, and cannot open what comes back yet.
+        self.early = False
+        self.limit(max_message, mtu)
+
+    def limit(self, max_message: int, mtu: int) -> None:
+        """Messages, and IP packets of messages, have at most so many bytes, in both directions."""
+        self.max_message = max_message
+        self.mtu = mtu
+        #: The longest message_length it may claim on the wire.
+        self.max_wire = wire_length(max_message)
+
+    def bad_length(self, size: int) -> LocalError:
+        """What to raise for a message that must not be sent in this session."""
+        return LocalError(f"a message of {size} bytes; 1 to {self.max_message} are possible with {self} "
+                          "(max_message_length, or less where the peer takes less)")
+
+    def __repr__(self) -> str:
+        return f"{format_address(self.host.ip)}:{self.port}"
 
 
 class Rpc:
@@ -91,7 +145,7 @@ class Rpc:
                  tick: int) -> None:
         #: As this side sees it: even at the client, odd at the server. 0: WAITING for a session.
         self.id = rpc_id
-        #: Place in ``peer.rpcs``: id and key epoch.
+        #: Place in ``peer.rpcs``: see :func:`~smtstack.wire.naming.rpc_key`.
         self.key = key
         self.peer = peer
         self.keys = keys
@@ -123,6 +177,11 @@ class Rpc:
             raise LocalError(f"{side} RPC {self.id} is {self.state.name}: {what.name} is impossible")
         self.state = state
         return state
+
+    def alive(self, tick: int) -> None:
+        """The peer made progress with it, or says that it will: RESENDs are counted anew."""
+        self.heard_tick = tick
+        self.resends = 0
 
     def __repr__(self) -> str:
         return f"<Rpc {self.id} {'client' if self.is_client else 'server'} {self.state.name} {self.peer}>"

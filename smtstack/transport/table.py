@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from smtstack.crypto.epochs import NO_SESSION, EpochKeys, Session
 from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.errors import ConfigError
 from smtstack.transport.counters import Counters
 from smtstack.transport.grants import GrantScheduler
-from smtstack.transport.peers import Host, Opening, Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import DEAD, INCOMING, SESSION, UNKNOWN, WAITING, Rpc
+from smtstack.transport.rpc import Host, Peer, PendingPeer, Rpc
+from smtstack.transport.states import DEAD, INCOMING, SESSION, UNKNOWN, WAITING
 from smtstack.transport.timers import KeyTimers, TimerTable
 from smtstack.transport.trace import Trace
 from smtstack.wire.homa import INCAST
 from smtstack.wire.ipv4 import format_address
+from smtstack.wire.naming import peer_key, rpc_key
 
 #: Peers that never authenticated a message; more push out the oldest. A forger can make these.
 MAX_UNPROVEN_PEERS = 1024
@@ -25,9 +28,9 @@ class RpcTable:
 
     __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_kept_bytes", "_keys",
                  "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
-                 "opening", "peers", "timers", "trace")
+                 "peers", "pending", "timers", "trace")
 
-    def __init__(self, ip: int, port: int, profile: Profile, keys: KeyStore, counters: Counters) -> None:
+    def __init__(self, ip: int, port: int, profile: Profile[Any], keys: KeyStore, counters: Counters) -> None:
         params = profile.params
         self._ip = ip
         self._port = port
@@ -45,10 +48,10 @@ class RpcTable:
         #: Our own RPCs under way above which new requests are marked.
         self._incast = params.incast_threshold or _NEVER
         self.hosts: dict[int, Host] = {}
-        #: By ip << 16 | port.
+        #: By ``Peer.key``.
         self.peers: dict[int, Peer] = {}
         #: Those that have no session yet, or one that only sends. By the same key; none is in both.
-        self.opening: dict[int, Opening] = {}
+        self.pending: dict[int, PendingPeer] = {}
         self._unproven: dict[int, Peer] = {}
         #: RPCs with an incoming message of which nothing authenticated, oldest first.
         self._doubted: dict[Rpc, None] = {}
@@ -62,8 +65,7 @@ class RpcTable:
 
     def call(self, ip: int, port: int) -> Peer:
         """The peer an application wants to talk to; raises :class:`ConfigError` without a key for it."""
-        key = ip << 16 | port
-        peer = self.peers.get(key)
+        peer = self.peers.get(peer_key(ip, port))
         if peer is None:
             peer = self._add_peer(ip, port)
             if peer is None:
@@ -77,7 +79,7 @@ class RpcTable:
         peer = self._add_peer(ip, port)
         if peer is None:
             return None
-        self._unproven[ip << 16 | port] = peer
+        self._unproven[peer.key] = peer
         if len(self._unproven) > MAX_UNPROVEN_PEERS:
             self._forget(next(iter(self._unproven.values())))
         return peer
@@ -87,7 +89,8 @@ class RpcTable:
         if session is None:
             return None
         session.outlive(self._params.silence_ticks)
-        peer = self.peers[ip << 16 | port] = self._make_peer(ip, port, session)
+        peer = self._make_peer(ip, port, session)
+        self.peers[peer.key] = peer
         return peer
 
     def _make_peer(self, ip: int, port: int, session: Session) -> Peer:
@@ -97,23 +100,23 @@ class RpcTable:
         host.peers += 1
         return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu)
 
-    def open(self, ip: int, port: int) -> Opening:
+    def await_session(self, ip: int, port: int) -> PendingPeer:
         """A peer with which there is to be a session."""
-        opening = self.opening[ip << 16 | port] = Opening(self._make_peer(ip, port, NO_SESSION))
-        return opening
+        peer = self._make_peer(ip, port, NO_SESSION)
+        pending = self.pending[peer.key] = PendingPeer(peer)
+        return pending
 
     def prove(self, peer: Peer) -> None:
         """``peer`` is genuine, or our own choice: it stays."""
         if not peer.proven:
             peer.proven = True
-            self._unproven.pop(peer.host.ip << 16 | peer.port, None)
+            self._unproven.pop(peer.key, None)
 
     def _forget(self, peer: Peer) -> None:
         for rpc in list(peer.rpcs.values()):
             self.free(rpc, "its session is over")
-        key = peer.host.ip << 16 | peer.port
-        del self.peers[key]
-        self._unproven.pop(key, None)
+        del self.peers[peer.key]
+        self._unproven.pop(peer.key, None)
         self._leave_host(peer)
 
     def _leave_host(self, peer: Peer) -> None:
@@ -129,14 +132,14 @@ class RpcTable:
         return ours
 
     def close(self, key: int) -> list[Rpc]:
-        """There will be no session with this peer that is in ``opening``; RPCs that waited, or sent under an
+        """There will be no session with this peer that is in ``pending``; RPCs that waited, or sent under an
         early one."""
-        opening = self.opening[key]
-        ours = [*opening.peer.rpcs.values(), *opening.waiting]
+        pending = self.pending[key]
+        ours = [*pending.peer.rpcs.values(), *pending.waiting]
         for rpc in ours:
             self.free(rpc, "there is no session")
-        del self.opening[key]
-        self._leave_host(opening.peer)
+        del self.pending[key]
+        self._leave_host(pending.peer)
         return ours
 
     # -- RPCs --------------------------------------------------------------------------------------------
@@ -145,7 +148,8 @@ class RpcTable:
         """A fresh RPC of ours. Raises :class:`LocalError` if the session has no id for it."""
         keys, rpc_id = peer.session.begin_rpc(tick)
         self._births += 1
-        key = rpc_id | (keys.epoch & 0xFF) << 64
+        # rpc_key(), without the call.
+        key = rpc_id | keys.wire_epoch << 64
         rpc = Rpc(peer, rpc_id, key, keys, True, self._births, tick)
         peer.rpcs[key] = rpc
         self._client_rpcs += 1
@@ -153,19 +157,19 @@ class RpcTable:
             self._mark(rpc)
         return rpc
 
-    def waiting_rpc(self, opening: Opening, data: bytes) -> Rpc:
+    def waiting_rpc(self, pending: PendingPeer, data: bytes) -> Rpc:
         """An RPC of ours that has to wait for a session."""
         self._births += 1
-        rpc = Rpc(opening.peer, 0, 0, NO_SESSION.current, True, self._births, 0)
+        rpc = Rpc(pending.peer, 0, 0, NO_SESSION.current, True, self._births, 0)
         rpc.state = WAITING
-        opening.waiting[rpc] = data
+        pending.waiting[rpc] = data
         return rpc
 
     def begin(self, rpc: Rpc, tick: int) -> None:
         """The session that ``rpc`` waited for is there. Raises as :meth:`client_rpc`."""
         rpc.keys, rpc.id = rpc.peer.session.begin_rpc(tick)
         rpc.move(SESSION)
-        rpc.key = rpc.id | (rpc.keys.epoch & 0xFF) << 64
+        rpc.key = rpc_key(rpc.id, rpc.keys.wire_epoch)
         rpc.heard_tick = tick
         rpc.peer.rpcs[rpc.key] = rpc
         self._client_rpcs += 1
@@ -210,9 +214,9 @@ class RpcTable:
                 if self.trace is not None:
                     self.trace.freed(rpc, why)
                 rpc.state = DEAD
-                opening = self.opening.get(peer.host.ip << 16 | peer.port)
-                if opening is not None:
-                    opening.waiting.pop(rpc, None)
+                pending = self.pending.get(peer.key)
+                if pending is not None:
+                    pending.waiting.pop(rpc, None)
             return
         if self.trace is not None:
             self.trace.freed(rpc, why)
@@ -335,10 +339,10 @@ class RpcTable:
 
     def snapshot(self) -> dict[str, int]:
         """How much there is of everything; all zero (but peers) when nothing is going on."""
-        peers = [*self.peers.values(), *(o.peer for o in self.opening.values())]
+        peers = [*self.peers.values(), *(o.peer for o in self.pending.values())]
         rpcs = [r for p in peers for r in p.rpcs.values()]
-        waiting = sum(len(o.waiting) for o in self.opening.values())
-        return {"peers": len(self.peers), "opening": len(self.opening), "waiting": waiting,
+        waiting = sum(len(o.waiting) for o in self.pending.values())
+        return {"peers": len(self.peers), "pending": len(self.pending), "waiting": waiting,
                 "rpcs": len(rpcs) + waiting, "server_rpcs": self._server_rpcs,
                 "incoming": sum(r.state is INCOMING for r in rpcs), "rx_bytes": self._rx_bytes,
                 "kept_bytes": self._kept_bytes,

@@ -35,7 +35,7 @@ from smtstack.wire import homa, ipv4, show
 
 if TYPE_CHECKING:
     from smtstack.transport.message import InMessage, OutMessage
-    from smtstack.transport.pacer import Pacer
+    from smtstack.transport.pacer import Pacer, SrptQueue
 
 QUEUED, BLOCKED, GRANTED, SENT, RECEIVED, OPENED = "queued", "blocked", "granted", "sent", "received", "opened"
 DOUBTED, RESENT, DELIVERED, FREED, FAILED = "doubted", "resent", "delivered", "freed", "failed"
@@ -116,7 +116,7 @@ class Trace:
               count: int = -1, why: str = "") -> None:
         peer = rpc.peer
         self._sink.event(TraceEvent(
-            self._time(), name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.epoch & 0xFF, rpc.is_client,
+            self._time(), name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.wire_epoch, rpc.is_client,
             birth=rpc.birth, message=message, offset=offset, length=length, total=total, count=count, why=why))
 
     # -- messages of ours --------------------------------------------------------------------------------
@@ -138,10 +138,10 @@ class Trace:
         self._tell(BLOCKED, rpc, _ours(rpc), offset=out.sent_end(), length=out.length - out.sent_end(),
                    total=out.length, why=why)
 
-    def paced(self, pacer: Pacer) -> None:
+    def paced(self, pacer: Pacer, srpt: SrptQueue) -> None:
         """Nothing may go now: the message that would be next waits for the link."""
-        if pacer.heap and self.now < pacer.ready_at():
-            rpc = pacer.heap[0][2]
+        if srpt.heap and self.now < pacer.ready_at():
+            rpc = srpt.heap[0][2]
             if rpc.out is not None and rpc.out.sendable():
                 self.blocked(rpc, PACER)
 

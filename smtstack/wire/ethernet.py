@@ -10,6 +10,7 @@ from smtstack.errors import BadPacket, ConfigError
 
 ETHERTYPE_IPV4 = 0x0800
 HEADER_LEN = 14
+ETHERTYPE_OFFSET = 12
 #: Bytes a frame costs a link beyond what we store: preamble 8, FCS 4, inter-frame gap 12.
 FRAME_OVERHEAD = 24
 #: Shortest frame without FCS; links count shorter ones as this long.

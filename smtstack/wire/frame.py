@@ -12,9 +12,15 @@ import struct
 from smtstack.errors import BadPacket
 from smtstack.wire import ethernet, homa, ipv4
 
-#: Where the IP header, the transport header, its type byte and the DATA payload start in a frame.
+#: Where headers and fields of them start in a frame, and the payload of DATA.
 IP_OFFSET = ethernet.HEADER_LEN
 TRANSPORT_OFFSET = IP_OFFSET + ipv4.HEADER_LEN
+ETHERTYPE_AT = ethernet.ETHERTYPE_OFFSET
+TOS_AT = IP_OFFSET + ipv4.TOS_OFFSET
+PROTOCOL_AT = IP_OFFSET + ipv4.PROTOCOL_OFFSET
+SRC_AT, DST_AT = IP_OFFSET + ipv4.SRC_OFFSET, IP_OFFSET + ipv4.DST_OFFSET
+SPORT_AT, DPORT_AT = TRANSPORT_OFFSET + homa.SPORT_OFFSET, TRANSPORT_OFFSET + homa.DPORT_OFFSET
+SENDER_ID_AT = TRANSPORT_OFFSET + homa.SENDER_ID_OFFSET
 FLAGS_AT = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
 TYPE_AT = TRANSPORT_OFFSET + homa.TYPE_OFFSET
 PAYLOAD_AT = TRANSPORT_OFFSET + homa.DATA_LEN

@@ -12,7 +12,7 @@ off   size  field
 11    1     flags; bit 0, DATA: bytes 4..7 were written (0 is an offset, too); bit 1, DATA: incast, the
             client awaits many responses, and this one is to come by grant but for its first packet;
             bit 2, every type: handshake, the packet is of the plane in clear that makes sessions
-12    1     data offset, 0xA0 in DATA (looks like a TCP header to a TSO engine)
+12    1     TCP's header length, 0xA0 in DATA: to a TSO engine it looks like a TCP header
 13    1     packet type
 14    2     DATA: high half of the segment's offset in the message
 16    2     checksum, unused
@@ -44,8 +44,16 @@ COMMON_LEN = 28
 DATA_LEN = 40
 ACK_LEN = 90
 PROOF_LEN = 16
+#: Where fields begin, as in the table above: in every packet, and (from the place in the segment) in DATA.
+SPORT_OFFSET, DPORT_OFFSET = 0, 2
+EPOCH_OFFSET = 10
 FLAGS_OFFSET = 11
 TYPE_OFFSET = 13
+SENDER_ID_OFFSET = 20
+PLACE_OFFSET, PLACE_LEN = 4, 4
+SEGMENT_HIGH_OFFSET, SEGMENT_LOW_OFFSET = 14, 18
+RETRANSMIT_OFFSET = 38
+PACKET_INDEX_OFFSET = 39
 MAX_ACKS = 5
 NUM_PRIORITIES = 8
 #: Flag of DATA: a NIC wrote the packet's offset in its segment.
@@ -55,8 +63,8 @@ PLACED = 0x01
 INCAST = 0x02
 #: Flag of every packet of the handshake plane of profile ``smt``: Homa in clear, beside the sealed plane.
 HANDSHAKE = 0x04
-#: Data offset byte of DATA: 40 bytes of header, in units of 4, in the high nibble.
-DATA_OFFSET = 0xA0
+#: Byte 12 of DATA, where TCP has the length of its header: 40 bytes, in units of 4, in the high nibble.
+TCP_HEADER_LENGTH = 0xA0
 
 #: IP protocol numbers: IANA's for Homa, and the one the kernel module (branch main) uses.
 PROTO_HOMA = 146
@@ -66,6 +74,8 @@ COMMON = struct.Struct("!HHIHBxBBHHHQ")
 DATA_HEADER = struct.Struct("!HHIHBBBBHHHQIIHBB")
 _ACK_ENTRY = struct.Struct("!QHH")
 _ACK_BODY = struct.Struct("!H" + 5 * "QHH")
+_ACK_COUNT_LEN = 2
+_ENTRIES_AT = COMMON_LEN + _ACK_COUNT_LEN
 _GRANT = struct.Struct("!IB")
 _RESEND = struct.Struct("!IIB")
 _CUTOFFS = struct.Struct("!8IH")
@@ -112,17 +122,21 @@ class Data:
     #: The response comes by grant, but for one packet.
     incast: bool = False
 
+    def index_in_segment(self, identification: int) -> int:
+        """Which packet of its segment the one with this IP ID is, where none was placed: 0, 1, ..."""
+        return identification + self.packet_index & 0xFFFF
+
     def offset_in_segment(self, identification: int) -> int:
         """Where the payload of the packet with this IP ID lies in its segment, in bytes."""
         if self.placed:
             return self.packet_offset
-        return (identification + self.packet_index & 0xFFFF) * self.segment_size
+        return self.index_in_segment(identification) * self.segment_size
 
     def pack(self) -> bytes:
         """The 40 header bytes."""
         return DATA_HEADER.pack(
             self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch,
-            (PLACED if self.placed else 0) | (INCAST if self.incast else 0), DATA_OFFSET, DATA,
+            (PLACED if self.placed else 0) | (INCAST if self.incast else 0), TCP_HEADER_LENGTH, DATA,
             self.segment_offset >> 16, 0,
             self.segment_offset & 0xFFFF, self.sender_id, self.message_length, self.incoming,
             self.cutoff_version, self.retransmit, self.packet_index)
@@ -289,11 +303,12 @@ def _cutoffs(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Cutoff
 
 
 def _ack(buf: bytes, sport: int, dport: int, sid: int, epoch: int) -> Ack:
-    count = int.from_bytes(buf[28:30], "big")
+    count = int.from_bytes(buf[COMMON_LEN:COMMON_LEN + _ACK_COUNT_LEN], "big")
     if count > MAX_ACKS:
         # The kernel module reads past its packet here (reference §9.2); we refuse.
         raise BadPacket(f"ACK claims {count} entries, at most {MAX_ACKS} fit")
-    entries = tuple(map(AckEntry._make, _ACK_ENTRY.iter_unpack(buf[30:30 + 12 * count])))
+    used = buf[_ENTRIES_AT:_ENTRIES_AT + _ACK_ENTRY.size * count]
+    entries = tuple(map(AckEntry._make, _ACK_ENTRY.iter_unpack(used)))
     return Ack(sport, dport, sid, entries, epoch, bytes(buf[ACK_LEN:ACK_LEN + PROOF_LEN]))
 
 

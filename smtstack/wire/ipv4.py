@@ -13,6 +13,12 @@ from functools import lru_cache
 from smtstack.errors import BadPacket
 
 HEADER_LEN = 20
+#: Where fields begin.
+TOS_OFFSET = 1
+TOTAL_LENGTH_OFFSET = 2
+IDENTIFICATION_OFFSET = 4
+PROTOCOL_OFFSET = 9
+SRC_OFFSET, DST_OFFSET = 12, 16
 VERSION_IHL = 0x45
 FLAG_DF = 0x4000
 #: MF flag and fragment offset: any bit of these set means a fragment.

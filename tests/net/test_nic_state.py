@@ -19,8 +19,8 @@ from smtstack.capture.decode import Decoder
 from smtstack.capture.files import CaptureFile
 from smtstack.capture.pcapfile import Reader
 from smtstack.capture.reading import read_into
-from smtstack.crypto import keys as key_files
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from smtstack.io.namespaces import Census
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.nicshare import file as nic_file
@@ -138,7 +138,7 @@ def test_recordings_while_traffic_runs(net, client, state, tmp_path):
         size = path.stat().st_size
         moved(state)
         assert path.stat().st_size == size
-        decoder = Decoder("smt", key_files.load(net.keys, "smt"))
+        decoder = Decoder("smt", key_file.load(net.keys, "smt"))
         notes = read_into(decoder, CaptureFile(path))
         assert [note for note in notes if "host side" not in note] == []
         result = decoder.result()

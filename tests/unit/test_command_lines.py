@@ -23,15 +23,19 @@ import pytest
 
 from smtstack import exit_codes
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, walk
+from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, pages, walk
 from tests.mn_parser import PARSED
 from topo import cli_verbs, sandbox
+from workloads import experiments
+from workloads.commands import bench
 from workloads.commands import main as cli
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
 _NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets"}
 #: Words that make a long run of a command short.
 _SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1")}
+#: Of the lines that measure the same, and show it in other ways, the first does.
+_run_bench = cache(bench.run_bench)
 #: What a command may say of a line whose files are not there.
 _MISSING = re.compile(r"No such file|no result folder|unable to open|has no \S+\.pem")
 
@@ -62,6 +66,14 @@ def _parse(words: tuple[str, ...], strict: bool) -> argparse.Namespace | None:
         if end.code:
             pytest.fail(said.getvalue().strip().splitlines()[-1])
         return None
+
+
+def _in_a_sandbox(words: tuple[str, ...], args: argparse.Namespace) -> bool:
+    """Whether it would go on in namespaces of its own."""
+    asked = words[:2] if words[0] in ("run", "reproduce", "bench") else ("", words[0])
+    found = [experiment for experiment in experiments.load() if (experiment.command, experiment.name) == asked]
+    return (any(getattr(experiment, "sandboxed", False) for experiment in found)
+            or hasattr(sys.modules[args.run.__module__], "sandbox"))
 
 
 # -- help texts --------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ def test_lines_are_found_by_their_form():
 def test_lines_are_found_where_there_are_some():
     """A finder that finds nothing would let everything pass."""
     places = {line.where.partition(":")[0] for line in all_lines()}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in pages():
         if re.search(r"^(sudo )?(\.venv/bin/smtnet|smtnet) ", page.read_text(), re.MULTILINE):
             assert page.relative_to(ROOT).as_posix() in places
     for path, parser in walk(cli.build_parser()):
@@ -145,8 +157,7 @@ def test_our_lines_are_parsed(line, tmp_path, monkeypatch):
     args = _parse(words, line.whole)
     if args is None or not line.whole:
         return
-    module = sys.modules[args.run.__module__]
-    if not hasattr(module, "sandbox"):
+    if not _in_a_sandbox(words, args):
         return
     # An experiment: what it finds wrong before it would go on in namespaces of its own.
     monkeypatch.chdir(tmp_path)
@@ -167,7 +178,7 @@ def _run_here() -> list[CommandLine]:
         if not line.whole or len(line.words) < 2 or line.words[1] in _NEED_OTHERS:
             continue
         args = _parse(line.words[1:], True)
-        if args is not None and not hasattr(sys.modules[args.run.__module__], "sandbox"):
+        if args is not None and not _in_a_sandbox(line.words[1:], args):
             found.append(line)
     return found
 
@@ -176,6 +187,7 @@ def _run_here() -> list[CommandLine]:
 def test_what_needs_nobody_else_runs(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(bench, "run_bench", _run_bench)
     code = cli.main([*line.words[1:], *_SHORT.get(line.words[1], ())])
     said = capsys.readouterr()
     assert "Traceback" not in said.err
@@ -297,5 +309,5 @@ def test_programs_of_the_venv(line):
 def test_files_that_lines_name_in_the_checkout():
     for line in all_lines():
         for word in line.words:
-            if re.fullmatch(r"(topo|workloads|controllers|smtstack|tests|docs)/[\w./]+", word):
+            if re.fullmatch(r"(topo|workloads|controllers|smtstack|tests|docs|examples)/[\w./]+", word):
                 assert Path(ROOT, word).exists(), str(line)

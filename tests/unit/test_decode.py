@@ -19,6 +19,7 @@ from smtstack.crypto import keys, tls12, tls13
 from smtstack.crypto.epochs import SessionParams, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore, LinuxKeys, PairKeys, demo_keys, linux_keys
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from smtstack.nic.device import NicConfig
 from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.transport.events import Request, Response
@@ -568,11 +569,12 @@ def test_command_errors(tmp_path):
 
 
 def test_command_with_a_key_file(tmp_path):
-    content = keys.generate([("10.0.0.1", "10.0.0.2")])
+    content = key_file.generate([("10.0.0.1", "10.0.0.2")])
     path = tmp_path / "run.keys"
-    keys.write_key_file(path, content)
+    key_file.write_key_file(path, content)
     for profile in SEALED:
-        file = save(tmp_path / f"{profile}.pcap", talk(profile, (5000,), store=keys.load(str(path), profile)).sent)
+        store = key_file.load(str(path), profile)
+        file = save(tmp_path / f"{profile}.pcap", talk(profile, (5000,), store=store).sent)
         assert command(file, "--profile", profile, "--keys", path) == 0
         assert command(file, "--profile", profile, "--keys", "demo") == 1
 

@@ -9,7 +9,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workloads.fleet import programs as fleet_programs
+from topo import running
 from workloads.fleet.fleet import share_of, split_cores
 from workloads.load.loops import Load, parse_also
 
@@ -50,9 +50,9 @@ def test_processors_are_split_evenly_or_not_at_all(hosts, cores):
 
 
 def test_a_process_that_does_not_end_is_killed_and_named(monkeypatch, capsys):
-    monkeypatch.setattr(fleet_programs, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(running, "PATIENCE_S", 0.2)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:
-        assert fleet_programs.finish(process) == ""
+        assert running.finish(process) == ""
     assert process.returncode == -signal.SIGKILL
     assert "was killed" in capsys.readouterr().err

@@ -23,8 +23,8 @@ from tests.streams_driver import ROOT
 from workloads.load.rtt import rtt_summary
 from workloads.results import fidelity, waits
 from workloads.results.fidelity import QUOTED, TAILS, judge_figures, verdict
+from workloads.results.points import middle, overall
 from workloads.results.row import Verdict
-from workloads.results.rows import middle, overall
 from workloads.results.table import text
 
 RPCS = 20_000

@@ -16,7 +16,8 @@ from workloads.experiments.fig12 import report as fig12_report
 from workloads.experiments.fig12 import run as fig12
 from workloads.experiments.fig12.report import BASE, INIT, INIT_FS, ONE_RTT, RSMP, RSMP_FS, WAYS
 from workloads.results import plots, report, table
-from workloads.results.rows import ResultFolder, overall
+from workloads.results.folder import ResultFolder
+from workloads.results.points import overall
 
 #: Median microseconds; an RPC of a session that exists takes 200.
 US = {ONE_RTT: 2000.0, INIT: 1000.0, INIT_FS: 1200.0, RSMP: 700.0, RSMP_FS: 1050.0, "Init + DNS": 2500.0,

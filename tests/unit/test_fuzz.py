@@ -34,6 +34,35 @@ def test_every_untrusted_function_has_a_target():
         assert fuzz.without_target([*functions, stranger], fuzz.targets()) == [stranger]
 
 
+def test_what_is_kept_brings_nothing_down():
+    targets = fuzz.targets()
+    fed, crashes = fuzz.feed_kept(fuzz.CORPUS, targets)
+    assert crashes == []
+    assert fed > 100
+    files = set(fuzz.CORPUS.rglob("*.bin"))
+    assert files == {path for target in targets for path in fuzz.kept(fuzz.CORPUS, target)}, "of no target"
+    assert {target.function for target in targets} == {t.function for t in targets if fuzz.kept(fuzz.CORPUS, t)}
+    assert sum(path.stat().st_size for path in files) < 200_000
+
+
+def test_a_kept_input_that_brings_a_target_down_is_reported(tmp_path):
+    """And what a run finds is kept, to be fed first from then on."""
+    def call(buf: bytes) -> None:
+        if buf[:1] == b"!":
+            raise IndexError("boo")
+
+    target = fuzz.Target("smtstack.wire.toy_untrusted", call, [b"!"])
+    fuzz.keep(tmp_path, target, b"harmless")
+    assert fuzz.feed_kept(tmp_path, [target]) == (1, [])
+    with pytest.raises(fuzz.FuzzError) as found:
+        fuzz.fuzz_target(target, 100, Random(1))
+    path = fuzz.keep(tmp_path, target, found.value.buffer)
+    fed, (crash,) = fuzz.feed_kept(tmp_path, [target])
+    assert fed == 2
+    assert path.name in crash
+    assert "IndexError: boo" in crash
+
+
 def test_a_million_inputs():
     report = fuzz.run(INPUTS, seed=1, seconds=SECONDS)
     print(f"{report.inputs} inputs ({report.engine_inputs} to endpoints) in {report.seconds:.1f} s")

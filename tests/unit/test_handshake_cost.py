@@ -12,6 +12,7 @@ from smtstack.errors import SmtError
 from workloads.experiments.table2 import flows as handshake_flows
 from workloads.experiments.table2 import run as handshake_cost
 from workloads.experiments.table2 import steps as handshake_steps
+from workloads.results.folder import csv_text
 
 
 def test_the_key_schedule_is_that_of_rfc_8448():
@@ -54,7 +55,7 @@ def test_whole_handshakes():
     assert all(len(found) == 2 and min(client for client, _server, _cpu in found) > 0 for found in times.values())
     table = handshake_cost.flow_table(times)
     assert [entry["handshake"] for entry in table] == names
-    assert len(list(csv.DictReader(io.StringIO(handshake_cost.as_csv(table))))) == len(flows)
+    assert len(list(csv.DictReader(io.StringIO(csv_text(table))))) == len(flows)
 
 
 def test_different_secrets_are_noticed(monkeypatch):

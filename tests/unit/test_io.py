@@ -18,7 +18,8 @@ import pytest
 
 from smtstack.aio import AioSocket
 from smtstack.io import bpf, neighbours
-from smtstack.io.packet_socket import PacketSocket, fanout_program, filter_program
+from smtstack.io.packet_socket import PacketSocket, filter_program
+from smtstack.io.shared_port import worker_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext
 from smtstack.transport.params import TransportParams
@@ -106,7 +107,7 @@ def fanned(workers: int, handshakes: bool, sender_id: int, flags: int = 0) -> in
     """The worker a frame with this id and header byte +11 goes to."""
     payload = bytes(7) + bytes((flags,)) + bytes(8) + sender_id.to_bytes(8, "big") + bytes(12)
     # The kernel runs it from the IP header on.
-    return execute(fanout_program(workers, handshakes), frame(payload=payload)[14:])
+    return execute(worker_program(workers, handshakes), frame(payload=payload)[14:])
 
 
 @pytest.mark.parametrize("handshakes", [False, True])

@@ -17,7 +17,8 @@ from topo.link_options import NAMES, OF_THE_LINK, LinkOptions
 from topo.links import SmartNicIntf, SmtLink
 from topo.shaping import Queue
 from workloads.commands import main as cli
-from workloads.options.network import link_options
+from workloads.options import declare
+from workloads.options.network import Network
 
 #: Every option, a value, and what comes of it: fields of LinkOptions, or a part of the error.
 WORK: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,7 +85,15 @@ def by_mn(name: str, text: str) -> LinkOptions:
 
 
 def by_run(name: str, text: str) -> LinkOptions:
-    return link_options(cli.build_parser("run").parse_args(["run", "echo", "--link", f"{name}={text}"]))
+    return by_words("echo", "--link", f"{name}={text}")
+
+
+def by_words(experiment: str, *words: str) -> LinkOptions:
+    """As ``smtnet run``."""
+    args = cli.build_parser("run").parse_args(["run", experiment, *words])
+    found = declare.read(Network, args)
+    assert found.rate_mbps == args.rate_mbps
+    return found.links(args.seed)
 
 
 WAYS = (by_add_link, by_mn, by_run)
@@ -147,8 +156,7 @@ def test_the_options_of_run_are_those_of_a_link():
     words = ["--bw", "0.5", "--delay", "5ms", "--jitter", "1ms", "--loss", "1", "--duplicate", "2%",
              "--reorder", "3", "--corrupt", "4", "--max-queue-size", "10", "--buffer", "20KB", "--mtu", "2000",
              "--seed", "7", "--fabric-mbps", "1G"]
-    args = cli.build_parser("run").parse_args(["run", "echo", *words])
-    assert link_options(args) == LinkOptions().changed({
+    assert by_words("echo", *words) == LinkOptions().changed({
         "bw": 0.5, "delay": "5ms", "jitter": "1ms", "loss": 1, "duplicate": 2, "reorder": 3, "corrupt": 4,
         "max_queue_size": 10, "buffer_bytes": 20_000, "mtu": 2000, "seed": 7, "fabric_mbps": 1000})
 
@@ -156,8 +164,7 @@ def test_the_options_of_run_are_those_of_a_link():
 @pytest.mark.parametrize("first", [["--link", "bw=5"], ["--bw", "5"], ["--rate-mbps", "5"]])
 @pytest.mark.parametrize("last", [["--link", "smartnic,rate_mbps=7"], ["--bw", "7M"], ["--rate-mbps", "7"]])
 def test_the_last_one_counts(first, last):
-    args = cli.build_parser("run").parse_args(["run", "incast", *first, *last])
-    assert link_options(args).rate_mbps == args.rate_mbps == 7
+    assert by_words("incast", *first, *last).rate_mbps == 7
 
 
 def test_the_ends_of_a_link_may_differ():

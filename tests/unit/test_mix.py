@@ -20,6 +20,7 @@ from smtstack.transport.params import INT_MAX, software
 from tests.rows import row
 from tests.unit.test_load import MS, FakeCaller
 from topo import sandbox
+from workloads.experiments.experiment import run
 from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix import run as run_mix
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, lag, shortfall, spread
@@ -30,6 +31,7 @@ from workloads.fleet.fleet import share_of
 from workloads.load.distributions import WORKLOADS, workload
 from workloads.load.loops import Load, OpenLoop, Requests, Tally
 from workloads.load.mix import MixLoad, MixLoop, MixSeries
+from workloads.options import declare
 from workloads.options.common import parse_param
 from workloads.transports import Settings
 
@@ -318,10 +320,8 @@ def test_few_samples_and_none_are_no_percentile():
 
 # -- the command -----------------------------------------------------------------------------------------------
 
-def parse(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    run_mix.add_parser(parser.add_subparsers())
-    return parser.parse_args(["mix", *argv])
+def parse(*argv: str) -> run_mix.Options:
+    return declare.parse(run_mix.Options, *argv)
 
 
 @pytest.mark.parametrize(("argv", "word"), [
@@ -331,9 +331,9 @@ def parse(*argv: str) -> argparse.Namespace:
     (["--reference", "/nowhere.csv"], "nowhere"), (["--multipath", "message"], "controller")])
 def test_mistakes_are_named_before_anything_is_made(argv, word, monkeypatch):
     monkeypatch.setattr(sandbox, "run", lambda _argv: pytest.fail("a sandbox was made"))
-    args = parse(*argv)
+    asked = parse(*argv)
     with pytest.raises(SmtError, match=word):
-        args.run(args)
+        run(run_mix.EXPERIMENT, asked, argv)
 
 
 def test_an_unknown_transport_is_named(capsys):
@@ -344,9 +344,7 @@ def test_an_unknown_transport_is_named(capsys):
 
 
 def test_a_number_of_messages_is_a_time():
-    args = parse("--messages", "5000", "--transport", "smt,tls", "--trials", "2")
-    args.topo = "star,8"
-    plan = run_mix.plan(args)
+    plan = run_mix.check(parse("--messages", "5000", "--transport", "smt,tls", "--trials", "2"))
     assert plan.seconds == pytest.approx(5000 / plan.mix.rpc_per_s)
     assert plan.names == ["smt", "tls"]
     assert plan.sizes == list(plan.mix.sizes.sizes)
@@ -355,7 +353,6 @@ def test_a_number_of_messages_is_a_time():
     # Two transports, twice 20 s and the ends; the rest is less than that.
     loaded = 4 * plan.mix.seconds(plan.seconds)[0]
     assert loaded < plan.estimate_s() < 2 * loaded
-    quick = parse("--quick")
-    quick.topo = "star,8"
-    assert len(run_mix.plan(quick).sizes) == 9
-    assert run_mix.plan(quick).estimate_s() < plan.estimate_s()
+    quick = run_mix.check(parse("--quick"))
+    assert len(quick.sizes) == 9
+    assert quick.estimate_s() < plan.estimate_s()

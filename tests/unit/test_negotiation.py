@@ -11,8 +11,8 @@ from smtstack.crypto.keys import EarlySecrets, PlainKeys
 from smtstack.errors import LocalError
 from smtstack.transport.events import Reason, Response
 from smtstack.transport.params import TransportParams
-from smtstack.transport.rpc import State
 from smtstack.transport.segment import Segment
+from smtstack.transport.states import State
 from smtstack.wire import homa
 from smtstack.wire.frame import FLAGS_AT, is_handshake
 from tests.ends import BACK, FORWARD, TICK, Ends

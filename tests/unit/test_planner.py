@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from controllers.fabric import Host, Link, fabric_of_topo
 from controllers.plan import (
     LLDP_MAC,
-    POLICIES,
     Action,
     Down,
     Flow,
@@ -27,6 +26,7 @@ from controllers.plan import (
     path_address,
 )
 from controllers.planner import MOST_PATHS, make_plan, path_count
+from controllers.policies import POLICIES
 from controllers.update import ADD, DELETE
 from smtstack.errors import ConfigError
 from tests.fabrics import REAL, SEEDS, addresses, build, distances, fabrics, real, running
@@ -94,7 +94,7 @@ def check_all(plan: Plan, chosen: int = 0) -> FakeNetwork:
     return net
 
 
-@given(fabrics(), st.sampled_from(POLICIES), SEEDS)
+@given(fabrics(), st.sampled_from(list(POLICIES)), SEEDS)
 def test_every_pair_is_connected_by_shortest_ways(fabric, policy, seed):
     check_all(make_plan(fabric, policy, seed), seed)
 
@@ -109,7 +109,7 @@ def test_every_pair_of_our_topologies_is_connected(text, policy):
 def test_what_is_down_is_gone_around(fabric, data):
     links = data.draw(st.sets(st.sampled_from(fabric.links), max_size=4)) if fabric.links else set()
     names = data.draw(st.sets(st.sampled_from([s.name for s in fabric.switches]), max_size=2))
-    policy = data.draw(st.sampled_from(POLICIES))
+    policy = data.draw(st.sampled_from(list(POLICIES)))
     whole = make_plan(fabric, policy)
     plan = make_plan(fabric, policy, down=Down(frozenset(links), frozenset(names)))
     check_all(plan)
@@ -149,7 +149,7 @@ def test_arp_is_answered_and_nothing_is_flooded(fabric):
         assert switch.receive(Frame("02:00:00:00:00:01", "02:00:00:00:00:77"), 60) == []
 
 
-@given(fabrics(), st.sampled_from(POLICIES))
+@given(fabrics(), st.sampled_from(list(POLICIES)))
 def test_a_cable_breaks_and_fail_over_alone_never_loops(fabric, policy):
     plan = make_plan(fabric, policy)
     net = running(plan)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controllers.fabric import Fabric
-from controllers.plan import POLICIES, Down, Flow, Match, Output, Plan, path_address
+from controllers.plan import Down, Flow, Match, Output, Plan, path_address
 from controllers.planner import make_plan
+from controllers.policies import POLICIES
 from controllers.update import ADD, DELETE, MODIFY, Held, Phase, held_by, phases
 from tests.fabrics import SEEDS, build, fabrics, real
 from tests.fake_switch import FakeNetwork, FakeSwitch, Loop, masked
@@ -52,7 +53,7 @@ def test_no_state_on_the_way_loops(fabric, data):
         down = data.draw(outages(fabric))
         for k in fabric.links:
             net.set_link(k, up=k not in down.links or rng.random() < 0.3)
-        new = make_plan(fabric, data.draw(st.sampled_from(POLICIES)), data.draw(SEEDS), down)
+        new = make_plan(fabric, data.draw(st.sampled_from(list(POLICIES))), data.draw(SEEDS), down)
         walk_through(net, phases(plan, new), [p for p in (plan, new) if p], rng)
         assert {n: s.held() for n, s in net.switches.items()} == {s.name: held_by(s) for s in new.switches}
         assert phases(new, new) == []

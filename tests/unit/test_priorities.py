@@ -27,7 +27,7 @@ from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
 from workloads.experiments.priorities.row import PriorityRow
 from workloads.options import declare
 from workloads.results import report
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
 
 SHARES = st.dictionaries(st.integers(0, 7), st.floats(0.01, 3), min_size=1)
 #: Of the port below: frames of 1538 bytes on the cable, at 12.304 Mbit/s.

@@ -22,7 +22,8 @@ from workloads.fleet.retransmissions import kernel_counter
 from workloads.options import declare
 from workloads.results import report
 from workloads.results.fidelity import doubted
-from workloads.results.rows import ResultFolder, points
+from workloads.results.folder import ResultFolder, csv_text
+from workloads.results.points import points
 from workloads.results.table import text
 
 TIMES = ("min", "p50", "p90", "p99", "p999", "max", "mean")
@@ -182,7 +183,7 @@ def test_percentiles_of_too_few_queries_are_left_out():
     shown = queries.as_text([few]).splitlines()
     assert shown[0].split()[:4] == ["leaves", "system", "trials", "queries"]
     assert shown[1].split()[:4] == ["1", "smt-sw", "1", "99"]
-    assert ",99,,4.0,,," in queries.as_csv([few])
+    assert ",99,,4.0,,," in csv_text([few])
 
 
 def test_the_common_table_has_the_tail_and_its_ratio():

@@ -18,8 +18,9 @@ from smtstack.errors import ConfigError
 from tests.rows import comparison, row
 from workloads.commands import report as report_command
 from workloads.results import report
+from workloads.results.folder import ResultFolder
+from workloads.results.points import overall
 from workloads.results.row import Row
-from workloads.results.rows import ResultFolder, overall
 
 HOSTILE = '<script>alert(1)</script>"onload=\'x\'&amp;'
 

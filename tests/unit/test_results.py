@@ -19,7 +19,8 @@ from smtstack.errors import ConfigError, SmtError
 from tests.rows import comparison, row
 from workloads.results import table
 from workloads.results.environment import environment, git_state
-from workloads.results.rows import ResultFolder, label, metric, middle, overall, points, ratio, size_text
+from workloads.results.folder import ResultFolder
+from workloads.results.points import label, metric, middle, overall, points, ratio, size_text
 
 NOBODY = 65534
 

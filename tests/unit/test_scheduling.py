@@ -12,8 +12,7 @@ from smtstack.errors import ConfigError
 from smtstack.sim.pair import SERVER_IP, SERVER_PORT
 from smtstack.transport.grants import GrantScheduler
 from smtstack.transport.params import INT_MAX, TransportParams
-from smtstack.transport.peers import Host, Peer
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.transport.stream_message import StreamIn
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, ipv4

@@ -212,7 +212,7 @@ def test_many_sessions_leave_nothing_behind():
         pass
     assert endpoint.next_timeout() is None
     table = endpoint._table
-    assert not any((table.hosts, table.peers, table.opening, table._unproven, table._doubted, table._client_rpcs,
+    assert not any((table.hosts, table.peers, table.pending, table._unproven, table._doubted, table._client_rpcs,
                     table.key_timers._watched, endpoint._held._by_peer))
 
 

@@ -15,8 +15,9 @@ from smtstack.errors import ConfigError, Unsupported
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import TSIG
 from workloads.fleet import dns as fleet_dns
+from workloads.options import declare
 from workloads.options.common import add_transport_options, settings
-from workloads.options.session import add_experiment_sessions, check_sessions, session_words
+from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.outcome import session_lines
 from workloads.transports import Settings, open_caller
 from workloads.transports.sessions import FROM_TICKETS, SessionSettings, summary
@@ -104,10 +105,8 @@ def test_of_several_transports_one_may_have_sessions():
         settings(args, ["tcp", "homa"])
 
 
-def experiment(*options: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_experiment_sessions(parser)
-    return parser.parse_args(list(options))
+def experiment(*options: str) -> Sessions:
+    return declare.parse(Sessions, *options)
 
 
 def test_an_experiment_hands_on_what_it_was_told():

@@ -15,7 +15,7 @@ import smtstack.socket
 from smtstack import loop
 from smtstack.aio import AioSocket
 from smtstack.errors import ConfigError, LocalError, PeerError, Unsupported
-from smtstack.io.packet_socket import Fanout
+from smtstack.io.shared_port import SharedPort
 from smtstack.session.established import Established
 from smtstack.session.offer import Agreement, Offer
 from smtstack.session.resumption import Psk, PskStore
@@ -257,31 +257,31 @@ def test_a_ticket_server_needs_dns_and_its_key(monkeypatch, certs):
 
 def test_workers_must_know_each_other(monkeypatch, certs):
     monkeypatch.setattr(smtstack.socket, "interface_mtu", lambda _name: 1500)
-    with pytest.raises(ConfigError, match=r"Fanout\.among"):
-        SmtSocket(SERVER, context(certs / "b", fanout=Fanout(1, 2)))
+    with pytest.raises(ConfigError, match=r"SharedPort\.among"):
+        SmtSocket(SERVER, context(certs / "b", shared_port=SharedPort(1, 2)))
 
 
 # -- workers ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def fanouts() -> Iterator[list[Fanout]]:
-    made = Fanout.among(1, 3)
+def ports() -> Iterator[list[SharedPort]]:
+    made = SharedPort.among(1, 3)
     yield made
     for box in (*made[0].outboxes, made[1].inbox, made[2].inbox):
         assert box is not None
         box.close()
 
 
-def test_the_first_worker_joins_first(fanouts):
+def test_the_first_worker_joins_first(ports):
     order = []
 
-    def join(fanout: Fanout) -> None:
-        fanout.await_turn()
-        order.append(fanout.index)
-        fanout.joined()
+    def join(shared: SharedPort) -> None:
+        shared.await_turn()
+        order.append(shared.index)
+        shared.joined()
 
-    threads = [threading.Thread(target=join, args=(f,)) for f in reversed(fanouts)]
+    threads = [threading.Thread(target=join, args=(f,)) for f in reversed(ports)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -290,37 +290,37 @@ def test_the_first_worker_joins_first(fanouts):
     assert sorted(order) == [0, 1, 2]
 
 
-def test_a_worker_whose_first_never_starts(fanouts):
-    fanouts[1].inbox.settimeout(0.01)
+def test_a_worker_whose_first_never_starts(ports):
+    ports[1].inbox.settimeout(0.01)
     with pytest.raises(Unsupported, match="the first worker of this port did not start"):
-        fanouts[1].await_turn()
+        ports[1].await_turn()
 
 
-def test_what_a_worker_does_not_take_is_noticed(fanouts):
-    for box in fanouts[0].outboxes:
+def test_what_a_worker_does_not_take_is_noticed(ports):
+    for box in ports[0].outboxes:
         box.settimeout(0.01)
-    assert fanouts[0].share(b"x")
-    while fanouts[0].share(bytes(1000)):
+    assert ports[0].share(b"x")
+    while ports[0].share(bytes(1000)):
         pass
-    assert fanouts[1].inbox.recv(10) == b"x"
+    assert ports[1].inbox.recv(10) == b"x"
 
 
-def test_a_worker_takes_sessions_from_the_first(monkeypatch, certs, fanouts):
+def test_a_worker_takes_sessions_from_the_first(monkeypatch, certs, ports):
     """And wakes up for them, while nothing comes on the wire."""
     connect(monkeypatch)
-    fanouts[0].joined()
-    fanouts[1].await_turn()
+    ports[0].joined()
+    ports[1].await_turn()
     told = Established(0x0A000001, 40_000, False, "mtls", bytes(32), Agreement(), b"", "a")
     with SmtSocket(CLIENT, context(certs / "a")), \
-            SmtSocket(SERVER, context(certs / "b", fanout=fanouts[1])) as worker:
-        fanouts[0].share(opened(told))
+            SmtSocket(SERVER, context(certs / "b", shared_port=ports[1])) as worker:
+        ports[0].share(opened(told))
         worker.drive(lambda: worker.session_of(CLIENT) is not None, 10)
         session = worker.session_of(CLIENT)
         assert session is not None
         assert session.peer_name == "a"
         with pytest.raises(LocalError, match="cannot ask"):
             worker.request(CLIENT, b"?")
-        fanouts[0].share(closed((0x0A000001, 40_000)))
+        ports[0].share(closed((0x0A000001, 40_000)))
         worker.drive(lambda: worker.session_of(CLIENT) is None, 10)
         assert worker.session_of(CLIENT) is None
         with pytest.raises(RpcError, match="only answer"):

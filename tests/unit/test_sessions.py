@@ -33,6 +33,7 @@ from smtstack.crypto.keys import (
     demo_keys,
 )
 from smtstack.errors import ConfigError, LocalError
+from smtstack.io import key_file as files
 from smtstack.transport.endpoint import Endpoint
 from smtstack.wire import homa
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
@@ -385,7 +386,7 @@ def test_early_and_forward_secret_keys():
 
 
 def key_file(path: Path, change: dict[str, object] | None = None, mode: int = 0o600) -> str:
-    content = key_module.generate([("10.0.0.1", "10.0.0.2")])
+    content = files.generate([("10.0.0.1", "10.0.0.2")])
     content.update(change or {})
     path.write_text(json.dumps(content))
     path.chmod(mode)
@@ -394,12 +395,12 @@ def key_file(path: Path, change: dict[str, object] | None = None, mode: int = 0o
 
 def test_a_generated_key_file_serves_both_profiles(tmp_path):
     path = tmp_path / "keys.json"
-    key_module.write_key_file(path, key_module.generate([("10.0.0.1", "10.0.0.2")]))
+    files.write_key_file(path, files.generate([("10.0.0.1", "10.0.0.2")]))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with pytest.raises(FileExistsError):
-        key_module.write_key_file(path, {})
+        files.write_key_file(path, {})
     for profile in ("smt", "linux"):
-        pair = Pair(profile, keys=partial(key_module.load, str(path), profile))
+        pair = Pair(profile, keys=partial(files.load, str(path), profile))
         pair.request(pattern(20_000))
         pair.run()
         pair.check()
@@ -408,15 +409,15 @@ def test_a_generated_key_file_serves_both_profiles(tmp_path):
         demo.run()
         assert len(demo.frames) == len(pair.frames)
         assert demo.frames[0] != pair.frames[0]  # not the keys everybody knows
-    assert isinstance(key_module.load("demo", "linux"), LinuxKeys)
-    assert isinstance(key_module.load("/nonexistent", "homa"), PlainKeys)
+    assert isinstance(files.load("demo", "linux"), LinuxKeys)
+    assert isinstance(files.load("/nonexistent", "homa"), PlainKeys)
     with pytest.raises(ConfigError, match=r"no key for 10\.0\.0\.3: there is no fall-back to plaintext"):
-        Pair(keys=lambda: key_module.load(str(path), "smt")).client.endpoint.send_request(SERVER + 1, 1, b"x", 0)
+        Pair(keys=lambda: files.load(str(path), "smt")).client.endpoint.send_request(SERVER + 1, 1, b"x", 0)
 
 
 def test_packets_of_hosts_without_a_key_are_counted_and_dropped(tmp_path):
     path = key_file(tmp_path / "keys", {"pairs": [{"hosts": ["10.0.0.7", "10.0.0.8"], "secret": "00" * 32}]})
-    stores = iter([demo_keys("smt"), key_module.load(path, "smt")])
+    stores = iter([demo_keys("smt"), files.load(path, "smt")])
     pair = Pair(keys=lambda: next(stores))
     pair.request(b"x")
     pair.run()
@@ -427,7 +428,7 @@ def test_packets_of_hosts_without_a_key_are_counted_and_dropped(tmp_path):
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
 def test_key_files_others_could_touch_are_refused(tmp_path, mode):
     with pytest.raises(ConfigError, match="chmod 600"):
-        key_module.load(key_file(tmp_path / "keys", mode=mode), "smt")
+        files.load(key_file(tmp_path / "keys", mode=mode), "smt")
 
 
 ROLE = {"key": "00" * 16, "salt": "00" * 4}
@@ -449,7 +450,7 @@ ROLE = {"key": "00" * 16, "salt": "00" * 4}
 ])
 def test_wrong_key_files_say_what_is_wrong(tmp_path, profile, change, why):
     with pytest.raises(ConfigError, match=why):
-        key_module.load(key_file(tmp_path / "keys", change), profile)
+        files.load(key_file(tmp_path / "keys", change), profile)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '"x"', "{}", "\0\xff"])
@@ -459,7 +460,7 @@ def test_what_is_no_key_file(tmp_path, text):
     path.chmod(0o600)
     for source in (str(path), str(tmp_path / "missing"), str(tmp_path)):
         with pytest.raises(ConfigError):
-            key_module.load(source, "smt")
+            files.load(source, "smt")
 
 
 def test_nothing_prints_a_key():

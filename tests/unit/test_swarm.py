@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import socket
+from dataclasses import asdict
 
 import pytest
 
@@ -12,6 +13,7 @@ from smtstack.io import bpf
 from workloads.experiments.sessions import run as sessions
 from workloads.experiments.sessions.run import Stage
 from workloads.experiments.sessions.swarm import range_filter
+from workloads.results.folder import csv_text
 
 MB = 1 << 20
 IP, PORTS, PROTOCOL = 0x0A000001, range(32_768, 42_768), 146
@@ -85,7 +87,7 @@ def test_one_round_proves_nothing():
 
 def test_tables():
     found = stages([70, 70.5], [52, 52.5])
-    lines = list(csv.DictReader(io.StringIO(sessions.as_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(csv_text([asdict(stage) for stage in found]))))
     assert [(line["round"], line["name"]) for line in lines[:3]] == [("0", "start"), ("1", "open"), ("1", "echo")]
     text = sessions.as_text("mtls", found, sessions.judge(found, 1000))
     assert "server alone" in text

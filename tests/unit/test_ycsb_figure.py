@@ -11,9 +11,9 @@ import pytest
 
 from tests.rows import comparison as echo_rows
 from tests.rows import row
-from workloads.experiments import fig8
+from workloads.experiments import fig8, ycsb_picture
 from workloads.results import plots, report, table
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import ResultFolder
 
 #: Operations per second: smt in software is 1.1 of tls, in hardware 1.2; homa is 0.9 of tcp.
 RATES = {("smt", "sw"): 11_000.0, ("smt", "hw"): 12_000.0, ("homa", "sw"): 9_000.0, ("tcp", None): 10_000.0,
@@ -63,7 +63,7 @@ def test_the_picture(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(figure.Figure, "savefig", noting)
     path = tmp_path / "workloads.png"
-    assert plots.throughput_by_workload(rows(), path)
+    assert ycsb_picture.throughput_by_workload(rows(), path)
     assert path.read_bytes()[:4] == b"\x89PNG"
     (drawn,) = figures
     titles = [axes.get_title() for axes in drawn.axes]
@@ -78,7 +78,7 @@ def test_the_picture(tmp_path: Path, monkeypatch):
 
 def test_each_picture_shows_its_own(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    assert not plots.throughput_by_workload(echo_rows(), tmp_path / "x.png")
+    assert not ycsb_picture.throughput_by_workload(echo_rows(), tmp_path / "x.png")
     assert not plots.throughput_by_concurrency(rows(), tmp_path / "x.png")
     unloaded: list[Any] = [{**r, "mode": "unloaded"} for r in rows()]
     assert not plots.rtt_by_size(unloaded, tmp_path / "x.png")

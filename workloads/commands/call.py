@@ -140,7 +140,7 @@ def _measure(args: argparse.Namespace, settings: Settings, peers: list[Address],
 
 def _measure_shared(args: argparse.Namespace, settings: Settings, peers: list[Address],
                     loads: list[Load]) -> tuple[list[Point], list[dict[str, int]]]:
-    """The same by ``args.processes`` processes at once, new ones for each load."""
+    """Measure all loads by ``args.processes`` processes at once, new ones for each load."""
     points: list[Point] = []
     counters: list[dict[str, int]] = []
     for load in loads:

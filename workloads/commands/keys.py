@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smtstack.crypto import aead, keys
+from smtstack.crypto import aead
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from smtstack.wire.ipv4 import address
 
 _EXAMPLES = """examples:
@@ -34,9 +35,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Write ``args.file``."""
     pairs = [_pair(text) for text in args.pair]
-    content = keys.generate(pairs, aead.cipher_named(args.cipher))
+    content = key_file.generate(pairs, aead.cipher_named(args.cipher))
     try:
-        keys.write_key_file(args.file, content)
+        key_file.write_key_file(args.file, content)
     except FileExistsError:
         raise ConfigError(f"{args.file} is there already; keys are never overwritten: "
                           "remove it or name another file") from None

@@ -25,9 +25,9 @@ from smtstack.capture.keylog import Keylog, SeenKeys
 from smtstack.capture.long_term import KeptState, LongTermKeys
 from smtstack.capture.pcapfile import Reader
 from smtstack.capture.reading import MAX_NAMES, file_notes, load_keylog, reading, secrets_inside
-from smtstack.crypto import keys
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import BadPacket, ConfigError
+from smtstack.io import key_file
 from smtstack.session import tickets
 from smtstack.session.state import SealingKey
 from smtstack.session.tickets import TicketSecret
@@ -109,7 +109,7 @@ def key_store(args: argparse.Namespace, file: CaptureFile) -> KeyStore:
     if args.keylog:
         return load_keylog(*args.keylog)
     if args.keys is not None or args.profile == "homa":
-        return keys.load(args.keys or "demo", args.profile)
+        return key_file.load(args.keys or "demo", args.profile)
     if args.profile == "linux":
         raise ConfigError("profile linux needs --keys: a key file, or demo for the public keys of the kernel "
                           "module's programs")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from controllers.fabric import Fabric, Link, fabric_of_topo
-from controllers.plan import POLICIES, Down, Plan
+from controllers.plan import Down, Plan
 from controllers.planner import make_plan
+from controllers.policies import DEFAULT, POLICIES
 from smtstack.errors import ConfigError
 from topo.topologies import TOPOS, SmtTopo, make_topo
 from workloads.options import common as options
@@ -40,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show what the controller tells each switch of a topology, and which ways frames take. Needs "
                     "neither root nor switches.")
     plan.add_argument("topo", metavar="TOPO", help=", ".join(t.syntax for t in TOPOS.values()))
-    plan.add_argument("--multipath", choices=POLICIES, default="flow",
+    plan.add_argument("--multipath", choices=POLICIES, default=DEFAULT,
                       help="who spreads traffic over equally short ways. flow: a pair of hosts has one path; "
                            "message: the senders' NICs give each message one; ecmp: switches hash "
                            "(default: %(default)s)")

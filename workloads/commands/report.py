@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from workloads import experiments
+from workloads.results.folder import LATEST, ResultFolder
+from workloads.results.points import overall, points
 from workloads.results.report import make
-from workloads.results.rows import LATEST, ResultFolder, overall, points
 from workloads.results.table import print_table
 
 _EXAMPLES = """examples:

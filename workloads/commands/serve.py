@@ -15,7 +15,8 @@ from typing import Any
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
-from smtstack.io.packet_socket import Fanout, claim_port
+from smtstack.io.packet_socket import claim_port
+from smtstack.io.shared_port import SharedPort
 from smtstack.wire.homa import FORMATS
 from smtstack.wire.ipv4 import address
 from workloads import transports
@@ -155,14 +156,14 @@ def _say_ready(args: argparse.Namespace, settings: Settings) -> None:
           file=sys.stderr, flush=True)
 
 
-def _serve(args: argparse.Namespace, settings: Settings, fanout: Fanout | None, quota: Quota | None,
+def _serve(args: argparse.Namespace, settings: Settings, shared: SharedPort | None, quota: Quota | None,
            ready: Callable[[], object]) -> dict[str, Any]:
     """Serve in this process until told to stop; what was done."""
     echo = EchoServer(args.response_size, quota)
-    with transports.open_server(settings, echo.handle, fanout) as server:
+    with transports.open_server(settings, echo.handle, shared) as server:
         # A worker is stopped by its parent; the terminal's Ctrl-C goes to both.
         before = [(signal.SIGTERM, signal.signal(signal.SIGTERM, echo.stop)),
-                  (signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN if fanout else echo.stop))]
+                  (signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN if shared else echo.stop))]
         monitor = FidelityMonitor(server)
         shorten_pauses()
         monitor.start()
@@ -187,15 +188,15 @@ def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | N
         ip, port = settings.local
         claim_port(str(settings.interface), address(ip), port, FORMATS[settings.transport].protocol).close()
 
-    def job(pipe: Connection, fanout: Fanout) -> dict[str, Any]:
-        return _serve(args, settings, fanout, quota, partial(pipe.send, "ready"))
+    def job(pipe: Connection, shared: SharedPort) -> dict[str, Any]:
+        return _serve(args, settings, shared, quota, partial(pipe.send, "ready"))
 
     # All workers must be there before the first request: which one a message belongs to depends on how
     # many there are, and a retransmission that went to another one would be served twice.
-    fanouts = Fanout.among(os.getpid() & 0xFFFF, args.workers)
-    with Workers([partial(job, fanout=fanout) for fanout in fanouts], "echo worker") as workers:
-        for fanout in fanouts:
-            fanout.close()
+    shares = SharedPort.among(os.getpid() & 0xFFFF, args.workers)
+    with Workers([partial(job, shared=share) for share in shares], "echo worker") as workers:
+        for share in shares:
+            share.close()
         workers.hear()
 
         def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from workloads.experiments.slowdown import report
-from workloads.experiments.slowdown.run import LoadRun, Progress, Result, Setting, mean_cost, unloaded_ns
+from workloads.experiments.slowdown.run import LoadRun, Result, Setting, ShareDone, mean_cost, unloaded_ns
 from workloads.load.distributions import DEFAULT_CAP, WORKLOADS, Distribution, find, load_table
 from workloads.results.plots import require_matplotlib
 
@@ -155,7 +155,7 @@ def _print(summary: dict[str, Any], rows: list[report.Bucket]) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Progress]:
+def _progress(what: str) -> Iterator[ShareDone]:
     """A bar on a terminal, a line for every tenth elsewhere; all of it on stderr."""
     bar = None
     if sys.stderr.isatty():

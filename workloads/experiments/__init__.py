@@ -8,13 +8,13 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workloads.experiments.experiment import Registered
+    from workloads.experiments.experiment import Experiment
 
 
-def load(command: str | None = None) -> list[Registered]:
+def load(command: str | None = None) -> list[Experiment[Any, Any]]:
     """Every experiment, or those of one command (``run``, ``reproduce``), in the order of --help.
 
     Imports all of them: for commands that need an experiment, and for who reads any experiment's results.

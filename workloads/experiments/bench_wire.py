@@ -20,12 +20,13 @@ from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
 from workloads.results.environment import environment
+from workloads.results.points import label, metric, size_text
 from workloads.results.row import Row
-from workloads.results.rows import label, metric, size_text
+from workloads.transports.table import TABLE, system_label, systems
 
-#: Whose figures are divided by whose.
-RATIOS = (("smt-sw", "tls"), ("smt-hw", "tls"), ("homa", "tcp"))
-SYSTEMS = (("smt", "sw"), ("smt", "hw"), ("homa", "sw"), ("tcp", "sw"), ("tls", "sw"))
+#: What is compared, and whose figures are divided by whose.
+SYSTEMS = systems("wire")
+RATIOS = [(system_label(name, nic), TABLE[name].beside) for name, nic in SYSTEMS if TABLE[name].beside]
 UNLOADED_SIZES = (64, 1024, 8192, 65536)
 LOADED_SIZES = (64, 1024, 8192)
 #: One at a time is the unloaded round trip, measured anyway.
@@ -38,7 +39,7 @@ UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet bench wire``."""
+    """What ``smtnet bench wire`` takes on its command line."""
 
     trials: int = option("--trials", type=quantities.POSITIVE, default=5, metavar="N",
                          help="the median of their ratios counts (default: %(default)s)")
@@ -117,7 +118,7 @@ def ratios(rows: list[Row]) -> list[dict[str, Any]]:
 def as_text(table: list[dict[str, Any]]) -> str:
     """For people."""
     here = environment()
-    names = [label({"transport": transport, "nic": nic}) for transport, nic in SYSTEMS]
+    names = [system_label(*system) for system in SYSTEMS]
     lines = [f"echo on a cable, {'compiled' if here['compiled'] else 'interpreted'}, {here['cpu']}",
              f"{'':>42}" + "".join(f"{name:>10}" for name in names)
              + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS)]

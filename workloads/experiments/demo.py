@@ -16,9 +16,11 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.folder import ResultFolder
+from workloads.results.points import points
 from workloads.results.progress import Progress
 from workloads.results.row import Row
-from workloads.results.rows import ResultFolder, points
+from workloads.transports.table import systems
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.
@@ -43,7 +45,7 @@ machine can do.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet demo``."""
+    """What ``smtnet demo`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one trial of each point instead of three")
     end: QuotedResults = group(QuotedResults)
@@ -62,7 +64,7 @@ class Plan:
 
 def setups() -> tuple[list[Setup], list[str]]:
     """(what is compared, what is not and why)."""
-    wanted = [Setup("smt", "sw"), Setup("smt", "hw"), *(Setup(name) for name in ("homa", "tcp", "tls", "ktls"))]
+    wanted = [Setup(transport, nic) for transport, nic in systems("demo")]
     found, skipped = [], []
     for setup in wanted:
         try:
@@ -101,7 +103,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def timed(size: int, seconds: float, concurrency: int = 1) -> Load:
-    """As many RPCs as begin within ``seconds``."""
+    """A load of as many RPCs as begin within ``seconds``."""
     return Load(str(size), count=None, seconds=seconds, concurrency=concurrency)
 
 

@@ -33,7 +33,7 @@ several runs do not meet. Results are in results/<UTC time>-echo/; 'smtnet repor
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run echo``."""
+    """What ``smtnet run echo`` takes on its command line."""
 
     system: OneSystem = group(OneSystem)
     pattern: str = option(
@@ -76,7 +76,7 @@ class Plan:
     asked: Options
     setup: Setup
     load: Load
-    """Of the first trial."""
+    """What is sent in the first trial; later ones have other seeds."""
 
 
 def check(asked: Options) -> Plan:

@@ -43,7 +43,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from topo import sandbox
 from topo.network import SmtNet
@@ -52,12 +52,12 @@ from workloads.options import declare
 from workloads.options.common import Reported
 from workloads.options.network import Network
 from workloads.results import plots, report
+from workloads.results.folder import ResultFolder
 from workloads.results.kinds import Kind, register
 from workloads.results.outcome import exit_code
 from workloads.results.outcome import save as save_results
 from workloads.results.progress import Progress
 from workloads.results.row import Row, Verdict
-from workloads.results.rows import ResultFolder
 from workloads.results.table import print_table
 
 O = TypeVar("O")  # noqa: E741 - options
@@ -74,24 +74,25 @@ class Outcome:
     result: Mapping[str, Any] = field(default_factory=dict)
     """``--json``; the verdict of fidelity and the folder are added."""
     text: str = ""
-    """What people get instead, below the table of the rows ..."""
+    """What people get in place of ``--json``, below the table of the rows."""
     table: bool = True
-    """... unless that is left out."""
+    """Whether people get the table of the rows."""
     failed: str = ""
     """What failed, in a line; then the exit code is 1."""
     files: Mapping[str, str | bytes] = field(default_factory=dict)
-    """Of the result folder, by name."""
+    """Contents of further files of the result folder, by their names."""
     flat: Sequence[Mapping[str, Any]] | None = None
     """The rows as results.csv has them, where they do not fit it as they are."""
     parameters: Any = None
-    """Of run.json: the options as they were filled in, or a mapping instead of them. None: as they were read."""
+    """What run.json has under ``parameters``: the options as they were filled in, or a mapping instead of them.
+    None: the options as they were read."""
     setting: Mapping[str, Any] = field(default_factory=dict)
-    """Stands in run.json beside them."""
+    """Stands in run.json beside the parameters."""
     seed: int | None = 1
     fidelity: Verdict | None = None
     """The verdict, if it is not that of the rows."""
     remarks: Sequence[str] = ()
-    """For stderr, a line each."""
+    """What else is to be said on stderr, a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,25 +105,6 @@ class Running:
     def network(self, network: Network, topo: str | SmtTopo, seed: int = 1) -> AbstractContextManager[SmtNet]:
         """A network of these options that runs; ``seed`` is of its faults."""
         return network.open(topo, seed, self.folder, self.progress)
-
-
-class Registered(Protocol):
-    """What the commands and ``smtnet report`` know of an experiment."""
-
-    @property
-    def name(self) -> str:
-        """What it is called on the command line."""
-
-    @property
-    def command(self) -> str:
-        """``run``, ``reproduce``; "": it is a command itself."""
-
-    @property
-    def place(self) -> int:
-        """In --help, lowest first; of one place by name."""
-
-    def add(self, commands: Subparsers) -> None:
-        """Add it to the (sub)commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +128,7 @@ class Experiment(Generic[O, P]):
     folder: str = ""
     """What its result folders are called, if not by its name."""
     sandboxed: bool = True
-    """It makes networks, so needs root and namespaces of its own."""
+    """Whether it makes networks, so needs root and namespaces of its own."""
     needs_pictures: bool = False
     """Without matplotlib it is refused beforehand."""
     ends_with: str = "report"
@@ -161,20 +143,6 @@ class Experiment(Generic[O, P]):
         """Add it to the (sub)commands."""
         declare.add_command(commands, self.name, self.options, lambda options: run(self, options),
                             help=self.help, description=self.description or self.help, epilog=self.examples)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnWay:
-    """An experiment that adds its command and runs by itself."""
-
-    name: str = field(kw_only=False)
-    add: Callable[[Subparsers], None]
-    command: str = "run"
-    kinds: tuple[Kind, ...] = ()
-    place: int = 100
-
-    def __post_init__(self) -> None:
-        register(*self.kinds)
 
 
 def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = None) -> int:

@@ -74,7 +74,7 @@ def load(text: str) -> tuple[float, bool]:
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run fanout``."""
+    """What ``smtnet run fanout`` takes on its command line."""
 
     leaves: list[int] | None = option("--leaves", type=numbers, metavar="N[,N...]",
                                       help=f"of a query (default: {','.join(map(str, LEAVES))}; --quick: "
@@ -116,7 +116,7 @@ class Plan:
 
     asked: Options
     queries: Queries
-    """Of ``asked``."""
+    """What ``asked`` has in common with other experiments of queries."""
     leaves: Sequence[int]
     """In ascending order."""
     seconds: float

@@ -17,7 +17,7 @@ from topo.network import open_network
 from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.ycsb_options import PICTURE
+from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
@@ -25,8 +25,8 @@ from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.options import common as options
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.points import label, size_text
 from workloads.results.row import Row
-from workloads.results.rows import label, size_text
 
 TOPO = "back2back"
 VALUES = (64, 1024, 4096)
@@ -62,7 +62,7 @@ Writes results/<UTC time>-fig8/: fig8.csv, workloads.png, and what every run lea
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce fig8``."""
+    """What ``smtnet reproduce fig8`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")
@@ -195,4 +195,4 @@ EXPERIMENT = Experiment(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
         "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=10,
-    kinds=(PICTURE,))
+    kinds=KINDS)

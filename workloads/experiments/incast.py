@@ -55,7 +55,7 @@ exit code: 0 ok, 1 a query failed or an answer was wrong, 2 usage, 3 the machine
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run incast``."""
+    """What ``smtnet run incast`` takes on its command line."""
 
     senders: list[int] | None = option("--senders", type=numbers, metavar="N[,N...]",
                                        help=f"servers (default: {','.join(map(str, SENDERS))}; --quick: "
@@ -75,7 +75,7 @@ class Plan:
 
     asked: Options
     queries: Queries
-    """Of ``asked``."""
+    """What ``asked`` has in common with other experiments of queries."""
     senders: Sequence[int]
     """In ascending order."""
     rounds: int

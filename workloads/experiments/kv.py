@@ -8,7 +8,8 @@ from typing import Any
 from workloads import transports
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.one_system import OneSystem, counters_and_judgement, quote
-from workloads.experiments.ycsb_options import PICTURE, Ycsb, say_unused, ycsb_loads
+from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
+from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet import kv as kv_fleet
 from workloads.fleet.kv import STORES, KvFleet
 from workloads.fleet.setup import Setup
@@ -37,7 +38,7 @@ docs/kv.md is the how-to.
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run kv``."""
+    """What ``smtnet run kv`` takes on its command line."""
 
     store: str = option("--store", choices=STORES, default="embedded",
                         help="; ".join(f"{name}: {what}" for name, what in STORES.items())
@@ -57,7 +58,7 @@ class Plan:
     setup: Setup
     loading: YcsbLoad
     run: YcsbLoad
-    """Of the first trial."""
+    """What is done in the first trial; later ones have other seeds."""
 
 
 def check(asked: Options) -> Plan:
@@ -110,4 +111,4 @@ EXPERIMENT = Experiment(
     "kv", help="YCSB against a key-value server", examples=_EXAMPLES,
     description="YCSB's core workloads against a key-value server on a topology: the records are loaded once, "
                 "then every trial runs the workload on them.",
-    options=Options, check=check, measure=measure, steps=steps, kinds=(PICTURE,), ends_with="results", place=20)
+    options=Options, check=check, measure=measure, steps=steps, kinds=KINDS, ends_with="results", place=20)

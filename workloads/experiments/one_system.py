@@ -23,8 +23,8 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results import outcome
+from workloads.results.points import QuotedPoint, middle
 from workloads.results.row import Row
-from workloads.results.rows import Point, middle
 from workloads.transports import PACKET_TRANSPORTS
 
 
@@ -111,7 +111,7 @@ def fabric_lines(octets: Mapping[str, int]) -> list[str]:
     return [f"MB from {switch} to: {', '.join(ways)}" for switch, ways in by_switch.items()]
 
 
-def _failed(transport: str, rows: Sequence[Row], point: Point, captured: Mapping[str, Any] | None) -> str:
+def _failed(transport: str, rows: Sequence[Row], point: QuotedPoint, captured: Mapping[str, Any] | None) -> str:
     """What did, or ""."""
     if point.failed:
         return outcome.first_error(rows) or f"{point.errors} RPCs failed"

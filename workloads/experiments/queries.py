@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +26,11 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results import outcome
+from workloads.results.folder import csv_text
+from workloads.results.points import points
 from workloads.results.row import Row, Times
-from workloads.results.rows import points
 from workloads.transports import PACKET_TRANSPORTS
+from workloads.transports.table import compared
 
 #: Of each point.
 TRIALS = 3
@@ -57,8 +57,9 @@ class Queries:
     request: int = option("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
                           help="bytes each of them is sent (default: %(default)s)")
     transport: list[str] = option(
-        "--transport", type=options.transport_list, default=["smt", "tls"], metavar="T[,T...]",
-        help=f"any of {', '.join(transports.NAMES)}; they take turns (default: smt,tls)")
+        "--transport", type=options.transport_list, default=compared("queries"), metavar="T[,T...]",
+        help=f"any of {', '.join(transports.NAMES)}; they take turns "
+             f"(default: {','.join(compared('queries'))})")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
     topo: str = option("--topo", default="", metavar="T",
@@ -145,7 +146,7 @@ def ideal_us(leaves: int, size: int, request: int, links: LinkOptions, hops: int
 
 
 def answer_bytes(size: int, links: LinkOptions) -> int:
-    """Of a cable, for one answer."""
+    """Bytes that one answer takes on a cable, with all headers and gaps."""
     full, rest = divmod(size, links.mtu - _HEADERS)
     return full * _frame(links.mtu - _HEADERS) + (_frame(rest) if rest else 0)
 
@@ -190,7 +191,7 @@ def outcome_of(asked: Any, seed: int, rows: Sequence[Row], name: str,
         rows, {"points": table, "errors": sum(row["errors"] for row in rows),
                "content_ok": all(row["content_ok"] for row in rows)},
         "\n".join([as_text(table), *outcome.session_lines(rows)]), table=False,
-        files={f"{name}.csv": as_csv(table)}, parameters=asked, seed=seed,
+        files={f"{name}.csv": csv_text(table)}, parameters=asked, seed=seed,
         failed=f"{len(failed)} points failed: {why}" if failed else "")
 
 
@@ -208,17 +209,8 @@ def troubles(rows: Sequence[QueryRow]) -> dict[str, Any]:
             "errors": sum(row["errors"] for row in rows), "faithful": curves.faithful(rows)}
 
 
-def as_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each entry."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(name for line in table for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return out.getvalue()
-
-
 def as_text(table: Sequence[Mapping[str, Any]]) -> str:
-    """The same for people."""
+    """A line for each entry of a table, for people."""
     names = list(dict.fromkeys(name for line in table for name in line))
     cells = [names, *([_cell(line.get(name)) for name in names] for line in table)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

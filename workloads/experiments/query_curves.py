@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from workloads.fleet.query import QueryRow
 from workloads.results.plots import require_matplotlib, styles_of, y_axis
+from workloads.results.points import size_text
 from workloads.results.row import Row
-from workloads.results.rows import size_text
 
 #: Inches.
 _WIDTH, _HEIGHT, _LEGEND = 4.6, 3.1, 2.0
@@ -43,7 +43,7 @@ class Spot:
         return not faithful(self.rows) or any(row["errors"] or not row["content_ok"] for row in self.rows)
 
     def values(self, value: Value) -> list[float]:
-        """Of the trials that have one, in ascending order."""
+        """The figure in each trial that has it, in ascending order."""
         return sorted(found for row in self.rows if (found := value(row)) is not None)
 
 

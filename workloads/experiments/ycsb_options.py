@@ -15,11 +15,7 @@ from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.load.ycsb_properties import SIZES, Chosen, choose, overriding, read, refuse_twice
 from workloads.options import common as options
 from workloads.options.declare import option
-from workloads.results import plots
-from workloads.results.kinds import Picture
 
-#: What a report has of stores.
-PICTURE = Picture("workloads.png", plots.throughput_by_workload, "Operations per second, by YCSB workload")
 #: Insertions under way in the load phase, if there are not more clients.
 _LOAD_CLIENTS = 16
 #: Where neither an option nor a property says otherwise. A file gets YCSB's fields and bytes of a field, letters

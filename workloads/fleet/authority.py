@@ -136,7 +136,7 @@ def add_hosts(folder: Path, hosts: dict[str, str], kind: str | None = None, days
 
 
 def check_hosts(hosts: dict[str, str]) -> None:
-    """That these are host names with an address each; raises :class:`ConfigError`."""
+    """Raises :class:`ConfigError` for what is no host name with an address."""
     owners: dict[str, str] = {}
     for name, ip in hosts.items():
         proper = len(name) <= _MAX_NAME and all(map(_LABEL.fullmatch, name.split(".")))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,13 @@ from smtstack.capture.decode import Decoder
 from smtstack.capture.files import CaptureFile
 from smtstack.capture.pcapfile import Reader
 from smtstack.capture.reading import load_keylog, read_into
-from smtstack.crypto import keys
 from smtstack.crypto.keys import KeyStore
-from smtstack.errors import PeerError
+from smtstack.io import key_file
 from topo.host import SmtHost
 from topo.network import SmtNet
+from topo.running import Program, finish, python_program
 from workloads.fleet.fleet import Fleet
-from workloads.transports import PACKET_TRANSPORTS
-
-_PATIENCE_S = 60.0
+from workloads.transports.table import TABLE
 
 
 class Captures:
@@ -32,8 +27,7 @@ class Captures:
         self._folder = folder
         folder.mkdir()
         self._hosts: list[SmtHost] = net.hosts
-        self._running: list[tuple[SmtHost, subprocess.Popen[str]]] = []
-        self._stack = ExitStack()
+        self._running: list[Program] = []
         self.frames = 0
         self.missed = 0
 
@@ -44,17 +38,12 @@ class Captures:
     def __enter__(self) -> Captures:
         try:
             for host in self._hosts:
-                log = self._folder / f"{host.name}.log"
-                errors = self._stack.enter_context(log.open("w"))
-                process = host.python("topo.sniffer", str(host.defaultIntf()), str(self.path(host)), text=True,
-                                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
-                self._running.append((host, process))
-                end = time.monotonic() + _PATIENCE_S
-                while "sniffing" not in log.read_text():
-                    if process.poll() is not None or time.monotonic() > end:
-                        said = log.read_text()[-200:]
-                        raise PeerError(f"{host.name}: cannot record {host.defaultIntf()}: {said}")
-                    time.sleep(0.005)
+                interface = str(host.defaultIntf())
+                self._running.append(Program(
+                    host, f"recording of {interface}",
+                    python_program("topo.sniffer", interface, str(self.path(host))),
+                    self._folder / f"{host.name}.log"))
+                self._running[-1].wait_for("sniffing")
         except BaseException:
             self.stop()
             raise
@@ -65,24 +54,23 @@ class Captures:
 
     def stop(self) -> None:
         """End the recording; ``frames`` and ``missed`` are known then."""
-        for _host, process in self._running:
-            process.terminate()
-        for host, process in self._running:
-            said, _errors = process.communicate(timeout=_PATIENCE_S)
-            if process.returncode == 0:
+        for program in self._running:
+            program.process.terminate()
+        for program in self._running:
+            said = finish(program.process)
+            if program.process.returncode == 0:
                 counts = json.loads(said)
                 self.frames += counts["recorded"]
                 self.missed += counts["missed"]
-            (self._folder / f"{host.name}.log").unlink()
+            program.log.unlink()
         self._running = []
-        self._stack.close()
 
     def judge(self, fleet: Fleet, canary: bytes) -> dict[str, Any]:
         """What the captures of a fleet that kept its keys hold. Each host's file is verified on its own."""
         transport = fleet.setup.transport
         total: dict[str, Any] = {"frames": self.frames, "missed": self.missed, "canary_frames": 0}
         for host in self._hosts:
-            if transport in PACKET_TRANSPORTS:
+            if TABLE[transport].packets:
                 decoder = Decoder(transport, _keys_of(fleet, host))
                 read_into(decoder, CaptureFile(self.path(host)))
                 result = dataclasses.asdict(decoder.result())
@@ -98,7 +86,7 @@ class Captures:
 def _keys_of(fleet: Fleet, host: SmtHost) -> KeyStore:
     """What opens a host's capture."""
     transport = fleet.setup.transport
-    if transport == "smt":
+    if TABLE[transport].sessions:
         # A host that had no sessions wrote none down.
         return load_keylog(*(path for path in [fleet.keylog(host)] if path.exists()))
-    return keys.load(fleet.key_options(host.name)[1] if transport == "linux" else "demo", transport)
+    return key_file.load(fleet.key_options(host.name)[1] if TABLE[transport].keyed else "demo", transport)

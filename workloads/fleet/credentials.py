@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from smtstack.crypto import keys
 from smtstack.errors import ConfigError
+from smtstack.io import key_file
 from workloads.fleet import authority as ca
-from workloads.transports import CERTIFIED, KEYED
+from workloads.transports.table import TABLE
 from workloads.transports.tls import OPENSSL_CONF
 
 _KEYS = "run.keys"
@@ -26,15 +26,15 @@ class Credentials:
 
     def args(self, host: str) -> list[str]:
         """Options of ``smtnet serve`` and ``call`` on that host: the same, both ends prove who they are."""
-        if self.transport in CERTIFIED:
+        if TABLE[self.transport].certified:
             return ["--certs", str(self.folder / host)]
-        if self.transport in KEYED:
+        if TABLE[self.transport].keyed:
             return ["--keys", str(self.folder / host / _KEYS)]
         return []
 
     def environment(self, host: str) -> dict[str, str]:
         """What that host's processes need in their environment beyond what they have."""
-        if self.transport in CERTIFIED:
+        if TABLE[self.transport].certified:
             return {"OPENSSL_CONF": str(self.folder / host / OPENSSL_CONF)}
         return {}
 
@@ -45,12 +45,12 @@ def make(folder: Path, transport: str, hosts: dict[str, str]) -> Credentials:
     Raises :class:`ConfigError` if the folder is there already or cannot be made.
     """
     folder = folder.absolute()
-    if transport in CERTIFIED:
+    if TABLE[transport].certified:
         ca.make_folder(folder, hosts)
         return Credentials(folder, transport)
     try:
         folder.mkdir(mode=0o700, parents=True)
-        if transport in KEYED:
+        if TABLE[transport].keyed:
             _make_keys(folder, hosts)
     except FileExistsError:
         raise ConfigError(f"{folder} is there already; keys are never overwritten: "
@@ -62,8 +62,8 @@ def make(folder: Path, transport: str, hosts: dict[str, str]) -> Credentials:
 
 def _make_keys(folder: Path, hosts: dict[str, str]) -> None:
     """The kernel module's keys are the same for everybody."""
-    content = keys.generate([])
+    content = key_file.generate([])
     del content["pairs"]
     for name in hosts:
         (folder / name).mkdir(mode=0o700)
-        keys.write_key_file(folder / name / _KEYS, content)
+        key_file.write_key_file(folder / name / _KEYS, content)

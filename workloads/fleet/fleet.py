@@ -12,7 +12,6 @@ import json
 import os
 import selectors
 import shutil
-import subprocess
 import tempfile
 import time
 from array import array
@@ -27,18 +26,18 @@ from smtstack.errors import ConfigError
 from smtstack.transport.params import software
 from topo.dns import DnsServer
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet
+from topo.running import Program, finish, python_program
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
-from workloads.fleet.programs import Client, await_text, cpu_s, died, finish, take_raw
+from workloads.fleet.programs import cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX
 from workloads.load.rtt import rtt_summary
-from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
-from workloads.results.row import OpenLoop, Row, Verdict
+from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
+from workloads.results.row import Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -58,7 +57,7 @@ class Measured(Generic[R_co]):
     rtt_ns: array[int]
     """Every round trip, by client process in the order of their ends."""
     tags: array[int]
-    """Of each of these: request bytes (kv: the kind of operation); empty where all are alike."""
+    """The request bytes of each round trip (kv: the kind of operation); empty where all are alike."""
 
 
 @dataclass(slots=True)
@@ -67,11 +66,11 @@ class Trial:
 
     load: Load
     number: int
-    clients: list[Client]
+    clients: list[Program]
     raw: list[Path]
     """Where each of them leaves its round trips."""
     drops: dict[str, int] = field(default_factory=dict)
-    """Of the network, at the beginning; so are the next four."""
+    """What the network had lost at the beginning; the next four are of that moment, too."""
     fabric: dict[str, int] = field(default_factory=dict)
     sent_again: dict[str, int] = field(default_factory=dict)
     accounts: list[tuple[str, psutil.Process, float]] = field(default_factory=list)
@@ -102,8 +101,8 @@ class Fleet:
         self._folder.mkdir(parents=True)
         self._number = number
         self._port = FIRST_PORT + number * PORT_STEP
-        self._servers: list[tuple[SmtHost, subprocess.Popen[str], Path]] = []
-        self._clients: list[Client] = []
+        self._servers: list[Program] = []
+        self._clients: list[Program] = []
         self._dns: DnsServer | None = None
         hosts = {host.name: host.IP() for host in net.hosts}
         # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
@@ -173,8 +172,8 @@ class Fleet:
             self._dns.start()
         for host in dict.fromkeys(peer for peers in edges.values() for peer in peers):
             self._start_server(host)
-        for host, process, log in self._servers:
-            await_text(host, process, f"{self.WORK} server", log, self.READY)
+        for server in self._servers:
+            server.wait_for(self.READY)
         for host, peers in edges.items():
             for number in range(setup.processes):
                 log = self._folder / f"{host.name}-client{number}.log"
@@ -185,42 +184,32 @@ class Fleet:
                     arguments += ["--peer", f"{peer.IP()}:{self._port}"]
                 if setup.connections:
                     arguments += ["--connections", str(setup.connections)]
-                process = self._spawn(host, "workloads.fleet.agent", arguments, log)
-                self._clients.append(Client(host, f"{self.WORK} client", process, log))
+                self._clients.append(self._program(host, "client", log, "workloads.fleet.agent", *arguments))
         for client in self._clients:
-            await_text(client.host, client.process, client.what, client.log, "ready")
+            client.wait_for("ready")
 
     def _start_server(self, host: SmtHost) -> None:
         """One, into ``_servers``."""
         log = self._folder / f"{host.name}-server.log"
         arguments = ["serve", self.WORK, *self._common(host, self._port), *self.key_options(host.name),
                      "--workers", str(self.setup.workers), *self.setup.server_options, "--json"]
-        self._servers.append((host, self._spawn(host, "workloads", arguments, log), log))
+        self._servers.append(self._program(host, "server", log, "workloads", *arguments))
 
-    def _spawn(self, host: SmtHost, module: str, arguments: list[str], log: Path) -> subprocess.Popen[str]:
-        environment = {**host_environment(), **self._credentials.environment(host.name)}
-        with log.open("w") as errors:
-            process: subprocess.Popen[str] = host.python(
-                module, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env=environment)
-        self._pin(host, process)
-        return process
-
-    def _pin(self, host: SmtHost, process: subprocess.Popen[Any]) -> None:
-        """To its host's processors: long before it has imported anything, let alone forked."""
-        if self._cores:
-            os.sched_setaffinity(process.pid, self._cores[host.name])
+    def _program(self, host: SmtHost, role: str, log: Path, module: str, *arguments: str) -> Program:
+        """A program of ours on a host, with its credentials and processors."""
+        return Program(host, f"{self.WORK} {role}", python_program(module, *arguments), log,
+                       environment=self._credentials.environment(host.name), cores=self._cores.get(host.name))
 
     def stop(self) -> None:
         """End all processes; the servers' counters are known afterwards."""
         for client in self._clients:
             finish(client.process)
-        for _host, process, _log in self._servers:
-            process.terminate()
-        for host, process, _log in self._servers:
-            said = finish(process)
+        for server in self._servers:
+            server.process.terminate()
+        for server in self._servers:
+            said = finish(server.process)
             if said.startswith("{"):
-                self.counters[host.name] = json.loads(said)["counters"]
+                self.counters[server.host.name] = json.loads(said)["counters"]
         self._clients, self._servers = [], []
         if self._dns is not None:
             self._dns.stop()
@@ -272,27 +261,31 @@ class Fleet:
         cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
         for kind, process, before in trial.accounts:
             cpu[f"{kind}_s"] += cpu_s(process) - before
-        lost = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
+        drops = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
         again = {name: count - trial.sent_again[name] for name, count in self._retransmissions.read().items()}
         done = [answers[client] for client in clients]
         samples = take_raw(raw)
-        row = self._row(load, trial.number, done, samples)
-        row["cpu"] = {**{name: round(value, 4) for name, value in cpu.items()}, "wall_s": round(wall, 4),
-                      "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], row["rpcs"])}
-        row |= {**again, "drops": lost}
+        told = self._row(load, trial.number, done, samples)
+        lost: Lost = {**cast(Lost, again), "drops": drops}
         if trial.fabric:
-            row["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
-        row["fidelity"] = _judge(machine, [answer["fidelity"] for answer in done], lost, self._tick_us())
-        row["fidelity"] = judge_figures(row["fidelity"], row["rtt_us"], row["rpcs"])
+            lost["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
+        # What full queues and impairments lose is what was asked for.
+        whole = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
+                         path_drops=drops["ovs"] + drops["wire"] + drops["cables"])
+        row: Row = {
+            **told, "cpu": {"client_s": round(cpu["client_s"], 4), "server_s": round(cpu["server_s"], 4),
+                            "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
+                            "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
+            **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
                 break
         tags = take_raw([path.with_name(path.name + self.TAGS) for path in raw])
-        return Measured(cast(Row, row), samples, tags)
+        return Measured(row, samples, tags)
 
     def _tick_us(self) -> float:
-        """Of our transports' timers: longer behind a slow link."""
+        """Microseconds of a tick of our transports' timers: longer behind a slow link."""
         rates = [rate for host in self.net.hosts if (rate := self.net.rate_mbps(host)) is not None]
         return software(max(1, int(min(rates))) if rates else None).tick_ns / 1000
 
@@ -300,13 +293,13 @@ class Fleet:
         """What falls to client process ``index`` of ``many``."""
         return share_of(load, index, many)
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
         """The fields of a row but for ``cpu``, ``fidelity`` and what the network lost."""
         setup = self.setup
         rpcs = sum(answer["rpcs"] for answer in done)
         # All began together; the rate is of the time in which the last one was still at it.
         seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
-        return {
+        told: Answered = {
             "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
             "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
@@ -316,14 +309,19 @@ class Fleet:
             "content_ok": all(answer["content_ok"] for answer in done),
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
             "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
-            **summary(setup.session_mode, [answer.get("session", {}) for answer in done]),
-            **({} if self._dns is None else {"dns": fleet_dns.place(self.net, self._dns)}),
-            **_together(load, [answer["open_loop"] for answer in done if "open_loop" in answer]),
         }
+        if setup.session_mode is not None:
+            counted = [answer.get("session", {}) for answer in done]
+            told["session"] = summary(setup.session_mode, counted)["session"]
+        if self._dns is not None:
+            told["dns"] = fleet_dns.place(self.net, self._dns)
+        if loops := [answer["open_loop"] for answer in done if "open_loop" in answer]:
+            told["open_loop"] = _together(load, loops)
+        return told
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
-        found = [("client", c.process.pid) for c in self._clients]
-        found += [("server", process.pid) for _h, process, _l in self._servers]
+        found = [("client", client.pid) for client in self._clients]
+        found += [("server", server.pid) for server in self._servers]
         found += [("switch", pid) for pid in self.net.emulator_pids()]
         out = []
         for kind, pid in found:
@@ -331,24 +329,19 @@ class Fleet:
             out += [(kind, process), *((kind, child) for child in process.children(recursive=True))]
         return out
 
-    def _collect(self, clients: Sequence[Client]) -> dict[Client, dict[str, Any]]:
+    def _collect(self, clients: Sequence[Program]) -> dict[Program, dict[str, Any]]:
         """An answer of each client; raises if a client or a server dies meanwhile."""
-        answers: dict[Client, dict[str, Any]] = {}
+        answers: dict[Program, dict[str, Any]] = {}
         with selectors.DefaultSelector() as selector:
             for client in clients:
                 assert client.process.stdout is not None
                 selector.register(client.process.stdout, selectors.EVENT_READ, client)
             while len(answers) < len(clients):
                 for key, _events in selector.select(_LOOK_S):
-                    client = key.data
-                    line = client.process.stdout.readline()
-                    if not line:
-                        raise died(client.host, client.what, client.process, client.log)
-                    answers[client] = json.loads(line)
+                    answers[key.data] = key.data.answer()
                     selector.unregister(key.fileobj)
-                for host, process, log in self._servers:
-                    if process.poll() is not None:
-                        raise died(host, f"{self.WORK} server", process, log)
+                for server in self._servers:
+                    server.check()
         return answers
 
 
@@ -369,28 +362,15 @@ def share_of(load: Load, index: int, many: int) -> dict[str, Any]:
     return share
 
 
-def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> dict[str, OpenLoop]:
+def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> OpenLoopFigures:
     """An open loop's own numbers, of the client that did worst."""
-    if not clients:
-        return {}
     late = {name: max(client["late_us"][name] for client in clients) for name in clients[0]["late_us"]}
-    return {"open_loop": {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
-                          "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}}
+    return {"rate": load.rate, "kept_up": all(client["kept_up"] for client in clients),
+            "drain_ms": max(client["drain_ms"] for client in clients), "late_us": late}
 
 
 def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
-
-
-def _judge(machine: Verdict, clients: Sequence[Mapping[str, Any]], lost: Mapping[str, int],
-           tick_us: float) -> Verdict:
-    """The verdict over the machine, every client's socket and everything on the way that can lose a frame."""
-    numbers = {k: v for k, v in machine.items() if k not in ("ok", "reasons")}
-    for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
-        numbers[name] = add(c[name] for c in clients)
-    numbers["waits"] = add_waits(clients)
-    # What full queues and impairments lose is what was asked for.
-    return verdict(numbers | {"path_drops": lost["ovs"] + lost["wire"] + lost["cables"], "tick_us": tick_us})
 
 
 def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:

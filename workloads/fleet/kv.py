@@ -20,18 +20,16 @@ from typing import Any, cast
 import psutil
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
-from topo.commands import die_with_parent
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet
+from topo.running import Program
 from workloads.fleet import redis as redis_program
 from workloads.fleet.fleet import Fleet, Measured
-from workloads.fleet.programs import await_text, finish
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.loops import Load
-from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad, described, kinds_summary
-from workloads.results.row import Row
+from workloads.load.ycsb_load import KINDS_SUFFIX, Described, YcsbLoad, described, kinds_summary
+from workloads.results.row import Answered, Row
 
 STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
 #: What redis-server's log says of a port ("Ready ...") or a socket ("... is now ready ...").
@@ -40,32 +38,27 @@ _REDIS_READY = "eady to accept connections"
 _YARDSTICK_S = 120.0
 
 
-class _Kv(Row):
-    workload: str
-    """Letter, or file; ``load``: the load phase."""
-    value_bytes: int
-    """Of a record's fields together."""
-    records: int
-    fields: int
-    """Of a record."""
-    distribution: str
-    """Of the records that are asked for."""
+class _Stored(Described):
+    """What of a row of YCSB is known from its clients alone."""
+
     store: str
     ops: Mapping[str, Any]
     """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
+
+
+class _Told(Answered, _Stored):
+    """What the clients tell of a trial; ``ops`` are errors by kind of operation."""
+
+
+class KvRow(Row, _Stored):
+    """One trial of YCSB; ``rpcs`` are operations."""
+
     server_rss_mb: float
     """Memory of the server's processes afterwards."""
 
 
-class KvRow(_Kv, total=False):
-    """One trial of YCSB; ``rpcs`` are operations."""
-
-    properties: Mapping[str, str]
-    """Of the workload, if it is not one of the letters as they are."""
-
-
 def check(transport: str, store: str, direct: bool) -> None:
-    """That this can be run here. Raises :class:`ConfigError`, :class:`Unsupported`."""
+    """Raises :class:`ConfigError`, :class:`Unsupported` for a store not to be had here over this transport."""
     require_hiredis()
     if direct and (store, transport) != ("redis", "tcp"):
         raise ConfigError("--direct asks a stock Redis, which speaks plain TCP: --store redis --transport tcp")
@@ -87,7 +80,7 @@ class KvFleet(Fleet):
         if direct:
             self.READY = _REDIS_READY
         #: Redis servers behind ours, and the folders they work in.
-        self._behind: list[subprocess.Popen[Any]] = []
+        self._behind: list[Program] = []
         self._private: list[Path] = []
 
     def __enter__(self) -> KvFleet:
@@ -100,7 +93,7 @@ class KvFleet(Fleet):
         log = self._folder / f"{host.name}-server.log"
         if self._direct:
             where = ["--port", str(self._port), "--bind", host.IP(), "--protected-mode", "no"]
-            self._servers.append((host, self._redis(host, log, *where), log))
+            self._servers.append(self._redis(host, "kv server", log, *where))
             return
         store = []
         if self._store == "redis":
@@ -108,25 +101,20 @@ class KvFleet(Fleet):
             path = self._private_folder() / "redis.sock"
             redis_log = self._folder / f"{host.name}-redis.log"
             where = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-            redis = self._redis(host, redis_log, *where)
+            redis = self._redis(host, "redis-server", redis_log, *where)
             self._behind.append(redis)
-            await_text(host, redis, "redis-server", redis_log, _REDIS_READY)
+            redis.wait_for(_REDIS_READY)
             store = ["--store", f"redis:unix:{path}"]
         arguments = ["serve", "kv", *self._common(host, self._port), *self.key_options(host.name), *store,
                      "--json"]
-        self._servers.append((host, self._spawn(host, "workloads", arguments, log), log))
+        self._servers.append(self._program(host, "server", log, "workloads", *arguments))
 
-    def _redis(self, host: SmtHost, log: Path, *options: str) -> subprocess.Popen[Any]:
-        """Keeps nothing on disk."""
+    def _redis(self, host: SmtHost, what: str, log: Path, *options: str) -> Program:
+        """A Redis that keeps nothing on disk."""
         folder = self._private_folder()
-        with log.open("w") as out:
-            process: subprocess.Popen[Any] = host.popen(
-                [redis_program.redis_server(folder), "--save", "", "--appendonly", "no", "--dir", str(folder),
-                 *options],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=host_environment(),
-                preexec_fn=die_with_parent)
-        self._pin(host, process)
-        return process
+        argv = [redis_program.redis_server(folder), "--save", "", "--appendonly", "no", "--dir", str(folder),
+                *options]
+        return Program(host, what, argv, log, answers=False, cores=self._cores.get(host.name))
 
     def _private_folder(self) -> Path:
         if not self._private:
@@ -136,15 +124,14 @@ class KvFleet(Fleet):
 
     def stop(self) -> None:
         super().stop()
-        for process in self._behind:
-            process.terminate()
-            finish(process)
+        for redis in self._behind:
+            redis.stop()
         for folder in self._private:
             shutil.rmtree(folder, ignore_errors=True)
         self._behind, self._private = [], []
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
-        return super()._processes() + [("server", psutil.Process(process.pid)) for process in self._behind]
+        return super()._processes() + [("server", psutil.Process(redis.pid)) for redis in self._behind]
 
     # -- measuring -----------------------------------------------------------------------------------------
 
@@ -168,7 +155,7 @@ class KvFleet(Fleet):
         """What falls to client process ``index`` of ``many``."""
         return super().share(load, index, many) | {"index": index, "of": many}
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
         assert isinstance(load, YcsbLoad)
         failed: Counter[str] = Counter()
         for answer in done:
@@ -185,20 +172,20 @@ class KvFleet(Fleet):
         tool = shutil.which("redis-benchmark")
         if tool is None:
             return None
-        server, client = self._servers[0][0], self._clients[0].host
-        process = client.popen(
-            [tool, "-h", server.IP(), "-p", str(self._port), "-c", str(clients), "-n", str(count), "-d",
-             str(value_bytes), "-t", "set,get", "--csv"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=host_environment(), preexec_fn=die_with_parent)
-        self._pin(client, process)
+        client = self._clients[0].host
+        program = Program(
+            client, "redis-benchmark",
+            [tool, "-h", self._servers[0].host.IP(), "-p", str(self._port), "-c", str(clients), "-n", str(count),
+             "-d", str(value_bytes), "-t", "set,get", "--csv"],
+            self._folder / f"{client.name}-redis-benchmark.log", cores=self._cores.get(client.name))
         try:
-            said, errors = process.communicate(timeout=_YARDSTICK_S)
+            said, _errors = program.process.communicate(timeout=_YARDSTICK_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+            program.process.kill()
+            program.process.communicate()
             raise SmtError(f"{client.name}: redis-benchmark did not end within {_YARDSTICK_S:.0f} s") from None
-        if process.returncode:
-            raise SmtError(f"{client.name}: redis-benchmark: {errors.strip() or process.returncode}")
+        if program.process.returncode:
+            raise SmtError(f"{client.name}: redis-benchmark: {program.last_line()}")
+        program.log.unlink()
         return {line["test"].lower(): {"per_s": float(line["rps"]), "p50_us": float(line["p50_latency_ms"]) * 1000}
                 for line in csv.DictReader(io.StringIO(said))}

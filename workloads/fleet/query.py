@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from topo.backlog import Backlog
 from topo.network import SmtNet
@@ -20,34 +20,43 @@ from workloads.load.loops import Load
 from workloads.load.queries import LEAVES_SUFFIX, QueryLoad
 from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import doubted
-from workloads.results.row import Row, Times
-from workloads.results.rows import label
+from workloads.results.points import label
+from workloads.results.row import Answered, Row, Times
 
 #: Seconds of traffic before queries begin in it, and in which they have to be over after the last one has begun;
 #: to look at every host before they begin takes time, too.
 LEAD_S, TRAIL_S, LOOK_S = 1.0, 1.0, 0.05
 
 
-class _Query(Row):
+class _Queried(TypedDict):
+    """What of a row of queries is known from its client alone."""
+
     request_bytes: int
     queries: int
-    """That succeeded."""
-    leaf_us: Times
-    """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
-    queue_peak_bytes: int | None
-    """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
-    buffers."""
+    """Queries that succeeded."""
     goodput_mbps: float
     """Bytes of answers by the time of the queries."""
     query_rate: float
     """Queries/s that were asked for; 0: the next one when the last is over."""
     system: str
-    """As tables and curves call it."""
+    """The system as tables and curves call it."""
     control: str
     """Which control it is of, and so no point of a curve; "": none."""
 
 
-class QueryRow(_Query, total=False):
+class _Told(Answered, _Queried):
+    """What the client tells of a trial."""
+
+
+class _Measured(Row, _Queried):
+    leaf_us: Times
+    """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
+    queue_peak_bytes: int | None
+    """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
+    buffers."""
+
+
+class QueryRow(_Measured, total=False):
     """One trial of queries. ``size``: bytes of an answer; ``concurrency``: leaves; ``rpcs`` and ``rpc_per_s`` are
     of leaves, ``errors`` queries without all answers."""
 
@@ -58,9 +67,9 @@ class QueryRow(_Query, total=False):
     ideal_mbps: float
     """... and its goodput."""
     rate_mbps: float
-    """Of that link."""
+    """The rate of the link to the client."""
     buffer_bytes: int
-    """Of each priority of a port."""
+    """Bytes that each priority of a port may queue."""
     resend_ms: float
     """How long our transports wait before they ask again."""
     load_text: str
@@ -104,12 +113,12 @@ class QueryFleet(Fleet):
 
     @property
     def system(self) -> str:
-        """As tables and curves call it."""
+        """The system as tables and curves call it."""
         row = {"transport": self.setup.transport, "nic": self.setup.nic if self.setup.uses_nic else None}
         return ", ".join(filter(None, (label(row), self.variant)))
 
     def measure_in(self, background: Background, load: Load, trial: int = 1) -> Measured[QueryRow]:
-        """As :meth:`measure`, while the other fleet's traffic goes on. Its row is in ours, as ``background``."""
+        """Measure while another fleet's traffic goes on. The other's row is in ours, as ``background``."""
         seconds = background.load.seconds
         assert seconds is not None
         prepared = self.prepare(load, trial)
@@ -159,7 +168,7 @@ class QueryFleet(Fleet):
                                           "queue, and grow with the length of the run")
         return measured
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
         assert isinstance(load, QueryLoad)
         assert load.response_size is not None
         row = super()._row(load, trial, done, samples)

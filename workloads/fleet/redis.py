@@ -18,7 +18,7 @@ def is_installed() -> bool:
 
 
 def redis_server(folder: Path) -> str:
-    """Its path; ``folder`` is for a link, if one is needed. Raises :class:`Unsupported`."""
+    """The path of redis-server; ``folder`` is for a link, if one is needed. Raises :class:`Unsupported`."""
     found = shutil.which("redis-server")
     if found is not None:
         return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from smtstack.errors import ConfigError
 from topo.host import SmtHost
 from topo.network import SmtNet
-from workloads.transports import PACKET_TRANSPORTS
 from workloads.transports.sessions import FROM_TICKETS, MODE
+from workloads.transports.table import TABLE
 
 #: Who asks whom.
 PATTERNS = {
@@ -59,12 +59,12 @@ class Setup:
     @property
     def uses_nic(self) -> bool:
         """Whether our NIC is on the way at all."""
-        return self.transport in PACKET_TRANSPORTS
+        return TABLE[self.transport].packets
 
     @property
     def session_mode(self) -> str | None:
         """How sessions begin; None: not a matter of this transport."""
-        return (self.session or MODE) if self.transport == "smt" else None
+        return (self.session or MODE) if TABLE[self.transport].sessions else None
 
     @property
     def needs_dns(self) -> bool:

@@ -180,7 +180,7 @@ class Aof:
         self._aside().submit(old.close)
 
     def info(self) -> dict[str, object]:
-        """As INFO tells it."""
+        """The fields of the append-only file, as INFO tells them."""
         running = self._rewrite is not None
         return {"loading": 0, "aof_enabled": 1, "aof_rewrite_in_progress": int(running),
                 "aof_rewrite_scheduled": int(self._asked), "aof_last_rewrite_time_sec": self._rewrite_took,
@@ -192,7 +192,7 @@ class Aof:
                 "aof_fsync": self._fsync, "aof_entries": self.entries, "aof_syncs": self.syncs}
 
     def settings(self) -> dict[str, object]:
-        """As CONFIG GET tells them."""
+        """The settings of the append-only file, as CONFIG GET tells them."""
         return {"appendonly": "yes", "appendfsync": self._fsync, "auto-aof-rewrite-percentage": self._growth,
                 "auto-aof-rewrite-min-size": self._least}
 

@@ -69,7 +69,7 @@ class EntryWriter:
         self.append_encoded(encode(commands))
 
     def append_encoded(self, body: list[bytes]) -> None:
-        """The same, of commands that are encoded, in pieces."""
+        """Append commands that are encoded already, in pieces."""
         crc, length = self.crc, 0
         for piece in body:
             crc = zlib.crc32(piece, crc)

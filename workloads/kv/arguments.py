@@ -26,14 +26,14 @@ class Facts:
 
     started_ns: int = field(default_factory=time.monotonic_ns)
     sessions: dict[int, Session] = field(default_factory=dict)
-    """Those of connections, by number."""
+    """The sessions of all connections, by number."""
     connections: int = 0
     """Accepted since the start."""
     messages: int = 0
     """Over smt, homa and linux."""
     commands: int = 0
     scripts: dict[bytes, bytes] = field(default_factory=dict)
-    """Those remembered, by their SHA-1 in hexadecimal digits."""
+    """The scripts that are remembered, by their SHA-1 in hexadecimal digits."""
     blocked: Callable[[], int] = int
     """How many clients wait."""
 
@@ -55,7 +55,7 @@ class Session:
     database: int = 0
     """The one that is selected."""
     closing: bool = False
-    """It has said QUIT."""
+    """The client has said QUIT."""
     facts: Facts = field(default_factory=Facts)
     peer: str = ""
     local: str = ""
@@ -75,12 +75,12 @@ class Session:
     watching: dict[tuple[int, bytes], int] = field(default_factory=dict)
     """By database and key: versions that must be the same at EXEC."""
     patient: bool = False
-    """It may wait: it has a connection, and is not within EXEC."""
+    """The client may wait: it has a connection, and is not within EXEC."""
     waiting: Wait | None = None
     """What its command waits for. The command has no reply yet."""
 
     def forget_transaction(self) -> None:
-        """As if there had been neither MULTI nor WATCH."""
+        """Go on as if there had been neither MULTI nor WATCH."""
         self.queue, self.queued_bytes, self.aborted = None, 0, False
         self.watching = {}
 
@@ -91,13 +91,13 @@ class Wait:
 
     keys: list[bytes]
     kind: type
-    """Of the values that it wants."""
+    """The type of the values that the command wants."""
     timeout_ms: int
     """0: it waits for ever."""
     serve: Callable[[Keyspace, bytes], bytes | None]
-    """Its reply, if this key has a value. Raises CommandError."""
+    """The command's reply, if this key has a value. Raises CommandError."""
     nothing: bytes
-    """Its reply when the time is over."""
+    """The command's reply when the time is over."""
 
 
 #: Does a command (name included) and gives its encoded reply; raises CommandError.

@@ -156,7 +156,7 @@ class RespCaller(StreamCaller):
 
 
 def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
-    """As :func:`workloads.transports.open_caller`, for :class:`KvCall` s."""
+    """Open a caller for :class:`KvCall` s; arguments and errors as of :func:`workloads.transports.open_caller`."""
     require_hiredis()
     if settings.transport in PACKET_TRANSPORTS:
         return transports.open_caller(settings, peers, connections)
@@ -270,7 +270,7 @@ class KvClient:
         self._watching = self._connection if before in {None, self._connection} else _NOWHERE
 
     def unwatch(self) -> None:
-        """As if nothing was watched."""
+        """UNWATCH: go on as if nothing was watched."""
         self._versions = {}
         watching, self._watching = self._watching, None
         if watching is not None:

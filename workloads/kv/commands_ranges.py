@@ -62,7 +62,7 @@ def _by_member(low: bytes, high: bytes) -> Bounds:
 
 
 def _between(members: SortedSet, bounds: Bounds, reverse: bool) -> Iterator[Pair]:
-    """Those within, in order. Where members are compared all have the same score, as Redis wants it."""
+    """The members within a range, in order. Where members are compared all have the same score: so does Redis."""
     above, below, least, most = bounds
     if reverse:
         return takewhile(above, dropwhile(lambda pair: not below(pair), members.backwards(most)))

@@ -19,10 +19,10 @@ class Persistence(Protocol):
     """What keeps the journal."""
 
     def info(self) -> dict[str, object]:
-        """As INFO tells it."""
+        """The fields of the databases, as INFO tells them."""
 
     def settings(self) -> dict[str, object]:
-        """As CONFIG GET tells them."""
+        """The settings of the databases, as CONFIG GET tells them."""
 
     def ask_rewrite(self) -> bool:
         """Have what is kept written anew, soon; whether that is not being done already."""

@@ -20,12 +20,12 @@ def byte_count(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one client. The defaults are Redis's, and the options that set them have its names."""
+    """What one client may take. The defaults are Redis's, and the options that set them have its names."""
 
     bulk: int = 512 << 20
     """Bytes of an argument, and of a value that APPEND makes."""
     arguments: int = 1 << 20
-    """Of a command, its name included."""
+    """Most arguments of a command, its name included."""
     query: int = 1 << 30
     """Bytes of a command on the wire."""
     inline: int = 64 << 10

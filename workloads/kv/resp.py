@@ -427,5 +427,5 @@ def double(number: float, version: int) -> bytes:
 
 
 def format_double(number: float) -> bytes:
-    """As Redis writes it: 17 digits if there are so many."""
+    """A number as Redis writes it: 17 digits if there are so many."""
     return b"%.17g" % number

@@ -90,7 +90,7 @@ class Kind:
     """A type of values: all that others need to know of it."""
 
     name: bytes
-    """As TYPE tells it."""
+    """The type of a value, as TYPE tells it."""
     rebuild: Callable[[bytes, Any], Iterable[Command]]
     """Commands that make a value of this type at a key where there is nothing."""
 
@@ -215,7 +215,7 @@ class Keyspace:
             self.journal.add(self.number, [b"FLUSHDB"])
 
     def empty(self) -> None:
-        """The same, and the journal is the caller's business."""
+        """Forget every key of a database; the journal is the caller's business."""
         for key in self._versions:
             if key in self._values:
                 self.touch(key)
@@ -315,7 +315,7 @@ class Keyspace:
     # -- changes ---------------------------------------------------------------------------------------------
 
     def log_parts(self, name: bytes, key: bytes, arguments: list[bytes]) -> None:
-        """As :meth:`log`, for a change that no client may have written as one command."""
+        """Log, as :meth:`log` does, a change that no client may have written as one command."""
         for entry in _in_parts(name, key, arguments):
             self.log(*entry)
 

@@ -84,7 +84,7 @@ class Waiting:
         return answers
 
     def expire(self, now_ns: int) -> list[Answer]:
-        """Those whose time is over."""
+        """The clients whose time to wait is over."""
         answers: list[Answer] = []
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             waiter = heapq.heappop(self._deadlines)[2]
@@ -100,7 +100,7 @@ class Waiting:
         return self._deadlines[0][0] if self._deadlines else None
 
     def forget(self, session: Session) -> None:
-        """It does not wait any more."""
+        """A client does not wait any more."""
         waiter = self._waiters.pop(session, None)
         if waiter is None:
             return

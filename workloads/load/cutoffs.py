@@ -25,7 +25,7 @@ class Cutoffs:
     lengths: tuple[int, ...]
     """Longest message of each unscheduled level in bytes, highest level first; the last is :data:`INT_MAX`."""
     table: tuple[int, ...]
-    """The same as ``TransportParams.unsched_cutoffs``: index = priority."""
+    """The cutoffs as ``TransportParams.unsched_cutoffs`` has them: index = priority."""
     max_sched_prio: int
     """Highest priority for scheduled packets."""
 

@@ -61,7 +61,7 @@ class Load:
     canary: str = ""
     """Text the payloads consist of, for leak tests; by default noise."""
     seed: int = 1
-    """Of sizes, peers and arrivals."""
+    """The seed of sizes, peers and arrivals."""
     response_size: int | None = None
     """Bytes of an answer, if the server was told so."""
 

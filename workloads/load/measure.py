@@ -15,7 +15,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.load.rtt import percentile, rtt_summary
-from workloads.results.fidelity import FidelityMonitor, add_waits, judge_figures, verdict
+from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import Verdict
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
@@ -110,7 +110,7 @@ def _exact_timers() -> None:
 
 
 def _cpu(before: resource.struct_rusage, now: resource.struct_rusage, seconds: float) -> dict[str, float]:
-    """This process's processor time. ``share`` is of one processor."""
+    """Processor time that our process took. ``share`` is of one processor."""
     user, system = now.ru_utime - before.ru_utime, now.ru_stime - before.ru_stime
     return {"user_s": round(user, 4), "system_s": round(system, 4), "wall_s": round(seconds, 4),
             "share": round((user + system) / seconds, 4) if seconds else 0.0,
@@ -131,15 +131,8 @@ def merge(points: list[Point]) -> Point:
 
 def merge_fidelity(parts: list[Verdict]) -> Verdict:
     """The verdict over several processes: of the machine's numbers each saw the same; the rest adds up."""
-    numbers = {k: v for k, v in parts[0].items() if k not in ("ok", "reasons")}
-    numbers["receive_drops"] = sum(part["receive_drops"] for part in parts)
-    numbers["send_drops"] = sum(part["send_drops"] for part in parts)
-    numbers["timer_late_us"] = max(part["timer_late_us"] for part in parts)
     waited = [delay for part in parts if (delay := part["run_delay"]) is not None]
-    numbers["run_delay"] = max(waited, default=None)
-    if "waits" in numbers:
-        numbers["waits"] = add_waits(parts)
-    return verdict(numbers)
+    return combined(parts[0], parts, run_delay=max(waited, default=None))
 
 
 def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
@@ -176,7 +169,7 @@ def write_raw(path: Path, load: Load, tally: Tally) -> None:
 
 
 def write_values(path: Path, values: array[int]) -> None:
-    """As little-endian u64. Raises ConfigError."""
+    """Write numbers as little-endian u64. Raises ConfigError."""
     ordered = array("Q", values)
     if sys.byteorder == "big":
         ordered.byteswap()

@@ -23,7 +23,7 @@ class MixLoad(Load):
     before: float = 0.0
     """Seconds at the beginning whose RPCs load the network and are not measured."""
     after: float = 0.0
-    """The same at the end."""
+    """Seconds at the end whose RPCs load the network and are not measured."""
 
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is made anew, and super() knows the first one.
@@ -43,7 +43,7 @@ class MixLoad(Load):
 
 @dataclass(slots=True)
 class MixTally(Tally):
-    """Also when each RPC was due."""
+    """A tally that knows when each RPC was due as well."""
 
     due_ns: array[int] = field(default_factory=lambda: array("Q"))
     """Since the start, of each round trip."""
@@ -72,8 +72,8 @@ class MixSeries(Series):
     OPEN = MixLoop
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """As echo's; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and that
-        were answered, in the time that is measured."""
+        """What echo's has; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and
+        that were answered, in the time that is measured."""
         answer = super().result(settings, load, point)
         tally = point.tally
         if isinstance(tally, MixTally):

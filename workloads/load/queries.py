@@ -183,7 +183,7 @@ class QuerySeries(Series):
         super().__init__(self._scatter)
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
-        """As :meth:`Series.measure`; a query is one in the tally."""
+        """Measure, as :meth:`Series.measure`; a query is one in the tally."""
         assert isinstance(load, QueryLoad)
         scatter = self._scatter
         if load.leaves > len(scatter.peers):
@@ -199,7 +199,7 @@ class QuerySeries(Series):
         return requests, requests.total
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """As echo's; ``rpcs`` and ``rtt_us`` are of queries, ``leaf_us`` of their RPCs."""
+        """A result as echo's; ``rpcs`` and ``rtt_us`` are of queries, ``leaf_us`` of their RPCs."""
         return {**super().result(settings, load, point), "leaf_us": rtt_summary(self._leaf_ns(load, point.tally))}
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:

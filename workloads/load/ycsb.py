@@ -53,13 +53,13 @@ class Workload:
     """What operations there are, and on which records; as YCSB's properties of the like names say."""
 
     shares: tuple[tuple[str, float], ...]
-    """Of each kind of operation."""
+    """The share of each kind of operation."""
     distribution: str
     meaning: str = ""
     hot_data: float = 0.2
     hot_operations: float = 0.8
     percentile: float = 95.0
-    """Of exponential: so many per cent of the operations ask for ..."""
+    """For ``exponential``: so many per cent of the operations ask for ..."""
     reach: float = 0.8571428571
     """... this share of the records, the newest ones."""
     scan_lengths: tuple[int, int] = (1, 100)
@@ -68,7 +68,7 @@ class Workload:
     """Else one field, at random."""
     write_all: bool = False
     length_distribution: str = "constant"
-    """Of fields; else from ``least_length`` bytes on."""
+    """How lengths of fields are drawn; if not constant, from ``least_length`` bytes on."""
     least_length: int = 1
     ordered: bool = False
     """Keys in the order of insertion, not hashed."""
@@ -239,7 +239,7 @@ class Keyspace:
         return place
 
     def acknowledge(self, place: int) -> None:
-        """It is there."""
+        """A record is there."""
         self._unacknowledged.discard(place)
 
     def newest(self) -> int:

@@ -38,7 +38,7 @@ _NUMBERS = (1 << NUMBER_BITS) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Of one field, at some time."""
+    """What is known of one field, at some time."""
 
     floors: Mapping[int, int]
     """By writer: what has a lower number is gone."""
@@ -62,7 +62,7 @@ def writer_of(version: int) -> int:
 
 
 def number_of(version: int) -> int:
-    """Its number among its writer's."""
+    """The number of a version among its writer's."""
     return version >> 1 & _NUMBERS
 
 
@@ -99,7 +99,7 @@ class History:
         return version
 
     def written(self, key: bytes, fields: Iterable[int], version: int, before: Known | None) -> None:
-        """It was acknowledged."""
+        """A write was acknowledged."""
         seen = dict.fromkeys(fields, version)
         for field in seen:
             self._under_way[key, field] -= 1

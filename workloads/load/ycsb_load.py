@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, is_error
@@ -52,7 +52,7 @@ class YcsbLoad(Load):
     workload: str = "a"
     """A letter of YCSB's, or a name for ``properties``."""
     properties: dict[str, str] | None = None
-    """Of YCSB's core workload, without those that have a field of their own here."""
+    """Properties of YCSB's core workload, without those that have a field of their own here."""
     phase: str = RUN_PHASE
     """``load``: empty the store and insert ``records``, whatever the workload."""
     records: int = 1000
@@ -86,7 +86,7 @@ class YcsbLoad(Load):
 
 @dataclass(slots=True)
 class YcsbTally(Tally):
-    """Of operations, not RPCs."""
+    """A tally of operations, not of RPCs."""
 
     kinds: array[int] = field(default_factory=lambda: array("Q"))
     """Index into KINDS, of each round trip."""
@@ -166,7 +166,7 @@ class _YcsbLoop(Loop):
 
 
 class YcsbClosedLoop(_YcsbLoop, ClosedLoop):
-    """As many operations under way as there are threads."""
+    """A closed loop with as many operations under way as there are threads."""
 
 
 class YcsbOpenLoop(_YcsbLoop, OpenLoop):
@@ -190,8 +190,8 @@ class YcsbSeries(Series):
         self._seeds = 0
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
-        """As :meth:`Series.measure`. Before the load phase the store is emptied, by the first process; before
-        others every process asks the store for a number that no other has."""
+        """Measure, as :meth:`Series.measure`. Before the load phase the store is emptied, by the first process;
+        before others every process asks the store for a number that no other has."""
         assert isinstance(load, YcsbLoad)
         space = load.records, load.index, load.of, load.kind.first
         if load.phase == LOAD_PHASE:
@@ -239,7 +239,7 @@ class YcsbSeries(Series):
         return YcsbRequests(operations), load.count
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """As echo's, and what :func:`kinds_summary` and ``counts`` need."""
+        """A result as echo's, and what :func:`kinds_summary` and ``counts`` need."""
         assert isinstance(load, YcsbLoad)
         tally = point.tally
         assert isinstance(tally, YcsbTally)
@@ -253,12 +253,34 @@ class YcsbSeries(Series):
         measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
-def described(load: YcsbLoad) -> dict[str, Any]:
-    """What a row says of its load."""
-    return {"workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
-            "records": load.records, "fields": load.fields,
-            "distribution": load.distribution or load.kind.distribution,
-            **({} if load.properties is None else {"properties": load.properties})}
+class _Described(TypedDict):
+    workload: str
+    """Letter, or file; ``load``: the load phase."""
+    value_bytes: int
+    """Of a record's fields together."""
+    records: int
+    fields: int
+    """Of a record."""
+    distribution: str
+    """Of the records that are asked for."""
+
+
+class Described(_Described, total=False):
+    """What a row says of its load of YCSB."""
+
+    properties: Mapping[str, str]
+    """Of the workload, if it is not one of the letters as they are."""
+
+
+def described(load: YcsbLoad) -> Described:
+    """What a row says of ``load``."""
+    found: Described = {
+        "workload": load.workload if load.phase == RUN_PHASE else LOAD_PHASE, "value_bytes": int(load.size),
+        "records": load.records, "fields": load.fields,
+        "distribution": load.distribution or load.kind.distribution}
+    if load.properties is not None:
+        found["properties"] = load.properties
+    return found
 
 
 def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -70,7 +70,7 @@ class Chosen:
     unused: Sequence[str] = ()
     """Names of those without."""
     where: Mapping[str, str] = field(default_factory=dict)
-    """Of each: file and line, or the option."""
+    """Where each property was given: file and line, or the option."""
 
     def number(self, name: str) -> int | None:
         """A size of the load; None: not given. Raises :class:`ConfigError`."""

@@ -19,10 +19,11 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
-from workloads.options.declare import add, option
-from workloads.options.session import add_session_options, check_no_sessions, session_settings
+from workloads.options.declare import option, read
+from workloads.options.session import EndSessions, add_session_options, check_no_sessions, session_settings
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
+from workloads.transports.table import TABLE
 
 DEFAULTS = SOFTWARE
 #: Parameters of the transport with an option of their own.
@@ -55,8 +56,8 @@ def parse_address(text: str, default_port: int | None = None) -> Address:
 def add_transport_options(parser: argparse.ArgumentParser) -> None:
     """Options of everything that opens a transport, for :func:`settings`."""
     parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
-                        help="smt; homa: the same in clear; linux: as the SMT kernel module; tcp; tls: by "
-                             "OpenSSL; ktls: by the kernel (default: %(default)s)")
+                        help="; ".join(f"{kind.name}: {kind.about}" if kind.about else kind.name
+                                       for kind in TABLE.values()) + " (default: %(default)s)")
     parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
@@ -122,13 +123,8 @@ class Params:
                                    "(repeatable; default: by the link's rate)")
 
 
-def add_experiment_param(parser: argparse.ArgumentParser) -> None:
-    """``--param`` of an experiment, for :func:`param_words`."""
-    add(Params, parser)
-
-
 def param_words(texts: Sequence[str]) -> tuple[str, ...]:
-    """The same for the command lines of servers and clients. Raises :class:`ConfigError`, also for a value that
+    """``--param`` again, for command lines of servers and clients. Raises :class:`ConfigError`, also where a value
     cannot be."""
     replace(DEFAULTS, **dict(map(parse_param, texts)))
     return tuple(word for text in texts for word in ("--param", text))
@@ -150,7 +146,7 @@ _JSON: Any = option("--json", action="store_true", help="one JSON object on stdo
 
 @dataclass(frozen=True)
 class PlainResults(Reported):
-    """Of benches, which say what was not faithful, and have not failed for it."""
+    """The end of benches, which say what was not faithful, and have not failed for it."""
 
     results: Path = _RESULTS
     json: bool = _JSON
@@ -163,7 +159,7 @@ class PlainResults(Reported):
 
 @dataclass(frozen=True)
 class JudgedResults(Reported):
-    """Of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
+    """The end of experiments whose run has failed if it was not faithful, unless the user says otherwise."""
 
     results: Path = _RESULTS
     allow_unfaithful: bool = option("--allow-unfaithful", action="store_true",
@@ -178,8 +174,8 @@ class JudgedResults(Reported):
 
 @dataclass(frozen=True)
 class QuotedResults(Reported):
-    """Of comparisons, whose trials that were not faithful are marked; the run has failed for them only if the user
-    says so."""
+    """The end of comparisons, whose trials that were not faithful are marked; the run has failed for them only if
+    the user says so."""
 
     results: Path = _RESULTS
     strict: bool = option("--strict", action="store_true", help="exit 4 if any trial was not faithful")
@@ -189,11 +185,6 @@ class QuotedResults(Reported):
     def judged(self) -> bool:  # type: ignore[override]
         """Whether a run that was not faithful has failed."""
         return self.strict
-
-
-def add_result_options(parser: argparse.ArgumentParser) -> None:
-    """What becomes of an experiment's results."""
-    add(JudgedResults, parser)
 
 
 def transport_list(text: str) -> list[str]:
@@ -240,11 +231,12 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
     """
     local = parse_address(args.addr) if args.addr is not None else None
     params = None
-    session = SessionSettings()
+    session, told = SessionSettings(), read(EndSessions, args)
     if args.transport == "smt":
-        session = session_settings(args, None if args.dns is None else parse_address(args.dns, DNS_PORT))
+        session = session_settings(told, args.certs, args.keys,
+                                   None if args.dns is None else parse_address(args.dns, DNS_PORT))
     else:
-        check_no_sessions(args, others or (args.transport,))
+        check_no_sessions(told, others or (args.transport,))
     if args.transport == "linux" and args.keys is None:
         raise ConfigError("linux needs --keys FILE ('smtnet keys' makes one), or --keys demo: the module's public "
                           "keys, which protect nothing")

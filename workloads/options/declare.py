@@ -35,7 +35,7 @@ class _Option:
     either: str
 
     def default(self) -> Any:
-        """As argparse has it: a text is read as if it had been typed."""
+        """The default as argparse has it: a text is read as if it had been typed."""
         default = self.words.get("default", False if self.words.get("action") == "store_true" else None)
         kind = self.words.get("type")
         if default is argparse.SUPPRESS:
@@ -105,7 +105,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
 
 
 def parse(kind: type[T], *words: str) -> T:
-    """As if ``words`` had been typed; the program ends with a usage message where they cannot be."""
+    """Options as if ``words`` had been typed; the program ends with a usage message where they cannot be."""
     parser = argparse.ArgumentParser()
     add(kind, parser)
     return read(kind, parser.parse_args(words))

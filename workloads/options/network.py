@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mininet.util import splitArgs
 
-from controllers.plan import POLICIES
+from controllers.policies import DEFAULT, HELP, POLICIES
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo import switches
@@ -18,10 +18,9 @@ from topo.link_options import QUANTITIES, LinkOptions, read
 from topo.network import SmtNet, open_network
 from topo.topologies import SmtTopo, make_topo
 from workloads.options import common as options
-from workloads.options import declare
-from workloads.options.declare import add, option
+from workloads.options.declare import option
+from workloads.results.folder import ResultFolder
 from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder
 
 #: Fields of LinkOptions whose attribute has another name.
 _ATTRIBUTES = {"buffer_bytes": "buffer", "nic": "link_nic"}
@@ -92,8 +91,7 @@ class Network:
              "learn, on a spanning tree (default: %(default)s)")
     multipath: str | None = option(
         "--multipath", choices=POLICIES, metavar="POLICY", title="switches",
-        help="with the controller, what stays on one path: flow: a pair of hosts, message: a "
-             "message (of smt, homa, linux), ecmp: what Open vSwitch hashes alike (default: flow)")
+        help=f"with the controller, {HELP} (default: {DEFAULT})")
 
     def links(self, seed: int = 1) -> LinkOptions:
         """What each link is like; ``seed`` is of its faults. Raises :class:`ConfigError`."""
@@ -115,34 +113,12 @@ class Network:
 
     @contextmanager
     def open(self, topo: str | SmtTopo, seed: int, folder: ResultFolder, progress: Progress) -> Iterator[SmtNet]:
-        """Such a network; the controller's log goes to ``folder``."""
+        """A network of these options that runs; the controller's log goes to ``folder``."""
         controller = None
         if self.controller == "fanout":
             from controllers.controller import RyuController
 
-            controller = RyuController(multipath=self.multipath or POLICIES[0], seed=seed,
+            controller = RyuController(multipath=self.multipath or DEFAULT, seed=seed,
                                        log=folder.path / "controller.log")
         with open_network(topo, self.links(seed), self.switch, progress.say, controller) as net:
             yield net
-
-
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """What a network is like; for :func:`link_options`."""
-    add(Network, parser)
-
-
-def link_options(args: argparse.Namespace) -> LinkOptions:
-    """The options of :func:`add_network_options`."""
-    return declare.read(Network, args).links(args.seed)
-
-
-def check_network(args: argparse.Namespace) -> None:
-    """Whatever can be wrong with a network and be seen before it is made. Raises :class:`ConfigError`."""
-    declare.read(Network, args).check(args.topo, args.seed)
-
-
-def open_net(args: argparse.Namespace, folder: ResultFolder, progress: Progress,
-             topo: str | SmtTopo = "") -> AbstractContextManager[SmtNet]:
-    """The network of :func:`add_network_options`, with ``topo`` in the place of ``args.topo``; the controller's
-    log goes to ``folder``."""
-    return declare.read(Network, args).open(topo or args.topo, args.seed, folder, progress)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from smtstack import quantities
 from smtstack.crypto import aead
@@ -13,7 +14,7 @@ from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
 from smtstack.socket import Address
 from topo.commands import program
-from workloads.options.declare import add, group, option
+from workloads.options.declare import add, as_dict, group, option
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS, MODE, SessionSettings
 
 _TITLE = "sessions of smt (docs/sessions.md)"
@@ -34,7 +35,7 @@ def _padding(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Mode:
+class SessionMode:
     """How sessions of smt begin; None: as the transport has it."""
 
     session: str | None = option("--session", choices=MODES, title=_TITLE,
@@ -59,15 +60,15 @@ class Agreed:
 
 
 @dataclass(frozen=True)
-class Sessions(Agreed, Mode):
-    """Of an experiment, which makes certificates and a DNS server itself."""
+class Sessions(Agreed, SessionMode):
+    """How sessions begin in an experiment, which makes certificates and a DNS server itself."""
 
 
 @dataclass(frozen=True)
 class EndSessions:
-    """Of one end, which is told where everything is."""
+    """How sessions begin at one end, which is told where everything is."""
 
-    mode: Mode = group(Mode)
+    mode: SessionMode = group(SessionMode)
     dns: str | None = option("--dns", metavar="IP[:PORT]", title=_TITLE,
                              help="ticket modes: the DNS server that has the tickets; servers publish theirs "
                                   "there")
@@ -83,78 +84,73 @@ class EndSessions:
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
-    """For :func:`session_settings`."""
+    """The options of one end (:class:`EndSessions`)."""
     add(EndSessions, parser)
 
 
-def add_experiment_sessions(parser: argparse.ArgumentParser) -> None:
-    """Of an experiment; for :func:`session_words`."""
-    add(Sessions, parser)
-
-
-#: What is said of sessions; a Namespace has it under the same names.
-Said = Sessions | argparse.Namespace
-
-
-def check_sessions(args: Said, transports: Collection[str]) -> None:
-    """That the options of :func:`add_experiment_sessions` make sessions, one of the transports has such, and what
-    they need is installed.
-
-    Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
-    """
-    _check_transports(args, {"--session": "session", **_PARAMETERS}, transports)
-    _parameters(args)
-    if args.session in FROM_TICKETS:
+def check_sessions(told: Sessions, transports: Collection[str]) -> None:
+    """Check that these options make sessions, that one of the transports has sessions, and that what they need is
+    installed. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
+    _check_transports(told, {"--session": "session", **_PARAMETERS}, transports)
+    _parameters(told)
+    if told.session in FROM_TICKETS:
         program("knotd")
 
 
-def session_words(args: Said, transport: str) -> tuple[str, ...]:
-    """These options but for the mode, for command lines of servers and clients; none for others than smt."""
+def session_words(told: Sessions, transport: str) -> tuple[str, ...]:
+    """All but the mode, as words for command lines of servers and clients; none for others than smt."""
     if transport != "smt":
         return ()
-    return tuple(word for option, name in _PARAMETERS.items() if getattr(args, name) is not None
-                 for word in (option, str(getattr(args, name))))
+    return tuple(word for option, value in _given(told, _PARAMETERS).items() for word in (option, str(value)))
 
 
-def check_no_sessions(args: argparse.Namespace, transports: Collection[str]) -> None:
-    """That nothing is said of sessions where none of the transports has such; raises :class:`ConfigError`."""
-    _check_transports(args, _OF_HANDSHAKES, transports)
+def check_no_sessions(told: EndSessions, transports: Collection[str]) -> None:
+    """Check that nothing is said of sessions where no transport has any; raises :class:`ConfigError`."""
+    _check_transports(told, _OF_HANDSHAKES, transports)
 
 
-def _check_transports(args: Said, options: Mapping[str, str], transports: Collection[str]) -> None:
-    given = [option for option, name in options.items() if getattr(args, name) is not None]
+def _check_transports(told: Sessions | EndSessions, options: Mapping[str, str],
+                      transports: Collection[str]) -> None:
+    given = list(_given(told, options))
     if given and "smt" not in transports:
         raise ConfigError(f"{given[0]} is for transport smt, not for {', '.join(transports)}")
 
 
-def session_settings(args: argparse.Namespace, dns: Address | None) -> SessionSettings:
-    """What :func:`add_session_options`, ``--keys`` and ``--certs`` say for transport smt; ``dns`` is ``--dns``.
+def _given(told: Sessions | EndSessions, options: Mapping[str, str]) -> dict[str, Any]:
+    """Which of ``options`` (the name of each in code, by what is typed) the user gave, with their values."""
+    values = as_dict(told)
+    return {option: values[name] for option, name in options.items() if values[name] is not None}
+
+
+def session_settings(told: EndSessions, certs: Path | None, keys: str | None,
+                     dns: Address | None) -> SessionSettings:
+    """What transport smt is to do by ``told``, ``--certs`` and ``--keys``; ``dns`` is ``--dns``, read.
 
     Raises :class:`ConfigError` where that is not enough, or too much.
     """
-    given = [option for option, name in _OF_HANDSHAKES.items() if getattr(args, name) is not None]
-    if args.certs is None and args.keys is None:
+    given = list(_given(told, _OF_HANDSHAKES))
+    if certs is None and keys is None:
         raise ConfigError("smt needs --certs FOLDER ('smtnet ca' makes one for each host) for a handshake, or "
                           "--keys FILE ('smtnet keys' makes one) instead of it")
-    if args.certs is not None and args.keys is not None:
+    if certs is not None and keys is not None:
         raise ConfigError("--certs and --keys: smt takes one of them; --keys FILE is instead of a handshake")
-    if args.keys is not None:
+    if keys is not None:
         if given:
             raise ConfigError(f"{given[0]} is for handshakes, and with --keys there is none: leave one out")
         return SessionSettings()
-    mode = args.session or MODE
+    mode = told.mode.session or MODE
     if mode in FROM_TICKETS and dns is None:
         raise ConfigError(f"--session {mode} needs --dns IP[:PORT]: tickets are published and found there")
     if mode not in FROM_TICKETS and dns is not None:
         raise ConfigError(f"--dns is for --session {' and '.join(FROM_TICKETS)}; with {mode} there are no tickets")
-    if mode not in (*FROM_TICKETS, *FROM_SESSIONS) and args.state is not None:
+    if mode not in (*FROM_TICKETS, *FROM_SESSIONS) and told.state is not None:
         raise ConfigError(f"--state is for ticket and psk modes; with --session {mode} nothing is remembered")
-    return replace(_parameters(args), mode=mode, dns=dns, state=args.state, keylog=args.keylog)
+    return replace(_parameters(told), mode=mode, dns=dns, state=told.state, keylog=told.keylog)
 
 
-def _parameters(args: Said) -> SessionSettings:
-    """Defaults where nothing was said; checked."""
-    given = {name: getattr(args, name) for name in _PARAMETERS.values() if getattr(args, name) is not None}
+def _parameters(told: Sessions | EndSessions) -> SessionSettings:
+    """What both ends agree on, with defaults where nothing was said. Raises :class:`ConfigError`."""
+    given = {_PARAMETERS[option]: value for option, value in _given(told, _PARAMETERS).items()}
     if given.get("key_update_records", 1) < 1:
         raise ConfigError(f"--key-update-records is {given['key_update_records']}; a number from 1")
     settings = SessionSettings(**given)

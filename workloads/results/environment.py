@@ -72,7 +72,7 @@ def os_name() -> str | None:
 
 
 def cpu_model() -> str | None:
-    """As the kernel names it; virtual machines often have a made-up one, Arm has none."""
+    """The processor as the kernel names it; virtual machines often have a made-up one, Arm has none."""
     return _cpuinfo("model name")
 
 
@@ -98,7 +98,7 @@ def ovs_version() -> str | None:
 
 
 def package_version(name: str) -> str | None:
-    """Of an installed Python package."""
+    """The version of an installed Python package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -106,7 +106,7 @@ def package_version(name: str) -> str | None:
 
 
 def sysctl(name: str) -> str | None:
-    """Its value as this network namespace sees it; None where it has no such setting."""
+    """Value of a kernel setting in this network namespace; None where there is no such setting."""
     try:
         return " ".join(Path("/proc/sys", *name.split(".")).read_text().split())
     except OSError:

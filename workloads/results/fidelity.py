@@ -143,7 +143,7 @@ class FidelityMonitor:
 
 
     def _run_delay(self, wall_us: float) -> float | None:
-        """Of the process that waited most."""
+        """Share of the time in which the process that waited most had no processor; None: not known."""
         delays = [(after - before) / 1000 / wall_us for pid, before in self._delays.items()
                   if before is not None and (after := run_delay_ns(pid)) is not None]
         return round(max(delays), 4) if delays else None
@@ -252,6 +252,18 @@ def add_waits(parts: Iterable[Mapping[str, Any]]) -> dict[str, int] | None:
             return None
         total.update({str(wait): count for wait, count in part["waits"].items()})
     return dict(sorted(total.items(), key=lambda item: int(item[0])))
+
+
+def combined(machine: Mapping[str, Any], programs: Sequence[Mapping[str, Any]], **further: Any) -> Verdict:
+    """The verdict over a machine's numbers (a verdict's, which is judged anew) and what several ``programs`` lost
+    meanwhile, by the verdict of each; ``further`` numbers, as ``path_drops``, stand above all these."""
+    numbers = {name: value for name, value in machine.items() if name not in ("ok", "reasons")}
+    if programs:
+        for name, add in (("receive_drops", sum), ("send_drops", sum), ("timer_late_us", max)):
+            numbers[name] = add(program[name] for program in programs)
+        if any("waits" in program for program in programs):
+            numbers["waits"] = add_waits(programs)
+    return verdict(numbers | further)
 
 
 def doubted(fidelity: Verdict, *reasons: str) -> Verdict:

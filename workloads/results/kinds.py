@@ -25,7 +25,7 @@ class Mode:
     figure: str = RATE
     """A percentile of ``rtt_us``, of which less is better, or :data:`RATE`."""
     heading: str = ""
-    """Of its table: what the figures are, with their unit; "": RPC/s, or operations/s of key-value stores."""
+    """What the figures of its table are, with their unit; "": what :func:`rate` says."""
     alone: bool = False
     """One RPC at a time: nobody has to be told how many are under way."""
 
@@ -33,6 +33,16 @@ class Mode:
     def timed(self) -> bool:
         """Whether it is judged by a time."""
         return self.figure != RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Rows of modes that RPCs have, too, which are another thing: pictures of RPCs leave them out."""
+
+    prefix: str
+    """How ``variant`` begins in such rows."""
+    rate: str
+    """What is counted in place of RPC/s, for headings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +64,10 @@ class Section:
     """"": there are no rows for it."""
 
 
-Kind: TypeAlias = Mode | Picture | Section
+Kind: TypeAlias = Mode | Variant | Picture | Section
 
 _MODES: dict[str, Mode] = {}
+_VARIANTS: dict[str, Variant] = {}
 _PICTURES: dict[str, Picture] = {}
 _SECTIONS: dict[str, Section] = {}
 
@@ -68,6 +79,8 @@ def register(*kinds: Kind) -> None:
         match kind:
             case Mode(name=name):
                 assert _MODES.setdefault(name, kind) == kind, f"two modes {name}"
+            case Variant(prefix=prefix):
+                assert _VARIANTS.setdefault(prefix, kind) == kind, f"two variants {prefix}"
             case Picture(file=file):
                 assert _PICTURES.setdefault(file, kind) == kind, f"two pictures {file}"
             case Section(title=title):
@@ -77,6 +90,21 @@ def register(*kinds: Kind) -> None:
 def mode(name: str) -> Mode:
     """The one of that name."""
     return _MODES.get(name) or Mode(name)
+
+
+def _variant(text: str) -> Variant | None:
+    return next((kind for prefix, kind in _VARIANTS.items() if text.startswith(prefix)), None)
+
+
+def rate(variant: str) -> str:
+    """What rows of this ``variant`` count each second: ``RPC/s``, if nobody registered another name."""
+    found = _variant(variant)
+    return "RPC/s" if found is None else found.rate
+
+
+def apart(row: Row) -> bool:
+    """Whether a row is something else than RPCs in a mode that RPCs have, too (:class:`Variant`)."""
+    return _variant(row.get("variant") or "") is not None
 
 
 def pictures() -> tuple[Picture, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.results import report
 from workloads.results.environment import environment
+from workloads.results.folder import ResultFolder
+from workloads.results.points import overall
 from workloads.results.row import Row, Verdict
-from workloads.results.rows import ResultFolder, overall
 
 
 def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row], seed: int | None, *,

@@ -1,4 +1,4 @@
-"""Pictures of a run: round trip by message size, throughput by RPCs under way, and by workload.
+"""Pictures of a run: round trip by message size, throughput by RPCs under way.
 
 A mark is the middle trial, its bar reaches from the lowest to the highest. Colours are those of Okabe and
 Ito, which people who see few colours tell apart; marker and line say the same once more.
@@ -9,26 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from smtstack.errors import Unsupported
+from workloads.results import kinds
+from workloads.results.points import QuotedPoint, points, size_text
 from workloads.results.row import Row
-from workloads.results.rows import Point, points, size_text
+from workloads.transports.table import TABLE
 
-#: Colour, marker, line by system. Any other gets one of _OTHERS.
-_STYLES = {
-    "smt-sw": ("#0072B2", "o", "-"), "smt-hw": ("#56B4E9", "s", "-"), "homa": ("#009E73", "^", "-"),
-    "tcp": ("#E69F00", "v", "--"), "tls": ("#D55E00", "D", "--"), "ktls": ("#CC79A7", "P", "--"),
-}
+#: By system. Any other gets one of _OTHERS.
+_STYLES = {kind.label(nic): look for kind in TABLE.values() for nic, look in kind.looks.items()}
 _OTHERS = (("#000000", "X", ":"), ("#7F7F7F", "*", ":"), ("#8C6D31", "<", ":"), ("#5254A3", ">", ":"))
 _FIX = "pictures need matplotlib: make venv, or pip install matplotlib"
 #: Inches of one panel, and of the legend and the caption beside and below.
-_WIDTH, _HEIGHT, _LEGEND, _CAPTION = 4.2, 3.4, 1.3, 0.5
-_DPI = 110
+WIDTH, HEIGHT, LEGEND, CAPTION = 4.2, 3.4, 1.3, 0.5
+DPI = 110
 #: How far one system's marks stand from the next one's, by the axis.
 _DODGE = 0.008
-#: How much of the room between two workloads their bars take.
-_BARS = 0.82
 
 
 def require_matplotlib() -> None:
@@ -40,24 +37,17 @@ def require_matplotlib() -> None:
 
 
 def color_of(transport: str) -> str:
-    """That of its system when software seals: pictures of one run agree."""
+    """The colour of a transport: that of its system when software seals, so that pictures of one run agree."""
     for label in (transport, f"{transport}-sw"):
         if label in _STYLES:
             return _STYLES[label][0]
     return _OTHERS[0][0]
 
 
-class _Stored(Row):
-    """What is drawn of key-value stores."""
-
-    workload: str
-    value_bytes: int
-
-
 def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
     """The unloaded round trip, both axes logarithmic; a panel for each topology (and way of waiting).
     False: no such rows, no file."""
-    found = [p for p in _of_echo(rows) if p.quoted["mode"] == "unloaded" and not isinstance(p.quoted["size"], str)]
+    found = [p for p in _of_rpcs(rows) if p.quoted["mode"] == "unloaded" and not isinstance(p.quoted["size"], str)]
     sizes = sorted({_bytes(p) for p in found})
     return _draw(
         path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:]), x_of=_bytes,
@@ -65,71 +55,26 @@ def rtt_by_size(rows: Sequence[Row], path: Path) -> bool:
         x_label="bytes of the request, and of the reply", y_label="median round trip (µs)", log=True)
 
 
-def _bytes(point: Point) -> int:
+def _bytes(point: QuotedPoint) -> int:
     return int(point.quoted["size"])
 
 
 def throughput_by_concurrency(rows: Sequence[Row], path: Path) -> bool:
     """RPC/s from zero on; a panel for each topology and message size. False: no such rows, no file."""
-    found = [p for p in _of_echo(rows) if p.quoted["mode"] == "loaded"]
-    counts = sorted({p.load.concurrency for p in found})
+    found = [p for p in _of_rpcs(rows) if p.quoted["mode"] == "loaded"]
+    counts = sorted({p.column.concurrency for p in found})
     return _draw(
-        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:], size_text(p.load.size)),
-        x_of=lambda p: p.load.concurrency, ticks={n: (float(i), str(n)) for i, n in enumerate(counts)},
-        x_label="RPCs under way", y_label="RPCs per second", across=len({p.load.size for p in found}))
+        path, found, panel_of=lambda p: (p.panel[0], *p.panel[2:], size_text(p.column.size)),
+        x_of=lambda p: p.column.concurrency, ticks={n: (float(i), str(n)) for i, n in enumerate(counts)},
+        x_label="RPCs under way", y_label="RPCs per second", across=len({p.column.size for p in found}))
 
 
-def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
-    """Operations per second of key-value stores, a panel for each value size. False: no such rows, no file."""
-    found = [p for p in points(rows) if "workload" in p.quoted and p.quoted["mode"] == "loaded" and p.value]
-    if not found:
-        return False
-    require_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    panels: dict[tuple[str, str, str], list[Point]] = {}
-    for point in sorted(found, key=lambda p: _stored(p)["value_bytes"]):
-        key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(_stored(point)["value_bytes"]))
-        panels.setdefault(key, []).append(point)
-    labels = list(dict.fromkeys(point.label for point in found))
-    letters = sorted({_stored(point)["workload"] for point in found})
-    styles = styles_of(labels)
-    width = _BARS / len(labels)
-    figure = Figure(figsize=(len(panels) * _WIDTH + _LEGEND, _HEIGHT + _CAPTION), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-    for axes, (panel, members) in zip(grid.flat, panels.items(), strict=True):
-        axes.set_title(", ".join(filter(None, panel)), fontsize=10)
-        axes.set_xticks(range(len(letters)), [letter.upper() for letter in letters])
-        for point in members:
-            place = float(letters.index(_stored(point)["workload"]))
-            place += (labels.index(point.label) - (len(labels) - 1) / 2) * width
-            value = point.value or 0.0
-            weak = point.failed or not point.faithful
-            spread = [value - (point.low or value)], [(point.high or value) - value]
-            axes.bar([place], [value], width, color="white" if weak else styles[point.label][0],
-                     edgecolor=styles[point.label][0], yerr=spread if point.trials > 1 else None, capsize=2)
-        y_axis(axes, log=False)
-        axes.set_axisbelow(True)
-    figure.supxlabel("YCSB workload", fontsize=10)
-    figure.supylabel("operations per second", fontsize=10)
-    figure.legend(handles=[Patch(color=styles[label][0], label=label) for label in labels],
-                  loc="outside right upper", fontsize=9, frameon=False)
-    figure.suptitle(_caption(found, "bar", "line"), fontsize=8.5, color="0.25", x=0.01, ha="left")
-    figure.savefig(path, dpi=_DPI)
-    return True
+def _of_rpcs(rows: Sequence[Row]) -> list[QuotedPoint]:
+    return [point for point in points(rows) if not kinds.apart(point.quoted)]
 
 
-def _stored(point: Point) -> _Stored:
-    return cast(_Stored, point.quoted)
-
-
-def _of_echo(rows: Sequence[Row]) -> list[Point]:
-    return [point for point in points(rows) if "workload" not in point.quoted]
-
-
-def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str, ...]],
-          x_of: Callable[[Point], int], ticks: Mapping[int, tuple[float, str]], x_label: str, y_label: str,
+def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint], tuple[str, ...]],
+          x_of: Callable[[QuotedPoint], int], ticks: Mapping[int, tuple[float, str]], x_label: str, y_label: str,
           across: int = 1, log: bool = False) -> bool:
     """``ticks``: for every x its place and its name; ``across``: panels that belong in one line."""
     found = [point for point in found if point.value is not None]
@@ -138,7 +83,7 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, ...], list[Point]] = {}
+    panels: dict[tuple[str, ...], list[QuotedPoint]] = {}
     for point in found:
         panels.setdefault(panel_of(point), []).append(point)
     labels = list(dict.fromkeys(point.label for point in found))
@@ -146,7 +91,7 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     across = min(len(panels), max(across, 2))
     down = -(-len(panels) // across)
     # A Figure of its own, not pyplot's: no display, no state shared with a caller's.
-    figure = Figure(figsize=(across * _WIDTH + _LEGEND, down * _HEIGHT + _CAPTION), layout="constrained")
+    figure = Figure(figsize=(across * WIDTH + LEGEND, down * HEIGHT + CAPTION), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharey="row")
     for axes, (panel, members) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(", ".join(filter(None, panel)), fontsize=10)
@@ -166,8 +111,8 @@ def _draw(path: Path, found: list[Point], panel_of: Callable[[Point], tuple[str,
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     figure.legend(handles=_legend(labels, styles), loc="outside right upper", fontsize=9, frameon=False)
-    figure.suptitle(_caption(found), fontsize=8.5, color="0.25", x=0.01, ha="left")
-    figure.savefig(path, dpi=_DPI)
+    figure.suptitle(caption(found), fontsize=8.5, color="0.25", x=0.01, ha="left")
+    figure.savefig(path, dpi=DPI)
     return True
 
 
@@ -177,7 +122,7 @@ def styles_of(labels: list[str]) -> dict[str, tuple[str, str, str]]:
     return {**_STYLES, **{label: _OTHERS[i % len(_OTHERS)] for i, label in enumerate(others)}}
 
 
-def _curve(axes: Any, style: tuple[str, str, str], curve: list[Point], places: list[float]) -> None:
+def _curve(axes: Any, style: tuple[str, str, str], curve: list[QuotedPoint], places: list[float]) -> None:
     color, marker, line = style
     ys = [p.value or 0.0 for p in curve]
     below = [y - (p.low or y) for y, p in zip(ys, curve, strict=True)]
@@ -213,8 +158,9 @@ def _legend(labels: list[str], styles: Mapping[str, tuple[str, str, Any]]) -> li
             for label in labels for color, marker, line in [styles[label]]]
 
 
-def _caption(found: list[Point], middle: str = "mark", spread: str = "bar") -> str:
-    """What shows the middle trial, and what reaches from the lowest to the highest."""
+def caption(found: list[QuotedPoint], middle: str = "mark", spread: str = "bar") -> str:
+    """How a picture of ``found`` is to be read: ``middle`` shows the middle trial, ``spread`` reaches
+    from the lowest to the highest; what is hollow is not faithful, or RPCs failed."""
     trials = max(point.trials for point in found)
     text = f"{middle}: middle of {trials} trials; {spread}: lowest to highest" if trials > 1 else "one trial each"
     weak = sum(not point.faithful for point in found)

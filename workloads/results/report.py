@@ -15,20 +15,12 @@ from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
+from workloads.results.folder import ResultFolder, Run
 from workloads.results.kinds import Picture
+from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio
 from workloads.results.row import Row
-from workloads.results.rows import (
-    BASELINE,
-    Load,
-    Point,
-    ResultFolder,
-    Run,
-    figure_reasons,
-    overall,
-    points,
-    ratio,
-)
-from workloads.results.table import column, heading, number, panels
+from workloads.results.table import column_name, heading, number, panels
+from workloads.transports.table import BASELINE
 
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"
@@ -146,7 +138,7 @@ def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:
             row = point.quoted
             wrong = "" if point.content_ok else ", wrong bytes"
             first = f": {row['first_error']}" if row.get("first_error") else ""
-            where = ", ".join(filter(None, (point.label, *point.panel, column(point.load, row["mode"]))))
+            where = ", ".join(filter(None, (point.label, *point.panel, column_name(point.column, row["mode"]))))
             lines.append(f"<li>{escape(where)}: {point.errors} without an answer{wrong}{escape(first)}</li>")
         lines.append("</ul>")
     bad = " bad" if failed or reasons or not fidelity.get("ok", True) else ""
@@ -157,7 +149,7 @@ def _reading(rows: Sequence[Row]) -> str:
     trials = max((point.trials for point in points(rows)), default=0)
     text = f"The middle of {trials} trials, by what the table shows. Below it: " \
            if trials > 1 else "One trial each. Below each figure: "
-    parts = ["the ratio to tls"] if any(row["transport"] == BASELINE for row in rows) else []
+    parts = [f"the ratio to {BASELINE}"] if any(row["transport"] == BASELINE for row in rows) else []
     parts += ["lowest and highest trial"] if trials > 1 else []
     parts.append("99th percentile of the round trip (p99), processor time of all client and server processes "
                  "for an RPC (cpu)" if any("us_per_rpc" in row["cpu"] for row in rows)
@@ -167,19 +159,19 @@ def _reading(rows: Sequence[Row]) -> str:
 
 def _tables(rows: Sequence[Row]) -> Iterable[str]:
     for panel, found in panels(points(rows)).items():
-        loads = sorted({point.load for point in found}, key=Load.order)
-        head = "".join(f"<th>{escape(column(load, panel[1]))}</th>" for load in loads)
+        columns = sorted({point.column for point in found}, key=Column.order)
+        head = "".join(f"<th>{escape(column_name(column, panel[1]))}</th>" for column in columns)
         lines = [f'<div class="wide"><table><caption>{escape(heading(panel))}</caption><tr><th></th>{head}</tr>']
         for label in dict.fromkeys(point.label for point in found):
-            by_load = {point.load: point for point in found if point.label == label}
-            cells = "".join(_cell(by_load.get(load), found) for load in loads)
+            by_column = {point.column: point for point in found if point.label == label}
+            cells = "".join(_cell(by_column.get(column), found) for column in columns)
             kind = ' class="yardstick"' if label == BASELINE else ""
             lines.append(f"<tr{kind}><td>{escape(label)}</td>{cells}</tr>")
         lines.append("</table></div>")
         yield "\n".join(lines)
 
 
-def _cell(point: Point | None, found: Sequence[Point]) -> str:
+def _cell(point: QuotedPoint | None, found: Sequence[QuotedPoint]) -> str:
     if point is None:
         return "<td></td>"
     row = point.quoted

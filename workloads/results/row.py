@@ -25,32 +25,33 @@ class Verdict(_Judged, total=False):
     missing."""
 
     steal: float | None
-    """Share of all processor time that the hypervisor took; None: not known, as is the next one."""
+    """Share of all processor time that the hypervisor took; None: not known."""
     idle: float | None
+    """Share of all processor time in which there was nothing to do; None: not known."""
     run_delay: float | None
-    """Share of the time in which the process that waited most had no processor; None: the kernel does not tell, as
-    of the next one."""
+    """Share of the time in which the process that waited most had no processor; None: the kernel does not tell."""
     psi_cpu_some: float | None
-    """Share of the time in which some task of the machine waited for a processor."""
+    """Share of the time in which some task of the machine waited for a processor; None: not told by the kernel."""
     receive_drops: int
-    """Frames lost for want of buffer in our sockets ..."""
+    """Frames lost for want of buffer in our sockets."""
     send_drops: int
+    """Frames given up because the transmit queue stayed full."""
     path_drops: int
-    """... and in switches and cables that were too slow."""
+    """Frames lost in switches and cables that were too slow."""
     timer_late_us: float
     """Most that a timer of our transports was late."""
     tick_us: float
-    """Of these timers."""
+    """Period of the timers of our transports."""
     waits: Mapping[str, int] | None
     """RPCs by the microseconds that their client waited for a processor meanwhile; None: not known."""
     figures: Mapping[str, bool]
     """Which figures of the row can stand: percentiles, ``mean``, ``rpc_per_s``."""
     figure_reasons: Mapping[str, str]
-    """Why the others cannot."""
+    """Why the other figures of the row cannot stand."""
     trials: int
-    """Of a whole run, ..."""
+    """Trials of a whole run."""
     unfaithful: int
-    """... and how many of them were not faithful."""
+    """How many trials of a whole run were not faithful."""
 
 
 class Cpu(TypedDict, total=False):
@@ -63,11 +64,11 @@ class Cpu(TypedDict, total=False):
     wall_s: float
     """How long the trial took."""
     us_per_rpc: float | None
-    """Of clients and servers, for each RPC; None: there was none."""
+    """Processor time of clients and servers for each RPC; None: there was none."""
 
 
-class OpenLoop(TypedDict):
-    """Of RPCs that begin at a rate, whatever became of those before; of the client that did worst."""
+class OpenLoopFigures(TypedDict):
+    """How RPCs went that begin at a rate, whatever became of those before; of the client that did worst."""
 
     rate: float
     """RPC/s that were asked for."""
@@ -80,7 +81,7 @@ class OpenLoop(TypedDict):
 
 class _Always(TypedDict):
     topo: str
-    """As on the command line: ``star,4``."""
+    """The topology as on the command line: ``star,4``."""
     transport: str
     nic: str | None
     """Who seals records: ``sw``, ``hw``; None: the NIC does nothing for this transport."""
@@ -92,19 +93,17 @@ class _Always(TypedDict):
     concurrency: int
     """RPCs under way in all."""
     rpcs: int
-    """That were answered."""
+    """RPCs that were answered."""
     errors: int
     """RPCs without an answer."""
     content_ok: bool
     """Every answer was what it had to be."""
     rpc_per_s: float
     rtt_us: Times
-    cpu: Cpu
-    fidelity: Verdict
 
 
-class Row(_Always, total=False):
-    """One trial of one point; what is declared here is there only where it means something."""
+class Answered(_Always, total=False):
+    """What clients tell of one trial of one point; what is declared here is there where it means something."""
 
     trial: int
     """From 1 on."""
@@ -119,19 +118,33 @@ class Row(_Always, total=False):
     pinned: bool
     """Every host had processors of its own."""
     bytes: int
-    """Of all requests."""
+    """Bytes of all requests."""
     session: Mapping[str, Any]
     """How sessions of smt began: ``mode``, and counters since the clients were started."""
     dns: str
     """Which server had the tickets."""
-    open_loop: OpenLoop
+    open_loop: OpenLoopFigures
+
+
+class Lost(TypedDict, total=False):
+    """What a network lost in a trial and what was sent again, each where it means something."""
+
     drops: Mapping[str, int]
     """Frames lost in the network, by who lost them: ``queues``, ``impairments``, ``ovs``, ``wire``, ``cables``."""
     fabric: Mapping[str, int]
     """Bytes by way between switches: ``s1>s2``."""
     resent_packets: int
-    """smt, homa, linux: packets sent again, and RESENDs that asked for them."""
+    """smt, homa, linux: packets sent again."""
     resends: int
+    """smt, homa, linux: RESENDs, which ask for packets again."""
     retransmits: int
-    """tcp, tls, ktls: segments sent again, and retransmission time-outs."""
+    """tcp, tls, ktls: segments sent again."""
     timeouts: int
+    """tcp, tls, ktls: retransmission time-outs."""
+
+
+class Row(Answered, Lost):
+    """One trial of one point."""
+
+    cpu: Cpu
+    fidelity: Verdict

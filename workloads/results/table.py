@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from workloads.results import kinds
+from workloads.results.points import Column, QuotedPoint, overall, points, ratio, size_text
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE, Load, Point, overall, points, ratio, size_text
+from workloads.transports.table import BASELINE
 
 #: Behind a figure: not faithful, and RPCs failed.
 UNFAITHFUL, FAILED = "~", "!"
@@ -17,14 +18,13 @@ UNFAITHFUL, FAILED = "~", "!"
 def heading(panel: tuple[str, str, str, str]) -> str:
     """``back2back, unloaded, interrupt: median round trip in us``."""
     topo, mode, *rest = panel
-    rate = "operations/s" if panel[3].startswith("ycsb") else "RPC/s"
-    return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or rate}"
+    return f"{', '.join((topo, mode, *filter(None, rest)))}: {kinds.mode(mode).heading or kinds.rate(panel[3])}"
 
 
-def column(load: Load, mode: str) -> str:
+def column_name(column: Column, mode: str) -> str:
     """``64 B``, or under load ``64 B x50``: fifty of them at a time."""
-    size = size_text(load.size)
-    return size if kinds.mode(mode).alone and load.concurrency == 1 else f"{size} x{load.concurrency}"
+    size, concurrency = size_text(column.size), column.concurrency
+    return size if kinds.mode(mode).alone and concurrency == 1 else f"{size} x{concurrency}"
 
 
 def number(value: float | None) -> str:
@@ -34,39 +34,39 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def marks(point: Point) -> str:
+def marks(point: QuotedPoint) -> str:
     """What has to be said beside the figure."""
     return UNFAITHFUL * (not point.faithful) + FAILED * point.failed
 
 
-def figure(point: Point, among: Iterable[Point]) -> str:
+def figure(point: QuotedPoint, among: Iterable[QuotedPoint]) -> str:
     """``93.7~ (0.78)``: the value, what has to be said, and the ratio to tls."""
     share = ratio(point, among)
     return number(point.value) + marks(point) + (f" ({share:.2f})" if share else "")
 
 
-def panels(found: Iterable[Point]) -> dict[tuple[str, str, str, str], list[Point]]:
+def panels(found: Iterable[QuotedPoint]) -> dict[tuple[str, str, str, str], list[QuotedPoint]]:
     """The points by what may stand in one table."""
-    grouped: dict[tuple[str, str, str, str], list[Point]] = {}
+    grouped: dict[tuple[str, str, str, str], list[QuotedPoint]] = {}
     for point in found:
         grouped.setdefault(point.panel, []).append(point)
     return grouped
 
 
-def _columns(found: list[Point], labels: list[str]) -> list[tuple[int | str, list[str]]]:
+def _columns(found: list[QuotedPoint], labels: list[str]) -> list[tuple[int | str, list[str]]]:
     """A column for each load, with the message size it is of: its name, then for each system the figure and
     under it the lowest and the highest trial."""
     several = any(point.trials > 1 for point in found)
     out = []
-    for load in sorted({point.load for point in found}, key=Load.order):
-        by_label = {point.label: point for point in found if point.load == load}
-        cells = [column(load, found[0].panel[1])]
+    for column in sorted({point.column for point in found}, key=Column.order):
+        by_label = {point.label: point for point in found if point.column == column}
+        cells = [column_name(column, found[0].panel[1])]
         for label in labels:
             point = by_label.get(label)
             cells.append(figure(point, found) if point else "")
             if several:
                 cells.append(f"{number(point.low)}-{number(point.high)}" if point else "")
-        out.append((load.size, cells))
+        out.append((column.size, cells))
     return out
 
 

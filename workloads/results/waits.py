@@ -19,7 +19,8 @@ _BITS = 5
 
 
 class Waits:
-    """Of the thread that makes it. ``counts``: RPCs by the wait in us (rounded down) that happened to them."""
+    """How long the thread that makes it waits for a processor. ``counts``: RPCs by the wait in us (rounded down)
+    that happened to them."""
 
     def __init__(self, path: Path = SCHEDSTAT) -> None:
         self.counts: Counter[int] = Counter()
@@ -52,7 +53,7 @@ class Waits:
             return 0
 
     def close(self) -> None:
-        """It notes nothing any more."""
+        """From now on nothing is noted."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

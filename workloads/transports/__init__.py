@@ -1,80 +1,40 @@
-"""Every transport under one contract (contract.py), by name."""
+"""Every transport of the table (table.py) under one contract (contract.py): opened by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import psutil
 
 from smtstack.errors import ConfigError
 from smtstack.io.neighbours import LOOPBACK
-from smtstack.io.packet_socket import Fanout
+from smtstack.io.shared_port import SharedPort
 from smtstack.nic.device import NicConfig
 from smtstack.socket import Address, SmtContext, SmtSocket
-from smtstack.transport.params import TransportParams
-from workloads.transports import ktls, tls
 from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.messages import MessageCaller, MessageServer
-from workloads.transports.sessions import FROM_TICKETS, SessionSettings
-from workloads.transports.stream import Stream
+from workloads.transports.sessions import FROM_TICKETS
 from workloads.transports.stream_caller import StreamCaller
 from workloads.transports.stream_server import StreamServer
+from workloads.transports.table import TABLE
+from workloads.transports.table import Settings as Settings
 
-#: On packets of our own: need root and an interface.
-PACKET_TRANSPORTS = ("smt", "homa", "linux")
-#: On the kernel's TCP.
-STREAM_TRANSPORTS = ("tcp", "tls", "ktls")
-#: Those that need a key file, and those that need certificates (smt can do with a key file, too).
-KEYED = ("linux",)
-CERTIFIED = ("smt", "tls", "ktls")
-NAMES = (*PACKET_TRANSPORTS, *STREAM_TRANSPORTS)
+#: On packets of our own (need root and an interface), and on the kernel's TCP.
+PACKET_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.packets)
+STREAM_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if not kind.packets)
+#: All of them, in the table's order.
+NAMES = tuple(TABLE)
 #: Nobody on the wire can read what these carry.
-ENCRYPTED = (*KEYED, *CERTIFIED)
+ENCRYPTED = tuple(kind.name for kind in TABLE.values() if kind.encrypted)
 
 
 def check(name: str) -> None:
-    """That this machine can do it; raises :class:`~smtstack.errors.Unsupported` naming what is missing."""
-    if name == "ktls":
-        ktls.check()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """One end of a transport."""
-
-    transport: str
-    local: Address | None = None
-    """Our address. A stream client needs none, and takes any free port in any case."""
-    interface: str | None = None
-    """Where ``local`` is; packet transports need it."""
-    keys: str | None = None
-    """A key file (smt: instead of a handshake); linux: or ``demo``."""
-    certs: Path | None = None
-    """Folder of this host's certificate (smt, tls, ktls)."""
-    nic: str = "sw"
-    poll_ns: int = 0
-    """Busy-wait this long before blocking."""
-    params: TransportParams | None = None
-    """Packet transports; ``max_message_length`` is everybody's."""
-    session: SessionSettings = field(default_factory=SessionSettings)
-    """How sessions of smt begin, if not with keys from a file."""
-    trace: str | None = None
-    """Packet transports: file or folder for what the engine does (docs/trace.md)."""
-
-    @property
-    def limit(self) -> int:
-        """Bytes of the longest message."""
-        return (self.params or TransportParams()).max_message_length
-
-    @property
-    def session_mode(self) -> str | None:
-        """How sessions of smt begin, ``keys``: with keys from a file; None: another transport."""
-        if self.transport != "smt":
-            return None
-        return "keys" if self.certs is None else self.session.mode
+    """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for a transport."""
+    needed = TABLE[name].check
+    if needed is not None:
+        needed()
 
 
 def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
@@ -98,7 +58,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
 
 
 def check_ways(interface: str, peers: Sequence[Address]) -> None:
-    """That packets of ours can reach ``peers`` from there. Raises :class:`ConfigError`.
+    """Raises :class:`ConfigError` if packets of ours cannot reach ``peers`` from ``interface``.
 
     What a host sends to an address of its own never comes back from the cable: the kernel's own packets take the
     loopback interface, and so can ours, if both ends are there.
@@ -114,8 +74,8 @@ def check_ways(interface: str, peers: Sequence[Address]) -> None:
                               "interface towards it")
 
 
-def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = None) -> Server:
-    """A server at ``settings.local``; with ``fanout`` one of several processes that share the port.
+def open_server(settings: Settings, handler: Handler, shared: SharedPort | None = None) -> Server:
+    """A server at ``settings.local``; with ``shared`` one of several processes that share the port.
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
@@ -123,12 +83,12 @@ def open_server(settings: Settings, handler: Handler, fanout: Fanout | None = No
         local, context = _end(settings)
         # A caller has no tickets to publish, and nothing that must outlive it.
         publish = settings.session.mode in FROM_TICKETS
-        context = replace(context, fanout=fanout, publish=publish, state=settings.session.state)
+        context = replace(context, shared_port=shared, publish=publish, state=settings.session.state)
         return MessageServer(SmtSocket(local, context), handler)
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
-                        settings.poll_ns, fanout is not None)
+                        settings.poll_ns, shared is not None)
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:
@@ -146,10 +106,8 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
 
 def stream_maker(settings: Settings, server: bool) -> StreamMaker:
     """Connections of a stream transport. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
-    limit = settings.limit
-    if settings.transport == "tcp":
-        return lambda sock, peer: Stream(sock, peer, limit)
-    if settings.certs is None:
-        raise ConfigError(f"{settings.transport} needs --certs FOLDER: 'smtnet ca' makes one for each host")
-    module = tls if settings.transport == "tls" else ktls
-    return module.maker(settings.certs, limit, server)
+    kind = TABLE[settings.transport]
+    assert kind.streams is not None
+    if kind.certified and settings.certs is None:
+        raise ConfigError(f"{kind.name} needs --certs FOLDER: 'smtnet ca' makes one for each host")
+    return kind.streams(settings, server)

@@ -133,7 +133,7 @@ class Server(Transport):
     last_failure: str = ""
 
     def failure(self) -> str:
-        """That; of smt, why a session was not made."""
+        """Why the client that failed last did (smt: why there is no session), and who it was; empty: none has."""
         return self.last_failure
 
     def __enter__(self) -> Server:

@@ -38,7 +38,7 @@ _CLIENT_SECRET, _SERVER_SECRET = b"CLIENT_TRAFFIC_SECRET_0", b"SERVER_TRAFFIC_SE
 
 
 def check() -> None:
-    """That this kernel and this Python can do it; raises :class:`Unsupported` naming what is missing."""
+    """Raises :class:`Unsupported` naming what this kernel or this Python lacks for kernel TLS."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
             probe.setsockopt(socket.IPPROTO_TCP, TCP_ULP, b"tls")

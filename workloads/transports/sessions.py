@@ -29,7 +29,7 @@ def summary(mode: str | None, counters: Sequence[Mapping[str, int]]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """Of one end. Without meaning where keys come from a file."""
+    """How sessions begin at one end. Without meaning where keys come from a file."""
 
     mode: str = MODE
     dns: Address | None = None

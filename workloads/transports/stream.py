@@ -21,7 +21,7 @@ _TCP_INFO_LEN = 144
 
 
 class StreamError(PeerError):
-    """This connection is of no use any more."""
+    """A connection is of no use any more."""
 
 
 class Stream:

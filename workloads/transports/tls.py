@@ -85,7 +85,7 @@ def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
 
 
 def check_folder(certs: Path) -> None:
-    """That a folder holds a host's certificate; raises :class:`ConfigError`."""
+    """Raises :class:`ConfigError` for a folder that does not hold a host's certificate, for its owner only."""
     for name in (CA, CERTIFICATE, KEY):
         if not (certs / name).is_file():
             raise ConfigError(f"--certs {certs}: there is no {name}; 'smtnet ca' makes such folders")

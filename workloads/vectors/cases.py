@@ -24,8 +24,7 @@ from smtstack.transport.events import Request, Response
 from smtstack.transport.linux_message import RECORD_OVERHEAD, LinuxGeometry, nominal_range
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import INT_MAX, TransportParams
-from smtstack.transport.peers import Host, Peer
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.wire import homa, ipv4
 from smtstack.wire.ethernet import HEADER_LEN as ETHERNET_LEN
 from smtstack.wire.ethernet import Ethernet
@@ -147,7 +146,7 @@ class DataCase:
         sender.receive(_control_packet(self.dst[0], self.src[0], packet))
 
     def _grants_shown(self, sent: list[bytes]) -> list[tuple[int, int]]:
-        """Of a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
+        """For a message that is longer than what is sent unasked: the GRANT that the rest of its packets shows."""
         ours = [p for p in sent if _type(p) == homa.DATA]
         beyond = self.vector.packets[len(ours):]
         return [(len(self.payload), beyond[0][1] >> 5)] if beyond and len(beyond[0]) > 1 else []

@@ -92,7 +92,7 @@ def _serve(args: argparse.Namespace) -> None:
                 request.reply(request.data)
 
 
-class Caller:
+class FirstCaller:
     """A socket for one mode, towards that mode's server."""
 
     def __init__(self, sock: SmtSocket, peer: Address) -> None:
@@ -149,18 +149,18 @@ class Caller:
 def _call(args: argparse.Namespace) -> None:
     ip, port = parse_address(args.addr)
     with ExitStack() as stack:
-        callers: dict[str, Caller] = {}
+        callers: dict[str, FirstCaller] = {}
         for number, text in enumerate(args.peer):
             mode, _equals, peer = text.partition("=")
             sock = stack.enter_context(SmtSocket((ip, port + number), _context(args, mode)))
-            callers[mode] = Caller(sock, parse_address(peer))
+            callers[mode] = FirstCaller(sock, parse_address(peer))
         print("ready", file=sys.stderr, flush=True)
         for line in sys.stdin:
             order = json.loads(line)
             print(json.dumps(measure(callers, order["sizes"], order["samples"], order["seed"])), flush=True)
 
 
-def measure(callers: dict[str, Caller], sizes: Sequence[int], samples: int, seed: int) -> Times:
+def measure(callers: dict[str, FirstCaller], sizes: Sequence[int], samples: int, seed: int) -> Times:
     """``samples`` sessions of every way and size, in an order that changes from round to round."""
     random_ = random.Random(seed)
     times: Times = {way: {size: [] for size in sizes} for way in (*WAYS, BASE)}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workloads.results import plots
+from workloads.results.points import points, size_text
 from workloads.results.row import Row
-from workloads.results.rows import points, size_text
 
 #: Ways to begin a session, as the paper names them. ``+ DNS``: with the ticket's lookup and check in the time.
 ONE_RTT, INIT, INIT_FS, RSMP, RSMP_FS = "Init-1RTT", "Init", "Init-FS", "Rsmp", "Rsmp-FS"

@@ -6,7 +6,6 @@ session, asks, ends it and goes on with another way, so that a slow moment of th
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from pathlib import Path
 import psutil
 
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
+from topo.running import Program, python_program
 from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.fig12 import report as fig12_report
@@ -27,7 +26,6 @@ from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.fleet.programs import Client, answer_of, await_text, finish
 from workloads.load.rtt import percentile, rtt_summary
 from workloads.options import common as options
 from workloads.options.common import QuotedResults
@@ -55,7 +53,7 @@ Writes results/<UTC time>-fig12/: fig12.csv, first-rpc.png, and what every run l
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce fig12``."""
+    """What ``smtnet reproduce fig12`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
     end: QuotedResults = group(QuotedResults)
@@ -108,7 +106,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
             monitor = FidelityMonitor(pids=pids)
             monitor.start()
             client.tell({"samples": plan.samples, "sizes": plan.sizes, "seed": trial})
-            times = answer_of(client)
+            times = client.answer()
             fidelity = monitor.stop()
             for way, by_size in times.items():
                 for size, found in by_size.items():
@@ -123,7 +121,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) -> Row:
-    """As workloads/results/rows.py describes it, with quartiles. Ways take turns, so a trial has one verdict."""
+    """A row (workloads/results/row.py) with quartiles. Ways take turns, so a trial has one verdict."""
     summary = rtt_summary(times)
     ordered = array("Q", sorted(times))
     quartiles = {name: round(percentile(ordered, share) / 1000, 3) for name, share in _QUARTILES}
@@ -134,7 +132,7 @@ def _row(way: str, size: int, trial: int, times: array[int], fidelity: Verdict) 
 
 
 @contextmanager
-def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tuple[Client, list[int]]]:
+def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tuple[Program, list[int]]]:
     """The client, ready, and the processes that what it measures depends on; all end afterwards."""
     (asks, answers), = net.flows
     made = credentials.make(keys, "smt", {host.name: host.IP() for host in net.hosts})
@@ -142,31 +140,25 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
     with ExitStack() as stack:
         dns = stack.enter_context(fleet_dns.server_for(net, {asks: [answers]}, keys, 0))
 
-        def start(host: SmtHost, what: str, *words: str) -> Client:
+        def start(host: SmtHost, what: str, *words: str) -> Program:
             log = logs / f"{host.name}-{what}.log"
             arguments = [*words, "--iface", str(host.defaultIntf()), *made.args(host.name),
                          "--dns", "{}:{}".format(*dns.address), *(["--mutual"] if mutual else [])]
-            own = {**host_environment(), **made.environment(host.name)}
-            with log.open("w") as errors:
-                process: subprocess.Popen[str] = host.python(
-                    "workloads.experiments.fig12.program", *arguments, stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE, stderr=errors, text=True, env=own)
-            stack.callback(finish, process)
-            stack.callback(process.terminate)
-            if cores:
-                psutil.Process(process.pid).cpu_affinity(sorted(cores[host.name]))
-            return Client(host, what, process, log)
+            program = Program(host, what, python_program("workloads.experiments.fig12.program", *arguments), log,
+                              environment=made.environment(host.name), cores=cores.get(host.name))
+            stack.callback(program.stop)
+            return program
 
         modes = list(dict.fromkeys(mode for mode, _look_up in WAYS.values()))
         places = {mode: f"{answers.IP()}:{FIRST_PORT + number}" for number, mode in enumerate(modes)}
         servers = [start(answers, f"server of {mode}", "serve", "--session", mode, "--addr", place)
                    for mode, place in places.items()]
         for server in servers:
-            await_text(server.host, server.process, server.what, server.log, "ready")
+            server.wait_for("ready")
         peers = [word for mode, place in places.items() for word in ("--peer", f"{mode}={place}")]
         client = start(asks, "client", "call", "--addr", f"{asks.IP()}:{FIRST_CLIENT_PORT}", *peers)
-        await_text(client.host, client.process, client.what, client.log, "ready")
-        yield client, [client.process.pid, *(server.process.pid for server in servers)]
+        client.wait_for("ready")
+        yield client, [client.pid, *(server.pid for server in servers)]
 
 
 EXPERIMENT = Experiment(

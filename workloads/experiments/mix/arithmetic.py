@@ -43,14 +43,14 @@ class Mix:
     headers included, as profile ``homa`` packs them. Other transports get the same messages."""
     hosts: int
     rate_mbps: float
-    """Of a host's link."""
+    """Rate of the link of a host."""
     mtu: int = 1500
     param: tuple[str, ...] = ()
     """``NAME=VALUE``: parameters of smt, homa and linux other than ours."""
     sizes: Distribution = field(init=False)
     params: TransportParams = field(init=False)
-    """Of smt, homa and linux: by the rate of the link (:func:`software`), and priorities by the traffic. As in
-    the simulation, overcommitment is the number of scheduled levels."""
+    """Parameters of smt, homa and linux: by the rate of the link (:func:`software`), and priorities by the
+    traffic. As in the simulation, overcommitment is the number of scheduled levels."""
 
     def __post_init__(self) -> None:
         if not 0 < self.load <= 1:
@@ -80,7 +80,7 @@ class Mix:
 
     @property
     def rpc_per_s(self) -> float:
-        """Of all hosts together."""
+        """RPCs that all hosts together begin each second."""
         return self.hosts * self.load * self.rate_mbps * 1e6 / 8 / mean_cost(self.sizes, self.params)
 
     def load_of(self, rpcs: Mapping[int, int], seconds: float) -> float:

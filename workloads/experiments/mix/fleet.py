@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from topo.network import SmtNet
 from workloads.experiments.mix.arithmetic import Mix, lag, shortfall
@@ -17,7 +17,7 @@ from workloads.load.loops import Load
 from workloads.load.measure import OPEN_LOOP_CONNECTIONS
 from workloads.load.mix import MixLoad
 from workloads.results.fidelity import doubted
-from workloads.results.row import Row
+from workloads.results.row import Answered, Row
 
 #: Of the rows of traffic.
 MODE = "mix"
@@ -25,22 +25,30 @@ MODE = "mix"
 _WARM_UP, _WARM_UP_S = 10, 0.2
 
 
-class MixRow(Row, total=False):
-    """One trial of a mix; ``concurrency`` is the number of hosts. What is measured alone has none of these."""
+class _Mixed(TypedDict, total=False):
+    """What a row of a mix has more than others; what is measured alone has nothing of it."""
 
     samples: int
     """Round trips that count."""
     measured_s: float
     connections: int | None
-    """To each server; None: they have none."""
+    """Connections of each client to each server; None: this transport has none."""
     offered_load: float
-    """Share of every host's link, in each direction, of what was due ..."""
+    """Share of every host's link, in each direction, that what was due takes."""
     achieved_load: float
-    """... and of what was answered."""
+    """Share of every host's link, in each direction, that what was answered took."""
     lag_us: Mapping[str, float]
     """How late RPCs began, of the client that did worst: p50, p99, max."""
     slowdown: Mapping[str, Any]
-    """Of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
+    """Slowdown of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
+
+
+class _Told(Answered, _Mixed):
+    """What the clients tell of a trial."""
+
+
+class MixRow(Row, _Mixed):
+    """One trial of a mix; ``concurrency`` is the number of hosts."""
 
 
 class MixFleet(Fleet):
@@ -72,8 +80,8 @@ class MixFleet(Fleet):
         """One trial."""
         return cast("Measured[MixRow]", super().measure(load, trial))
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> dict[str, Any]:
-        row = super()._row(load, trial, done, samples)
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
+        row = cast(_Told, super()._row(load, trial, done, samples))
         if not load.rate:
             return row
         mix = self._mix

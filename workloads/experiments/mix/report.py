@@ -15,7 +15,7 @@ from workloads.experiments.mix.fleet import MixRow
 from workloads.experiments.slowdown import report as slowdown
 from workloads.experiments.slowdown.report import FIRM_SAMPLES, MIN_SAMPLES, Bucket, Message, Published
 from workloads.results.row import Row
-from workloads.results.rows import BASELINE
+from workloads.transports.table import BASELINE
 
 #: Messages are short up to this percentile of size.
 _SHORT = 0.5
@@ -43,7 +43,7 @@ def _last(rows: Iterable[Row]) -> dict[str, MixRow]:
 
 
 def buckets_of(rows: Iterable[Row]) -> list[Bucket]:
-    """Of all transports."""
+    """The slowdown of all transports, by message size."""
     return [Bucket(**bucket) for row in _last(rows).values() for bucket in row["slowdown"]["buckets"]]
 
 

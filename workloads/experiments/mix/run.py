@@ -3,21 +3,18 @@ down: docs/slowdown.md's experiment on an emulated network, over any transport."
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from smtstack import quantities
 from smtstack.errors import ConfigError, PeerError
-from topo import sandbox
 from topo.network import SmtNet
-from topo.topologies import make_topo
 from workloads import transports
-from workloads.experiments.experiment import OwnWay
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
 from workloads.experiments.mix.fleet import MixFleet, MixRow, judge
@@ -28,12 +25,13 @@ from workloads.fleet.setup import Setup
 from workloads.load.distributions import WORKLOADS
 from workloads.load.measure import OPEN_LOOP_CONNECTIONS
 from workloads.options import common as options
-from workloads.options.network import add_network_options, check_network, link_options, open_net
-from workloads.options.session import add_experiment_sessions, check_sessions, session_words
-from workloads.results import outcome
+from workloads.options.common import JudgedResults, Params
+from workloads.options.declare import group, option
+from workloads.options.network import Network
+from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.kinds import Picture, Section
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder
+from workloads.results.outcome import session_lines
+from workloads.transports.table import compared
 
 #: What everything is divided by: this transport's round trip, alone in the network.
 _YARDSTICK = "homa"
@@ -63,57 +61,59 @@ docs/slowdown.md has the same experiment in virtual time, and results.
 """
 
 
-def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``mix`` to the subcommands of ``run``."""
-    parser = actions.add_parser(
-        "mix", help="W1 to W5 at a load, all to all: slowdown by message size", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Every host sends messages of a workload to random others, at random times (Poisson), "
-                    "whatever became of those before. A message is a request, answered with "
-                    f"{REPLY_BYTES} bytes. Links have 20 Mbit/s unless --rate-mbps says otherwise.")
-    add = parser.add_argument
-    add("--workload", default="w4", metavar="W|FILE",
+@dataclass(frozen=True)
+class Options:
+    """What ``smtnet run mix`` takes on its command line."""
+
+    workload: str = option(
+        "--workload", default="w4", metavar="W|FILE",
         help=f"message sizes, cut to 1 MB: {', '.join(WORKLOADS)}, or a file of sizes (default: %(default)s)")
-    add("--load", type=quantities.FRACTION, default=0.8, metavar="P",
+    load: float = option(
+        "--load", type=quantities.FRACTION, default=0.8, metavar="P",
         help="share of every host's link, in each direction, for the DATA packets of requests and answers, "
              "headers included, as homa packs them (default: %(default)s)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--hosts", type=options.positive, default=8, metavar="N",
-                       help="hosts at one switch (default: %(default)s)")
-    where.add_argument("--topo", default="", metavar="T", help="another topology, as leafspine,2,2,4")
-    add("--transport", type=options.transport_list, default=["smt", "homa", "tcp", "tls"], metavar="T[,T...]",
-        help=f"some of {', '.join(transports.NAMES)} (default: smt,homa,tcp,tls)")
-    limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--messages", type=options.positive, metavar="N",
-                       help="about so many of each transport and trial are measured, for as long as they take "
-                            f"at this load (default: {_NORMAL[0]})")
-    limit.add_argument("--seconds", type=quantities.SECONDS, metavar="S", help="measure for so long instead")
-    add("--trials", type=options.positive, default=1, metavar="N",
-        help="each with other messages; their samples are put together (default: %(default)s)")
-    add("--quick", action="store_true",
-        help=f"{_QUICK[0]} messages, and fewer sizes measured alone: to see whether it works")
-    add("--connections", type=options.positive, default=0, metavar="N",
+    hosts: int = option("--hosts", type=options.positive, default=8, metavar="N", either="where",
+                        help="hosts at one switch (default: %(default)s)")
+    topo: str = option("--topo", default="", metavar="T", either="where",
+                      help="another topology, as leafspine,2,2,4")
+    transport: list[str] = option(
+        "--transport", type=options.transport_list, default=compared("mix"), metavar="T[,T...]",
+        help=f"some of {', '.join(transports.NAMES)} (default: {','.join(compared('mix'))})")
+    messages: int | None = option(
+        "--messages", type=options.positive, metavar="N", either="limit",
+        help="about so many of each transport and trial are measured, for as long as they take "
+             f"at this load (default: {_NORMAL[0]})")
+    seconds: float | None = option("--seconds", type=quantities.SECONDS, metavar="S", either="limit",
+                                   help="measure for so long instead")
+    trials: int = option("--trials", type=options.positive, default=1, metavar="N",
+                         help="each with other messages; their samples are put together (default: %(default)s)")
+    quick: bool = option("--quick", action="store_true",
+                         help=f"{_QUICK[0]} messages, and fewer sizes measured alone: to see whether it works")
+    connections: int = option(
+        "--connections", type=options.positive, default=0, metavar="N",
         help="tcp, tls, ktls: connections of each client to each server, RPCs pipelined when all are taken "
              f"(default: {OPEN_LOOP_CONNECTIONS})")
-    add("--nic", choices=("sw", "hw"), default="sw", help="who seals SMT's records (default: %(default)s)")
-    add("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-        help="busy-wait this long before sleeping (default: 0)")
-    options.add_experiment_param(parser)
-    add_experiment_sessions(parser)
-    add("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
-        help="give up a message after this long (default: 60)")
-    add("--reference", type=Path, metavar="CSV", help="published slowdowns to print beside")
-    add("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
-    add_network_options(parser)
-    parser.set_defaults(rate_mbps=_DEFAULT_MBPS)
-    options.add_result_options(parser)
-    parser.set_defaults(run=run_mix)
+    nic: str = option("--nic", choices=("sw", "hw"), default="sw",
+                      help="who seals SMT's records (default: %(default)s)")
+    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
+                          help="busy-wait this long before sleeping (default: 0)")
+    params: Params = group(Params)
+    sessions: Sessions = group(Sessions)
+    timeout: float = option("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
+                            help="give up a message after this long (default: 60)")
+    reference: Path | None = option("--reference", type=Path, metavar="CSV",
+                                    help="published slowdowns to print beside")
+    seed: int = option("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
+    network: Network = group(Network, rate_mbps=_DEFAULT_MBPS)
+    end: JudgedResults = group(JudgedResults)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be done."""
 
+    asked: Options
+    """With what was left open filled in."""
     mix: Mix
     names: list[str]
     """Transports."""
@@ -123,10 +123,12 @@ class Plan:
     sizes: list[int]
     """Bytes that are measured alone."""
     alone_s: float
-    """About how long each of them is measured ..."""
+    """Seconds for which each size is measured alone, about."""
     alone_count: tuple[int, int]
-    """... with so many messages, at least and at most."""
+    """Messages, at least and at most, with which a size is measured alone."""
     connections: int
+    published: Published
+    """To print beside."""
 
     def count(self, size: int) -> int:
         """Messages of ``size`` bytes that are measured alone."""
@@ -144,79 +146,92 @@ class Plan:
                 + self.trials * len(self.names) * mix.seconds(self.seconds)[0])
 
 
-def plan(args: argparse.Namespace) -> Plan:
-    """What the options ask for. Raises :class:`ConfigError`."""
-    for name in args.transport:
+def check(asked: Options) -> Plan:
+    """Everything that can be seen before a network is made. Raises :class:`ConfigError`."""
+    asked = replace(asked, topo=asked.topo or f"star,{asked.hosts}")
+    hosts = len(asked.network.check(asked.topo, asked.seed).hosts())
+    for name in asked.transport:
         transports.check(name)
-    check_sessions(args, args.transport)
-    links = link_options(args)
+    check_sessions(asked.sessions, asked.transport)
+    links = asked.network.links(asked.seed)
     assert links.rate_mbps is not None, "there is a default"
     if links.rate_mbps % 1:
         raise ConfigError(f"--rate-mbps {links.rate_mbps:g}: a whole number, as the pacers of smt and homa take")
-    hosts = len(make_topo(args.topo).hosts())
-    mix = Mix(args.workload, args.load, hosts, links.rate_mbps, links.mtu, tuple(args.param))
-    messages, most, alone_s, alone_count = _QUICK if args.quick else _NORMAL
-    return Plan(mix, args.transport, args.seconds or (args.messages or messages) / mix.rpc_per_s, args.trials,
-                spread(mix.sizes.sizes, most), alone_s, alone_count, args.connections or OPEN_LOOP_CONNECTIONS)
+    mix = Mix(asked.workload, asked.load, hosts, links.rate_mbps, links.mtu, tuple(asked.params.param))
+    published = slowdown.load_published(asked.reference, mix.sizes.name, asked.load) if asked.reference else {}
+    messages, most, alone_s, alone_count = _QUICK if asked.quick else _NORMAL
+    return Plan(asked, mix, asked.transport, asked.seconds or (asked.messages or messages) / mix.rpc_per_s,
+                asked.trials, spread(mix.sizes.sizes, most), alone_s, alone_count,
+                asked.connections or OPEN_LOOP_CONNECTIONS, published)
 
 
-def run_mix(args: argparse.Namespace) -> int:
-    """The subcommand: checks everything that can be checked, then goes on in namespaces of its own."""
-    args.topo = args.topo or f"star,{args.hosts}"
-    check_network(args)
-    todo = plan(args)
-    name = todo.mix.sizes.name
-    published = slowdown.load_published(args.reference, name, args.load) if args.reference else {}
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    folder = ResultFolder.create("mix", args.results)
-    print(f"run mix: {todo.mix.rpc_per_s:,.0f} messages/s in all; {len(todo.names)} transports, "
-          f"{todo.trials} trials of {todo.seconds:.0f} s: about {max(1, round(todo.estimate_s() / 60))} min",
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "run mix", len(plan.sizes) + plan.trials * len(plan.names)
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """A row for each size that is measured alone, and for each transport and trial."""
+    print(f"run mix: {plan.mix.rpc_per_s:,.0f} messages/s in all; {len(plan.names)} transports, "
+          f"{plan.trials} trials of {plan.seconds:.0f} s: about {max(1, round(plan.estimate_s() / 60))} min",
           file=sys.stderr)
-    with Progress("run mix", len(todo.sizes) + todo.trials * len(todo.names)) as progress, \
-            open_net(args, folder, progress) as net:
-        rows, unloaded = _measure(args, todo, net, folder, progress, published)
-    return _conclude(args, todo, folder, rows, unloaded)
+    asked, mix = plan.asked, plan.mix
+    with running.network(asked.network, asked.topo, asked.seed) as net:
+        rows, unloaded = _measure(plan, net, running)
+    setting = {"rpc_per_s": round(mix.rpc_per_s, 1), "mean_bytes": round(mix.sizes.mean(), 1),
+               "largest_bytes": mix.sizes.sizes[-1], "transport_params": asdict(mix.params),
+               "unloaded_us": {str(size): round(ns / 1000, 1) for size, ns in unloaded.measured.items()}}
+    slowdown.write_csv(running.folder.path / "slowdown.csv", mix_report.buckets_of(rows))
+    failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
+              if row["errors"] or not row["content_ok"]]
+    return Outcome(
+        rows, {"workload": mix.sizes.name, "load": asked.load, "topo": asked.topo, "hosts": mix.hosts,
+               "rate_mbps": mix.rate_mbps, **setting,
+               "transports": [mix_report.outcome(rows, name) for name in plan.names]},
+        "\n".join([mix_report.text(rows), *session_lines(rows)]), table=False,
+        failed=failed[0] if failed else "", parameters=asked, setting=setting, seed=asked.seed,
+        flat=[{name: value for name, value in row.items() if name != "slowdown"} for row in rows])
 
 
-def _measure(args: argparse.Namespace, todo: Plan, net: SmtNet, folder: ResultFolder, progress: Progress,
-             published: Published) -> tuple[list[MixRow], Unloaded]:
+def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], Unloaded]:
     """(rows of what is measured alone and of every trial, round trips alone)."""
+    asked, folder, progress = plan.asked, running.folder, running.progress
     rows: list[MixRow] = []
-    messages: dict[str, list[Message]] = {name: [] for name in todo.names}
-    title = todo.mix.title(args.topo)
+    messages: dict[str, list[Message]] = {name: [] for name in plan.names}
+    title = plan.mix.title(asked.topo)
     fleets: dict[str, MixFleet] = {}
     with ExitStack() as stack:
-        for number, name in enumerate(dict.fromkeys([*todo.names, _YARDSTICK])):
-            progress.say(f"starting {2 * todo.mix.hosts} processes of {name}")
-            own = todo.mix.options() if name in transports.PACKET_TRANSPORTS else ()
-            setup = Setup(name, args.nic, "all", connections=args.connections, poll_us=args.poll_us,
-                          session=args.session or "", options=(*own, *session_words(args, name)),
+        for number, name in enumerate(dict.fromkeys([*plan.names, _YARDSTICK])):
+            progress.say(f"starting {2 * plan.mix.hosts} processes of {name}")
+            own = plan.mix.options() if name in transports.PACKET_TRANSPORTS else ()
+            setup = Setup(name, asked.nic, "all", connections=asked.connections, poll_us=asked.poll_us,
+                          session=asked.sessions.session or "",
+                          options=(*own, *session_words(asked.sessions, name)),
                           server_options=("--response-size", str(REPLY_BYTES)))
             fleets[name] = stack.enter_context(
-                MixFleet(net, args.topo, setup, todo.mix, folder.path / "hosts", number))
+                MixFleet(net, asked.topo, setup, plan.mix, folder.path / "hosts", number))
         alone: dict[int, float] = {}
-        for size in todo.sizes:
+        for size in plan.sizes:
             progress.step(f"{size} B alone, by {_YARDSTICK}")
             measured = fleets[_YARDSTICK].measure(
-                fleets[_YARDSTICK].alone(size, todo.count(size), args.timeout, args.seed))
+                fleets[_YARDSTICK].alone(size, plan.count(size), asked.timeout, asked.seed))
             rows.append(measured.row)
             _refuse_failures(measured.row)
             alone[size] = median(measured.rtt_ns)
         unloaded = Unloaded(alone)
-        for trial in range(1, todo.trials + 1):
+        for trial in range(1, plan.trials + 1):
             # Whoever was first is last next time: the machine may get slower or faster.
-            turn = (trial - 1) % len(todo.names)
-            for name in todo.names[turn:] + todo.names[:turn]:
-                progress.step(f"{name}, trial {trial} of {todo.trials}")
-                seed = args.seed + trial - 1
-                measured = fleets[name].measure(fleets[name].traffic(todo.seconds, args.timeout, seed), trial)
+            turn = (trial - 1) % len(plan.names)
+            for name in plan.names[turn:] + plan.names[:turn]:
+                progress.step(f"{name}, trial {trial} of {plan.trials}")
+                seed = asked.seed + trial - 1
+                measured = fleets[name].measure(fleets[name].traffic(plan.seconds, asked.timeout, seed), trial)
                 row = measured.row
-                judge(row, todo.mix)
+                judge(row, plan.mix)
                 folder.save_raw(f"{name}.trial{trial}", measured.rtt_ns)
                 folder.save_raw(f"{name}.trial{trial}.sizes", measured.tags)
-                messages[name] += todo.mix.messages(measured.rtt_ns, measured.tags, unloaded, seed)
-                row["slowdown"] = mix_report.entry(name, messages[name], published, title)
+                messages[name] += plan.mix.messages(measured.rtt_ns, measured.tags, unloaded, seed)
+                row["slowdown"] = mix_report.entry(name, messages[name], plan.published, title)
                 rows.append(row)
     counters = {name: fleet.counters for name, fleet in fleets.items()}
     folder.write("counters.json", json.dumps(counters, indent=1) + "\n")
@@ -229,30 +244,11 @@ def _refuse_failures(row: MixRow) -> None:
         raise PeerError(f"{row['size']} B alone, by {_YARDSTICK}: {row.get('first_error', 'an answer was wrong')}")
 
 
-def _conclude(args: argparse.Namespace, todo: Plan, folder: ResultFolder, rows: list[MixRow],
-              unloaded: Unloaded) -> int:
-    """Write, print; the exit code."""
-    setting = {"rpc_per_s": round(todo.mix.rpc_per_s, 1), "mean_bytes": round(todo.mix.sizes.mean(), 1),
-               "largest_bytes": todo.mix.sizes.sizes[-1], "transport_params": asdict(todo.mix.params),
-               "unloaded_us": {str(size): round(ns / 1000, 1) for size, ns in unloaded.measured.items()}}
-    slowdown.write_csv(folder.path / "slowdown.csv", mix_report.buckets_of(rows))
-    flat = [{name: value for name, value in row.items() if name != "slowdown"} for row in rows]
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-             if name != "run"}
-    verdict = outcome.save({**asked, **setting}, folder, rows, args.seed, flat=flat)
-    if args.json:
-        outcomes = [mix_report.outcome(rows, name) for name in todo.names]
-        print(json.dumps({"workload": todo.mix.sizes.name, "load": args.load, "topo": args.topo,
-                          "hosts": todo.mix.hosts, "rate_mbps": todo.mix.rate_mbps, **setting,
-                          "transports": outcomes, "fidelity": verdict, "results": str(folder.path)}))
-    else:
-        print("\n".join([mix_report.text(rows), *outcome.session_lines(rows)]))
-    print(f"results: {folder.path}", file=sys.stderr)
-    failed = [f"{row['transport']}: {row.get('first_error', 'an answer was wrong')}" for row in rows
-              if row["errors"] or not row["content_ok"]]
-    return outcome.exit_code(verdict, failed[0] if failed else "", not args.allow_unfaithful)
-
-
-EXPERIMENT = OwnWay("mix", command="run", add=add_parser, place=50, kinds=(
-    Picture("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
-    Section("Slowdown", mix_report.text)))
+EXPERIMENT = Experiment(
+    "mix", help="W1 to W5 at a load, all to all: slowdown by message size", examples=_EXAMPLES,
+    description="Every host sends messages of a workload to random others, at random times (Poisson), "
+                "whatever became of those before. A message is a request, answered with "
+                f"{REPLY_BYTES} bytes. Links have 20 Mbit/s unless --rate-mbps says otherwise.",
+    options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=50,
+    kinds=(Picture("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
+           Section("Slowdown", mix_report.text)))

@@ -43,11 +43,11 @@ class Cost:
     workload: str
     policy: str
     mean_bytes: float
-    """Of the messages themselves."""
+    """Mean length of the messages, without padding."""
     message_share: float
     """Bytes the messages have more, as a share: 0.39."""
     wire_share: float
-    """The same of frames, with everything they carry."""
+    """Bytes the frames have more, headers and all, as a share."""
     lengths: int
     """Different lengths an onlooker sees."""
     entropy_bits: float

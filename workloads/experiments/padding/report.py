@@ -12,8 +12,8 @@ from typing import Any, Literal, TypedDict, cast
 
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
+from workloads.results.points import metric, size_text
 from workloads.results.row import Row
-from workloads.results.rows import metric, size_text
 
 
 class Wire(TypedDict):
@@ -55,9 +55,9 @@ def comparison(computed: Sequence[Cost], rows: Sequence[PaddingRow]) -> dict[str
 
 def _wire_share(by_point: dict[tuple[Any, ...], list[PaddingRow]], workload: str,
                 policy: str) -> dict[str, float] | None:
-    """Of the frames counted at the interface, with grants, acknowledgements and what was sent again, and computed
-    for exactly the messages of these trials; ``beside_data``: what was counted beyond that, as a share. None: not
-    measured."""
+    """Bytes that padding adds to the frames, as shares. ``counted``: at the interface, with grants,
+    acknowledgements and what was sent again; ``computed``: for exactly the messages of these trials;
+    ``beside_data``: what was counted beyond the frames of the messages. None: not measured."""
     def total(of: str, field: Literal["bytes", "data"]) -> int:
         return sum(row["wire"][field] for (size, _x, name), rows in by_point.items() for row in rows
                    if size == workload and name == of)

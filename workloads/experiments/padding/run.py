@@ -50,7 +50,7 @@ Writes results/<UTC time>-padding/: padding.csv, padding.png, and what every run
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet reproduce padding``."""
+    """What ``smtnet reproduce padding`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one short trial of each point")
     end: QuotedResults = group(QuotedResults)

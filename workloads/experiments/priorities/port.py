@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,12 +12,12 @@ from typing import Any, cast
 from smtstack.errors import SmtError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from topo.network import SmtNet
+from topo.running import PATIENCE_S, Program, python_program
 from topo.shaping import PRIORITIES, priority_counters
 from topo.topologies import SmtTopo
 from workloads.experiments.priorities.arithmetic import MODE, Shares, breach, expected, named, tolerance
 from workloads.experiments.priorities.row import PriorityRow
-from workloads.fleet.programs import PATIENCE_S, Client, await_text, died, finish
-from workloads.results.fidelity import FidelityMonitor, verdict
+from workloads.results.fidelity import FidelityMonitor, combined
 from workloads.results.row import Verdict
 
 #: Seconds: until the senders begin, and of traffic before anything counts, in which buffers fill.
@@ -33,14 +31,14 @@ _LOOK_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Of a trial, by class."""
+    """The frames of a trial, by class."""
 
     sent: Counter[int]
-    """By the hosts."""
+    """Frames that the hosts sent."""
     sent_in_time: Counter[int]
-    """In the seconds that count."""
+    """Frames that the hosts sent in the seconds that count."""
     got: Counter[int]
-    """By the receiver."""
+    """Frames that arrived."""
     got_in_time: Counter[int]
     port: Counter[tuple[int, str]]
     """``sent`` and ``dropped`` by the port, whatever the frame was."""
@@ -75,8 +73,8 @@ class PriorityPort:
         #: Bytes of a frame, as large as they come, and how many of these the port can send in a second.
         self._length = link.options.mtu + HEADER_LEN
         self._rate = link.options.rate_mbps * 1e6 / 8 / (self._length + FRAME_OVERHEAD)
-        self._senders: list[Client] = []
-        self._counting: list[Client] = []
+        self._senders: list[Program] = []
+        self._counting: list[Program] = []
 
     def __enter__(self) -> PriorityPort:
         try:
@@ -87,7 +85,7 @@ class PriorityPort:
                     "--source", host.IP(), "--to", receiver.IP(), "--mac", receiver.MAC(),
                     "--length", str(self._length)]))
             for client in (*self._counting, *self._senders):
-                await_text(client.host, client.process, client.what, client.log, "ready")
+                client.wait_for("ready")
         except BaseException:
             self._stop()
             raise
@@ -96,24 +94,20 @@ class PriorityPort:
     def __exit__(self, *_error: object) -> None:
         self._stop()
 
-    def _start(self, host: Any, what: str, role: str, arguments: list[str]) -> Client:
-        log = self._folder / f"{host.name}-{what}.log"
-        with log.open("w") as errors:
-            process = host.python("workloads.experiments.priorities.program", role, "--iface",
-                                  host.defaultIntf().name, *arguments, stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE, stderr=errors, text=True)
-        return Client(host, what, process, log)
+    def _start(self, host: Any, what: str, role: str, arguments: list[str]) -> Program:
+        return Program(host, what, python_program("workloads.experiments.priorities.program", role, "--iface",
+                                                  host.defaultIntf().name, *arguments),
+                       self._folder / f"{host.name}-{what}.log")
 
     def _stop(self) -> None:
         for client in (*self._senders, *self._counting):
-            client.process.terminate()
-            finish(client.process)
+            client.stop()
 
     def measure(self, asked: Shares, seconds: float, trial: int = 1) -> PriorityRow:
         """One trial: every class offered its share for ``seconds`` that count. Raises SmtError if a program
         ends."""
         before, drops = self._counters(), self._drops()
-        pids = [client.process.pid for client in (*self._senders, *self._counting)]
+        pids = [client.pid for client in (*self._senders, *self._counting)]
         monitor = FidelityMonitor(pids=[*pids, *self._net.emulator_pids()])
         start = time.monotonic_ns() + round(LEAD_S * 1e9)
         begin = start + round(WARM_UP_S * 1e9)
@@ -127,17 +121,16 @@ class PriorityPort:
                 client.tell({"per_s": per_s, "start": start, **counts})
                 busy.append(client)
         monitor.start()
-        sent = [_answer(client) for client in busy]
+        sent = [client.answer() for client in busy]
         machine = monitor.stop()
         self._drain()
         self._counting[0].tell({})
-        came = _answer(self._counting[0])
+        came = self._counting[0].answer()
         frames = Frames(_sum(sent, "sent"), _sum(sent, "counted"), _sum([came], "received"),
                         _sum([came], "counted"), self._counters() - before)
-        numbers = {name: value for name, value in machine.items() if name not in ("ok", "reasons")}
-        return self.row(asked, seconds, trial, frames, verdict(numbers | {
-            "receive_drops": came["missed"], "send_drops": sum(answer["refused"] for answer in sent),
-            "path_drops": self._drops() - drops, "sender_late_us": max(answer["late_us"] for answer in sent)}))
+        return self.row(asked, seconds, trial, frames, combined(
+            machine, [], receive_drops=came["missed"], send_drops=sum(answer["refused"] for answer in sent),
+            path_drops=self._drops() - drops, sender_late_us=max(answer["late_us"] for answer in sent)))
 
     def row(self, asked: Shares, seconds: float, trial: int, frames: Frames, fidelity: Verdict) -> PriorityRow:
         """A trial, judged: whether it was the one asked for, and whether priorities were strict."""
@@ -183,7 +176,7 @@ class PriorityPort:
         return row
 
     def _counters(self) -> Counter[tuple[int, str]]:
-        """Of the port: frames sent and dropped since it was made, by class."""
+        """What the port counts: frames sent and dropped since it was made, by class."""
         return Counter({(number, what): frames for number, c in
                         priority_counters(self.port.name, self.port.pid).items()
                         for what, frames in (("sent", c.packets), ("dropped", c.dropped))})
@@ -206,14 +199,6 @@ class PriorityPort:
                 raise SmtError(f"{self.port.name}: frames still wait long after the last was sent: is it down?")
             last = now
             time.sleep(_LOOK_S)
-
-
-def _answer(client: Client) -> dict[str, Any]:
-    line = client.process.stdout.readline() if client.process.stdout else ""
-    if not line:
-        raise died(client.host, client.what, client.process, client.log)
-    answer: dict[str, Any] = json.loads(line)
-    return answer
 
 
 def _sum(answers: list[dict[str, Any]], name: str) -> Counter[int]:

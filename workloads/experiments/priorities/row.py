@@ -14,7 +14,7 @@ class ClassResult(TypedDict):
     asked: float
     offered: float
     expected: float
-    """Where priorities are strict."""
+    """What a port with strict priorities gives."""
     got: float
     frames_sent: int
     frames_got: int
@@ -26,10 +26,10 @@ class PriorityRow(Row):
     """One trial of one scenario; ``rpcs`` are frames, and an error is a priority that was not strict."""
 
     rate_mbps: float
-    """Of the port."""
+    """Rate of the port."""
     buffer_bytes: int
-    """Of each of its priorities."""
+    """Buffer of each priority of the port."""
     seconds: float
-    """That count."""
+    """How long it was measured."""
     classes: Mapping[str, ClassResult]
-    """By number, 7 the highest."""
+    """What each class got, by its number, 7 the highest."""

@@ -14,12 +14,13 @@ from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
 from workloads.experiments.priorities.port import OnePort, PriorityPort
 from workloads.experiments.priorities.row import PriorityRow
-from workloads.experiments.queries import as_csv, as_text
+from workloads.experiments.queries import as_text
 from workloads.options import common as options
 from workloads.options.common import JudgedResults
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.results import outcome
+from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
 
 RATE_MBPS = 20.0
@@ -50,7 +51,7 @@ exit code: 0 ok, 1 priorities were not strict, 2 usage, 3 the machine lacks some
 
 @dataclass(frozen=True)
 class Options:
-    """Of ``smtnet run priorities``."""
+    """What ``smtnet run priorities`` takes on its command line."""
 
     offered: float = option(
         "--offered", type=quantities.FRACTION, default=OFFERED, metavar="P", either="what",
@@ -122,7 +123,7 @@ def outcome_of(asked: Options, rows: Sequence[PriorityRow]) -> Outcome:
     table, wrong = priority_report.table(rows), outcome.first_error(rows)
     # Nothing here is random; a network wants a seed all the same.
     return Outcome(rows, {"classes": table, "strict": not wrong}, as_text(table), table=False,
-                   files={"priorities.csv": as_csv(table)}, parameters=asked,
+                   files={"priorities.csv": csv_text(table)}, parameters=asked,
                    setting={"seed": 1, "topo": OnePort.example}, failed=wrong)
 
 

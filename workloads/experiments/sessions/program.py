@@ -29,7 +29,7 @@ from smtstack.session_io.identity_files import load_identity
 from smtstack.session_io.ticket_dns import DnsTickets
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE
-from workloads.experiments.sessions.swarm import Swarm, Tally
+from workloads.experiments.sessions.swarm import Swarm, SwarmTally
 from workloads.options.common import parse_address, positive
 
 #: Seconds a task may take for each session, and at least.
@@ -84,14 +84,14 @@ def _serve(args: argparse.Namespace) -> None:
             print(json.dumps(_said(tally)), flush=True)
 
 
-def _do(what: str, swarm: Swarm, peer: Address, args: argparse.Namespace) -> Tally:
+def _do(what: str, swarm: Swarm, peer: Address, args: argparse.Namespace) -> SwarmTally:
     timeout_s = max(_LEAST_S, args.count * _EACH_S)
     if what == "closed":
         return swarm.end(peer, args.window, timeout_s)
     return swarm.echo(peer, args.size, args.window, timeout_s)
 
 
-def _said(tally: Tally) -> dict[str, Any]:
+def _said(tally: SwarmTally) -> dict[str, Any]:
     times = tally.times_ns
     return {"done": tally.done, "failed": tally.failed, "wrong": tally.wrong, "first_error": tally.first_error,
             "seconds": tally.seconds, "median_us": round(statistics.median(times) / 1000, 1) if times else None}

@@ -8,12 +8,7 @@ was freed stays with the process, as allocators keep what is in pieces: growth f
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,24 +20,21 @@ from typing import Any
 import psutil
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.exit_codes import EXIT_UNFAITHFUL
 from smtstack.session.established import MODES
-from topo import sandbox
 from topo.host import SmtHost
-from topo.interpreter import host_environment
 from topo.network import SmtNet, open_network
-from workloads.experiments.experiment import OwnWay
-from workloads.experiments.paper import new_figure
+from topo.running import Program, finish, python_program
+from workloads.experiments import paper
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.fleet.programs import Client, answer_of, await_text, finish
 from workloads.options import common as options
-from workloads.results.environment import environment
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
-from workloads.results.progress import Progress
+from workloads.results.folder import csv_text
 from workloads.results.row import Verdict
-from workloads.results.rows import ResultFolder
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
 
 TOPO = "back2back"
@@ -88,71 +80,79 @@ class Stage:
     median_us: float | None = None
 
 
-def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``sessions``."""
-    parser = new_figure(
-        figures, "sessions", "thousands of concurrent sessions: a server's memory, and what stays of it",
-        "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
-        "second, and memory after all were closed.", _EXAMPLES, quick=f"{QUICK_COUNT} sessions")
-    parser.add_argument("--count", type=options.positive, metavar="N", help=f"sessions (default: {COUNT})")
-    parser.add_argument("--rounds", type=options.positive, default=ROUNDS, metavar="R",
-                        help="how often they begin and end (default: %(default)s)")
-    parser.add_argument("--session", choices=MODES, default="mtls",
-                        help="how they begin; psk: from the second round on (default: %(default)s)")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """What ``smtnet reproduce sessions`` takes on its command line."""
+
+    quick: bool = option("--quick", action="store_true", help=f"{QUICK_COUNT} sessions")
+    end: QuotedResults = group(QuotedResults)
+    count: int | None = option("--count", type=options.positive, metavar="N", help=f"sessions (default: {COUNT})")
+    rounds: int = option("--rounds", type=options.positive, default=ROUNDS, metavar="R",
+                         help="how often they begin and end (default: %(default)s)")
+    session: str = option("--session", choices=MODES, default="mtls",
+                          help="how they begin; psk: from the second round on (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    count = args.count or (QUICK_COUNT if args.quick else COUNT)
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how often."""
+
+    session: str
+    """How they begin."""
+    count: int
+    """Sessions."""
+    rounds: int
+
+
+def check(asked: Options) -> Plan:
+    """What the user left open, filled in."""
+    count = asked.count or (QUICK_COUNT if asked.quick else COUNT)
     if FIRST_CLIENT_PORT + count - 1 > LAST_PORT:
         raise ConfigError(f"--count {count}: a client has {LAST_PORT - FIRST_CLIENT_PORT + 1} ports for sessions")
-    if not sandbox.inside():
-        return sandbox.run(sys.argv[1:])
-    folder = ResultFolder.create("sessions", args.results)
-    with Progress("sessions", 1 + 3 * args.rounds) as progress:
-        stages, counters, fidelity = _measure(args.session, count, args.rounds, folder, progress)
-    verdict = judge(stages, count, early=args.session in (*FROM_TICKETS, *FROM_SESSIONS))
-    asked = {"session": args.session, "count": count, "rounds": args.rounds}
-    result = {**asked, **verdict,
-              "stages": [asdict(stage) for stage in stages], "server": counters, "fidelity": fidelity}
-    folder.write_run(asked, environment(), None, fidelity, [])
-    folder.write("sessions.json", json.dumps(result, indent=1) + "\n")
-    folder.write("sessions.csv", as_csv(stages))
-    folder.hand_over()
-    if args.json:
-        print(json.dumps(result | {"results": str(folder.path)}))
-    else:
-        print(as_text(args.session, stages, verdict))
-    print(f"results: {folder.path}", file=sys.stderr)
-    if verdict["flat"] is False:
-        raise SmtError("the server's memory grew from round to round: " + "; ".join(verdict["reasons"]))
-    return EXIT_UNFAITHFUL if args.strict and not fidelity["ok"] else 0
+    return Plan(asked.session, count, asked.rounds)
+
+
+def steps(plan: Plan) -> tuple[str, int]:
+    """For progress."""
+    return "sessions", 1 + 3 * plan.rounds
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """The stages and the verdict on them; there are no rows."""
+    stages, counters, fidelity = _measure(plan, running)
+    verdict = judge(stages, plan.count, early=plan.session in (*FROM_TICKETS, *FROM_SESSIONS))
+    result = {**asdict(plan), **verdict, "stages": [asdict(stage) for stage in stages], "server": counters}
+    failed = ("the server's memory grew from round to round: " + "; ".join(verdict["reasons"])
+              if verdict["flat"] is False else "")
+    return Outcome(result=result, text=as_text(plan.session, stages, verdict), table=False, failed=failed,
+                   parameters=asdict(plan), seed=None, fidelity=fidelity,
+                   files={"sessions.json": json.dumps({**result, "fidelity": fidelity}, indent=1) + "\n",
+                          "sessions.csv": csv_text([asdict(stage) for stage in stages])})
 
 
 # -- measuring -------------------------------------------------------------------------------------------------
 
-def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
-             progress: Progress) -> tuple[list[Stage], dict[str, Any], Verdict]:
+def _measure(plan: Plan, running: Running) -> tuple[list[Stage], dict[str, Any], Verdict]:
     """(the stages, what the server counted, the verdict of fidelity)."""
-    logs = folder.path / "hosts"
+    progress, count = running.progress, plan.count
+    logs = running.folder.path / "hosts"
     logs.mkdir()
     with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
         progress.step("starting the server")
         (client_host, server_host), = net.flows
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")), "certs")
-        places = _Places(net, session, keys, logs, stack)
+        places = _Places(net, plan.session, keys, logs, stack)
         server = stack.enter_context(places.server(server_host))
         client = stack.enter_context(places.client(client_host, server_host, count))
         process = psutil.Process(server.pid)
-        monitor = FidelityMonitor(pids=[server.pid, client.process.pid])
+        monitor = FidelityMonitor(pids=[server.pid, client.pid])
         monitor.start()
         stages = [_stage(process, 0, "start")]
-        for number in range(1, rounds + 1):
+        for number in range(1, plan.rounds + 1):
             for name in ("open", "echo", "closed"):
-                progress.step(f"round {number} of {rounds}: {name}")
+                progress.step(f"round {number} of {plan.rounds}: {name}")
                 client.tell({"do": name})
-                answer = answer_of(client)
+                answer = client.answer()
                 if answer["done"] != count:
                     raise SmtError(f"{name}, round {number}: {answer['done']} of {count} sessions, "
                                    f"{answer['failed']} failed, {answer['wrong']} with wrong content: "
@@ -161,8 +161,7 @@ def _measure(session: str, count: int, rounds: int, folder: ResultFolder,
                     time.sleep(SETTLE_S)
                 stages.append(_stage(process, number, name, answer))
         fidelity = monitor.stop()
-        server.terminate()
-        counters = json.loads(finish(server))["counters"]
+        counters = json.loads(server.stop())["counters"]
         if counters["sessions"]:
             raise SmtError(f"the server still has {counters['sessions']} sessions after all were closed")
         return stages, counters, fidelity
@@ -189,45 +188,38 @@ class _Places:
             self._words += ["--dns", "{}:{}".format(*dns.address)]
 
     @contextmanager
-    def server(self, host: SmtHost) -> Iterator[subprocess.Popen[str]]:
+    def server(self, host: SmtHost) -> Iterator[Program]:
         """Ends with SIGTERM, if it has not before."""
         log = self._logs / "server.log"
-        process = self._start(host, log, "workloads", "serve", "echo", "--transport", "smt", "--iface",
-                              str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
+        program = self._start(host, "echo server", log, "workloads", "serve", "echo", "--transport", "smt",
+                              "--iface", str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
         try:
-            await_text(host, process, "echo server", log, "serving")
-            yield process
+            program.wait_for("serving")
+            yield program
         finally:
-            process.terminate()
-            finish(process)
+            program.stop()
 
     @contextmanager
-    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Client]:
+    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Program]:
         """Ends with its stdin."""
         log = self._logs / "client.log"
-        process = self._start(host, log, "workloads.experiments.sessions.program",
+        client = self._start(host, "client of many sessions", log, "workloads.experiments.sessions.program",
                               "--iface", str(host.defaultIntf()),
                               "--addr", f"{host.IP()}:{FIRST_CLIENT_PORT}", "--peer", f"{server.IP()}:{PORT}",
                               "--count", str(count), "--window", str(WINDOW), "--size", str(SIZE))
-        client = Client(host, "client of many sessions", process, log)
         try:
-            await_text(host, process, client.what, log, "ready")
+            client.wait_for("ready")
             yield client
         except BaseException:
-            process.terminate()
+            client.process.terminate()
             raise
         finally:
-            finish(process)
+            finish(client.process)
 
-    def _start(self, host: SmtHost, log: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+    def _start(self, host: SmtHost, what: str, log: Path, module: str, *arguments: str) -> Program:
         words = [*arguments, *self._words, *self._credentials.args(host.name)]
-        with log.open("w") as errors:
-            process: subprocess.Popen[str] = host.python(
-                module, *words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**host_environment(), **self._credentials.environment(host.name)})
-        if self._cores:
-            psutil.Process(process.pid).cpu_affinity(sorted(self._cores[host.name]))
-        return process
+        return Program(host, what, python_program(module, *words), log, cores=self._cores.get(host.name),
+                       environment=self._credentials.environment(host.name))
 
 
 # -- judging ---------------------------------------------------------------------------------------------------
@@ -256,16 +248,6 @@ def judge(stages: Sequence[Stage], count: int, early: bool = False) -> dict[str,
         "flat": not reasons if len(rounds) > 1 else None, "reasons": reasons}
 
 
-def as_csv(stages: Sequence[Stage]) -> str:
-    """sessions.csv: a line for each stage."""
-    out = io.StringIO()
-    lines = [asdict(stage) for stage in stages]
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
 def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> str:
     """For people."""
     lines = [f"{'':<18}{'sessions':>10}{'per s':>9}{'median us':>11}{'RSS MB':>9}{'PSS MB':>9}{'own MB':>9}"]
@@ -281,4 +263,10 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
     return "\n".join(lines)
 
 
-EXPERIMENT = OwnWay("sessions", command="reproduce", add=add_figure, place=50)
+EXPERIMENT = Experiment(
+    "sessions", command="reproduce",
+    help="thousands of concurrent sessions: a server's memory, and what stays of it",
+    description=paper.filled(
+        "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
+        "second, and memory after all were closed."),
+    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=50)

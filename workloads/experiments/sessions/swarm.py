@@ -58,7 +58,7 @@ def range_filter(ip: int, ports: range, protocol: int) -> list[bpf.Instruction]:
 
 
 @dataclass(slots=True)
-class Tally:
+class SwarmTally:
     """What came of one task of the swarm."""
 
     done: int = 0
@@ -102,13 +102,13 @@ class Swarm:
 
     # -- what it does --------------------------------------------------------------------------------------
 
-    def echo(self, peer: Address, size: int, window: int, timeout_s: float) -> Tally:
+    def echo(self, peer: Address, size: int, window: int, timeout_s: float) -> SwarmTally:
         """One RPC from every port, ``window`` under way at a time; an answer must be the request, byte for byte.
 
         An endpoint that is not there yet is made, and has to make its session first.
         """
         ip, port = address(peer[0]), peer[1]
-        tally = Tally()
+        tally = SwarmTally()
         waiting = deque(self.ports)
         under_way: dict[int, tuple[bytes, int]] = {}
         start = time.monotonic_ns()
@@ -130,7 +130,7 @@ class Swarm:
         tally.seconds = (time.monotonic_ns() - start) / 1e9
         return tally
 
-    def _take(self, own: int, under_way: dict[int, tuple[bytes, int]], tally: Tally) -> None:
+    def _take(self, own: int, under_way: dict[int, tuple[bytes, int]], tally: SwarmTally) -> None:
         endpoint = self.stacks[own].endpoint
         while (event := endpoint.next_event()) is not None:
             data, began = under_way.pop(own, (b"", 0))
@@ -151,10 +151,10 @@ class Swarm:
                 while self.stacks[own].endpoint.next_event() is not None:
                     pass
 
-    def end(self, peer: Address, window: int, timeout_s: float) -> Tally:
+    def end(self, peer: Address, window: int, timeout_s: float) -> SwarmTally:
         """Close every port's session. Stacks stay, as the server may ask them for acknowledgements."""
         ip, port = address(peer[0]), peer[1]
-        tally = Tally()
+        tally = SwarmTally()
         waiting = deque(self.ports)
         under_way: dict[int, int] = {}
         start = time.monotonic_ns()

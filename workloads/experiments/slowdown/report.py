@@ -41,7 +41,7 @@ class Bucket:
     p99_firm: bool
     """At least :data:`FIRM_SAMPLES` stand behind it."""
     published_median: float | None = None
-    """Of Homa for messages of size percentile ``to_pct``, SIGCOMM'18; None: not asked for or not there."""
+    """Homa's median for messages of size percentile ``to_pct``, SIGCOMM'18; None: not asked for or not there."""
     published_p99: float | None = None
 
     @property
@@ -55,14 +55,14 @@ class Bucket:
 
 
 class Message(NamedTuple):
-    """One that arrived."""
+    """A message that arrived."""
 
     quantile: float
     """Place of its size in the distribution, 0 to 1."""
     size: int
     """Bytes."""
     slowdown: float
-    """Its time as a multiple of the unloaded one."""
+    """Time of the message, as a multiple of the time it takes alone."""
 
 
 #: (median, p99) by percentile of message size.

@@ -39,7 +39,7 @@ _SLICE_NS = 1_000_000
 _DRAIN_NS = 2_000_000_000
 
 #: Called now and then with the share of the run that is done, 0 to 1.
-Progress = Callable[[float], None]
+ShareDone = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class Setting:
     and acknowledgements come on top."""
     rate_mbps: int = 10_000
     base_rtt_ns: int = 7_800
-    """Of a full packet one way and a GRANT back, alone in the network. What rate and switch leave of it is
-    host software, in four equal parts; they are fixed times, so the links take them (:attr:`delay_ns`)."""
+    """Round trip of a full packet one way and a GRANT back, alone in the network. What rate and switch leave
+    of it is host software, in four equal parts; they are fixed times, so links have them (:attr:`delay_ns`)."""
     forwarding_ns: int = 250
-    """Of the switch."""
+    """How long the switch takes for a packet."""
     unsched_bytes: int = 10_000
     num_priorities: int = 8
     max_gso_size: int = 1_500
@@ -87,7 +87,7 @@ class Setting:
         return (self.base_rtt_ns - 2 * self.forwarding_ns - 2 * round_trip * 8000 // self.rate_mbps) // 4
 
     def params(self, sizes: Distribution) -> TransportParams:
-        """Of every endpoint. Overcommitment is the number of scheduled levels, as in the paper."""
+        """Parameters of every endpoint. Overcommitment is the number of scheduled levels, as in the paper."""
         cutoffs = unsched_cutoffs(sizes, self.unsched_bytes, self.num_priorities)
         return TransportParams(
             max_gso_size=self.max_gso_size, unsched_bytes=self.unsched_bytes, link_mbps=self.rate_mbps,
@@ -156,7 +156,7 @@ class Result:
     times_ns: list[int] = field(default_factory=list)
     """From scheduled arrival to delivery; -1: not delivered."""
     undelivered: int = 0
-    """Of all messages sent, the unmeasured ones included."""
+    """Messages that did not arrive, of all that were sent, the unmeasured ones included."""
     failed: int = 0
     """RPCs their clients gave up."""
     nominal_load: float = 0.0
@@ -269,7 +269,7 @@ class LoadRun:
                     one.send_request(other.host.ip, _PORT, self._reply)
         self._net.run()
 
-    def run(self, progress: Progress = lambda _done: None) -> Result:
+    def run(self, progress: ShareDone = lambda _done: None) -> Result:
         """All of it, to the last delivery or the end of patience."""
         net = self._net
         self._prime()

@@ -125,7 +125,7 @@ def _tls(ends: Ends, mutual: bool) -> Shake:
 
 
 def _early(ends: Ends, mode: str, ahead: bool) -> Flow:
-    """As in the paper, the client shows no certificate."""
+    """A session from a ticket; as in the paper, the client shows no certificate."""
     offer, forward_secret = Offer(), mode.endswith("-fs")
     pools = [KeyPool(POOL_SIZE if ahead else 0) for _side in ("client", "server")]
     state = MemoryState()

@@ -6,27 +6,23 @@ them. What of a handshake is none of these operations is messages, the library a
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smtstack.exit_codes import EXIT_UNFAITHFUL
-from workloads.experiments.experiment import OwnWay
-from workloads.experiments.paper import new_figure
+from workloads.experiments import paper
+from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.table2 import flows as handshake_flows
 from workloads.experiments.table2 import steps as handshake_steps
 from workloads.experiments.table2.steps import Step, quartiles
 from workloads.options import common as options
+from workloads.options.common import QuotedResults
+from workloads.options.declare import group, option
 from workloads.results import plots
-from workloads.results.environment import environment
 from workloads.results.fidelity import FidelityMonitor
-from workloads.results.progress import Progress
-from workloads.results.rows import ResultFolder
+from workloads.results.folder import csv_text
 
 ROUNDS, STEP_CALLS, FLOW_CALLS = 20, 50, 20
 QUICK_ROUNDS = 2
@@ -53,53 +49,44 @@ no root and no network.
 """
 
 
-def add_figure(figures: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``table2``."""
-    parser = new_figure(
-        figures, "table2", "where the time of a handshake goes",
-        "Time of each operation of a handshake, and of whole handshakes by TLS, ticket and PSK, client and server "
-        "apart, beside the paper's Table 2.", _EXAMPLES, quick="a tenth of the repetitions")
-    parser.add_argument("--rounds", type=options.positive, metavar="N",
-                        help=f"how often all of them take turns (default: {ROUNDS})")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Options:
+    """What ``smtnet reproduce table2`` takes on its command line."""
+
+    quick: bool = option("--quick", action="store_true", help="a tenth of the repetitions")
+    end: QuotedResults = group(QuotedResults)
+    rounds: int | None = option("--rounds", type=options.positive, metavar="N",
+                                help=f"how often all of them take turns (default: {ROUNDS})")
 
 
-def run(args: argparse.Namespace) -> int:
-    """The subcommand."""
-    plots.require_matplotlib()
-    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
-    folder = ResultFolder.create("table2", args.results)
-    with Progress("table2", rounds) as progress:
-        steps = handshake_steps.steps()
-        flows = [*handshake_flows.flows(), handshake_flows.ticket_check()]
-        step_times: dict[str, list[float]] = {}
-        flow_times: dict[str, list[tuple[float, float, float]]] = {}
-        monitor = FidelityMonitor()
-        monitor.start()
-        for number in range(1, rounds + 1):
-            progress.step(f"round {number} of {rounds}")
-            for name, found in handshake_steps.measure(steps, 1, STEP_CALLS).items():
-                step_times.setdefault(name, []).extend(found)
-            for name, sessions in handshake_flows.measure(flows, 1, FLOW_CALLS).items():
-                flow_times.setdefault(name, []).extend(sessions)
-        fidelity = monitor.stop()
+def check(asked: Options) -> int:
+    """Rounds, filled in."""
+    return asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
+
+
+def measure(rounds: int, running: Running) -> Outcome:
+    """The tables of operations and handshakes; there are no rows."""
+    steps = handshake_steps.steps()
+    flows = [*handshake_flows.flows(), handshake_flows.ticket_check()]
+    step_times: dict[str, list[float]] = {}
+    flow_times: dict[str, list[tuple[float, float, float]]] = {}
+    monitor = FidelityMonitor()
+    monitor.start()
+    for number in range(1, rounds + 1):
+        running.progress.step(f"round {number} of {rounds}")
+        for name, found in handshake_steps.measure(steps, 1, STEP_CALLS).items():
+            step_times.setdefault(name, []).extend(found)
+        for name, sessions in handshake_flows.measure(flows, 1, FLOW_CALLS).items():
+            flow_times.setdefault(name, []).extend(sessions)
+    fidelity = monitor.stop()
     alone, whole = step_table(steps, step_times), flow_table(flow_times)
     tls = break_down(alone, whole)
     table: dict[str, Any] = {"steps": alone, "handshakes": whole, "tls": tls}
-    folder.write_run({"rounds": rounds}, environment(), None, fidelity, [])
-    folder.write("table2.json", json.dumps(table | {"fidelity": fidelity}, indent=1) + "\n")
-    folder.write("steps.csv", as_csv(alone))
-    folder.write("handshakes.csv", as_csv(whole))
-    picture(tls, folder.path / "table2.png")
-    folder.hand_over()
-    if args.json:
-        print(json.dumps(table | {"fidelity": fidelity, "results": str(folder.path)}))
-    else:
-        print(as_text(table))
-    for reason in fidelity["reasons"]:
-        print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-    print(f"results: {folder.path}", file=sys.stderr)
-    return EXIT_UNFAITHFUL if args.strict and not fidelity["ok"] else 0
+    picture(tls, running.folder.path / "table2.png")
+    return Outcome(result=table, text=as_text(table), table=False, parameters={"rounds": rounds}, seed=None,
+                   fidelity=fidelity,
+                   files={"table2.json": json.dumps(table | {"fidelity": fidelity}, indent=1) + "\n",
+                          "steps.csv": csv_text(alone), "handshakes.csv": csv_text(whole)})
 
 
 def step_table(steps: Sequence[Step], times: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -147,15 +134,6 @@ def break_down(steps: Sequence[dict[str, Any]],
     return out
 
 
-def as_csv(table: Sequence[dict[str, Any]]) -> str:
-    """A line for each entry."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return out.getvalue()
-
-
 def as_text(table: dict[str, Any]) -> str:
     """For people."""
     lines = [f"{'operation alone, us':<40}{'median':>9}{'quartiles':>18}{'paper, server':>15}{'client':>8}"]
@@ -199,4 +177,10 @@ def picture(tls: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-EXPERIMENT = OwnWay("table2", command="reproduce", add=add_figure, place=30)
+EXPERIMENT = Experiment(
+    "table2", command="reproduce", help="where the time of a handshake goes",
+    description=paper.filled(
+        "Time of each operation of a handshake, and of whole handshakes by TLS, ticket and PSK, client and server "
+        "apart, beside the paper's Table 2."),
+    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=lambda rounds: ("table2", rounds),
+    sandboxed=False, needs_pictures=True, ends_with="results", place=30)

@@ -166,11 +166,11 @@ class _Chains:
         self._utc = int(time.time())
 
     def verify(self) -> None:
-        """As a client does: parse what came, check the chain and the name."""
+        """Verify as a client does: parse what came, check the chain and the name."""
         self._identity.verify(self._near, address(_SERVER), self._utc, server=True)
 
     def verify_far(self) -> None:
-        """The same with an intermediate."""
+        """Verify a certificate with an intermediate, as a client does."""
         self._identity.verify(self._far, address(_SERVER), self._utc, server=True)
 
 

@@ -2,8 +2,8 @@
 
 Where a :class:`~smtstack.transport.negotiation.Negotiator` makes the sessions, a peer goes this way::
 
-    unknown --request--> opening, RPCs wait --install(early)--> opening, RPCs send --install--> ready
-    opening --refuse--> unknown            ready --end, or another install--> unknown, or ready anew
+    unknown --request--> pending, RPCs wait --install(early)--> pending, RPCs send --install--> ready
+    pending --refuse--> unknown            ready --end, or another install--> unknown, or ready anew
 
 No packet moves a peer along it, only the negotiator does. What arrives from a peer that is not ready is held.
 """
@@ -11,6 +11,7 @@ No packet moves a peer along it, only the negotiator does. What arrives from a p
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from smtstack.crypto.epochs import Session
 from smtstack.errors import LocalError
@@ -18,19 +19,19 @@ from smtstack.transport.counters import Counters
 from smtstack.transport.events import Event, Failed, Reason
 from smtstack.transport.held import HeldFrames
 from smtstack.transport.outbox import Outbox
-from smtstack.transport.peers import Peer
 from smtstack.transport.profile import Profile
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.table import RpcTable
 from smtstack.transport.trace import Trace
+from smtstack.wire.naming import peer_key
 
 
-class Openings:
-    """One endpoint's."""
+class SessionChanges:
+    """What an endpoint does when a session with a peer is wanted, begins, is refused or ends."""
 
     __slots__ = ("_counters", "_events", "_outbox", "_profile", "_table", "held", "trace")
 
-    def __init__(self, profile: Profile, table: RpcTable, outbox: Outbox, counters: Counters,
+    def __init__(self, profile: Profile[Any], table: RpcTable, outbox: Outbox, counters: Counters,
                  events: deque[Event]) -> None:
         self._profile = profile
         self._table = table
@@ -44,11 +45,11 @@ class Openings:
     def wait(self, ip: int, port: int, data: bytes, cookie: object) -> tuple[Rpc, bool]:
         """A request to a peer that is not ready; True: the first, so somebody has to make a session."""
         table = self._table
-        opening = table.opening.get(ip << 16 | port)
-        first = opening is None
-        if opening is None:
-            opening = table.open(ip, port)
-        rpc = table.waiting_rpc(opening, data)
+        pending = table.pending.get(peer_key(ip, port))
+        first = pending is None
+        if pending is None:
+            pending = table.await_session(ip, port)
+        rpc = table.waiting_rpc(pending, data)
         rpc.cookie = cookie
         return rpc, first
 
@@ -58,15 +59,15 @@ class Openings:
         table = self._table
         params = self._profile.params
         limits = min(max_message, params.max_message_length), min(mtu, params.mtu)
-        key = ip << 16 | port
+        key = peer_key(ip, port)
         old = table.peers.get(key)
         if old is not None:
             if old.session is session:
                 old.limit(*limits)
                 return
             self._fail(table.end(old), Reason.SESSION_ENDED, "another took its place")
-        opening = table.opening.get(key) or table.open(ip, port)
-        peer = opening.peer
+        pending = table.pending.get(key) or table.await_session(ip, port)
+        peer = pending.peer
         if peer.early and peer.session is not session:
             # What was sent under the other may have been executed: it must not be sent again.
             for rpc in list(peer.rpcs.values()):
@@ -79,7 +80,7 @@ class Openings:
         peer.early = early
         peer.limit(*limits)
         if not early:
-            del table.opening[key]
+            del table.pending[key]
             table.peers[key] = peer
             peer.proven = True
             for rpc in peer.rpcs.values():
@@ -87,8 +88,8 @@ class Openings:
                 rpc.heard_tick = tick
                 rpc.resends = 0
                 table.timers.arm(rpc, tick + params.resend_ticks)
-        waiting = opening.waiting
-        opening.waiting = {}
+        waiting = pending.waiting
+        pending.waiting = {}
         for rpc, data in waiting.items():
             self._start(rpc, data, tick)
             if rpc.out is not None:
@@ -100,7 +101,7 @@ class Openings:
             if len(data) > peer.max_message:
                 raise peer.bad_length(len(data))
             self._table.begin(rpc, tick)
-            rpc.out = self._profile.outgoing(rpc, data)
+            rpc.out = self._profile.outgoing(rpc, peer.session, data)
         except LocalError as e:
             self._table.free(rpc, "its message cannot be made")
             self._fail([rpc], Reason.NOT_SENT, str(e))
@@ -108,12 +109,12 @@ class Openings:
         self._counters.requests_sent += 1
         if self.trace is not None:
             self.trace.queued(rpc, rpc.out)
-        self._outbox.start(rpc)
+        self._outbox.queue(rpc)
 
     def refuse(self, key: int, detail: str) -> None:
         """There will be no session: whoever waits, or sent 0-RTT data, fails."""
         self._counters.frames_held_dropped += len(self.held.take(key))
-        if key in self._table.opening:
+        if key in self._table.pending:
             self._fail(self._table.close(key), Reason.NO_SESSION, detail)
 
     def end(self, key: int, detail: str) -> None:
@@ -128,4 +129,4 @@ class Openings:
 
     def is_current(self, peer: Peer) -> bool:
         """Whether ``peer`` is ready, and not one that another took the place of."""
-        return self._table.peers.get(peer.host.ip << 16 | peer.port) is peer
+        return self._table.peers.get(peer.key) is peer
