@@ -5,6 +5,7 @@ from __future__ import annotations
 from smtstack.capture.captured import HOST_SIDE, NS, Captured
 from smtstack.capture.links import find_untrusted
 from smtstack.capture.sorting import Sorter
+from smtstack.wire import ipv4
 from smtstack.wire.show import packet_untrusted
 
 
@@ -39,4 +40,4 @@ class Lines:
         elapsed = captured.timestamp_ns - self._first
         sign, elapsed = ("-", -elapsed) if elapsed < 0 else ("", elapsed)
         time = f"{sign}{elapsed // NS}.{elapsed % NS:09d}"
-        return f"{self._number:>6} {time:>14} {packet_untrusted(packet, self._formats[packet[9]])}{cut}"
+        return f"{self._number:>6} {time:>14} {packet_untrusted(packet, self._formats[packet[ipv4.PROTOCOL_OFFSET]])}{cut}"

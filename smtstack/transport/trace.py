@@ -116,7 +116,7 @@ class Trace:
               count: int = -1, why: str = "") -> None:
         peer = rpc.peer
         self._sink.event(TraceEvent(
-            self._time(), name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.epoch & 0xFF, rpc.is_client,
+            self._time(), name, peer.host.ip, peer.port, rpc.id & ~1, rpc.keys.wire_epoch, rpc.is_client,
             birth=rpc.birth, message=message, offset=offset, length=length, total=total, count=count, why=why))
 
     # -- messages of ours --------------------------------------------------------------------------------

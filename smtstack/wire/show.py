@@ -59,13 +59,13 @@ def _place(p: homa.Data, s: Seen) -> str:
     if s.fmt.extended:
         at = str(p.segment_offset + p.offset_in_segment(s.identification))
     else:
-        at = f"{p.segment_offset}[{s.identification + p.packet_index & 0xFFFF}]"
+        at = f"{p.segment_offset}[{p.index_in_segment(s.identification)}]"
     return f"{at}+{s.size} of {p.message_length}"
 
 
 def _record(p: homa.Data, s: Seen) -> str:
     """What the header of a record says that begins with this packet; "": none does, as far as can be seen."""
-    begins = p.offset_in_segment(s.identification) == 0 and s.identification + p.packet_index & 0xFFFF == 0
+    begins = p.offset_in_segment(s.identification) == 0 and p.index_in_segment(s.identification) == 0
     if not begins or len(s.payload) < _RECORD_HEADER or not s.payload.startswith(_RECORD):
         return ""
     text = f"{int.from_bytes(s.payload[3:_RECORD_HEADER], 'big')} B"
