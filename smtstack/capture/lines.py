@@ -40,4 +40,5 @@ class Lines:
         elapsed = captured.timestamp_ns - self._first
         sign, elapsed = ("-", -elapsed) if elapsed < 0 else ("", elapsed)
         time = f"{sign}{elapsed // NS}.{elapsed % NS:09d}"
-        return f"{self._number:>6} {time:>14} {packet_untrusted(packet, self._formats[packet[ipv4.PROTOCOL_OFFSET]])}{cut}"
+        fmt = self._formats[packet[ipv4.PROTOCOL_OFFSET]]
+        return f"{self._number:>6} {time:>14} {packet_untrusted(packet, fmt)}{cut}"
