@@ -72,8 +72,9 @@ def _in_a_sandbox(words: tuple[str, ...], args: argparse.Namespace) -> bool:
     """Whether it would go on in namespaces of its own."""
     asked = words[:2] if words[0] in ("run", "reproduce", "bench") else ("", words[0])
     found = [experiment for experiment in experiments.load() if (experiment.command, experiment.name) == asked]
-    return (any(getattr(experiment, "sandboxed", False) for experiment in found)
-            or hasattr(sys.modules[args.run.__module__], "sandbox"))
+    if found:
+        return any(experiment.sandboxed for experiment in found)
+    return hasattr(sys.modules[args.run.__module__], "sandbox")
 
 
 # -- help texts --------------------------------------------------------------------------------------------------
