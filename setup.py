@@ -52,6 +52,8 @@ setup(
         "ryu==4.34",
         "cryptography>=41",
         "psutil>=5.9.8",
+        # Scenario files; from 3.11 on Python reads TOML itself.
+        'tomli>=2; python_version < "3.11"',
     ],
     extras_require={
         "plot": ["matplotlib>=3.10.8"],

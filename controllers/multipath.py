@@ -1,5 +1,7 @@
 """The controller of multi-path networks, an application of Ryu: installs a plan, and another when something fails.
 
+What ``--multipath`` means is in ``controllers/policies.py``.
+
 It acts before there is traffic: what switches do not know they drop, and hand nothing to the controller but the
 probes by which links are found. It keeps no state that matters: started again while traffic runs, it asks the
 switches what they have, and changes what differs from its plan.

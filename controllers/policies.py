@@ -1,6 +1,7 @@
 """``--multipath``: where several ways are equally short, what stays on one of them, and what that means.
 
-A *policy* says what stays on one path; *paths* is how many numbered paths there are.
+A *policy* says what stays on one path; *paths* is how many numbered paths there are. The planner asks
+:func:`hashed`; ``topo.network`` sets the NICs of hosts by :func:`nic_paths` (``nic.driver.set_paths``).
 """
 
 from __future__ import annotations

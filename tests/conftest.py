@@ -1,13 +1,25 @@
-"""For every test: which ones need root, which are slow, and how hard Hypothesis tries."""
+"""For every test: which ones need root, which are slow, what root's workers are, how hard Hypothesis tries."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests import slow
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The tests start Python more than a thousand times. Where it may not keep what it has compiled, each of these
+# compiles all of smtnet anew, which is most of what they then take: so it is kept, but not beside the sources.
+if sys.dont_write_bytecode:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
 
 # By default the same examples every time: a red run is then red for everybody, and green again by a
 # change only. "SMTNET_HYPOTHESIS=long make test" goes looking for new ones.
@@ -28,15 +40,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("renew_slow"):
         config.pluginmanager.register(slow.Renewal())
+    # As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet.
+    if os.geteuid() == 0 and config.getoption("tx", None):
+        python = shlex.join([sys.executable, str(ROOT / "tests" / "worker.py")])
+        config.option.tx = [f"popen//python={python}" if tx == "popen" else tx for tx in config.option.tx]
 
 
 # First: pytest's own, which selects by markers, comes after it.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow.mark(items)
-    if os.geteuid() == 0:
-        return
-    skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
-    for item in items:
-        if item.get_closest_marker("root"):
+    marked = [item for item in items if item.get_closest_marker("root")]
+    for item in marked:
+        if ROOT / "tests" / "net" not in item.path.parents:
+            raise pytest.UsageError(f"{item.nodeid}: marked root, and not in tests/net, where 'make test' looks")
+    if os.geteuid() != 0:
+        skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
+        for item in marked:
             item.add_marker(skip)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from workloads import experiments
 from workloads.results.row import Row
+
+# Made known: the modes that rows may have.
+experiments.load()
 
 #: Median round trip in us of 64 bytes.
 BASE = {("smt", "sw"): 90.0, ("smt", "hw"): 84.0, ("homa", "sw"): 76.0, ("tcp", None): 86.0, ("tls", None): 120.0}

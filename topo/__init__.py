@@ -4,5 +4,7 @@ Whoever imports it may run under the system's Python, as Debian's ``mn`` does: s
 """
 
 from topo.interpreter import borrow_packages as _borrow_packages
+from topo.interpreter import import_distutils as _import_distutils
 
 _borrow_packages()
+_import_distutils()

@@ -5,9 +5,11 @@ Debian's mn has ``/usr/bin/python3``, which lacks what the stack needs; the chec
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +38,22 @@ def borrow_packages() -> None:
         raise ImportError(f"{sys.executable} (Python {version}) has no {', '.join(missing)}, nor has {ROOT}/.venv "
                           f"for that version: run this with {ROOT}/.venv/bin/python, or in {ROOT} "
                           f"'make venv PYTHON={sys.executable}' before")
+
+
+def import_distutils() -> None:
+    """Import the ``distutils`` of the standard library, up to Python 3.11, before Mininet does.
+
+    Mininet compares one version by it. Where setuptools is installed, it makes the name mean a copy of its own,
+    and all of setuptools and pkg_resources comes along: more than half of the time that Mininet takes to import.
+    """
+    if sys.version_info >= (3, 12):
+        return
+    if (hack := sys.modules.get("_distutils_hack")) is not None:
+        hack.remove_shim()
+    # Deprecated, as its last Pythons say. Debian has most of it in a package of its own, but not this.
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore")
+        importlib.import_module("distutils.version")
 
 
 @cache

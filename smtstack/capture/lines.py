@@ -5,7 +5,7 @@ from __future__ import annotations
 from smtstack.capture.captured import HOST_SIDE, NS, Captured
 from smtstack.capture.links import find_untrusted
 from smtstack.capture.sorting import Sorter
-from smtstack.wire import ipv4
+from smtstack.wire.ipv4 import IDENTIFICATION_OFFSET, PROTOCOL_OFFSET, TOTAL_LENGTH_OFFSET
 from smtstack.wire.show import packet_untrusted
 
 
@@ -33,12 +33,12 @@ class Lines:
         cut = ""
         if captured.missing:
             # What the snap length cut off is payload, nearly always: nothing of it would be shown.
-            length = int.from_bytes(packet[2:4], "big")
+            length = int.from_bytes(packet[TOTAL_LENGTH_OFFSET:IDENTIFICATION_OFFSET], "big")
             if length > len(packet):
                 cut = f" [{length - len(packet)} B not captured]"
                 packet += bytes(length - len(packet))
         elapsed = captured.timestamp_ns - self._first
         sign, elapsed = ("-", -elapsed) if elapsed < 0 else ("", elapsed)
         time = f"{sign}{elapsed // NS}.{elapsed % NS:09d}"
-        fmt = self._formats[packet[ipv4.PROTOCOL_OFFSET]]
-        return f"{self._number:>6} {time:>14} {packet_untrusted(packet, fmt)}{cut}"
+        said = packet_untrusted(packet, self._formats[packet[PROTOCOL_OFFSET]])
+        return f"{self._number:>6} {time:>14} {said}{cut}"

@@ -29,6 +29,7 @@ class CompositeNumber:
     def first(self, message_id: int, records: int = 1) -> int:
         """Number of record 0 of a message; raises :class:`LocalError` if id or record count do not fit.
 
+        ``epochs.Session.reserve`` and ``profile`` form it without the call; profile linux in ``tls12``.
         Checked before anything is sealed: an index that overflowed into the id would repeat a nonce.
         """
         if not 0 <= message_id < self.id_limit:

@@ -370,7 +370,7 @@ class SmtSession(Session):
         is sealed.
         """
         if message_id >= self.id_limit or records > self.numbers.max_records:
-            self.numbers.first(message_id, records)
+            self.numbers.first(message_id, records)  # which says what is wrong
         if keys.sealed + records > self._record_limit:
             raise LocalError(f"{self.params.cipher.name} key of epoch {keys.epoch} has protected all the "
                              "records it may (RFC 8446 §5.5)")

@@ -21,7 +21,7 @@ class Grant:
 
 
 class GrantScheduler:
-    """Incoming messages that are not granted to their end, fewest bytes remaining first.
+    """SRPT at the receiver: incoming messages that are not granted to their end, fewest bytes remaining first.
 
     ``homa_incoming.c:homa_choose_rpcs_to_grant`` and ``homa_create_grants``; parameters by the same names.
     """

@@ -1,11 +1,13 @@
-"""Networks whose names are taken by somebody else's things: ``python -m tests.net.foreign_driver [--ovs]``.
+"""Networks whose names are taken by somebody else's things: ``python -m tests.net.foreign_driver [--ovs] CASE MN
+OPTION...``.
 
-In a sandbox, so that "the machine" is one of our own. JSON on stdout: of each case the exit code of ``mn``, what
-it said, and what of the other's is not as it was.
+In a sandbox, so that "the machine" is one of our own. JSON on stdout: the exit code of ``mn``, what it said, and
+what of the other's is not as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -151,22 +153,22 @@ def running(program: list[str], link: str) -> dict[str, Any]:
     return result
 
 
-def main(program: list[str]) -> dict[str, Any]:
-    """Every case; what came of it."""
-    cases = WITH_OVS if ovs.is_running() else WITHOUT_OVS
-    results = {name: case(program, setup, options) for name, (setup, options, _named) in cases.items()}
-    for kind, link in LINKS.items():
-        results[f"running, {kind}"] = running(program, link)
-    results["beside"] = case(program, _BESIDE + (_BESIDE_OVS if ovs.is_running() else ""),
-                             _SMT.format("smartnic,rate_mbps=100,wire=yes"))
-    return results
+def main(name: str, program: list[str]) -> dict[str, Any]:
+    """What came of one case: of a table above, "running" with the kind of link, or "beside"."""
+    if name == "beside":
+        return case(program, _BESIDE + (_BESIDE_OVS if ovs.is_running() else ""),
+                    _SMT.format("smartnic,rate_mbps=100,wire=yes"))
+    what, _comma, kind = name.partition(", ")
+    if what == "running":
+        return running(program, LINKS[kind])
+    setup, options, _named = (WITH_OVS if ovs.is_running() else WITHOUT_OVS)[name]
+    return case(program, setup, options)
 
 
 if __name__ == "__main__":
     if not inside():
         sys.exit(run_command([sys.executable, "-m", "tests.net.foreign_driver", *sys.argv[1:]]))
-    if sys.argv[1] == "--ovs":
-        with ovs.PrivateOvs():
-            print(json.dumps(main(sys.argv[2:])))
-    else:
-        print(json.dumps(main(sys.argv[1:])))
+    arguments = sys.argv[1:]
+    with ovs.PrivateOvs() if arguments[0] == "--ovs" else contextlib.nullcontext():
+        case_name, *rest = arguments[arguments[0] == "--ovs":]
+        print(json.dumps(main(case_name, rest)))

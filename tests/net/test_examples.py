@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -69,6 +70,19 @@ def test_an_experiment(tmp_path: Path) -> None:
     assert all(time > 0 for _transport, _size, time in points)
     page, = {path.resolve() for path in tmp_path.glob("*/index.html")}  # "latest" is a link
     assert "smt" in page.read_text()
+
+
+def test_a_transport(tmp_path: Path) -> None:
+    """The ``"own_transport"`` that its first lines name, from nothing to a report."""
+    line = re.search(r"smtnet (run echo .*)$", EXAMPLES["own_transport"].read_text(), re.MULTILINE)
+    assert line is not None
+    done = subprocess.run([sys.executable, "-m", "workloads", *line[1].split(), "--trials", "1", "--json",
+                           "--allow-unfaithful", "--results", str(tmp_path)], cwd=ROOT, capture_output=True,
+                          text=True, check=False, timeout=4 * PATIENCE,
+                          env={**os.environ, "SMTNET_TRANSPORTS": "examples.own_transport"})
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["transport"], result["rpcs"], result["content_ok"]) == ("turned", 100, True)
 
 
 def test_there_is_a_test_for_each() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.net import foreign_driver, isolation_driver
 from tests.net.netns import PATIENCE, ROOT
-from tests.net.test_mn import PLUGIN, SYSTEM_MN
+from tests.net.test_mn import PLUGIN, SYSTEM_MN, environment
 from topo import ovs
 
 pytestmark = pytest.mark.root
@@ -22,23 +22,24 @@ pytestmark = pytest.mark.root
 
 @cache
 def results(driver: str, *arguments: str) -> dict[str, Any]:
-    """Of all cases of a driver."""
+    """What a driver prints; it runs once."""
     if shutil.which("mnexec") is None:
         pytest.skip("mnexec is not installed (apt-get install mininet)")
     if "--ovs" in arguments and not ovs.is_installed():
         pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
     done = subprocess.run([sys.executable, "-m", f"tests.net.{driver}", *arguments], capture_output=True,
                           text=True, check=False, timeout=16 * PATIENCE, cwd=ROOT,
-                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+                          env=environment())
     assert done.stdout.startswith("{"), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def foreign(*options: str) -> dict[str, Any]:
+def foreign(options: tuple[str, ...], name: str) -> dict[str, Any]:
+    """Of one case."""
     if not os.path.exists(SYSTEM_MN):
         pytest.skip("mn is not installed (apt-get install mininet)")
-    return results("foreign_driver", *options, SYSTEM_MN, *PLUGIN)
+    return results("foreign_driver", *options, name, SYSTEM_MN, *PLUGIN)
 
 
 @pytest.mark.parametrize(("options", "name"), [
@@ -46,7 +47,7 @@ def foreign(*options: str) -> dict[str, Any]:
     *((("--ovs",), name) for name in foreign_driver.WITH_OVS)])
 def test_what_is_in_the_way_is_named_and_stays(options: tuple[str, ...], name: str):
     cases = foreign_driver.WITH_OVS if options else foreign_driver.WITHOUT_OVS
-    result = foreign(*options)[name]
+    result = foreign(options, name)
     assert result["code"] == 1, result["said"]
     assert result["changed"] == []
     last = result["said"].splitlines()[-1]
@@ -59,7 +60,7 @@ def test_what_is_in_the_way_is_named_and_stays(options: tuple[str, ...], name: s
 @pytest.mark.parametrize("options", [(), ("--ovs",)])
 @pytest.mark.parametrize("kind", foreign_driver.LINKS)
 def test_a_second_network_leaves_the_first_one_whole(options: tuple[str, ...], kind: str):
-    result = foreign(*options)[f"running, {kind}"]
+    result = foreign(options, f"running, {kind}")
     assert result["code"] == 1, result["said"]
     assert result["changed"] == []
     assert f"perhaps of the Mininet that runs as process {result['process']} (" in result["said"].splitlines()[-1]
@@ -70,7 +71,7 @@ def test_a_second_network_leaves_the_first_one_whole(options: tuple[str, ...], k
 
 @pytest.mark.parametrize("options", [(), ("--ovs",)])
 def test_what_is_beside_a_network_stays(options: tuple[str, ...]):
-    result = foreign(*options)["beside"]
+    result = foreign(options, "beside")
     assert result["code"] == 0, result["said"]
     assert result["changed"] == []
 

@@ -111,3 +111,18 @@ def test_without_matplotlib_the_fix_is_named(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(Unsupported, match="pip install matplotlib"):
         plots.rtt_by_size([row()], tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("p50", [185.0, 193.0, 194.393, 1e-3 + 64, 190.0])
+def test_a_single_value_has_an_axis(p50, tmp_path, monkeypatch):
+    """The limits of a logarithmic axis may differ by rounding only, and leave no tick."""
+    pytest.importorskip("matplotlib")
+    seen = []
+    y_axis = plots.y_axis
+    monkeypatch.setattr(plots, "y_axis", lambda axes, log: (y_axis(axes, log), seen.append(axes)))
+    plots.rtt_by_size([row("tcp", None, p50=p50)], tmp_path / "rtt.png")
+    assert seen
+    for axes in seen:
+        low, high = axes.get_ylim()
+        assert low < p50 < high
+        assert any(low <= tick <= high for tick in axes.get_yticks())

@@ -47,7 +47,7 @@ def parsed(add, *words):
     return parser.parse_args(words)
 
 def mix_parser(parser):
-    mix.add_parser(parser.add_subparsers())
+    mix.EXPERIMENT.add(parser.add_subparsers())
 
 made = credentials.make(Path(sys.argv[1]), "toy", {"a": "10.0.0.1"})
 print(json.dumps({

@@ -26,6 +26,8 @@ _EXAMPLES = """examples:
   smtnet run incast --senders 1,8,32 --size 10000 --transport smt,tls
   smtnet run fanout --leaves 1,4,16 --size 1000 --background w4
   smtnet run mix --workload w4 --load 0.8 --hosts 8
+  smtnet run scenario examples/scenarios/lossy-minute.toml --check
+  smtnet run --again results/latest --trials 5
   smtnet plan fattree,4 --multipath message
   smtnet kv --transport tcp --peer 10.0.0.2:6379 GET foo
   smtnet reproduce fig8 --quick
@@ -81,9 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(lambda: _run(sys.argv[1:])) if argv is None else _run(argv)
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line says; the program ends with a message where it says nothing."""
+    return build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+
+
 def _run(argv: Sequence[str]) -> int:
     try:
-        args = build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+        args = parse(argv)
+        if getattr(args, "again", None):
+            from workloads.commands import again
+
+            return again.run(args.again, parse)
         code: int = args.run(args)
         return code
     except SmtError as e:

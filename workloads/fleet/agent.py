@@ -29,12 +29,16 @@ from workloads.options.common import add_caller_options, parse_address
 from workloads.results.fidelity import shorten_pauses
 from workloads.transports.contract import Caller
 
+#: What a client does, and the module of ``workloads.load`` with its kind of Series: imported when it is asked for.
+WORK = {"echo": "measure:Series", "kv": "ycsb_load:YcsbSeries", "query": "queries:QuerySeries",
+        "mix": "mix:MixSeries", "timed": "timed:TimedSeries"}
+
 
 def main() -> int:
     """Serve stdin; the exit code."""
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
-    parser.add_argument("--work", choices=("echo", "kv", "query", "mix"), default="echo")
+    parser.add_argument("--work", choices=WORK, default="echo")
     args = parser.parse_args()
     try:
         _serve(args)
@@ -69,16 +73,9 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _series(work: str, caller: Caller) -> Series:
-    if work == "kv":
-        from workloads.load.ycsb_load import YcsbSeries
-        return YcsbSeries(caller)
-    if work == "query":
-        from workloads.load.queries import QuerySeries
-        return QuerySeries(caller)
-    if work == "mix":
-        from workloads.load.mix import MixSeries
-        return MixSeries(caller)
-    return Series(caller)
+    module, _, name = WORK[work].partition(":")
+    made: Series = getattr(import_module(f"workloads.load.{module}"), name)(caller)
+    return made
 
 
 def _meet() -> None:

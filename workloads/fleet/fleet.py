@@ -200,6 +200,15 @@ class Fleet:
         return Program(host, f"{self.WORK} {role}", python_program(module, *arguments), log,
                        environment=self._credentials.environment(host.name), cores=self._cores.get(host.name))
 
+    def server_pids(self, host: str) -> list[int]:
+        """Processes of the servers on that host, workers included; none: nobody is asked there."""
+        parents = [psutil.Process(server.pid) for server in self._servers if server.host.name == host]
+        return [process.pid for parent in parents for process in (parent, *parent.children(recursive=True))]
+
+    def sent_again(self) -> int:
+        """Packets (tcp, tls, ktls: segments) that all hosts have sent again, as far as it is known by now."""
+        return next(iter(self._retransmissions.known().values()))
+
     def stop(self) -> None:
         """End all processes; the servers' counters are known afterwards."""
         for client in self._clients:
@@ -241,12 +250,20 @@ class Fleet:
 
     def begin(self, trial: Trial) -> None:
         """Let them go."""
+        self.watch(trial)
+        self.let_go(trial)
+
+    def watch(self, trial: Trial) -> None:
+        """From here on what the network loses and the processes take is the trial's."""
         trial.drops = self.net.drops()
         trial.fabric = self.net.fabric_octets()
         trial.sent_again = self._retransmissions.read()
         trial.accounts = [(kind, process, cpu_s(process)) for kind, process in self._processes()]
         trial.monitor = FidelityMonitor(pids=[process.pid for _kind, process, _cpu in trial.accounts])
         trial.monitor.start()
+
+    def let_go(self, trial: Trial) -> None:
+        """The clients begin; it takes no time."""
         trial.start = time.perf_counter()
         for client in trial.clients:
             client.tell({})

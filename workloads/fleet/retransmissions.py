@@ -30,11 +30,16 @@ class Retransmissions:
     def read(self) -> dict[str, int]:
         """Sums over all hosts: ``resent_packets`` and ``resends``, or ``retransmits`` (segments) and ``timeouts``
         (of the retransmission timer)."""
+        if self._nics:
+            # An endpoint publishes what it has counted so long after it counted it.
+            time.sleep(2 * PUBLISH_NS / 1e9)
+        return self.known()
+
+    def known(self) -> dict[str, int]:
+        """The same without waiting: of our transports it may be :data:`PUBLISH_NS` old."""
         if not self._nics:
             return {name: sum(kernel_counter(pid, *where) for pid in self._pids)
                     for name, where in _KERNELS.items()}
-        # An endpoint publishes what it has counted so long after it counted it.
-        time.sleep(2 * PUBLISH_NS / 1e9)
         counters = [nic.counters() for nic in self._nics]
         return {name: sum(found[counter] for found in counters) for name, counter in _OURS.items()}
 

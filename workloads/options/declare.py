@@ -101,7 +101,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
     its parser's: help, description, epilog; lines stay as they are."""
     parser = commands.add_parser(name, formatter_class=argparse.RawDescriptionHelpFormatter, **words)
     add(kind, parser)
-    parser.set_defaults(run=lambda found: call(read(kind, found)))
+
+    def run(found: argparse.Namespace) -> int:
+        return call(read(kind, found))
+
+    # Whoever asks what a command is asks for the module that knows.
+    run.__module__ = call.__module__
+    parser.set_defaults(run=run)
 
 
 def parse(kind: type[T], *words: str) -> T:
@@ -134,6 +140,22 @@ def part(options: Any, kind: type[T]) -> T | None:
         if isinstance(declared, _Group) and (found := part(getattr(options, name), kind)) is not None:
             return found
     return None
+
+
+def flat(kind: type) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+    """Every option, also those of groups: its name, its flags and the words of ``argparse.add_argument``; the
+    default is the one that holds here."""
+    overridden = _overridden(kind)
+
+    def each(inner: type) -> Iterator[tuple[str, tuple[str, ...], dict[str, Any]]]:
+        for name, declared in _declared(inner):
+            if isinstance(declared, _Group):
+                yield from each(declared.kind)
+            else:
+                known = {"default": overridden[name]} if name in overridden else {}
+                yield name, declared.flags, {**declared.words, **known}
+
+    return each(kind)
 
 
 def _declared(kind: type) -> Iterator[tuple[str, _Option | _Group]]:

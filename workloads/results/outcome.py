@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
@@ -12,6 +14,11 @@ from workloads.results.environment import environment
 from workloads.results.folder import ResultFolder
 from workloads.results.points import overall
 from workloads.results.row import Row, Verdict
+
+#: Of run.json's environment: the folder in which the command was typed, from which its paths are.
+DIRECTORY = "directory"
+#: Set while a run is repeated, to the folder of the first one; "repeats" of run.json's parameters.
+REPEATS = "SMTNET_REPEATS"
 
 
 def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row], seed: int | None, *,
@@ -23,7 +30,9 @@ def save(parameters: Mapping[str, Any], folder: ResultFolder, rows: Sequence[Row
     there before, for the report to name them.
     """
     verdict = overall(rows) if verdict is None else verdict
-    folder.write_run(parameters, environment(), seed, verdict, rows)
+    repeats = os.environ.get(REPEATS)
+    folder.write_run({**parameters, **({"repeats": repeats} if repeats else {})},
+                     {**environment(), DIRECTORY: str(Path.cwd())}, seed, verdict, rows)
     if rows:
         folder.write_csv(rows if flat is None else flat)
         report.make(folder)

@@ -140,6 +140,10 @@ def y_axis(axes: Any, log: bool) -> None:
     """Ticks that can be read, from zero on if it is not logarithmic."""
     if log:
         low, high = axes.get_ylim()
+        if high < 1.5 * low:
+            # One value, or nearly: limits that differ by rounding only would leave no room for a tick.
+            low, high = low / 1.5, high * 1.5
+            axes.set_ylim(low, high)
         steps = (1, 2, 3, 5) if high / low < 30 else (1, 3)
         ticks = [m * 10.0**e for e in range(-1, 8) for m in steps if low <= m * 10.0**e <= high]
         axes.set_yticks(ticks, [f"{t:,.0f}" if t >= 1 else f"{t:g}" for t in ticks])

@@ -164,7 +164,8 @@ def overall(rows: Sequence[Row]) -> Verdict:
     reasons = []
     for found in _by_kind((reason, row) for row in rows for reason in _reasons(row)):
         worst, row = max(found, key=_amount)
-        reasons.append(f"{len(found)} of {len(rows)} trials, worst {describe(row)}: {worst}")
+        trials = len({id(of) for _reason, of in found})
+        reasons.append(f"{trials} of {len(rows)} trials, worst {describe(row)}: {worst}")
     unfaithful = sum(bool(_reasons(row)) for row in rows)
     return {"ok": not unfaithful, "reasons": reasons, "trials": len(rows), "unfaithful": unfaithful}
 

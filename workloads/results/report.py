@@ -149,7 +149,7 @@ def _reading(rows: Sequence[Row]) -> str:
     trials = max((point.trials for point in points(rows)), default=0)
     text = f"The middle of {trials} trials, by what the table shows. Below it: " \
            if trials > 1 else "One trial each. Below each figure: "
-    parts = ["the ratio to tls"] if any(row["transport"] == BASELINE for row in rows) else []
+    parts = [f"the ratio to {BASELINE}"] if any(row["transport"] == BASELINE for row in rows) else []
     parts += ["lowest and highest trial"] if trials > 1 else []
     parts.append("99th percentile of the round trip (p99), processor time of all client and server processes "
                  "for an RPC (cpu)" if any("us_per_rpc" in row["cpu"] for row in rows)

@@ -87,7 +87,7 @@ class _Always(TypedDict):
     """Who seals records: ``sw``, ``hw``; None: the NIC does nothing for this transport."""
     mode: str
     """What was measured, and so how it is judged (:mod:`workloads.results.kinds`): ``unloaded``, one RPC at a
-    time; ``loaded``; or an experiment's own."""
+    time; ``loaded``, also of every open loop; or an experiment's own."""
     size: int | str
     """Request bytes; or the name of a distribution."""
     concurrency: int

@@ -98,7 +98,8 @@ class TransportKind:
     beside: str = ""
     """The system by which ``bench wire`` divides its figures; empty: by none."""
     check: Callable[[], None] | None = None
-    """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for it; None: nothing."""
+    """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for it; None: nothing.
+    The doctor tells of it, too (topo/doctor.py)."""
 
     @property
     def packets(self) -> bool:
