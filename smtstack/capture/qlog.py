@@ -49,9 +49,9 @@ class TraceRecord:
     unknown: int = 0
     """Records of other schemas; they are passed over."""
     cut: str = ""
-    """Why it ends before its time; "": it does not say."""
+    """Why the trace ends before its time; "": the file does not say."""
     broken: bool = False
-    """Whether the file ends in the middle of a record."""
+    """Whether the trace ends in the middle of a record."""
 
     @property
     def end(self) -> tuple[int, int]:

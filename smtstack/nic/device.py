@@ -230,28 +230,30 @@ class SmartNic:
 
     def arrive(self, frames: list[bytes]) -> None:
         """Take frames from the wire into the receive rings, in their order; drop and count what does not fit."""
+        if self.watcher is not None:
+            for frame in frames:
+                self.watcher.arrived(frame)
         counters = self.counters
-        watcher = self.watcher
+        counters.rx_packets += len(frames)
+        checksum = self.rx_checksum
+        room = self._rx_ring_size
         ring = self._rx[0]
+        several = self._rx_queues > 1
         for frame in frames:
-            if watcher is not None:
-                watcher.arrived(frame)
             size = len(frame)
-            counters.rx_packets += 1
             counters.rx_bytes += size
             if size < TRANSPORT_OFFSET or frame[ETHERTYPE_AT:IP_OFFSET] != _IPV4:
                 counters.rx_errors += 1
-                continue
-            if self.rx_checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
+            elif checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
                 counters.rx_csum_bad += 1
-                continue
-            if self._rx_queues > 1:
-                ring = self._rx[self._steer(frame, self._rx_queues)]
-            if len(ring) >= self._rx_ring_size:
-                counters.rx_dropped += 1
-                continue
-            ring.append(frame)
-            self.waiting += 1
+            else:
+                if several:
+                    ring = self._rx[self._steer(frame, self._rx_queues)]
+                if len(ring) < room:
+                    ring.append(frame)
+                    self.waiting += 1
+                else:
+                    counters.rx_dropped += 1
 
     def take(self, queue: int = 0) -> bytes | None:
         """The next received frame of a queue."""
@@ -267,8 +269,9 @@ class SmartNic:
         The next call begins with the queue after the last one, so that none waits for ever.
         """
         if self._rx_queues == 1 and (not limit or self.waiting <= limit):
-            out = list(self._rx[0])
-            self._rx[0].clear()
+            ring = self._rx[0]
+            out = [*ring]
+            ring.clear()
             self.waiting = 0
             return out
         todo = min(limit, self.waiting) if limit else self.waiting

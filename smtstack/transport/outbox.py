@@ -108,11 +108,11 @@ class Outbox:
     def poll(self, now: int) -> Segment | None:
         """The segment to hand to the driver now, or None: nothing, or the pacer says wait."""
         out: list[Segment] = []
-        self.drain(now, out, 1)
+        self.drain(now, out, one=True)
         return out[0] if out else None
 
-    def drain(self, now: int, out: list[Segment], limit: int = 0) -> None:
-        """Append what :meth:`poll` gives until it gives nothing, or until ``out`` holds ``limit`` (0: all)."""
+    def drain(self, now: int, out: list[Segment], one: bool = False) -> None:
+        """Append what :meth:`poll` gives until it gives nothing; ``one``: only the first."""
         pacer = self._pacer
         ready = self._ready
         while ready:
@@ -127,7 +127,7 @@ class Outbox:
             if self.trace is not None:
                 self.trace.sent(segment)
             out.append(segment)
-            if len(out) == limit:
+            if one:
                 return
         srpt = self._srpt
         while (self._paced or srpt.heap) and now >= pacer.ready_at():
@@ -135,7 +135,7 @@ class Outbox:
             if paced is None:
                 return
             out.append(paced)
-            if len(out) == limit:
+            if one:
                 return
         if self.trace is not None:
             self.trace.paced(pacer, srpt)

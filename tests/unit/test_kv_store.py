@@ -130,7 +130,7 @@ def test_the_journal_gives_the_same_whenever_it_is_replayed():
         again = Keyspace()
         for entry in keys.journal:
             execute(again, entry, Session(), 0)
-        again.now = later
+        again.databases.now = later
         assert sorted(map(str, again.snapshot())) == sorted(map(str, keys.snapshot()))
     assert not any(b"nothing" in entry for entry in keys.journal)
     assert [b"SET", b"b", b"1", b"PXAT", b"%d" % (NOW + 1 + 100_000)] in keys.journal

@@ -94,7 +94,7 @@ def test_every_write_invalidates_a_watch_and_is_replayed_to_the_same(name):
     again, replaying = open_databases(2), Session()
     for entry in keys.journal:
         assert not execute(again, entry, replaying, 0).startswith(b"-"), entry
-    again.now = NOW
+    again.databases.now = NOW
     assert contents(again) == contents(keys)
 
 
@@ -279,7 +279,7 @@ def test_a_transaction_is_kept_as_a_whole_or_not_at_all(tmp_path: Path):
         path.write_bytes(whole[:cut])
         again = Keyspace()
         Aof(path, "no", again).close()
-        again.now = time.time_ns() // 1_000_000
+        again.databases.now = time.time_ns() // 1_000_000
         if cut == len(whole):
             assert contents(again) == contents(keys)
         else:

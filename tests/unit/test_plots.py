@@ -119,7 +119,12 @@ def test_a_single_value_has_an_axis(p50, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     seen = []
     y_axis = plots.y_axis
-    monkeypatch.setattr(plots, "y_axis", lambda axes, log: (y_axis(axes, log), seen.append(axes)))
+
+    def watched(axes, log):
+        seen.append(axes)
+        y_axis(axes, log)
+
+    monkeypatch.setattr(plots, "y_axis", watched)
     plots.rtt_by_size([row("tcp", None, p50=p50)], tmp_path / "rtt.png")
     assert seen
     for axes in seen:

@@ -23,8 +23,7 @@ from workloads.experiments.priorities import program as class_traffic
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities import run as run_priorities
 from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
-from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort
-from workloads.experiments.priorities.row import PriorityRow
+from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort, PriorityRow
 from workloads.options import declare
 from workloads.results import report
 from workloads.results.folder import ResultFolder

@@ -18,7 +18,7 @@ from workloads.fleet import dns as fleet_dns
 from workloads.options import declare
 from workloads.options.common import add_transport_options, settings
 from workloads.options.session import Sessions, check_sessions, session_words
-from workloads.results.outcome import session_lines
+from workloads.results.points import session_lines
 from workloads.transports import Settings, open_caller
 from workloads.transports.sessions import FROM_TICKETS, SessionSettings, summary
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.capture import qlog
+from smtstack.capture import ladder, qlog
 from smtstack.capture.qlog import TraceRecord
+from smtstack.capture.traces import APP, DOUBT, GRANT, PHASES, QUEUE, SESSION, RpcTrace, by_rpc, handshakes, table
 from smtstack.crypto.keys import demo_keys
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.sim.host import SimEndpoint
@@ -26,8 +27,6 @@ from tests.fake_negotiator import Fake
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair, pattern
 from tests.recorder import Recorder
 from tests.rig import Rig
-from workloads.results import ladder
-from workloads.results.traces import APP, DOUBT, GRANT, PHASES, QUEUE, SESSION, RpcTrace, by_rpc, handshakes, table
 
 C_END, S_END = "10.0.0.1:32768", "10.0.0.2:2000"
 

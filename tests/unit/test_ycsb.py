@@ -24,7 +24,7 @@ from workloads.load.ycsb import (
     java_hash,
     workload,
 )
-from workloads.load.ycsb_choice import SCRAMBLED_ZETA, THETA, Latest, ScrambledZipfian, Uniform, Zipfian, fnv64
+from workloads.load.ycsb_choice import SCRAMBLED_ZETA, THETA, Zipfian, fnv64, latest, scrambled_zipfian, uniform
 from workloads.load.ycsb_history import History
 from workloads.load.ycsb_load import YcsbLoad
 
@@ -91,8 +91,8 @@ def test_growing_by_steps_is_as_growing_at_once():
 def test_scrambled_zipfian_has_the_skew_of_ycsb_wherever_the_records_are():
     """Share of the most frequent: 1 / zeta, 3.78 %; next half of it (0.5 ** 0.99)."""
     records = 10_000
-    chooser = ScrambledZipfian(records, Random(2))
-    counts = Counter(chooser.draw() for _n in range(DRAWS))
+    chooser = scrambled_zipfian(records, Random(2))
+    counts = Counter(chooser() for _n in range(DRAWS))
     hot = [fnv64(rank) % records for rank in range(2)]
     shares = {place: 0.5 ** (THETA * rank) / SCRAMBLED_ZETA for rank, place in enumerate(hot)}
     assert [place for place, _count in counts.most_common(2)] == hot
@@ -105,19 +105,19 @@ def test_scrambled_zipfian_has_the_skew_of_ycsb_wherever_the_records_are():
 
 
 def test_uniform():
-    chooser = Uniform(50, Random(4))
-    counts = Counter(chooser.draw() for _n in range(DRAWS))
+    chooser = uniform(50, Random(4))
+    counts = Counter(chooser() for _n in range(DRAWS))
     assert chi_square(counts, dict.fromkeys(range(50), 1 / 50)) < bound(49)
 
 
 def test_latest_follows_what_is_newest():
     newest = 999
-    chooser = Latest(lambda: newest, Random(5))
-    counts = Counter(chooser.draw() for _n in range(DRAWS))
+    chooser = latest(lambda: newest, Random(5))
+    counts = Counter(chooser() for _n in range(DRAWS))
     zeta = sum(1 / n**THETA for n in range(1, newest + 1))
     assert chi_square(counts, {newest: 1 / zeta, newest - 1: 0.5**THETA / zeta}) < bound(2)
     newest = 1200
-    later = Counter(chooser.draw() for _n in range(2000))
+    later = Counter(chooser() for _n in range(2000))
     assert later.most_common(1)[0][0] == 1200
     assert max(counts) == 999
 

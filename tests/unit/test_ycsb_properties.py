@@ -28,7 +28,7 @@ from workloads.load.ycsb import (
     Records,
 )
 from workloads.load.ycsb import workload as made
-from workloads.load.ycsb_choice import THETA, Exponential, Hotspot, Sequential
+from workloads.load.ycsb_choice import THETA, exponential, hotspot, sequential
 from workloads.load.ycsb_history import History
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.load.ycsb_properties import parse
@@ -314,20 +314,20 @@ def test_lengths_of_scans_follow_their_distribution():
 
 
 def test_hotspot():
-    chooser = Hotspot(200, 0.1, 0.7, Random(6), first=50)
-    counts = Counter(chooser.draw() for _n in range(DRAWS))
+    chooser = hotspot(200, 0.1, 0.7, Random(6), first=50)
+    counts = Counter(chooser() for _n in range(DRAWS))
     shares = {**dict.fromkeys(range(50, 70), 0.7 / 20), **dict.fromkeys(range(70, 250), 0.3 / 180)}
     assert set(counts) == set(shares)
     assert chi_square(counts, shares) < bound(199)
     for share, asked in ((1.0, 1.0), (0.0, 0.0), (1.0, 1.0)):
-        assert 0 <= Hotspot(10, share, asked, Random(1)).draw() < 10
+        assert 0 <= hotspot(10, share, asked, Random(1))() < 10
 
 
 def test_exponential():
     """By its definition: P(distance < d) = 1 - (1 - p) ** (d / reach), of what lies among the records."""
     records, percentile, reach = 1000, 90.0, 300.0
-    chooser = Exponential(lambda: records - 1, percentile, reach, Random(7))
-    counts = Counter((records - 1 - chooser.draw()) // 50 for _n in range(DRAWS))
+    chooser = exponential(lambda: records - 1, percentile, reach, Random(7))
+    counts = Counter((records - 1 - chooser()) // 50 for _n in range(DRAWS))
 
     def below(distance: float) -> float:
         return 1 - math.exp(distance / reach * math.log(1 - percentile / 100))
@@ -339,8 +339,8 @@ def test_exponential():
 
 
 def test_sequential():
-    chooser = Sequential(3, first=5)
-    assert [chooser.draw() for _n in range(7)] == [5, 6, 7, 5, 6, 7, 5]
+    chooser = sequential(3, first=5)
+    assert [chooser() for _n in range(7)] == [5, 6, 7, 5, 6, 7, 5]
 
 
 def test_records_that_begin_later():

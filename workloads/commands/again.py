@@ -20,16 +20,15 @@ from typing import Any, TypeAlias
 
 from smtstack.errors import ConfigError
 from workloads import experiments
-from workloads.results import outcome
 from workloads.results.environment import environment
-from workloads.results.folder import ResultFolder
+from workloads.results.folder import DIRECTORY, REPEATS, ResultFolder
 
 #: Reads a command line, or ends the program with a message.
 Parse: TypeAlias = Callable[[Sequence[str]], argparse.Namespace]
 #: What leaves folders of results.
 _COMMANDS = ("run", "demo", "bench", "reproduce")
 #: Of an environment, what is of a moment or of a network that is gone.
-_FLEETING = ("load_1min", "qdiscs", outcome.DIRECTORY)
+_FLEETING = ("load_1min", "qdiscs", DIRECTORY)
 
 
 def run(words: Sequence[str], parse: Parse) -> int:
@@ -39,7 +38,7 @@ def run(words: Sequence[str], parse: Parse) -> int:
     folder = ResultFolder.open(path)
     recorded = folder.read_run()
     typed = typed_words(folder, recorded.command, parse)
-    place = Path(recorded.environment.get(outcome.DIRECTORY) or Path.cwd())
+    place = Path(recorded.environment.get(DIRECTORY) or Path.cwd())
     if not place.is_dir():
         print(f"smtnet: {place}, where it was run, is not here: its paths are taken from {Path.cwd()}",
               file=sys.stderr)
@@ -116,11 +115,11 @@ def _as_if_typed(words: Sequence[str], place: Path, repeats: Path) -> Iterator[N
     """The command line of this process, and where it is: what it starts in a sandbox, and what it records."""
     before, home = sys.argv, Path.cwd()
     sys.argv = [before[0], *words]
-    os.environ[outcome.REPEATS] = str(repeats)
+    os.environ[REPEATS] = str(repeats)
     os.chdir(place)
     try:
         yield
     finally:
         os.chdir(home)
-        del os.environ[outcome.REPEATS]
+        del os.environ[REPEATS]
         sys.argv = before

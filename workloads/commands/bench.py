@@ -174,7 +174,7 @@ def add_parser(commands: Any) -> None:
     bench = commands.add_parser("bench", help="speed on this machine", description="Speed on this machine.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="WHAT")
     memory = kinds.add_parser(
-        "memory", help="the protocol code alone",
+        "memory", help="the protocol code alone", formatter_class=argparse.HelpFormatter,
         description="RPC/s and MB/s of an in-memory pair (client, server, two devices, one core), and "
                     "where the microseconds go.",
         epilog="example: smtnet bench memory --rounds 5 --json")

@@ -28,7 +28,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``ca``."""
     parser = commands.add_parser(
         "ca", help="make an authority and certificates of hosts", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write an authority and a certificate for each host into a fresh folder: FOLDER/NAME is for "
                     "--certs on host NAME.")
     parser.add_argument("folder", type=Path, help="the folder to make (--add: that is there)")

@@ -52,7 +52,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = call.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
         "echo", help="measure RPCs against an echo server", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="As many RPCs as --concurrency says are under way (closed loop), or they come at --rate (open "
                     "loop); every answer is compared byte for byte. smt, homa and linux need root (CAP_NET_RAW).")
     add_caller_options(echo)

@@ -22,8 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "doctor", help="is everything there that a run needs?",
         description="Try what runs need, in namespaces of its own, and name the fix for what is missing. Changes "
                     "nothing on the machine. 'warn' means: done another way, or left out by name.",
-        epilog="example: sudo smtnet doctor --json\n\nexit code: 0 all that is needed is there, 3 not so",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog="example: sudo smtnet doctor --json\n\nexit code: 0 all that is needed is there, 3 not so")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 

@@ -22,7 +22,7 @@ process, and no id may be used twice under one key.
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``keys``."""
     parser = commands.add_parser(
-        "keys", help="make a key file", epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "keys", help="make a key file", epilog=_EXAMPLES,
         description="Write a fresh key file (mode 600, never over another file) for profiles smt and linux.")
     parser.add_argument("file", type=Path, help="the file to make")
     parser.add_argument("--pair", action="append", required=True, metavar="IP,IP",

@@ -51,7 +51,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``kv``."""
     parser = commands.add_parser(
         "kv", help="a shell for key-value servers", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Commands for a key-value server over any transport. smt, homa and linux need root; --addr "
                     "may leave the port out: then it is one that nobody had before, as a server wants it.")
     options.add_transport_options(parser)
@@ -81,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             failed = shell.carry_out([word.encode(errors="surrogateescape") for word in args.words])
             return EXIT_FAILED if failed else 0
         failed = False
-        lines = _prompt(f"{args.transport} {args.peer}> ") if sys.stdin.isatty() else _stdin()
+        lines = (_prompt(f"{args.transport} {args.peer}> ") if sys.stdin.isatty() else
+                 (line.rstrip(b"\r\n") for line in sys.stdin.buffer))
         for line in lines:
             failed = shell.line(line) or failed
         # At a prompt people have seen it.
@@ -160,11 +160,6 @@ class Shell:
             sys.stdout.buffer.flush()
         else:
             print(formatted(reply, status=name not in _VALUES), flush=True)
-
-
-def _stdin() -> Iterator[bytes]:
-    for line in sys.stdin.buffer:
-        yield line.rstrip(b"\r\n")
 
 
 def _prompt(text: str) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from smtstack import __version__
 from smtstack.errors import SmtError
@@ -53,7 +53,11 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage. Those of subcommands are of this class, too."""
+    """Says what is wrong in one line, without the usage; lines of its help stay as they are written. Those of
+    subcommands are of this class, too."""
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **words})
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
@@ -69,7 +73,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """
     parser = _Parser(
         prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
-        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"smtnet {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS if only is None else (only,):

@@ -39,7 +39,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``nic``."""
     nic = commands.add_parser(
         "nic", help="the smart NIC of an interface: look, set, record", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Show the settings and counters of an interface's smart NIC, over all endpoints that use it, "
                     "and change them while traffic runs. Needs root.")
     nic.add_argument("iface", metavar="IFACE", help="network interface")

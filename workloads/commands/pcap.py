@@ -15,6 +15,7 @@ from smtstack.capture.reading import read_into
 from workloads.commands import pcap_decrypt, pcap_dissector
 from workloads.commands.pcap_decrypt import (
     add_key_options,
+    aligned,
     capture_file,
     key_store,
     other_rows,
@@ -39,7 +40,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = pcap.add_subparsers(dest="action", required=True, metavar="ACTION")
     decode = actions.add_parser(
         "decode", help="decrypt, verify and reassemble", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Decrypt and verify every record of a capture (pcap or pcapng), put messages together, "
                     "and look for nonces used twice.")
     decode.add_argument("file", type=Path, help="the capture, compressed perhaps; - is stdin")
@@ -65,10 +65,7 @@ def run_decode(args: argparse.Namespace) -> int:
 
     notes = read_into(decoder, file, say if args.verbose else None)
     result = decoder.result()
-    if args.json:
-        print(json.dumps(dataclasses.asdict(result)))
-    else:
-        print(table(result))
+    print(json.dumps(dataclasses.asdict(result)) if args.json else table(result))
     why = decoder.why_nothing()
     if not why:
         notes += snapped(result.truncated)
@@ -93,5 +90,4 @@ def table(result: Result) -> str:
             ("nonces used twice", str(result.nonce_reuse)),
             ("messages", f"{result.messages}, {result.messages_complete} of them complete"),
             ("application bytes", str(result.bytes))]
-    width = max(len(name) for name, _value in rows) + 2
-    return "\n".join(f"{name:{width}}{value}" for name, value in rows)
+    return aligned(rows)

@@ -8,19 +8,13 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from smtstack.capture.decrypt import Counts, Decrypter
-from smtstack.capture.files import (
-    STANDARD,
-    CaptureFile,
-    naming,
-    only_once,
-    standard_output,
-)
+from smtstack.capture.files import STANDARD, CaptureFile, naming, only_once, standard_output
 from smtstack.capture.keylog import Keylog, SeenKeys
 from smtstack.capture.long_term import KeptState, LongTermKeys
 from smtstack.capture.pcapfile import Reader
@@ -48,12 +42,10 @@ there was nothing to decrypt
 """
 
 
-
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``decrypt``."""
     decrypt = actions.add_parser(
         "decrypt", help="write it again with plaintext twins, for Wireshark", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write a capture (pcap or pcapng) again as pcapng, with comments, the plaintext of each "
                     "record right behind the packet that completed it, and handshakes as TCP streams, in which "
                     "Wireshark knows TLS.")
@@ -242,6 +234,11 @@ def table(counts: Counts) -> str:
             ("bad packets", f"{counts.bad_packets}"),
             *truncated_rows(counts.truncated),
             ("other frames", f"{counts.ignored}"), *other_rows(counts.others)]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of names and values."""
     width = max(len(name) for name, _value in rows) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in rows)
 

@@ -24,7 +24,6 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """Add ``dissector``."""
     parser = actions.add_parser(
         "dissector", help="the Wireshark dissector", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Print where the Lua dissector for Wireshark and tshark is, or install it for this user.")
     parser.add_argument("--install", action="store_true",
                         help="copy it into Wireshark's folder for personal plugins")

@@ -37,7 +37,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``plan``."""
     plan = commands.add_parser(
         "plan", help="paths, rules and groups of a topology's switches", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Show what the controller tells each switch of a topology, and which ways frames take. Needs "
                     "neither root nor switches.")
     plan.add_argument("topo", metavar="TOPO", help=", ".join(t.syntax for t in TOPOS.values()))

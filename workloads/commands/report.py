@@ -23,7 +23,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``report``."""
     parser = commands.add_parser(
         "report", help="pictures and page of a result folder, again", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Draw the pictures and write the page of a result folder from its run.json. Needs no root "
                     "and measures nothing.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("results", LATEST), metavar="DIR",

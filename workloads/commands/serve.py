@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
@@ -56,7 +57,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     actions = serve.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
         "echo", help="answer every request with itself", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Answer every request with the same bytes. smt, homa and linux need root (CAP_NET_RAW).")
     options.add_transport_options(echo)
     echo.add_argument("--workers", type=positive, default=1, metavar="N",
@@ -209,10 +209,9 @@ def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | N
 
 
 def _result(args: argparse.Namespace, settings: Settings, shares: list[dict[str, Any]]) -> dict[str, Any]:
-    counters: dict[str, int] = {}
+    counters: Counter[str] = Counter()
     for share in shares:
-        for name, value in share["counters"].items():
-            counters[name] = counters.get(name, 0) + value
+        counters.update(share["counters"])
     return {"transport": settings.transport,
             "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
             **summary(settings.session_mode, [share["counters"] for share in shares]),

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -47,7 +48,6 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """Add ``kv`` to the subcommands of ``serve``."""
     parser = actions.add_parser(
         "kv", help="a key-value store that speaks RESP", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A key-value store with the commands of Redis. tcp, tls and ktls serve any Redis client; over "
                     "smt, homa and linux an RPC carries RESP commands and its response their replies.")
     options.add_transport_options(parser)
@@ -189,11 +189,10 @@ def run_kv(args: argparse.Namespace) -> int:
 
 def _result(args: argparse.Namespace, wanted: list[Settings], servers: list[Server], messages: list[RespMessages],
             store: Backend, fidelity: Verdict) -> dict[str, Any]:
-    counters: dict[str, int] = {}
+    counters: Counter[str] = Counter()
     for server in servers:
-        for name, value in server.counters().items():
-            counters[name] = counters.get(name, 0) + value
-    counters["protocol_errors"] = counters.get("protocol_errors", 0) + sum(m.protocol_errors for m in messages)
+        counters.update(server.counters())
+    counters["protocol_errors"] += sum(m.protocol_errors for m in messages)
     return {"listeners": [{"transport": s.transport, "address": f"{s.local[0]}:{s.local[1]}",
                            **summary(s.session_mode, [server.counters()])}
                           for s, server in zip(wanted, servers, strict=True) if s.local is not None],

@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     default = Setting()
     parser = commands.add_parser("slowdown", help="message slowdown under load, simulated",
-                                 description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+                                 description=_DESCRIPTION)
     add = parser.add_argument
     add("--workload", default="w4", metavar="W|FILE",
         help=f"message sizes: {', '.join(WORKLOADS)}, or a file of sizes (default w4)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
-from smtstack.session.tickets import Ticket, TicketSecret
+from smtstack.session.tickets import TicketSecret
 from smtstack.session_io.identity_files import load_identity
 from smtstack.session_io.state_file import SqliteState
 from smtstack.session_io.tsig_file import DNS_PORT, TSIG, ZONE, read_tsig
@@ -33,14 +33,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``tickets``."""
     tickets = commands.add_parser(
         "tickets", help="the 0-RTT tickets of a server: list, revoke, publish", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Look at the tickets in a server's state file (smtnet serve --state), revoke them, or publish "
                     "another. Running servers notice at once.")
     actions = tickets.add_subparsers(dest="action", required=True, metavar="list | revoke | publish")
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--state", type=Path, required=True, metavar="FILE", help="the server's state file")
     every.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    shape: Any = {"parents": [every], "epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    shape: Any = {"parents": [every], "epilog": _EXAMPLES}
     listing = actions.add_parser("list", help="show them", description="Show the tickets.", **shape)
     listing.set_defaults(run=run_list)
     revoke = actions.add_parser("revoke", help="let nobody in with a ticket",
@@ -104,7 +103,8 @@ def run_publish(args: argparse.Namespace) -> int:
 
     ip, port = parse_address(args.addr)
     state = SqliteState(args.state, create=False)
-    last = _last(state, address(ip), port)
+    last = next((s.ticket for s in reversed(state.tickets())
+                 if (s.ticket.ip, s.ticket.port) == (address(ip), port)), None)
     if last is None:
         raise ConfigError(f"{args.state} has no ticket of a server at {args.addr} to go by: a server publishes "
                           "its first one itself when it starts")
@@ -119,10 +119,6 @@ def run_publish(args: argparse.Namespace) -> int:
     else:
         print(f"published {ticket.ticket_id.hex()} for {ticket.name}, port {port}", file=sys.stderr)
     return 0
-
-
-def _last(state: SqliteState, ip: int, port: int) -> Ticket | None:
-    return next((s.ticket for s in reversed(state.tickets()) if (s.ticket.ip, s.ticket.port) == (ip, port)), None)
 
 
 def _row(secret: TicketSecret, utc: int) -> dict[str, Any]:

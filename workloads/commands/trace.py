@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from smtstack.capture import ladder
 from smtstack.capture.files import CaptureFile
 from smtstack.capture.qlog import TraceRecord, read_untrusted
 from smtstack.capture.reading import reading
+from smtstack.capture.traces import PHASES, RpcTrace, by_rpc, handshakes, table
 from smtstack.errors import ConfigError
-from workloads.results import ladder
-from workloads.results.traces import PHASES, RpcTrace, by_rpc, handshakes, table
+from workloads.results.plots import require_matplotlib
 
 _EXAMPLES = """examples:
   smtnet trace client.sqlog
@@ -34,7 +35,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``trace``."""
     parser = commands.add_parser(
         "trace", help="where the time of RPCs went", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Read what 'smtnet serve' and 'smtnet call' wrote with --trace: a line for each RPC, or one "
                     "of them as a ladder. Traces of both ends, of one machine, show what was lost on the way.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
@@ -49,8 +49,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand."""
-    if args.png is not None and args.rpc is None:
-        raise ConfigError("--png draws one RPC: --rpc says which")
+    if args.png is not None:
+        if args.rpc is None:
+            raise ConfigError("--png draws one RPC: --rpc says which")
+        require_matplotlib()
     records = [_read(path) for path in args.files]
     rpcs = by_rpc(records)
     for path, record in zip(args.files, records, strict=True):
@@ -63,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     chosen = _chosen(rpcs, args.rpc)
     drawn = ladder.rungs(chosen, handshakes(records, chosen))
-    if args.json:
-        print(json.dumps(ladder.as_json(chosen, drawn)))
-    else:
-        print(ladder.as_text(chosen, drawn))
+    print(json.dumps(ladder.as_json(chosen, drawn)) if args.json else ladder.as_text(chosen, drawn))
     if args.png is not None:
         try:
             ladder.as_picture(chosen, drawn, args.png)

@@ -56,7 +56,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``vectors``."""
     parser = commands.add_parser(
         "vectors", help="check wire test vectors", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Check profile linux against wire test vectors of the SMT kernel module.")
     parser.add_argument("file", type=Path, help="vectors, JSON")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -66,10 +65,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Check ``args.file``; 1 if a vector fails."""
     report = check_all(load(args.file))
-    if args.json:
-        print(json.dumps(report.as_json()))
-    else:
-        print(text(report))
+    print(json.dumps(report.as_json()) if args.json else text(report))
     if not report.passed and not report.failed:
         print("smtnet: not one vector could be checked", file=sys.stderr)
     return 1 if report.failed or not report.passed else 0

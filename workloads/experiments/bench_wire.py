@@ -64,16 +64,6 @@ def parts() -> list[Part]:
             Part(bulk, 0, "off")]
 
 
-def check(asked: Options) -> Options:
-    """There is nothing to check."""
-    return asked
-
-
-def steps(asked: Options) -> tuple[str, int]:
-    """For progress."""
-    return "bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())
-
-
 def measure(asked: Options, running: Running) -> Outcome:
     """A row for each load, system and trial."""
     rows: list[Row] = []
@@ -141,5 +131,7 @@ EXPERIMENT = Experiment(
     description=textwrap.fill(
         "Round trips, RPC/s and MB/s of echo between two hosts on a cable, and the ratios smt / tls "
         "and homa / tcp. Takes some minutes and root.", 98),
-    examples="example: smtnet bench wire --trials 3 --json", options=Options, check=check, measure=measure,
-    steps=steps, ends_with="results")
+    examples="example: smtnet bench wire --trials 3 --json", options=Options, check=lambda asked: asked,
+    measure=measure,
+    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())),
+    ends_with="results")

@@ -83,11 +83,6 @@ def check(asked: Options) -> Plan:
     return Plan(*setups(), loads, 1 if asked.quick else TRIALS)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "demo", len(TOPOLOGIES) * len(plan.compared) * len(plan.loads) * plan.trials
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each topology, load, transport and trial."""
     rows: list[Row] = []
@@ -138,4 +133,5 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
 EXPERIMENT = Experiment(
     "demo", command="", help="compare all transports, with a table, plots and a report", examples=_EXAMPLES,
     description="The echo comparison of all transports on back2back and star. Needs root.",
-    options=Options, check=check, measure=measure, steps=steps)
+    options=Options, check=check, measure=measure,
+    steps=lambda plan: ("demo", len(TOPOLOGIES) * len(plan.compared) * len(plan.loads) * plan.trials))

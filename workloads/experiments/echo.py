@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from smtstack import quantities
 from workloads import transports
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.one_system import OneSystem, counters_and_judgement, quote
+from workloads.experiments.one_system import OneSystem, counters_and_judgement, measured_trials, quote
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import PATTERNS, Setup
 from workloads.load import distributions
 from workloads.load.loops import Load
 from workloads.options import common as options
 from workloads.options.declare import group, option
-from workloads.results.row import Row
 
 _EXAMPLES = """examples:
   smtnet run echo --topo back2back --transport smt --size 64 --count 10000
@@ -76,7 +75,7 @@ class Plan:
     asked: Options
     setup: Setup
     load: Load
-    """What is sent in the first trial; later ones have other seeds."""
+    """What is sent in the first trial."""
 
 
 def check(asked: Options) -> Plan:
@@ -102,20 +101,11 @@ def steps(plan: Plan) -> tuple[str, int]:
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial, up to the first that failed."""
     asked, system = plan.asked, plan.asked.system
-    rows: list[Row] = []
     hosts = running.folder.path / "hosts"
     with running.network(system.network, system.topo, asked.seed) as net, \
             system.captures(net, running) as captures, \
             Fleet(net, system.topo, plan.setup, hosts, keep_keys=system.keep_keys) as fleet:
-        for trial in range(1, system.trials + 1):
-            running.progress.step(f"trial {trial} of {system.trials}")
-            measured = fleet.measure(replace(plan.load, seed=asked.seed + trial - 1), trial)
-            rows.append(measured.row)
-            running.folder.save_raw(f"trial{trial}", measured.rtt_ns)
-            if measured.tags:
-                running.folder.save_raw(f"trial{trial}.sizes", measured.tags)
-            if measured.row["errors"] or not measured.row["content_ok"]:
-                break
+        rows = measured_trials(system, asked.seed, fleet, plan.load, running)
     return quote(system, asked.seed, rows, counters_and_judgement(running, fleet, captures, asked.canary.encode()))
 
 

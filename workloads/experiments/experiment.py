@@ -39,12 +39,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from topo import sandbox
 from topo.network import SmtNet
 from topo.topologies import SmtTopo
@@ -52,10 +55,10 @@ from workloads.options import declare
 from workloads.options.common import Reported
 from workloads.options.network import Network
 from workloads.results import plots, report
-from workloads.results.folder import ResultFolder
+from workloads.results.environment import environment
+from workloads.results.folder import DIRECTORY, REPEATS, ResultFolder
 from workloads.results.kinds import Kind, register
-from workloads.results.outcome import exit_code
-from workloads.results.outcome import save as save_results
+from workloads.results.points import overall
 from workloads.results.progress import Progress
 from workloads.results.row import Row, Verdict
 from workloads.results.table import print_table
@@ -166,15 +169,23 @@ def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = N
 
 
 def save(experiment: Experiment[O, P], options: O, outcome: Outcome, folder: ResultFolder) -> Verdict:
-    """Everything that stays, in ``folder``; the verdict on the whole run."""
+    """Everything that stays, in ``folder``, handed over to the user; the verdict on the whole run. Without rows
+    there is no results.csv and no report."""
     for name, content in outcome.files.items():
         folder.write(name, content)
     asked = outcome.parameters
     if not isinstance(asked, Mapping):
         words = {"command": experiment.command, "action": experiment.name}
         asked = {**words, **declare.as_dict(options if asked is None else asked)}
-    return save_results({**asked, **outcome.setting}, folder, outcome.rows, outcome.seed, flat=outcome.flat,
-                        verdict=outcome.fidelity)
+    verdict = overall(outcome.rows) if outcome.fidelity is None else outcome.fidelity
+    repeats = os.environ.get(REPEATS)
+    folder.write_run({**asked, **outcome.setting, **({"repeats": repeats} if repeats else {})},
+                     {**environment(), DIRECTORY: str(Path.cwd())}, outcome.seed, verdict, outcome.rows)
+    if outcome.rows:
+        folder.write_csv(outcome.rows if outcome.flat is None else outcome.flat)
+        report.make(folder)
+    folder.hand_over()
+    return verdict
 
 
 def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolder, verdict: Verdict,
@@ -191,4 +202,9 @@ def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolde
         print(line, file=sys.stderr)
     place = folder.path / report.PAGE if experiment.ends_with == "report" else folder.path
     print(f"{experiment.ends_with}: {place}", file=sys.stderr)
-    return exit_code(verdict, outcome.failed, end.judged)
+    if outcome.failed:
+        print(f"smtnet: {outcome.failed}", file=sys.stderr)
+        return EXIT_FAILED
+    for reason in () if verdict["ok"] else verdict["reasons"]:
+        print(f"smtnet: not faithful: {reason}", file=sys.stderr)
+    return EXIT_UNFAITHFUL if end.judged and not verdict["ok"] else 0

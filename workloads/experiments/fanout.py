@@ -9,28 +9,16 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo.network import SmtNet
 from topo.topologies import make_topo
+from workloads.experiments import queries as runs
 from workloads.experiments import query_curves as curves
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.mix.arithmetic import Mix
-from workloads.experiments.queries import (
-    RATE_MBPS,
-    Queries,
-    answer_bytes,
-    filled,
-    hops,
-    ideal_us,
-    middle_ms,
-    numbers,
-    outcome_of,
-    systems,
-    troubles,
-)
 from workloads.experiments.slowdown.run import REPLY_BYTES
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.query import Background, QueryFleet, QueryRow, lasting
@@ -76,7 +64,7 @@ def load(text: str) -> tuple[float, bool]:
 class Options:
     """What ``smtnet run fanout`` takes on its command line."""
 
-    leaves: list[int] | None = option("--leaves", type=numbers, metavar="N[,N...]",
+    leaves: list[int] | None = option("--leaves", type=runs.numbers, metavar="N[,N...]",
                                       help=f"of a query (default: {','.join(map(str, LEAVES))}; --quick: "
                                            f"{','.join(map(str, QUICK_LEAVES))})")
     load: tuple[float, bool] = option(
@@ -92,7 +80,7 @@ class Options:
     background_load: float = option(
         "--background-load", type=quantities.FRACTION, default=0.3, metavar="P",
         help="share of every host's link that they take in each direction (default: %(default)s)")
-    queries: Queries = group(Queries, rate_mbps=RATE_MBPS)
+    queries: runs.Queries = group(runs.Queries, rate_mbps=runs.RATE_MBPS)
 
     def query_rate(self, leaves: int) -> float:
         """Queries/s; 0: one after the other."""
@@ -101,7 +89,7 @@ class Options:
             return value
         links = self.queries.links()
         assert links.rate_mbps is not None, "there is a default"
-        return value * links.rate_mbps * 1e6 / 8 / (leaves * answer_bytes(self.queries.size, links))
+        return value * links.rate_mbps * 1e6 / 8 / (leaves * runs.answer_bytes(self.queries.size, links))
 
     def background_text(self) -> str:
         """``W4 at 30%``; "": there is none."""
@@ -115,7 +103,7 @@ class Plan:
     """What was left open, filled in."""
 
     asked: Options
-    queries: Queries
+    queries: runs.Queries
     """What ``asked`` has in common with other experiments of queries."""
     leaves: Sequence[int]
     """In ascending order."""
@@ -131,10 +119,10 @@ def check(asked: Options) -> Plan:
     quick = asked.queries.quick
     leaves = asked.leaves or (QUICK_LEAVES if quick else LEAVES)
     seconds = asked.seconds or (QUICK_SECONDS if quick else SECONDS)
-    queries = filled(asked.queries, leaves[-1])
+    queries = runs.filled(asked.queries, leaves[-1])
     asked = replace(asked, leaves=leaves, seconds=seconds, queries=queries)
     topo = make_topo(queries.topo)
-    return Plan(asked, queries, leaves, seconds, _mix(asked, len(topo.hosts())), hops(topo))
+    return Plan(asked, queries, leaves, seconds, _mix(asked, len(topo.hosts())), runs.hops(topo))
 
 
 def _mix(asked: Options, hosts: int) -> Mix | None:
@@ -151,7 +139,7 @@ def _mix(asked: Options, hosts: int) -> Mix | None:
 def steps(plan: Plan) -> tuple[str, int]:
     """For progress."""
     return (f"run fanout, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(systems(plan.queries)) * plan.queries.count() * len(plan.leaves))
+            len(runs.systems(plan.queries)) * plan.queries.count() * len(plan.leaves))
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -164,7 +152,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
         progress.say(f"{queries.topo}: starting servers and clients")
         fleets = [stack.enter_context(QueryFleet(net, queries.topo, setup, folder.path / "hosts", number,
                                                  mode="fanout", variant=variant))
-                  for number, (setup, variant) in enumerate(systems(queries, *priorities))]
+                  for number, (setup, variant) in enumerate(runs.systems(queries, *priorities))]
         behind = {} if mix is None else {
             name: stack.enter_context(_background(queries, net, mix, name, running, len(fleets) + number))
             for number, name in enumerate(queries.transport)}
@@ -182,17 +170,18 @@ def measure(plan: Plan, running: Running) -> Outcome:
                                        response_size=REPLY_BYTES)
                         background = Background(behind[fleet.setup.transport], traffic)
                         measured = fleet.measure_in(background, load, trial)
-                    row: QueryRow = {**measured.row, **_known(plan, leaves)}
-                    row["variant"] = ", ".join(filter(None, (fleet.variant, asked.background_text())))
-                    row["p99_if_independent_us"] = independent_us(measured.tags, leaves)
-                    rows.append(row)
+                    rows.append(cast(QueryRow, {
+                        **measured.row, **_known(plan, leaves),
+                        "variant": ", ".join(filter(None, (fleet.variant, asked.background_text()))),
+                        "p99_if_independent_us": independent_us(measured.tags, leaves)}))
                     name = re.sub("[^a-z0-9]+", "-", f"{named} trial {trial}")
                     folder.save_raw(name, measured.rtt_ns)
                     folder.save_raw(f"{name}.leaves", measured.tags)
-    return outcome_of(asked, queries.seed, rows, "fanout", table(rows))
+    return runs.outcome_of(asked, queries.seed, rows, "fanout", table(rows))
 
 
-def _background(queries: Queries, net: SmtNet, mix: Mix, transport: str, running: Running, number: int) -> Fleet:
+def _background(queries: runs.Queries, net: SmtNet, mix: Mix, transport: str, running: Running,
+                number: int) -> Fleet:
     words = (*mix.options(), *session_words(queries.sessions, transport)) if transport in PACKET_TRANSPORTS else ()
     setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, poll_us=queries.poll_us,
                   session=queries.sessions.session or "", options=words,
@@ -207,22 +196,15 @@ def _load(plan: Plan, leaves: int, trial: int) -> QueryLoad:
                      seed=queries.seed + trial - 1)
 
 
-class _Known(TypedDict):
+def _known(plan: Plan, leaves: int) -> dict[str, Any]:
     """What a row has that can be said beforehand."""
-
-    ideal_us: float
-    rate_mbps: float
-    load_text: str
-
-
-def _known(plan: Plan, leaves: int) -> _Known:
     queries, (value, share) = plan.queries, plan.asked.load
     rate_mbps = queries.network.rate_mbps
     assert rate_mbps is not None, "there is a default"
     behind = plan.asked.background_text()
     rate = f"{value:.0%} of the root's link" if share else f"{value:g} queries/s"
     texts = (f"{rate_mbps:g} Mbit/s", rate if value else "one query after the other", behind)
-    ideal = ideal_us(leaves, queries.size, queries.request, queries.links(), plan.links_away)
+    ideal = runs.ideal_us(leaves, queries.size, queries.request, queries.links(), plan.links_away)
     return {"ideal_us": round(ideal, 1), "rate_mbps": rate_mbps, "load_text": ", ".join(filter(None, texts))}
 
 
@@ -246,16 +228,16 @@ def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     for (leaves, system), trials in lines.items():
         rtt_us, leaf_us = [row["rtt_us"] for row in trials], [row["leaf_us"] for row in trials]
         fewest = min(row["queries"] for row in trials)
-        tail = {f"{name}_ms": middle_ms(rtt_us, name) if fewest >= least else None
+        tail = {f"{name}_ms": runs.middle_ms(rtt_us, name) if fewest >= least else None
                 for name, least in curves.LEAST.items()}
         alone = [us for row in trials if (us := row["p99_if_independent_us"]) is not None]
         out.append({
             "leaves": leaves, "system": system, "trials": len(trials),
             "queries": sum(row["queries"] for row in trials), "per_s": round(trials[0]["query_rate"], 2) or None,
             **tail, "ideal_ms": round(trials[0]["ideal_us"] / 1000, 2),
-            "leaf_p50_ms": middle_ms(leaf_us, "p50"), "leaf_p99_ms": middle_ms(leaf_us, "p99"),
+            "leaf_p50_ms": runs.middle_ms(leaf_us, "p50"), "leaf_p99_ms": runs.middle_ms(leaf_us, "p99"),
             "p99_if_independent_ms": round(sorted(alone)[len(alone) // 2] / 1000, 2) if alone else None,
-            **troubles(trials)})
+            **runs.troubles(trials)})
     return out
 
 

@@ -5,8 +5,6 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.options import common as options
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.folder import csv_text
 from workloads.results.points import label, size_text
 from workloads.results.row import Row
 
@@ -99,11 +98,6 @@ def check(asked: Options) -> Plan:
                 QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial; raises SmtError for one that failed."""
     rows: list[Row] = []
@@ -161,17 +155,11 @@ def summary(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def as_csv(table: list[dict[str, Any]]) -> str:
     """fig8.csv: a line for each value size and workload."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    systems, names = list(table[0]["ops_per_s"]), list(table[0]["ratio"])
-    writer.writerow(["value_bytes", "workload", *(f"{system} ops_per_s" for system in systems), *names,
-                     *(f"{name} paper {end}" for name in names for end in ("low", "high"))])
-    for point in table:
-        claims = [claim for name in names for claim in point["paper"].get(name, ("", ""))]
-        writer.writerow([point["value_bytes"], point["workload"],
-                         *(point["ops_per_s"][system] for system in systems),
-                         *(point["ratio"][name] for name in names), *claims])
-    return out.getvalue()
+    return csv_text([{
+        "value_bytes": point["value_bytes"], "workload": point["workload"],
+        **{f"{system} ops_per_s": rate for system, rate in point["ops_per_s"].items()}, **point["ratio"],
+        **{f"{name} paper {end}": point["paper"].get(name, ("", ""))[index]
+           for name in point["ratio"] for index, end in enumerate(("low", "high"))}} for point in table])
 
 
 def as_text(table: list[dict[str, Any]]) -> str:
@@ -194,5 +182,7 @@ EXPERIMENT = Experiment(
     description=paper.filled(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
         "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=10,
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)),
+    needs_pictures=True, place=10,
     kinds=KINDS)

@@ -7,25 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, cast
 
 from topo.topologies import make_topo
+from workloads.experiments import queries as runs
 from workloads.experiments import query_curves as curves
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.queries import (
-    RATE_MBPS,
-    Queries,
-    answer_bytes,
-    filled,
-    hops,
-    ideal_us,
-    middle_ms,
-    numbers,
-    outcome_of,
-    resend_ms,
-    systems,
-    troubles,
-)
 from workloads.fleet.query import QueryFleet, QueryRow
 from workloads.load.queries import QueryLoad
 from workloads.options import common as options
@@ -57,7 +44,7 @@ exit code: 0 ok, 1 a query failed or an answer was wrong, 2 usage, 3 the machine
 class Options:
     """What ``smtnet run incast`` takes on its command line."""
 
-    senders: list[int] | None = option("--senders", type=numbers, metavar="N[,N...]",
+    senders: list[int] | None = option("--senders", type=runs.numbers, metavar="N[,N...]",
                                        help=f"servers (default: {','.join(map(str, SENDERS))}; --quick: "
                                             f"{','.join(map(str, QUICK_SENDERS))})")
     rounds: int | None = option("--rounds", type=options.positive, metavar="R",
@@ -66,7 +53,7 @@ class Options:
         "--controls", action="store_true",
         help="also what must be near the link's rate if the emulator is right: the same RPCs, but "
              "not at the same moment; and the same rounds with buffers in which nothing is lost")
-    queries: Queries = group(Queries, rate_mbps=RATE_MBPS, buffer=BUFFER)
+    queries: runs.Queries = group(runs.Queries, rate_mbps=runs.RATE_MBPS, buffer=BUFFER)
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ class Plan:
     """What was left open, filled in."""
 
     asked: Options
-    queries: Queries
+    queries: runs.Queries
     """What ``asked`` has in common with other experiments of queries."""
     senders: Sequence[int]
     """In ascending order."""
@@ -95,7 +82,7 @@ def check(asked: Options) -> Plan:
     quick = asked.queries.quick
     senders = asked.senders or (QUICK_SENDERS if quick else SENDERS)
     rounds = asked.rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    queries = filled(asked.queries, senders[-1])
+    queries = runs.filled(asked.queries, senders[-1])
     return Plan(replace(asked, senders=senders, rounds=rounds, queries=queries), queries, senders, rounds,
                 queries.links().buffer_bytes)
 
@@ -104,7 +91,7 @@ def steps(plan: Plan) -> tuple[str, int]:
     """For progress."""
     points = len(plan.senders) + 2 * plan.asked.controls
     return (f"run incast, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(systems(plan.queries)) * plan.queries.count() * points)
+            len(runs.systems(plan.queries)) * plan.queries.count() * points)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -116,7 +103,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
     rows = _measure(plan, loads, running)
     if plan.asked.controls:
         rows += _measure(plan.roomy(), [(most, _ROOMY)], running)
-    return outcome_of(plan.asked, plan.queries.seed, rows, "incast", table(rows))
+    return runs.outcome_of(plan.asked, plan.queries.seed, rows, "incast", table(rows))
 
 
 def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> list[QueryRow]:
@@ -129,7 +116,7 @@ def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> 
         progress.say(f"{queries.topo}: starting servers and clients")
         fleets = [stack.enter_context(QueryFleet(net, queries.topo, setup, place, number, mode="incast",
                                                  variant=variant))
-                  for number, (setup, variant) in enumerate(systems(queries))]
+                  for number, (setup, variant) in enumerate(runs.systems(queries))]
         for trial in range(1, queries.count() + 1):
             for servers, control in loads:
                 known = _known(plan, servers)
@@ -137,23 +124,13 @@ def _measure(plan: Plan, loads: Sequence[tuple[int, str]], running: Running) -> 
                     named = f"{fleet.system}, of {servers}{control and ', '}{control}"
                     progress.step(f"{named}, trial {trial}")
                     measured = fleet.measure(_load(plan, servers, control, trial), trial)
-                    row: QueryRow = {**measured.row, **known, "control": control}
-                    row["variant"] = ", ".join(filter(None, (fleet.variant, control)))
-                    rows.append(row)
+                    rows.append(cast(QueryRow, {
+                        **measured.row, **known, "control": control,
+                        "variant": ", ".join(filter(None, (fleet.variant, control)))}))
                     name = re.sub("[^a-z0-9]+", "-", f"{named} trial {trial}")
                     folder.save_raw(name, measured.rtt_ns)
                     folder.save_raw(f"{name}.leaves", measured.tags)
     return rows
-
-
-class _Known(TypedDict):
-    """What a row has that can be said beforehand."""
-
-    ideal_us: float
-    ideal_mbps: float
-    rate_mbps: float
-    buffer_bytes: int
-    resend_ms: float
 
 
 def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
@@ -163,17 +140,20 @@ def _load(plan: Plan, servers: int, control: str, trial: int) -> QueryLoad:
     if control != _SPREAD:
         return load
     # All but one may have to wait in the buffer.
-    room = 1 + plan.buffer // answer_bytes(queries.size, queries.links())
+    room = 1 + plan.buffer // runs.answer_bytes(queries.size, queries.links())
     return replace(load, in_turn=True, count=plan.rounds * servers,
                    concurrency=min(room, 2 + _UNDER_WAY_BYTES // queries.size))
 
 
-def _known(plan: Plan, servers: int) -> _Known:
+def _known(plan: Plan, servers: int) -> dict[str, float]:
+    """What a row has that can be said beforehand."""
     queries = plan.queries
     assert queries.network.rate_mbps is not None, "there is a default"
-    ideal = ideal_us(servers, queries.size, queries.request, queries.links(), hops(make_topo(queries.topo)))
+    away = runs.hops(make_topo(queries.topo))
+    ideal = runs.ideal_us(servers, queries.size, queries.request, queries.links(), away)
     return {"ideal_us": round(ideal, 1), "ideal_mbps": round(servers * queries.size * 8 / ideal, 3),
-            "rate_mbps": queries.network.rate_mbps, "buffer_bytes": plan.buffer, "resend_ms": resend_ms(queries)}
+            "rate_mbps": queries.network.rate_mbps, "buffer_bytes": plan.buffer,
+            "resend_ms": runs.resend_ms(queries)}
 
 
 def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
@@ -192,10 +172,10 @@ def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
         out.append({
             "servers": servers, "system": system, "control": control, "trials": len(trials),
             "goodput_mbps": round(goodput, 2), "ideal_mbps": round(one["ideal_mbps"], 2),
-            "p50_ms": middle_ms(rtt_us, "p50"), "p99_ms": middle_ms(rtt_us, "p99"),
-            "max_ms": middle_ms(rtt_us, "max"),
+            "p50_ms": runs.middle_ms(rtt_us, "p50"), "p99_ms": runs.middle_ms(rtt_us, "p99"),
+            "max_ms": runs.middle_ms(rtt_us, "max"),
             "ideal_ms": round(one["ideal_us"] / 1000, 2) if rounds else None,
-            **troubles(trials)})
+            **runs.troubles(trials)})
     return out
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from workloads import transports
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.one_system import OneSystem, counters_and_judgement, quote
+from workloads.experiments.one_system import OneSystem, counters_and_judgement, measured_trials, quote
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet import kv as kv_fleet
 from workloads.fleet.kv import STORES, KvFleet
 from workloads.fleet.setup import Setup
-from workloads.load.ycsb_load import KINDS_SUFFIX, YcsbLoad
+from workloads.load.ycsb_load import YcsbLoad
 from workloads.options.declare import group, option
-from workloads.results.row import Row
 
 #: A name that every record has: captures of encrypted transports must not show it.
 _CANARY = b"field0"
@@ -83,7 +82,6 @@ def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial, up to the first that failed."""
     asked, system, seed = plan.asked, plan.asked.system, plan.asked.ycsb.seed
     say_unused(asked.ycsb)
-    rows: list[Row] = []
     more: dict[str, Any] = {}
     with running.network(system.network, system.topo, seed) as net, \
             system.captures(net, running) as captures, \
@@ -92,14 +90,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)
         more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}
-        for trial in range(1, system.trials + 1):
-            running.progress.step(f"trial {trial} of {system.trials}")
-            measured = fleet.measure(replace(plan.run, seed=seed + trial - 1), trial)
-            rows.append(measured.row)
-            running.folder.save_raw(f"trial{trial}", measured.rtt_ns)
-            running.folder.save_raw(f"trial{trial}{KINDS_SUFFIX}", measured.tags)
-            if measured.row["errors"] or not measured.row["content_ok"]:
-                break
+        rows = measured_trials(system, seed, fleet, plan.run, running)
         if asked.direct:
             running.progress.say("redis-benchmark")
             count = max(plan.run.count or 0, _YARDSTICK_OPS)

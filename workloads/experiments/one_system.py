@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smtstack import quantities
@@ -17,13 +17,13 @@ from workloads import transports
 from workloads.experiments.experiment import Outcome, Running
 from workloads.fleet.captures import Captures
 from workloads.fleet.fleet import Fleet
+from workloads.load.loops import Load
 from workloads.options import common as options
 from workloads.options.common import JudgedResults, Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
-from workloads.results import outcome
-from workloads.results.points import QuotedPoint, middle
+from workloads.results.points import QuotedPoint, first_error, middle, session_lines
 from workloads.results.row import Row
 from workloads.transports import PACKET_TRANSPORTS
 
@@ -75,6 +75,21 @@ class OneSystem:
         return Captures(net, running.folder.path / "pcap") if self.capture else nullcontext()
 
 
+def measured_trials(asked: OneSystem, seed: int, fleet: Fleet, load: Load, running: Running) -> list[Row]:
+    """A row for each trial, up to the first that failed; ``load`` is of the first, later ones have other seeds."""
+    rows: list[Row] = []
+    for trial in range(1, asked.trials + 1):
+        running.progress.step(f"trial {trial} of {asked.trials}")
+        measured = fleet.measure(replace(load, seed=seed + trial - 1), trial)
+        rows.append(measured.row)
+        running.folder.save_raw(f"trial{trial}", measured.rtt_ns)
+        if measured.tags:
+            running.folder.save_raw(f"trial{trial}{fleet.TAGS}", measured.tags)
+        if measured.row["errors"] or not measured.row["content_ok"]:
+            break
+    return rows
+
+
 def counters_and_judgement(running: Running, fleet: Fleet, captures: Captures | None,
                            canary: bytes) -> dict[str, Any] | None:
     """When all is measured and the processes have ended: counters.json, and what the captures prove."""
@@ -93,7 +108,7 @@ def quote(asked: OneSystem, seed: int, rows: Sequence[Row], captured: Mapping[st
     result = {**point.quoted, "errors": point.errors, "content_ok": point.content_ok,
               "trials": [row["rtt_us"]["p50"] if row["mode"] == "unloaded" else row["rpc_per_s"] for row in rows],
               **more}
-    lines = [*outcome.session_lines(rows), *fabric_lines(point.quoted.get("fabric", {}))]
+    lines = [*session_lines(rows), *fabric_lines(point.quoted.get("fabric", {}))]
     if captured is not None:
         result["capture"] = captured
         lines.append("captures: " + ", ".join(f"{k} {v}" for k, v in captured.items()))
@@ -114,7 +129,7 @@ def fabric_lines(octets: Mapping[str, int]) -> list[str]:
 def _failed(transport: str, rows: Sequence[Row], point: QuotedPoint, captured: Mapping[str, Any] | None) -> str:
     """What did, or ""."""
     if point.failed:
-        return outcome.first_error(rows) or f"{point.errors} RPCs failed"
+        return first_error(rows) or f"{point.errors} RPCs failed"
     if captured is not None and (captured.get("records_bad") or captured.get("nonce_reuse") or
                                  (captured["canary_frames"] and transport in transports.ENCRYPTED)):
         return "the captures hold what they must not: bad records, a nonce used twice or plaintext"

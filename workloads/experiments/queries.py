@@ -25,10 +25,10 @@ from workloads.options.common import JudgedResults, Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
-from workloads.results import outcome
 from workloads.results.folder import csv_text
-from workloads.results.points import points
+from workloads.results.points import first_error, points, session_lines
 from workloads.results.row import Row, Times
+from workloads.results.table import aligned
 from workloads.transports import PACKET_TRANSPORTS
 from workloads.transports.table import compared
 
@@ -186,11 +186,11 @@ def outcome_of(asked: Any, seed: int, rows: Sequence[Row], name: str,
                table: Sequence[Mapping[str, Any]]) -> Outcome:
     """``table`` goes into ``name``.csv and to the user; ``asked`` are the options with what was left open."""
     failed = [point for point in points(rows) if point.failed]
-    why = outcome.first_error(rows) or "an answer was wrong or missing"
+    why = first_error(rows) or "an answer was wrong or missing"
     return Outcome(
         rows, {"points": table, "errors": sum(row["errors"] for row in rows),
                "content_ok": all(row["content_ok"] for row in rows)},
-        "\n".join([as_text(table), *outcome.session_lines(rows)]), table=False,
+        "\n".join([as_text(table), *session_lines(rows)]), table=False,
         files={f"{name}.csv": csv_text(table)}, parameters=asked, seed=seed,
         failed=f"{len(failed)} points failed: {why}" if failed else "")
 
@@ -212,10 +212,7 @@ def troubles(rows: Sequence[QueryRow]) -> dict[str, Any]:
 def as_text(table: Sequence[Mapping[str, Any]]) -> str:
     """A line for each entry of a table, for people."""
     names = list(dict.fromkeys(name for line in table for name in line))
-    cells = [names, *([_cell(line.get(name)) for name in names] for line in table)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in
-                               enumerate(zip(line, widths, strict=True))).rstrip() for line in cells)
+    return aligned([names, *([_cell(line.get(name)) for name in names] for line in table)])
 
 
 def _cell(value: Any) -> str:

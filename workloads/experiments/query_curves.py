@@ -7,19 +7,18 @@ or failed. Systems look as in plots.py.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from workloads.fleet.query import QueryRow
-from workloads.results.plots import require_matplotlib, styles_of, y_axis
+from workloads.results.plots import Mark, curve, finish, line_keys, new_figure, styles_of, trials_text, y_axis
 from workloads.results.points import size_text
 from workloads.results.row import Row
 
 #: Inches.
 _WIDTH, _HEIGHT, _LEGEND = 4.6, 3.1, 2.0
-_DPI = 110
 #: Samples below which a percentile is the largest or nearly: it is not drawn.
 LEAST = {"p50": 1, "p99": 100, "p999": 1000}
 _NAMES = {"p50": "median", "p99": "99th percentile", "p999": "99.9th percentile"}
@@ -91,7 +90,7 @@ def incast(rows: Sequence[Row], path: Path) -> bool:
     found = spots(rows, "incast")
     if not found:
         return False
-    figure, grid = _figure(3, _caption(found), found)
+    figure, grid = _figure(3)
     one = found[0].rows[0]
     ideal = {spot.leaves: spot.rows[0] for spot in found}
     _panel(grid[0], found, lambda row: row["goodput_mbps"], "goodput (Mbit/s)")
@@ -107,12 +106,10 @@ def incast(rows: Sequence[Row], path: Path) -> bool:
     _panel(grid[2], found, lost, "frames lost in full queues")
     grid[2].set_yscale("symlog", linthresh=1)
     grid[2].set_ylim(bottom=0)
-    _finish(figure, grid, found, "servers that answer at the same moment",
-            f"{size_text(one['size'])} from each\n{one['rate_mbps']:g} Mbit/s\n"
-            f"buffers of {one['buffer_bytes']:,} B\nRESEND after {one['resend_ms']:g} ms,\n"
-            "TCP's RTO 200 ms and more\n")
-    figure.savefig(path, dpi=_DPI)
-    return True
+    return _finish(figure, path, found, "servers that answer at the same moment",
+                   f"{size_text(one['size'])} from each\n{one['rate_mbps']:g} Mbit/s\n"
+                   f"buffers of {one['buffer_bytes']:,} B\nRESEND after {one['resend_ms']:g} ms,\n"
+                   "TCP's RTO 200 ms and more\n")
 
 
 def fanout(rows: Sequence[Row], path: Path) -> bool:
@@ -121,7 +118,7 @@ def fanout(rows: Sequence[Row], path: Path) -> bool:
     if not found:
         return False
     names = [name for name in LEAST if any(spot.values(time_ms(name)) for spot in found)]
-    figure, grid = _figure(max(1, len(names)), _caption(found), found)
+    figure, grid = _figure(max(1, len(names)))
     one = found[0].rows[0]
     for axes, name in zip(grid, names, strict=False):
         _panel(axes, found, time_ms(name), f"{_NAMES[name]} of the queries (ms)")
@@ -129,18 +126,12 @@ def fanout(rows: Sequence[Row], path: Path) -> bool:
             _ideal(axes, {spot.leaves: spot.rows[0]["ideal_us"] / 1000 for spot in found
                           if spot.rows[0]["ideal_us"]})
         _logarithmic(axes)
-    _finish(figure, grid, found, "leaves of a query",
-            f"{size_text(one['size'])} from each, {one['load_text']}".replace(", ", "\n"))
-    figure.savefig(path, dpi=_DPI)
-    return True
+    return _finish(figure, path, found, "leaves of a query",
+                   f"{size_text(one['size'])} from each, {one['load_text']}".replace(", ", "\n"))
 
 
-def _figure(panels: int, caption: str, found: list[Spot]) -> tuple[Any, list[Any]]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(panels * _WIDTH + _LEGEND, _HEIGHT + 0.6), layout="constrained")
-    figure.suptitle(caption, fontsize=8.5, color="0.25", x=0.01, ha="left")
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    figure = new_figure(panels * _WIDTH + _LEGEND, _HEIGHT + 0.6)
     return figure, list(figure.subplots(1, panels, squeeze=False).flat)
 
 
@@ -150,18 +141,10 @@ def _panel(axes: Any, found: list[Spot], value: Value, label: str) -> None:
     systems = list(dict.fromkeys(spot.system for spot in found))
     styles = styles_of(systems)
     for number, system in enumerate(systems):
-        color, marker, line = styles[system]
-        curve = [(spot, values) for spot in found if spot.system == system and (values := spot.values(value))]
         shift = (number - (len(systems) - 1) / 2) * _DODGE
-        xs = [places[spot.leaves] + shift for spot, _values in curve]
-        ys = [statistics.median(values) for _spot, values in curve]
-        below = [y - values[0] for y, (_spot, values) in zip(ys, curve, strict=True)]
-        above = [values[-1] - y for y, (_spot, values) in zip(ys, curve, strict=True)]
-        axes.errorbar(xs, ys, yerr=(below, above), color=color, linestyle=line, linewidth=1.4, capsize=2.5,
-                      elinewidth=1)
-        for x, y, (spot, _values) in zip(xs, ys, curve, strict=True):
-            axes.plot([x], [y], marker=marker, color=color, markersize=6, zorder=5,
-                      markerfacecolor="white" if spot.weak else color)
+        curve(axes, styles[system], [
+            Mark(places[spot.leaves] + shift, statistics.median(values), values[0], values[-1], spot.weak)
+            for spot in found if spot.system == system and (values := spot.values(value))])
     axes.set_xticks(list(places.values()), [str(leaves) for leaves in places])
     axes.set_xlim(-0.4, len(places) - 0.6)
     axes.set_title(label, fontsize=10)
@@ -179,21 +162,16 @@ def _logarithmic(axes: Any) -> None:
     y_axis(axes, log=True)
 
 
-def _finish(figure: Any, grid: list[Any], found: list[Spot], label: str, title: str) -> None:
+def _finish(figure: Any, path: Path, found: list[Spot], label: str, title: str) -> bool:
     from matplotlib.lines import Line2D
 
-    systems = list(dict.fromkeys(spot.system for spot in found))
-    styles: Mapping[str, tuple[str, str, Any]] = styles_of(systems)
-    handles = [Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=1.4, label=system)
-               for system in systems for color, marker, line in [styles[system]]]
+    handles = line_keys(list(dict.fromkeys(spot.system for spot in found)))
     handles.append(Line2D([], [], color="0.4", linestyle=(0, (1, 1)), linewidth=1.2, label="the link, never idle"))
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, alignment="left",
-                  title=title, title_fontsize=9)
-    figure.supxlabel(label, fontsize=10)
+    return finish(figure, path, handles, label, said=_caption(found), alignment="left", title=title,
+                  title_fontsize=9)
 
 
 def _caption(found: list[Spot]) -> str:
-    trials = max(len(spot.rows) for spot in found)
-    text = f"mark: median of {trials} trials; bar: lowest to highest" if trials > 1 else "one trial each"
+    text = trials_text(max(len(spot.rows) for spot in found), "mark: median", "bar")
     weak = sum(spot.weak for spot in found)
     return text + (f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)" if weak else "")

@@ -11,17 +11,7 @@ from typing import cast
 
 from workloads.fleet.kv import KvRow
 from workloads.results.kinds import Kind, Picture, Variant
-from workloads.results.plots import (
-    CAPTION,
-    DPI,
-    HEIGHT,
-    LEGEND,
-    WIDTH,
-    caption,
-    require_matplotlib,
-    styles_of,
-    y_axis,
-)
+from workloads.results.plots import CAPTION, HEIGHT, LEGEND, WIDTH, caption, finish, new_figure, styles_of, y_axis
 from workloads.results.points import QuotedPoint, points, size_text
 from workloads.results.row import Row
 
@@ -34,10 +24,6 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     found = [p for p in points(rows) if "workload" in p.quoted and p.quoted["mode"] == "loaded" and p.value]
     if not found:
         return False
-    require_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     panels: dict[tuple[str, str, str], list[QuotedPoint]] = {}
     for point in sorted(found, key=lambda p: _stored(p)["value_bytes"]):
         key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(_stored(point)["value_bytes"]))
@@ -46,7 +32,7 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     letters = sorted({_stored(point)["workload"] for point in found})
     styles = styles_of(labels)
     width = _BARS / len(labels)
-    figure = Figure(figsize=(len(panels) * WIDTH + LEGEND, HEIGHT + CAPTION), layout="constrained")
+    figure = new_figure(len(panels) * WIDTH + LEGEND, HEIGHT + CAPTION)
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     for axes, (panel, members) in zip(grid.flat, panels.items(), strict=True):
         axes.set_title(", ".join(filter(None, panel)), fontsize=10)
@@ -61,13 +47,10 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
                      edgecolor=styles[point.label][0], yerr=spread if point.trials > 1 else None, capsize=2)
         y_axis(axes, log=False)
         axes.set_axisbelow(True)
-    figure.supxlabel("YCSB workload", fontsize=10)
-    figure.supylabel("operations per second", fontsize=10)
-    figure.legend(handles=[Patch(color=styles[label][0], label=label) for label in labels],
-                  loc="outside right upper", fontsize=9, frameon=False)
-    figure.suptitle(caption(found, "bar", "line"), fontsize=8.5, color="0.25", x=0.01, ha="left")
-    figure.savefig(path, dpi=DPI)
-    return True
+    from matplotlib.patches import Patch
+
+    return finish(figure, path, [Patch(color=styles[label][0], label=label) for label in labels], "YCSB workload",
+                  "operations per second", caption(found, "bar", "line"))
 
 
 def _stored(point: QuotedPoint) -> KvRow:

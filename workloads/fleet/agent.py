@@ -19,10 +19,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from smtstack.errors import ConfigError, SmtError
-from smtstack.exit_codes import exit_code
-from smtstack.io.standard_streams import run_program
+from smtstack.errors import ConfigError
 from workloads import transports
+from workloads.fleet.programs import run_on_host
 from workloads.load.measure import LINGER_S, Series
 from workloads.options import common as options
 from workloads.options.common import add_caller_options, parse_address
@@ -34,20 +33,11 @@ WORK = {"echo": "measure:Series", "kv": "ycsb_load:YcsbSeries", "query": "querie
         "mix": "mix:MixSeries", "timed": "timed:TimedSeries"}
 
 
-def main() -> int:
-    """Serve stdin; the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="agent")
     add_caller_options(parser)
     parser.add_argument("--work", choices=WORK, default="echo")
-    args = parser.parse_args()
-    try:
-        _serve(args)
-    except SmtError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return exit_code(e)
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return parser
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -84,4 +74,4 @@ def _meet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_on_host(_parser().parse_args, _serve)

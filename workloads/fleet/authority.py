@@ -57,15 +57,21 @@ class Authority:
     key: PrivateKey
 
     @classmethod
-    def make(cls, kind: str = KINDS[0], days: int = DAYS) -> Authority:
-        """A fresh one with a key of ``kind``."""
+    def make(cls, kind: str = KINDS[0], days: int = DAYS, depth: int = 0,
+             above: Authority | None = None) -> Authority:
+        """A fresh one with a key of ``kind``. ``depth``: how many others may stand between it and a host;
+        ``above``: who signs for it, by default itself."""
         key = make_key(kind)
-        name = _subject("smtnet throw-away authority")
-        builder = (_certificate(name, name, key.public_key(), _now() + datetime.timedelta(days=days))
-                   .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        name = _subject("smtnet throw-away authority" if above is None else "smtnet throw-away intermediate")
+        issuer, signer = (name, key) if above is None else (above.certificate.subject, above.key)
+        builder = (_certificate(name, issuer, key.public_key(), _now() + datetime.timedelta(days=days))
+                   .add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
                    .add_extension(key_usage(signs_certificates=True), critical=True)
                    .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False))
-        return cls(builder.sign(key, _digest(key)), key)
+        if above is not None:
+            of_issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+            builder = builder.add_extension(of_issuer, critical=False)
+        return cls(builder.sign(signer, _digest(signer)), key)
 
     def issue(self, name: str, ip: str, public: PublicKey, days: int = DAYS) -> x509.Certificate:
         """A certificate for host ``name`` at ``ip``, as server and as client; it ends with ours at the latest."""

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import psutil
 
@@ -121,7 +121,7 @@ class Fleet:
         """Where a host writes down the secrets of its sessions, if keys are kept."""
         return self._keys / f"{host.name}.keylog"
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> Self:
         try:
             self._start()
         except BaseException:

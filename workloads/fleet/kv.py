@@ -38,21 +38,12 @@ _REDIS_READY = "eady to accept connections"
 _YARDSTICK_S = 120.0
 
 
-class _Stored(Described):
-    """What of a row of YCSB is known from its clients alone."""
+class KvRow(Row, Described):
+    """One trial of YCSB; ``rpcs`` are operations."""
 
     store: str
     ops: Mapping[str, Any]
     """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
-
-
-class _Told(Answered, _Stored):
-    """What the clients tell of a trial; ``ops`` are errors by kind of operation."""
-
-
-class KvRow(Row, _Stored):
-    """One trial of YCSB; ``rpcs`` are operations."""
-
     server_rss_mb: float
     """Memory of the server's processes afterwards."""
 
@@ -82,10 +73,6 @@ class KvFleet(Fleet):
         #: Redis servers behind ours, and the folders they work in.
         self._behind: list[Program] = []
         self._private: list[Path] = []
-
-    def __enter__(self) -> KvFleet:
-        super().__enter__()
-        return self
 
     # -- processes -----------------------------------------------------------------------------------------
 
@@ -155,14 +142,15 @@ class KvFleet(Fleet):
         """What falls to client process ``index`` of ``many``."""
         return super().share(load, index, many) | {"index": index, "of": many}
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
         assert isinstance(load, YcsbLoad)
         failed: Counter[str] = Counter()
         for answer in done:
             failed.update({kind: found["errors"] for kind, found in answer["ops"].items()})
         facts = described(load)
-        return {**super()._row(load, trial, done, samples), "variant": f"ycsb {facts['workload']}", **facts,
-                "store": "redis, direct" if self._direct else self._store, "ops": failed}
+        return cast(KvRow, {
+            **super()._row(load, trial, done, samples), "variant": f"ycsb {facts['workload']}", **facts,
+            "store": "redis, direct" if self._direct else self._store, "ops": failed})
 
     def yardstick(self, clients: int, value_bytes: int, count: int) -> dict[str, Any] | None:
         """What ``redis-benchmark`` says of the server, from the first client's host: ops/s and p50 of SET and GET.

@@ -1,13 +1,37 @@
-"""What a fleet finds out about its programs: their processor time, and the round trips they wrote down."""
+"""Programs that run on hosts: how one of ours begins and ends, and what is found out about them from outside."""
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import psutil
+
+from smtstack.errors import SmtError
+from smtstack.exit_codes import exit_code
+from smtstack.io.standard_streams import run_program
+
+T = TypeVar("T")
+
+
+def run_on_host(read: Callable[[], T], work: Callable[[T], None]) -> NoReturn:
+    """A whole program: ``work`` with what ``read`` made of the command line. Errors are one line on stderr, exit
+    codes those of ``smtnet``."""
+    def main() -> int:
+        options = read()
+        try:
+            work(options)
+        except (SmtError, OSError) as e:
+            print(f"smtnet: {e}", file=sys.stderr)
+            return exit_code(e)
+        except KeyboardInterrupt:
+            return 1
+        return 0
+
+    sys.exit(run_program(main))
 
 
 def cpu_s(process: psutil.Process) -> float:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from topo.backlog import Backlog
 from topo.network import SmtNet
@@ -28,8 +28,9 @@ from workloads.results.row import Answered, Row, Times
 LEAD_S, TRAIL_S, LOOK_S = 1.0, 1.0, 0.05
 
 
-class _Queried(TypedDict):
-    """What of a row of queries is known from its client alone."""
+class QueryRow(Row, total=False):
+    """One trial of queries. ``size``: bytes of an answer; ``concurrency``: leaves; ``rpcs`` and ``rpc_per_s`` are
+    of leaves, ``errors`` queries without all answers."""
 
     request_bytes: int
     queries: int
@@ -42,24 +43,11 @@ class _Queried(TypedDict):
     """The system as tables and curves call it."""
     control: str
     """Which control it is of, and so no point of a curve; "": none."""
-
-
-class _Told(Answered, _Queried):
-    """What the client tells of a trial."""
-
-
-class _Measured(Row, _Queried):
     leaf_us: Times
     """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
     queue_peak_bytes: int | None
     """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
     buffers."""
-
-
-class QueryRow(_Measured, total=False):
-    """One trial of queries. ``size``: bytes of an answer; ``concurrency``: leaves; ``rpcs`` and ``rpc_per_s`` are
-    of leaves, ``errors`` queries without all answers."""
-
     background: Mapping[str, Any]
     """Some fields of the row of the traffic meanwhile."""
     ideal_us: float
@@ -106,10 +94,6 @@ class QueryFleet(Fleet):
         self._mode = mode
         self.variant = variant
         self._watch: Backlog | None = None
-
-    def __enter__(self) -> QueryFleet:
-        super().__enter__()
-        return self
 
     @property
     def system(self) -> str:
@@ -168,7 +152,7 @@ class QueryFleet(Fleet):
                                           "queue, and grow with the length of the run")
         return measured
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
         assert isinstance(load, QueryLoad)
         assert load.response_size is not None
         row = super()._row(load, trial, done, samples)
@@ -179,7 +163,8 @@ class QueryFleet(Fleet):
             goodput = rate * load.response_size * 8e-6
         else:
             goodput = each * load.response_size * 8 / mean_us
-        return {**row, "mode": self._mode, "variant": self.variant, "size": load.response_size,
-                "concurrency": load.leaves, "request_bytes": int(load.size), "queries": row["rpcs"],
-                "rpcs": row["rpcs"] * each, "rpc_per_s": round(rate, 1), "goodput_mbps": round(goodput, 3),
-                "system": self.system, "control": "", "query_rate": load.rate}
+        return cast(QueryRow, {
+            **row, "mode": self._mode, "variant": self.variant, "size": load.response_size,
+            "concurrency": load.leaves, "request_bytes": int(load.size), "queries": row["rpcs"],
+            "rpcs": row["rpcs"] * each, "rpc_per_s": round(rate, 1), "goodput_mbps": round(goodput, 3),
+            "system": self.system, "control": "", "query_rate": load.rate})

@@ -246,7 +246,7 @@ class Aof:
         self._writer = EntryWriter(self._file.fileno(), reader.crc, reader.whole)
         if not reader.whole:
             self._writer.begin()
-        keys.now = 0
+        keys.databases.now = 0
         return reader.form is not FORMAT
 
     def _is_long(self, keys: Keyspace) -> bool:

@@ -52,13 +52,13 @@ _MOST_BUFFERS = 1024
 _CHECK = 4
 
 
+@dataclass(slots=True, eq=False)
 class EntryWriter:
     """Appends entries to ``fd``. ``crc`` is that of the entry before, ``size`` the length of the file."""
 
-    def __init__(self, fd: int, crc: int = 0, size: int = 0) -> None:
-        self.fd = fd
-        self.crc = crc
-        self.size = size
+    fd: int
+    crc: int = 0
+    size: int = 0
 
     def begin(self) -> None:
         """Write the head."""

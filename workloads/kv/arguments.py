@@ -7,8 +7,11 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from workloads.kv.resp import Command
+from workloads.kv.resp import ONE, ZERO, Command
+from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
@@ -104,6 +107,37 @@ class Wait:
 Handler = Callable[[Keyspace, Command, Session], bytes]
 
 
+def variant(handler: Callable[..., bytes], usage: str, about: str = "", **how: object) -> Handler:
+    """A command that differs from others by some arguments of the ``handler`` that they share.
+
+    ``usage``: how the command is called, its docstring; ``about``: its module, if not the handler's.
+    """
+    made = partial(handler, **how)
+    made.__doc__, made.__module__ = usage, about or handler.__module__
+    return made
+
+
+def has(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """Whether a member is in the value of a key, as the reply."""
+    value = keys.typed(args[1], kind)
+    return ONE if value is not None and args[2] in value else ZERO
+
+
+def remove(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """Take members out of the value of a key; the reply is how many were there."""
+    value = keys.typed(args[1], kind)
+    if value is None:
+        return ZERO
+    gone = [member for member in dict.fromkeys(args[2:]) if member in value]
+    keys.take(args[1], value, gone)
+    return integer_reply(len(gone))
+
+
+def length(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
+    """How long the value of a key is, as the reply; where there is none, 0."""
+    return integer_reply(len(keys.typed(args[1], kind) or ()))
+
+
 def wait(keys: Keyspace, session: Session, what: Wait) -> bytes:
     """The reply to a command that may wait: of the first key that has what it wants, or none yet."""
     for key in what.keys:
@@ -121,6 +155,13 @@ def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
     if _INTEGER.fullmatch(text) is None or not MIN_INT <= (number := int(text)) <= MAX_INT:
         raise CommandError(complaint)
     return number
+
+
+def span(start: int, stop: int, size: int) -> tuple[int, int]:
+    """First place and how many, of ``start`` to ``stop`` (included), either of which may count from the end."""
+    start = max(0, start + size) if start < 0 else min(start, size)
+    stop = min(size - 1, stop + size if stop < 0 else stop)
+    return start, max(0, stop - start + 1)
 
 
 def number(text: bytes, complaint: str = "ERR value is not a valid float", overflow: bool = False) -> float:

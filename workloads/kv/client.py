@@ -171,6 +171,21 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
     return RespCaller(make_resp, peers, connections, local_ip, settings.poll_ns)
 
 
+def finish(caller: Caller, call: Call, timeout_s: float) -> None:
+    """Begin the only call that is under way, and wait for its end. Raises what it failed with."""
+    caller.begin(call)
+    end = time.monotonic() + timeout_s
+    while call not in caller.finished:
+        left = end - time.monotonic()
+        if left <= 0:
+            caller.abort(call)
+            break
+        caller.drive(left)
+    caller.finished.clear()
+    if call.error is not None:
+        raise call.error
+
+
 def is_error(reply: Any) -> bool:
     """Whether the server says that a command failed."""
     return isinstance(reply, hiredis.ReplyError)
@@ -248,13 +263,17 @@ class KvClient:
             self._caller.prepare(1)
             call = KvCall(commands)
             try:
-                return self._finish(call)
+                finish(self._caller, call, self._timeout_s)
+                return call.replies()
             except PeerError as e:
                 if once:
                     names = ", ".join(dict.fromkeys(_word(command[0]) for command in commands))
                     raise KvUnknown(f"{e}; whether {names} was carried out is unknown") from None
                 if not left:
                     raise
+            finally:
+                # None if it never left.
+                self._connection = getattr(call, "handle", None)
         raise AssertionError
 
     def watch(self, *keys: Arg) -> None:
@@ -306,24 +325,6 @@ class KvClient:
         if done is not None and not isinstance(done, list):
             raise PeerError("the reply to EXEC is no list")
         return done
-
-    def _finish(self, call: KvCall) -> list[Any]:
-        """Begin it, and wait for its end."""
-        caller = self._caller
-        caller.begin(call)
-        end = time.monotonic() + self._timeout_s
-        while call not in caller.finished:
-            left = end - time.monotonic()
-            if left <= 0:
-                caller.abort(call)
-                break
-            caller.drive(left)
-        caller.finished.clear()
-        # None if it never left.
-        self._connection = getattr(call, "handle", None)
-        if call.error is not None:
-            raise call.error
-        return call.replies()
 
     def close(self) -> None:
         """Give everything back."""

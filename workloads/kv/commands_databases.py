@@ -40,13 +40,8 @@ def move(keys: Keyspace, args: Command, _session: Session) -> bytes:
     value = keys.get(key)
     if value is None or target.get(key) is not None:
         return ZERO
-    at = keys.expires_at(key)
-    keys.delete(key)
-    target.put(key, value)
-    if at is not None:
-        target.expire_at(key, at)
+    keys.hand_over(key, value, target, key)
     keys.log(b"MOVE", key, b"%d" % target.number)
-    target.touch(key)
     return ONE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, integer
+from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, has, integer, length, remove, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
 from workloads.kv.resp import integer as integer_reply
@@ -64,31 +64,9 @@ def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
     return mapping([bulk(x) for pair in (fields or {}).items() for x in pair], session.version)
 
 
-def hdel(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HDEL key field [field ...]"""
-    fields = keys.typed(args[1], dict)
-    if fields is None:
-        return ZERO
-    before = len(fields)
-    for field in args[2:]:
-        fields.pop(field, None)
-    gone = before - len(fields)
-    if not fields:
-        keys.delete(args[1])
-    if gone:
-        keys.log(*args)
-    return integer_reply(gone)
-
-
-def hlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HLEN key"""
-    return integer_reply(len(keys.typed(args[1], dict) or ()))
-
-
-def hexists(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HEXISTS key field"""
-    fields = keys.typed(args[1], dict)
-    return ONE if fields is not None and args[2] in fields else ZERO
+hdel = variant(remove, "HDEL key field [field ...]", __name__, kind=dict)
+hexists = variant(has, "HEXISTS key field", __name__, kind=dict)
+hlen = variant(length, "HLEN key", __name__, kind=dict)
 
 
 def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:

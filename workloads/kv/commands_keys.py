@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
-from workloads.kv.commands_strings import deadline
+from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer, variant
+from workloads.kv.commands_strings import deadline, end_at
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import KINDS, CommandError, Keyspace
@@ -42,7 +42,7 @@ def _type_name(keys: Keyspace, key: bytes) -> bytes:
     return b"none" if value is None else KINDS[type(value)].name
 
 
-def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: str) -> bytes:
+def _expire(keys: Keyspace, args: Command, _session: Session, unit: int, absolute: bool, command: str) -> bytes:
     key = args[1]
     options = {option.upper() for option in args[3:]}
     for option in args[3:]:
@@ -60,98 +60,47 @@ def _expire(keys: Keyspace, args: Command, unit: int, absolute: bool, command: s
             or (b"GT" in options and (old is None or at <= old))
             or (b"LT" in options and old is not None and at >= old)):
         return ZERO
-    if at <= keys.now:
-        keys.delete(key)
-        keys.log(b"DEL", key)
-    else:
-        keys.expire_at(key, at)
-        keys.log(b"PEXPIREAT", key, b"%d" % at)
+    end_at(keys, key, at, b"PEXPIREAT", key, b"%d" % at)
     return ONE
 
 
-def expire(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """EXPIRE key s [NX|XX|GT|LT]"""
-    return _expire(keys, args, 1000, absolute=False, command="expire")
+expire = variant(_expire, "EXPIRE key s [NX|XX|GT|LT]", unit=1000, absolute=False, command="expire")
+pexpire = variant(_expire, "PEXPIRE key ms [NX|XX|GT|LT]", unit=1, absolute=False, command="pexpire")
+expireat = variant(_expire, "EXPIREAT key s [NX|XX|GT|LT]", unit=1000, absolute=True, command="expireat")
+pexpireat = variant(_expire, "PEXPIREAT key ms [NX|XX|GT|LT]", unit=1, absolute=True, command="pexpireat")
 
 
-def pexpire(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PEXPIRE key ms [NX|XX|GT|LT]"""
-    return _expire(keys, args, 1, absolute=False, command="pexpire")
-
-
-def expireat(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """EXPIREAT key s [NX|XX|GT|LT]"""
-    return _expire(keys, args, 1000, absolute=True, command="expireat")
-
-
-def pexpireat(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PEXPIREAT key ms [NX|XX|GT|LT]"""
-    return _expire(keys, args, 1, absolute=True, command="pexpireat")
-
-
-def pttl(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PTTL key"""
+def _end(keys: Keyspace, args: Command, _session: Session, unit: int, absolute: bool) -> bytes:
+    """When a key ends, rounded to units of so many milliseconds; -1: never, -2: there is none."""
     if keys.get(args[1]) is None:
         return integer_reply(-2)
     at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else at - keys.now)
+    return integer_reply(-1 if at is None else (at - (0 if absolute else keys.databases.now) + unit // 2) // unit)
 
 
-def ttl(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """TTL key"""
-    if keys.get(args[1]) is None:
-        return integer_reply(-2)
-    at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else (at - keys.now + 500) // 1000)
+ttl = variant(_end, "TTL key", unit=1000, absolute=False)
+pttl = variant(_end, "PTTL key", unit=1, absolute=False)
+expiretime = variant(_end, "EXPIRETIME key", unit=1000, absolute=True)
+pexpiretime = variant(_end, "PEXPIRETIME key", unit=1, absolute=True)
 
 
-def pexpiretime(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PEXPIRETIME key"""
-    if keys.get(args[1]) is None:
-        return integer_reply(-2)
-    at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else at)
-
-
-def expiretime(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """EXPIRETIME key"""
-    if keys.get(args[1]) is None:
-        return integer_reply(-2)
-    at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else (at + 500) // 1000)
-
-
-def _rename(keys: Keyspace, args: Command) -> None:
+def _rename(keys: Keyspace, args: Command, _session: Session, new: bool) -> bytes:
+    """``new``: not to a key that is there, and the reply tells whether it was done."""
     source, target = args[1:]
-    at = keys.expires_at(source)
     value = keys.get(source)
-    if source == target or value is None:
-        return
-    keys.delete(source)
-    keys.delete(target)
-    keys.put(target, value)
-    if at is not None:
-        keys.expire_at(target, at)
-    keys.log(b"RENAME", source, target)
-    keys.touch(target)
-
-
-def rename(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RENAME key newkey"""
-    if keys.get(args[1]) is None:
+    if value is None:
         raise CommandError("ERR no such key")
-    _rename(keys, args)
-    return OK
-
-
-def renamenx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RENAMENX key newkey"""
-    if keys.get(args[1]) is None:
-        raise CommandError("ERR no such key")
-    if keys.get(args[2]) is not None:
+    if new and keys.get(target) is not None:
         return ZERO
-    _rename(keys, args)
-    return ONE
+    if source != target:
+        keys.delete(target)
+        keys.hand_over(source, value, keys, target)
+        keys.log(b"RENAME", source, target)
+    return ONE if new else OK
+
+
+rename = variant(_rename, "RENAME key newkey", new=False)
+renamenx = variant(_rename, "RENAMENX key newkey", new=True)
 
 
 def randomkey(keys: Keyspace, _args: Command, session: Session) -> bytes:

@@ -7,18 +7,8 @@ from collections import deque
 from functools import partial
 from itertools import islice
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, number, wait
-from workloads.kv.resp import (
-    EMPTY_ARRAY,
-    OK,
-    ZERO,
-    Command,
-    array,
-    bulk,
-    bulk_or_null,
-    null,
-    null_array,
-)
+from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, span, variant, wait
+from workloads.kv.resp import OK, ZERO, Command, array, bulk, null, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace, List
 
@@ -28,7 +18,7 @@ _MAX_WAIT_MS = 1 << 52
 _SIDES = {b"LEFT": True, b"RIGHT": False}
 
 
-def _push(keys: Keyspace, args: Command, left: bool, existing: bool = False) -> bytes:
+def _push(keys: Keyspace, args: Command, _session: Session, left: bool, existing: bool = False) -> bytes:
     items = keys.typed(args[1], deque)
     if items is None:
         if existing:
@@ -40,24 +30,10 @@ def _push(keys: Keyspace, args: Command, left: bool, existing: bool = False) -> 
     return integer_reply(len(items))
 
 
-def lpush(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LPUSH key element [element ...]"""
-    return _push(keys, args, left=True)
-
-
-def rpush(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RPUSH key element [element ...]"""
-    return _push(keys, args, left=False)
-
-
-def lpushx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LPUSHX key element [element ...]"""
-    return _push(keys, args, left=True, existing=True)
-
-
-def rpushx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """RPUSHX key element [element ...]"""
-    return _push(keys, args, left=False, existing=True)
+lpush = variant(_push, "LPUSH key element [element ...]", left=True)
+rpush = variant(_push, "RPUSH key element [element ...]", left=False)
+lpushx = variant(_push, "LPUSHX key element [element ...]", left=True, existing=True)
+rpushx = variant(_push, "RPUSHX key element [element ...]", left=False, existing=True)
 
 
 def _take(keys: Keyspace, key: bytes, items: List, count: int, left: bool) -> list[bytes]:
@@ -85,37 +61,37 @@ def _pop(keys: Keyspace, args: Command, session: Session, left: bool) -> bytes:
     return array([bulk(item) for item in _take(keys, args[1], items, count, left)])
 
 
-def lpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """LPOP key [count]"""
-    return _pop(keys, args, session, left=True)
+lpop = variant(_pop, "LPOP key [count]", left=True)
+rpop = variant(_pop, "RPOP key [count]", left=False)
+llen = variant(length, "LLEN key", __name__, kind=deque)
 
 
-def rpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """RPOP key [count]"""
-    return _pop(keys, args, session, left=False)
-
-
-def llen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LLEN key"""
-    return integer_reply(len(keys.typed(args[1], deque) or ()))
-
-
-def _slice(args: Command, size: int) -> tuple[int, int]:
-    """First place and how many, of ``start stop`` that may count from the end."""
+def _part(keys: Keyspace, args: Command) -> list[bytes] | None:
+    """The elements from one place to another; None: there is no list."""
     start, stop = integer(args[2]), integer(args[3])
-    start = max(0, start + size) if start < 0 else start
-    stop = min(size - 1, stop + size if stop < 0 else stop)
-    return start, max(0, stop - start + 1)
+    items = keys.typed(args[1], deque)
+    if items is None:
+        return None
+    first, count = span(start, stop, len(items))
+    return list(islice(items, first, first + count))
 
 
 def lrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """LRANGE key start stop"""
-    integer(args[2]), integer(args[3])
-    items = keys.typed(args[1], deque)
-    if items is None:
-        return EMPTY_ARRAY
-    start, count = _slice(args, len(items))
-    return array([bulk(item) for item in islice(items, min(start, len(items)), min(start + count, len(items)))])
+    return array([bulk(item) for item in _part(keys, args) or ()])
+
+
+def ltrim(keys: Keyspace, args: Command, _session: Session) -> bytes:
+    """LTRIM key start stop"""
+    kept = _part(keys, args)
+    if kept is None:
+        return OK
+    if kept:
+        keys.put(args[1], deque(kept), keep_ttl=True)
+    else:
+        keys.delete(args[1])
+    keys.log(*args)
+    return OK
 
 
 def _place(items: List, text: bytes) -> int | None:
@@ -141,22 +117,6 @@ def lset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if at is None:
         raise CommandError(_INDEX)
     items[at] = args[3]
-    keys.log(*args)
-    return OK
-
-
-def ltrim(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LTRIM key start stop"""
-    integer(args[2]), integer(args[3])
-    items = keys.typed(args[1], deque)
-    if items is None:
-        return OK
-    start, count = _slice(args, len(items))
-    kept = deque(islice(items, min(start, len(items)), min(start + count, len(items))))
-    if kept:
-        keys.put(args[1], kept, keep_ttl=True)
-    else:
-        keys.delete(args[1])
     keys.log(*args)
     return OK
 
@@ -202,32 +162,31 @@ def linsert(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(len(items))
 
 
-def _move(keys: Keyspace, source: bytes, target: bytes, from_left: bool, to_left: bool) -> bytes | None:
+def _moved(keys: Keyspace, args: Command, session: Session, from_left: bool, to_left: bool) -> bytes | None:
     """The encoded element; None if there is none."""
+    source, target = args[1:3]
     items = keys.typed(source, deque)
     if items is None:
         return None
     keys.typed(target, deque)
     (item,) = _take(keys, source, items, 1, from_left)
-    _push(keys, [b"", target, item], to_left)
+    _push(keys, [b"", target, item], session, to_left)
     return bulk(item)
 
 
-def _side(text: bytes) -> bool:
-    side = _SIDES.get(text.upper())
-    if side is None:
+def _sides(args: Command) -> tuple[bool, bool]:
+    from_left, to_left = [_SIDES.get(text.upper()) for text in args[3:5]]
+    if from_left is None or to_left is None:
         raise CommandError(SYNTAX)
-    return side
+    return from_left, to_left
 
 
-def lmove(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """LMOVE source destination LEFT|RIGHT LEFT|RIGHT"""
-    return _move(keys, args[1], args[2], _side(args[3]), _side(args[4])) or null(session.version)
+def _move(keys: Keyspace, args: Command, session: Session, sides: tuple[bool, bool] | None = None) -> bytes:
+    return _moved(keys, args, session, *(sides or _sides(args))) or null(session.version)
 
 
-def rpoplpush(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """RPOPLPUSH source destination"""
-    return _move(keys, args[1], args[2], from_left=False, to_left=True) or null(session.version)
+lmove = variant(_move, "LMOVE source destination LEFT|RIGHT LEFT|RIGHT")
+rpoplpush = variant(_move, "RPOPLPUSH source destination", sides=(False, True))
 
 
 # -- those that wait -----------------------------------------------------------------------------------------
@@ -252,30 +211,19 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, left: bool) -
                                     null_array(session.version)))
 
 
-def blpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BLPOP key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, left=True)
+blpop = variant(_blocking_pop, "BLPOP key [key ...] timeout", left=True)
+brpop = variant(_blocking_pop, "BRPOP key [key ...] timeout", left=False)
 
 
-def brpop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BRPOP key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, left=False)
+def _blocking_move(keys: Keyspace, args: Command, session: Session,
+                   sides: tuple[bool, bool] | None = None) -> bytes:
+    from_left, to_left = sides or _sides(args)
+
+    def serve(keys: Keyspace, _source: bytes) -> bytes | None:
+        return _moved(keys, args, session, from_left, to_left)
+
+    return wait(keys, session, Wait([args[1]], deque, timeout_ms(args[-1]), serve, null(session.version)))
 
 
-def _blocking_move(keys: Keyspace, session: Session, source: bytes, target: bytes, sides: tuple[bool, bool],
-                   timeout: bytes) -> bytes:
-    def serve(keys: Keyspace, key: bytes) -> bytes | None:
-        return _move(keys, key, target, *sides)
-
-    nothing = bulk_or_null(None, session.version)
-    return wait(keys, session, Wait([source], deque, timeout_ms(timeout), serve, nothing))
-
-
-def blmove(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout"""
-    return _blocking_move(keys, session, args[1], args[2], (_side(args[3]), _side(args[4])), args[5])
-
-
-def brpoplpush(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BRPOPLPUSH source destination timeout"""
-    return _blocking_move(keys, session, args[1], args[2], (False, True), args[3])
+blmove = variant(_blocking_move, "BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout")
+brpoplpush = variant(_blocking_move, "BRPOPLPUSH source destination timeout", sides=(False, True))

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import dropwhile, islice, takewhile
 
-from workloads.kv.arguments import SYNTAX, Session, integer, number
-from workloads.kv.commands_sorted import take
+from workloads.kv.arguments import SYNTAX, Session, integer, number, span, variant
 from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
@@ -19,6 +18,7 @@ _OPTIONS = frozenset((b"WITHSCORES", b"LIMIT"))
 Within = Callable[[Pair], bool]
 #: What is at or above the lower bound, and at or below the upper one; and the scores that there can be.
 Bounds = tuple[Within, Within, float, float]
+ReadBounds = Callable[[bytes, bytes], Bounds]
 
 
 def _ranks(low: bytes, high: bytes) -> tuple[int, int]:
@@ -70,14 +70,8 @@ def _between(members: SortedSet, bounds: Bounds, reverse: bool) -> Iterator[Pair
 
 
 def _by_rank(members: SortedSet, low: int, high: int, reverse: bool) -> list[Pair]:
-    size = len(members)
-    low = max(0, low + size) if low < 0 else low
-    high = min(size - 1, high + size if high < 0 else high)
-    if low > high:
-        return []
-    if reverse:
-        return members.range(size - 1 - high, high - low + 1)[::-1]
-    return members.range(low, high - low + 1)
+    first, count = span(low, high, len(members))
+    return members.range(len(members) - first - count, count)[::-1] if reverse else members.range(first, count)
 
 
 def _range(keys: Keyspace, args: Command, session: Session, by: bytes = b"", reverse: bool = False,
@@ -128,49 +122,24 @@ def _range(keys: Keyspace, args: Command, session: Session, by: bytes = b"", rev
     return _pairs(list(islice(_between(members, bounds, reverse), min(offset, size), stop)), scores, session)
 
 
-def zrange(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANGE key start stop [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]"""
-    return _range(keys, args, session, more=frozenset((b"BYSCORE", b"BYLEX", b"REV")))
+zrange = variant(_range, "ZRANGE key start stop [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]",
+                 more=frozenset((b"BYSCORE", b"BYLEX", b"REV")))
+zrevrange = variant(_range, "ZREVRANGE key start stop [WITHSCORES]", reverse=True)
+zrangebyscore = variant(_range, "ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]", by=b"BYSCORE")
+zrevrangebyscore = variant(_range, "ZREVRANGEBYSCORE key max min [WITHSCORES] [LIMIT offset count]",
+                           by=b"BYSCORE", reverse=True)
+zrangebylex = variant(_range, "ZRANGEBYLEX key min max [LIMIT offset count]", by=b"BYLEX")
+zrevrangebylex = variant(_range, "ZREVRANGEBYLEX key max min [LIMIT offset count]", by=b"BYLEX", reverse=True)
 
 
-def zrevrange(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZREVRANGE key start stop [WITHSCORES]"""
-    return _range(keys, args, session, reverse=True)
-
-
-def zrangebyscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]"""
-    return _range(keys, args, session, b"BYSCORE")
-
-
-def zrevrangebyscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZREVRANGEBYSCORE key max min [WITHSCORES] [LIMIT offset count]"""
-    return _range(keys, args, session, b"BYSCORE", reverse=True)
-
-
-def zrangebylex(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANGEBYLEX key min max [LIMIT offset count]"""
-    return _range(keys, args, session, b"BYLEX")
-
-
-def zrevrangebylex(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZREVRANGEBYLEX key max min [LIMIT offset count]"""
-    return _range(keys, args, session, b"BYLEX", reverse=True)
-
-
-def _count(keys: Keyspace, args: Command, bounds: Bounds) -> bytes:
+def _count(keys: Keyspace, args: Command, _session: Session, read: ReadBounds) -> bytes:
+    bounds = read(args[2], args[3])
     members = keys.typed(args[1], SortedSet)
     return ZERO if members is None else integer_reply(sum(1 for _pair in _between(members, bounds, reverse=False)))
 
 
-def zcount(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZCOUNT key min max"""
-    return _count(keys, args, _by_score(args[2], args[3]))
-
-
-def zlexcount(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZLEXCOUNT key min max"""
-    return _count(keys, args, _by_member(args[2], args[3]))
+zcount = variant(_count, "ZCOUNT key min max", read=_by_score)
+zlexcount = variant(_count, "ZLEXCOUNT key min max", read=_by_member)
 
 
 def _remove(keys: Keyspace, key: bytes, found: Callable[[SortedSet], list[Pair]]) -> bytes:
@@ -178,7 +147,7 @@ def _remove(keys: Keyspace, key: bytes, found: Callable[[SortedSet], list[Pair]]
     if members is None:
         return ZERO
     gone = found(members)
-    take(keys, key, members, gone)
+    keys.take(key, members, [member for _score, member in gone])
     return integer_reply(len(gone))
 
 
@@ -188,16 +157,13 @@ def zremrangebyrank(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return _remove(keys, args[1], lambda members: _by_rank(members, low, high, reverse=False))
 
 
-def zremrangebyscore(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZREMRANGEBYSCORE key min max"""
-    bounds = _by_score(args[2], args[3])
+def _remove_within(keys: Keyspace, args: Command, _session: Session, read: ReadBounds) -> bytes:
+    bounds = read(args[2], args[3])
     return _remove(keys, args[1], lambda members: list(_between(members, bounds, reverse=False)))
 
 
-def zremrangebylex(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZREMRANGEBYLEX key min max"""
-    bounds = _by_member(args[2], args[3])
-    return _remove(keys, args[1], lambda members: list(_between(members, bounds, reverse=False)))
+zremrangebyscore = variant(_remove_within, "ZREMRANGEBYSCORE key min max", read=_by_score)
+zremrangebylex = variant(_remove_within, "ZREMRANGEBYLEX key min max", read=_by_member)
 
 
 def _rank(keys: Keyspace, args: Command, session: Session, reverse: bool) -> bytes:
@@ -209,14 +175,8 @@ def _rank(keys: Keyspace, args: Command, session: Session, reverse: bool) -> byt
     return integer_reply(len(members) - 1 - rank if reverse else rank)
 
 
-def zrank(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZRANK key member"""
-    return _rank(keys, args, session, reverse=False)
-
-
-def zrevrank(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZREVRANK key member"""
-    return _rank(keys, args, session, reverse=True)
+zrank = variant(_rank, "ZRANK key member", reverse=False)
+zrevrank = variant(_rank, "ZREVRANK key member", reverse=True)
 
 
 def _pairs(found: list[Pair], scores: bool, session: Session) -> bytes:

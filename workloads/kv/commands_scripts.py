@@ -77,6 +77,6 @@ def _run(keys: Keyspace, text: bytes, args: Command, session: Session) -> bytes:
         if entry.write and only_reads:
             return error("ERR Write commands are not allowed from read-only scripts."), False
         inner.version = version
-        return execute(keys, command, inner, keys.now), entry.write
+        return execute(keys, command, inner, keys.databases.now), entry.write
 
     return lua.run(text, args[3:3 + count], args[3 + count:], session.version, perform)

@@ -36,9 +36,10 @@ def echo(_keys: Keyspace, args: Command, _session: Session) -> bytes:
 def config(keys: Keyspace, args: Command, session: Session) -> bytes:
     """CONFIG GET pattern [pattern ...]: what Redis's own tools look at"""
     patterns = [glob(pattern.lower()) for pattern in args[2:]]
-    kept: dict[str, object] = {"appendonly": "no"} if keys.persistence is None else keys.persistence.settings()
+    persistence = keys.databases.persistence
+    kept: dict[str, object] = {"appendonly": "no"} if persistence is None else persistence.settings()
     known = {**_CONFIG, b"databases": b"%d" % len(keys.databases.all),
-             b"proto-max-bulk-len": b"%d" % keys.longest,
+             b"proto-max-bulk-len": b"%d" % keys.databases.longest,
              **{name.encode(): str(value).encode() for name, value in kept.items()}}
     found = [pair for pair in known.items() if any(p.fullmatch(pair[0]) for p in patterns)]
     return mapping([bulk(x) for pair in found for x in pair], session.version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from workloads.kv.arguments import SYNTAX, Session, integer
+from workloads.kv.arguments import SYNTAX, Session, has, integer, length, remove, variant
 from workloads.kv.commands_strings import MAX_REPLY
 from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
 from workloads.kv.resp import integer as integer_reply
@@ -31,23 +31,8 @@ def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return integer_reply(len(members) - before)
 
 
-def _remove(keys: Keyspace, key: bytes, members: Slots, gone: list[bytes]) -> None:
-    """Members that are there."""
-    for member in gone:
-        members.remove(member)
-    if not members:
-        keys.delete(key)
-    keys.log_parts(b"SREM", key, gone)
-
-
-def srem(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SREM key member [member ...]"""
-    members = keys.typed(args[1], Slots)
-    if members is None:
-        return ZERO
-    gone = [member for member in dict.fromkeys(args[2:]) if member in members]
-    _remove(keys, args[1], members, gone)
-    return integer_reply(len(gone))
+srem = variant(remove, "SREM key member [member ...]", __name__, kind=Slots)
+sismember = variant(has, "SISMEMBER key member", __name__, kind=Slots)
 
 
 def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -56,21 +41,13 @@ def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
     return unordered([] if members is None else [bulk(member) for member in members.keys], session.version)
 
 
-def sismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SISMEMBER key member"""
-    members = keys.typed(args[1], Slots)
-    return ONE if members is not None and args[2] in members else ZERO
-
-
 def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """SMISMEMBER key member [member ...]"""
     members = keys.typed(args[1], Slots)
     return array([ONE if members is not None and member in members else ZERO for member in args[2:]])
 
 
-def scard(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SCARD key"""
-    return integer_reply(len(keys.typed(args[1], Slots) or ()))
+scard = variant(length, "SCARD key", __name__, kind=Slots)
 
 
 def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -85,7 +62,7 @@ def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
         gone = [members.any()]
     else:
         gone = list(members.keys) if count >= len(members) else random.sample(members.keys, count)
-    _remove(keys, args[1], members, gone)
+    keys.take(args[1], members, gone)
     return bulk(gone[0]) if count is None else unordered([bulk(member) for member in gone], session.version)
 
 
@@ -124,34 +101,20 @@ def smove(keys: Keyspace, args: Command, _session: Session) -> bytes:
     if member not in members:
         return ZERO
     if source != target:
-        _remove(keys, source, members, [member])
+        keys.take(source, members, [member])
         sadd(keys, [b"SADD", target, member], _session)
     return ONE
 
 
-def _combine(keys: Keyspace, names: list[bytes],
-             how: Callable[[set[bytes], set[bytes]], set[bytes]]) -> set[bytes]:
-    found = [keys.typed(name, Slots) for name in names]
+def _combine(keys: Keyspace, args: Command, session: Session,
+             how: Callable[[set[bytes], set[bytes]], set[bytes]]) -> bytes:
+    found = [keys.typed(name, Slots) for name in args[1:]]
     first, *others = [set(members.keys) if members is not None else set() for members in found]
     for other in others:
         first = how(first, other)
-    return first
+    return unordered([bulk(member) for member in first], session.version)
 
 
-def sinter(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SINTER key [key ...]"""
-    return _members(_combine(keys, args[1:], set.intersection), session)
-
-
-def sunion(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SUNION key [key ...]"""
-    return _members(_combine(keys, args[1:], set.union), session)
-
-
-def sdiff(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SDIFF key [key ...]"""
-    return _members(_combine(keys, args[1:], set.difference), session)
-
-
-def _members(members: set[bytes], session: Session) -> bytes:
-    return unordered([bulk(member) for member in members], session.version)
+sinter = variant(_combine, "SINTER key [key ...]", how=set.intersection)
+sunion = variant(_combine, "SUNION key [key ...]", how=set.union)
+sdiff = variant(_combine, "SDIFF key [key ...]", how=set.difference)

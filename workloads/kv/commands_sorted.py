@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, integer, number, wait
+from workloads.kv.arguments import SYNTAX, Session, Wait, integer, length, number, remove, variant, wait
 from workloads.kv.commands_lists import timeout_ms
-from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null, null_array
+from workloads.kv.resp import EMPTY_ARRAY, Command, array, bulk, double, null, null_array
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
 from workloads.kv.zset import Pair, SortedSet
@@ -65,22 +65,8 @@ def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
     return integer_reply(added + changed if b"CH" in options else added)
 
 
-def zrem(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZREM key member [member ...]"""
-    members = keys.typed(args[1], SortedSet)
-    if members is None:
-        return ZERO
-    gone = sum([members.remove(member) for member in args[2:]])
-    if not members.scores:
-        keys.delete(args[1])
-    if gone:
-        keys.log(*args)
-    return integer_reply(gone)
-
-
-def zcard(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZCARD key"""
-    return integer_reply(len(keys.typed(args[1], SortedSet) or ()))
+zrem = variant(remove, "ZREM key member [member ...]", __name__, kind=SortedSet)
+zcard = variant(length, "ZCARD key", __name__, kind=SortedSet)
 
 
 def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -102,15 +88,6 @@ def zincrby(keys: Keyspace, args: Command, session: Session) -> bytes:
     return zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session)
 
 
-def take(keys: Keyspace, key: bytes, members: SortedSet, found: list[Pair]) -> None:
-    """Remove members that are there."""
-    for _score, member in found:
-        members.remove(member)
-    if not members.scores:
-        keys.delete(key)
-    keys.log_parts(b"ZREM", key, [member for _score, member in found])
-
-
 def _ends(members: SortedSet, count: int, highest: bool) -> list[Pair]:
     """The first by score, or the last, backwards."""
     if not highest:
@@ -129,20 +106,14 @@ def _pop(keys: Keyspace, args: Command, session: Session, highest: bool) -> byte
     if members is None:
         return EMPTY_ARRAY
     found = _ends(members, count, highest)
-    take(keys, args[1], members, found)
+    keys.take(args[1], members, [member for _score, member in found])
     if session.version == 3 and len(args) == 3:
         return array([array([bulk(member), double(score, 3)]) for score, member in found])
     return array([x for score, member in found for x in (bulk(member), double(score, session.version))])
 
 
-def zpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZPOPMIN key [count]"""
-    return _pop(keys, args, session, highest=False)
-
-
-def zpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZPOPMAX key [count]"""
-    return _pop(keys, args, session, highest=True)
+zpopmin = variant(_pop, "ZPOPMIN key [count]", highest=False)
+zpopmax = variant(_pop, "ZPOPMAX key [count]", highest=True)
 
 
 def _first(keys: Keyspace, key: bytes, highest: bool, version: int) -> bytes | None:
@@ -150,7 +121,7 @@ def _first(keys: Keyspace, key: bytes, highest: bool, version: int) -> bytes | N
     if members is None:
         return None
     found = _ends(members, 1, highest)
-    take(keys, key, members, found)
+    keys.take(key, members, [member for _score, member in found])
     ((score, member),) = found
     return array([bulk(key), bulk(member), double(score, version)])
 
@@ -161,11 +132,5 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, highest: bool
     return wait(keys, session, what)
 
 
-def bzpopmin(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BZPOPMIN key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, highest=False)
-
-
-def bzpopmax(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """BZPOPMAX key [key ...] timeout"""
-    return _blocking_pop(keys, args, session, highest=True)
+bzpopmin = variant(_blocking_pop, "BZPOPMIN key [key ...] timeout", highest=False)
+bzpopmax = variant(_blocking_pop, "BZPOPMAX key [key ...] timeout", highest=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, integer
+from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, integer, length, variant
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, null
 from workloads.kv.resp import integer as integer_reply
 from workloads.kv.store import CommandError, Keyspace
@@ -33,38 +33,45 @@ def set_(keys: Keyspace, args: Command, session: Session) -> bytes:
         keys.put(key, value)
         keys.log(b"SET", key, value)
         return OK
-    condition = b""
-    give = keep = False
-    timer: tuple[bytes, bytes] | None = None
-    i = 3
-    while i < len(args):
-        option = args[i].upper()
-        if option in {b"NX", b"XX"} and condition in {b"", option}:
-            condition = option
-        elif option == b"GET":
-            give = True
-        elif option == b"KEEPTTL" and timer is None:
-            keep = True
-        elif option in _UNITS and not keep and (timer or (option,))[0] == option and i + 1 < len(args):
-            i += 1
-            timer = option, args[i]
-        else:
-            raise CommandError(SYNTAX)
-        i += 1
+    words, timer = _options(args[3:], b"NX", b"XX", b"GET", b"KEEPTTL")
     at = deadline(keys, timer[1], *_UNITS[timer[0]], command="set", positive=True) if timer else None
-    old = keys.typed(key, bytes) if give else None
-    if condition and (keys.get(key) is None) != (condition == b"NX"):
+    old = keys.typed(key, bytes) if b"GET" in words else None
+    if words & {b"NX", b"XX"} and (keys.get(key) is None) != (b"NX" in words):
         return bulk_or_null(old, session.version)
+    keep = b"KEEPTTL" in words
     keys.put(key, value, keep)
-    if at is not None and at <= keys.now:
-        keys.delete(key)
-        keys.log(b"DEL", key)
-    elif at is not None:
-        keys.expire_at(key, at)
-        keys.log(b"SET", key, value, b"PXAT", b"%d" % at)
+    if at is not None:
+        end_at(keys, key, at, b"SET", key, value, b"PXAT", b"%d" % at)
     else:
         keys.log(b"SET", key, value, *([b"KEEPTTL"] if keep else []))
-    return bulk_or_null(old, session.version) if give else OK
+    return bulk_or_null(old, session.version) if b"GET" in words else OK
+
+
+def _options(args: Command, *known: bytes) -> tuple[set[bytes], tuple[bytes, bytes] | None]:
+    """The words among ``args``, of those that are known, and when the key is to end: one of _UNITS, an amount."""
+    words: set[bytes] = set()
+    timer: tuple[bytes, bytes] | None = None
+    rest = iter(args)
+    for option in map(bytes.upper, rest):
+        if option in known:
+            words.add(option)
+        elif option in _UNITS and (timer or (option,))[0] == option and (amount := next(rest, None)) is not None:
+            timer = option, amount
+        else:
+            raise CommandError(SYNTAX)
+    if words >= {b"NX", b"XX"} or (timer and words & {b"KEEPTTL", b"PERSIST"}):
+        raise CommandError(SYNTAX)
+    return words, timer
+
+
+def end_at(keys: Keyspace, key: bytes, at: int, *entry: bytes) -> None:
+    """A key that is there ends at ``at``, which is logged as ``entry``; if that time is over, it ends now."""
+    if at <= keys.databases.now:
+        keys.delete(key)
+        keys.log(b"DEL", key)
+    else:
+        keys.expire_at(key, at)
+        keys.log(*entry)
 
 
 def deadline(keys: Keyspace, text: bytes, unit: int, absolute: bool, command: str, positive: bool) -> int:
@@ -73,7 +80,7 @@ def deadline(keys: Keyspace, text: bytes, unit: int, absolute: bool, command: st
     complaint = CommandError(f"ERR invalid expire time in '{command}' command")
     if positive and amount <= 0:
         raise complaint
-    at = amount * unit + (0 if absolute else keys.now)
+    at = amount * unit + (0 if absolute else keys.databases.now)
     if not MIN_INT <= amount * unit <= MAX_INT or at > MAX_INT:
         raise complaint
     return at
@@ -113,20 +120,18 @@ def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
     """APPEND key value"""
     old = keys.typed(args[1], bytes)
     value = args[2] if old is None else old + args[2]
-    if len(value) > keys.longest:
+    if len(value) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     keys.put(args[1], value, keep_ttl=True)
     keys.log(*args)
     return integer_reply(len(value))
 
 
-def strlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """STRLEN key"""
-    value = keys.typed(args[1], bytes)
-    return ZERO if value is None else integer_reply(len(value))
+strlen = variant(length, "STRLEN key", __name__, kind=bytes)
 
 
-def _add(keys: Keyspace, key: bytes, amount: int) -> bytes:
+def _add(keys: Keyspace, args: Command, _session: Session, amount: int) -> bytes:
+    key = args[1]
     old = keys.typed(key, bytes)
     value = amount if old is None else integer(old) + amount
     if not MIN_INT <= value <= MAX_INT:
@@ -136,27 +141,21 @@ def _add(keys: Keyspace, key: bytes, amount: int) -> bytes:
     return integer_reply(value)
 
 
-def incr(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """INCR key"""
-    return _add(keys, args[1], 1)
+incr = variant(_add, "INCR key", amount=1)
+decr = variant(_add, "DECR key", amount=-1)
 
 
-def decr(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """DECR key"""
-    return _add(keys, args[1], -1)
-
-
-def incrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
+def incrby(keys: Keyspace, args: Command, session: Session) -> bytes:
     """INCRBY key n"""
-    return _add(keys, args[1], integer(args[2]))
+    return _add(keys, args, session, integer(args[2]))
 
 
-def decrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
+def decrby(keys: Keyspace, args: Command, session: Session) -> bytes:
     """DECRBY key n"""
     amount = integer(args[2])
     if amount == MIN_INT:
         raise CommandError("ERR decrement would overflow")
-    return _add(keys, args[1], -amount)
+    return _add(keys, args, session, -amount)
 
 
 def incrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
@@ -190,7 +189,7 @@ def msetnx(keys: Keyspace, args: Command, session: Session) -> bytes:
     return ONE
 
 
-def _setex(keys: Keyspace, args: Command, unit: int, command: str) -> bytes:
+def _setex(keys: Keyspace, args: Command, _session: Session, unit: int, command: str) -> bytes:
     at = deadline(keys, args[2], unit, absolute=False, command=command, positive=True)
     keys.put(args[1], args[3])
     keys.expire_at(args[1], at)
@@ -198,14 +197,8 @@ def _setex(keys: Keyspace, args: Command, unit: int, command: str) -> bytes:
     return OK
 
 
-def setex(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SETEX key s value"""
-    return _setex(keys, args, 1000, "setex")
-
-
-def psetex(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PSETEX key ms value"""
-    return _setex(keys, args, 1, "psetex")
+setex = variant(_setex, "SETEX key s value", unit=1000, command="setex")
+psetex = variant(_setex, "PSETEX key ms value", unit=1, command="psetex")
 
 
 def getset(keys: Keyspace, args: Command, session: Session) -> bytes:
@@ -226,30 +219,14 @@ def getdel(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 def getex(keys: Keyspace, args: Command, session: Session) -> bytes:
     """GETEX key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]"""
-    timer: tuple[bytes, bytes] | None = None
-    forever = False
-    i = 2
-    while i < len(args):
-        option = args[i].upper()
-        if option == b"PERSIST" and timer is None:
-            forever = True
-        elif option in _UNITS and not forever and (timer or (option,))[0] == option and i + 1 < len(args):
-            i += 1
-            timer = option, args[i]
-        else:
-            raise CommandError(SYNTAX)
-        i += 1
+    words, timer = _options(args[2:], b"PERSIST")
     value = get(keys, args, session)
     if keys.get(args[1]) is None:
         return value
-    at = deadline(keys, timer[1], *_UNITS[timer[0]], command="getex", positive=True) if timer else None
-    if at is not None and at <= keys.now:
-        keys.delete(args[1])
-        keys.log(b"DEL", args[1])
-    elif at is not None:
-        keys.expire_at(args[1], at)
-        keys.log(b"PEXPIREAT", args[1], b"%d" % at)
-    elif forever and keys.persist(args[1]):
+    if timer:
+        at = deadline(keys, timer[1], *_UNITS[timer[0]], command="getex", positive=True)
+        end_at(keys, args[1], at, b"PEXPIREAT", args[1], b"%d" % at)
+    elif words and keys.persist(args[1]):
         keys.log(b"PERSIST", args[1])
     return value
 
@@ -274,7 +251,7 @@ def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     old = keys.typed(args[1], bytes)
     if not args[3]:
         return integer_reply(len(old or b""))
-    if offset + len(args[3]) > keys.longest:
+    if offset + len(args[3]) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     value = bytearray(old or b"")
     value.extend(bytes(max(0, offset - len(value))))

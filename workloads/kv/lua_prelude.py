@@ -15,7 +15,7 @@ local sethook, getinfo, clock = debug.sethook, debug.getinfo, os.clock
 local byte, find, format, gsub, match = string.byte, string.find, string.format, string.gsub, string.match
 local rep, sub = string.rep, string.sub
 local concat, insert, huge, ceil, floor = table.concat, table.insert, math.huge, math.ceil, math.floor
-local create, resume, yield = coroutine.create, coroutine.resume, coroutine.yield
+local create, resume = coroutine.create, coroutine.resume
 
 -- Bounds. What is too long stays so: no pcall of the script goes on after it.
 local began, allowed, over = clock(), FIRST_S, nil
@@ -124,10 +124,6 @@ lib.table.insert = function(t, ...)
   check()
   if select('#', ...) > 1 and (tonumber((...)) or 0) < 0 then error('position out of bounds', 2) end
   return insert(t, ...)
-end
-lib.table.concat = function(t, sep, i, j)
-  check()
-  return concat(t, sep, i, j)
 end
 for k, v in pairs(coroutine) do lib.coroutine[k] = v end
 lib.coroutine.create = function(f)
@@ -326,9 +322,7 @@ redis.call = function(...)
   return reply
 end
 local function one(name, ...)
-  if select('#', ...) ~= 1 then return 'wrong number or type of arguments' end
-  if type((...)) ~= 'string' then return 'wrong number or type of arguments' end
-  return nil
+  if select('#', ...) ~= 1 or type((...)) ~= 'string' then return 'wrong number or type of arguments' end
 end
 redis.error_reply = function(...)
   if one('err', ...) then return failure('ERR ' .. one('err', ...)) end

@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections import deque
+from dataclasses import dataclass, field
 
 from smtstack.errors import ConfigError
 from workloads.kv.arguments import Session
@@ -43,17 +44,15 @@ _SOMETHING = (0, b"")
 _Where = tuple[int, int] | Session
 
 
+@dataclass(slots=True, eq=False)
 class _Batch:
     """Commands of one client and what has come of them."""
 
-    __slots__ = ("alone", "done", "left", "replies")
-
-    def __init__(self, done: Done) -> None:
-        self.done = done
-        self.replies: list[bytes] = []
-        self.left = 0
-        #: Replies that come as the only one of a transaction.
-        self.alone: set[int] = set()
+    done: Done
+    replies: list[bytes] = field(default_factory=list)
+    left: int = 0
+    alone: set[int] = field(default_factory=set)
+    """Replies that come as the only one of a transaction."""
 
 
 _NOBODY = _Batch(lambda _reply: None)

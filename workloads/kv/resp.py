@@ -9,6 +9,7 @@ them bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from smtstack.errors import PeerError
@@ -29,6 +30,7 @@ _WINDOW = 8192
 _COUNTS = {b"*%d" % n: n for n in range(1, 64)}
 _LENGTHS = [b"$%d" % n for n in range(_WINDOW + 1)]
 _SPACES = b" \t\n\r\x0b\x0c\0"
+_HEX = re.compile(rb"[0-9a-fA-F]{2}")
 _ESCAPES = {ord("n"): 10, ord("r"): 13, ord("t"): 9, ord("b"): 8, ord("a"): 7}
 
 Command = list[bytes]
@@ -295,7 +297,7 @@ def _quoted(line: bytes, at: int, quote: int, word: bytearray) -> int:
                 if following == 39:
                     char = 39
                     at += 1
-            elif following == 120 and _is_hex(line[at + 1:at + 3]):  # x
+            elif following == 120 and _HEX.match(line, at + 1):  # x
                 char = int(line[at + 1:at + 3], 16)
                 at += 3
             else:
@@ -303,10 +305,6 @@ def _quoted(line: bytes, at: int, quote: int, word: bytearray) -> int:
                 at += 1
         word.append(char)
     raise RespError("unbalanced quotes in request")
-
-
-def _is_hex(text: bytes) -> bool:
-    return len(text) == 2 and all(c in b"0123456789abcdefABCDEF" for c in text)
 
 
 def printable(data: bytes) -> str:
@@ -421,11 +419,7 @@ def unordered(items: Sequence[bytes], version: int) -> bytes:
 
 
 def double(number: float, version: int) -> bytes:
-    """A number with a fraction; version 2 has none and sends a string."""
-    text = format_double(number)
+    """A number with a fraction, as Redis writes it: 17 digits if there are so many. Version 2 has no such type and
+    sends a string."""
+    text = b"%.17g" % number
     return b",%b\r\n" % text if version == 3 else bulk(text)
-
-
-def format_double(number: float) -> bytes:
-    """A number as Redis writes it: 17 digits if there are so many."""
-    return b"%.17g" % number

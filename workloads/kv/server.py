@@ -29,7 +29,7 @@ from workloads.kv.store import CommandError
 from workloads.kv.strangers import InlineGuard, Stranger
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
-from workloads.transports.epoll import COARSE_S, StreamMaker
+from workloads.transports.epoll import StreamMaker, wait
 from workloads.transports.stream import Stream, StreamError
 from workloads.transports.stream_server import MAX_BACKLOG, StreamServer
 
@@ -117,16 +117,9 @@ class RespStreamServer(StreamServer):
         else:
             self._advance(client)
 
-    def poll(self) -> None:
-        super().poll()
-        self._cut_off()
-
-    def drive(self, timeout_s: float) -> None:
-        super().drive(timeout_s)
-        self._cut_off()
-
-    def _cut_off(self) -> None:
-        """Close what should have been closed by the client."""
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        super()._handle(events)
+        # Close what should have been closed by the client.
         if self._parting:
             now = time.monotonic_ns()
             for stream in [stream for stream, until in self._parting.items() if until <= now]:
@@ -281,31 +274,18 @@ class Service:
 
     def drive(self, timeout_s: float) -> None:
         """One turn: wait, at most this long, until there is something to do, and do it."""
-        wake = self._store.next_wake()
-        if wake is not None:
+        wakes = [self._store.next_wake()]
+        if self._epoll is not None:
+            wakes += [server.next_wake() for server in self._servers]
+        if (wake := min(filter(None, wakes), default=None)) is not None:
             timeout_s = min(timeout_s, max(0, wake - time.monotonic_ns()) / 1e9)
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:
-            self._wait(self._epoll, timeout_s)
+            wait(self._epoll, self._poll_ns, timeout_s)
             for server in self._servers:
                 server.poll()
         self._store.turn()
-
-    def _wait(self, epoll: select.epoll, timeout_s: float) -> None:
-        now = time.monotonic_ns()
-        until = min([now + int(timeout_s * 1e9),
-                     *(wake for s in self._servers if (wake := s.next_wake()) is not None)])
-        spin_until = min(until, now + self._poll_ns)
-        while now < spin_until:
-            if epoll.poll(0):
-                return
-            now = time.monotonic_ns()
-        left = max(0, until - now) / 1e9
-        if left >= COARSE_S:
-            epoll.poll(left)
-        else:
-            select.select([epoll], [], [], left)
 
     def linger(self, timeout_s: float) -> None:
         """Let what was answered arrive."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from workloads.kv.databases import Databases, Journal, Persistence
+from workloads.kv.databases import Databases, Journal
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
 
@@ -93,6 +93,10 @@ class Kind:
     """The type of a value, as TYPE tells it."""
     rebuild: Callable[[bytes, Any], Iterable[Command]]
     """Commands that make a value of this type at a key where there is nothing."""
+    removal: bytes = b""
+    """The command that takes members out of a value, where they have names."""
+    remove: Callable[[Any, bytes], object] | None = None
+    """Takes a member that is there out of a value."""
 
 
 def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[Command]:
@@ -105,11 +109,13 @@ def _in_parts(name: bytes, key: bytes, arguments: Iterable[bytes]) -> Iterator[C
 #: By the class of the value; a type that is not here cannot be kept in a file, and TYPE does not know it.
 KINDS: dict[type, Kind] = {
     bytes: Kind(b"string", lambda key, value: [[b"SET", key, value]]),
-    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items()))),
+    dict: Kind(b"hash", lambda key, value: _in_parts(b"HSET", key, chain.from_iterable(value.items())),
+               b"HDEL", dict.__delitem__),
     SortedSet: Kind(b"zset", lambda key, value: _in_parts(
-        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items()))),
+        b"ZADD", key, chain.from_iterable((repr(s).encode(), member) for member, s in value.scores.items())),
+                    b"ZREM", SortedSet.remove),
     deque: Kind(b"list", lambda key, value: _in_parts(b"RPUSH", key, value)),
-    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys)),
+    Slots: Kind(b"set", lambda key, value: _in_parts(b"SADD", key, value.keys), b"SREM", Slots.remove),
 }
 
 
@@ -145,22 +151,6 @@ class Keyspace:
     def __len__(self) -> int:
         return len(self._values)
 
-    # -- what it shares with the other databases -------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        """The time of all databases."""
-        return self.databases.now
-
-    @now.setter
-    def now(self, now: int) -> None:
-        self.databases.now = now
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest string that a command may make out of others."""
-        return self.databases.longest
-
     @property
     def journal(self) -> Journal | None:
         """Where changes are noted."""
@@ -169,11 +159,6 @@ class Keyspace:
     @journal.setter
     def journal(self, journal: Journal | None) -> None:
         self.databases.journal = journal
-
-    @property
-    def persistence(self) -> Persistence | None:
-        """What keeps the journal."""
-        return self.databases.persistence
 
     # -- values ----------------------------------------------------------------------------------------------
 
@@ -207,6 +192,28 @@ class Keyspace:
         if self._expires and self._over(key):
             return False
         return self._drop(key)
+
+    def take(self, key: bytes, value: Hash | SortedSet | Slots, members: Iterable[bytes]) -> None:
+        """Take members that are there out of the value of a key, which ends with the last one. Noted in parts: no
+        client may have written all that as one command."""
+        kind = KINDS[type(value)]
+        assert kind.remove is not None
+        for entry in _in_parts(kind.removal, key, members):
+            for member in entry[2:]:
+                kind.remove(value, member)
+            self.log(*entry)
+        if not len(value):
+            self.delete(key)
+
+    def hand_over(self, key: bytes, value: Value, other: Keyspace, name: bytes) -> None:
+        """A key goes, and is ``name`` in a database from now on, until when it was to end. The journal is the
+        caller's business."""
+        at = self.expires_at(key)
+        self.delete(key)
+        other.put(name, value)
+        if at is not None:
+            other.expire_at(name, at)
+        other.touch(name)
 
     def clear(self) -> None:
         """Delete everything."""
@@ -279,7 +286,7 @@ class Keyspace:
 
     def sweep(self, now: int) -> None:
         """Look at some of the keys that expire: those that nobody asks for must go as well."""
-        self.now = now
+        self.databases.now = now
         for _ in range(_MAX_STEPS):
             keys, self._cursor = self._expiring.before(self._cursor, _SAMPLE)
             over = sum([self._over(key) for key in keys])
@@ -313,11 +320,6 @@ class Keyspace:
         return [k for k in list(self._values) if not (self._expires and self._over(k))]
 
     # -- changes ---------------------------------------------------------------------------------------------
-
-    def log_parts(self, name: bytes, key: bytes, arguments: list[bytes]) -> None:
-        """Log, as :meth:`log` does, a change that no client may have written as one command."""
-        for entry in _in_parts(name, key, arguments):
-            self.log(*entry)
 
     def log(self, name: bytes, key: bytes, *rest: bytes) -> None:
         """Note a change of one key, as the command that makes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 
 from workloads.kv.arguments import Session, Wait
@@ -18,17 +19,15 @@ Answer = tuple[Done, bytes]
 _STALE = 64
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """A client and its command."""
 
-    __slots__ = ("by_key", "done", "session", "what")
-
-    def __init__(self, session: Session, what: Wait, done: Done, by_key: dict[bytes, dict[_Waiter, None]]) -> None:
-        self.session = session
-        #: All that wait in its database.
-        self.by_key = by_key
-        self.what = what
-        self.done = done
+    session: Session
+    what: Wait
+    done: Done
+    by_key: dict[bytes, dict[_Waiter, None]]
+    """All that wait in its database."""
 
 
 class Waiting:

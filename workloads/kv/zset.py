@@ -24,6 +24,9 @@ class SortedSet:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __contains__(self, member: bytes) -> bool:
+        return member in self.scores
+
     def put(self, member: bytes, score: float) -> None:
         """Add a member, or give it another score."""
         old = self.scores.get(member)
@@ -51,12 +54,16 @@ class SortedSet:
         self._take_out((score, member))
         return True
 
-    def _take_out(self, pair: Pair) -> None:
+    def _chunk_of(self, pair: Pair) -> int:
+        """Which chunk holds a pair that is there."""
         chunks = self._chunks
         at = max(0, bisect_right(chunks, [pair]) - 1)
         # A chunk that begins with the pair and goes on comes after [pair].
-        if at + 1 < len(chunks) and chunks[at + 1][0] == pair:
-            at += 1
+        return at + 1 if at + 1 < len(chunks) and chunks[at + 1][0] == pair else at
+
+    def _take_out(self, pair: Pair) -> None:
+        chunks = self._chunks
+        at = self._chunk_of(pair)
         chunk = chunks[at]
         del chunk[bisect_left(chunk, pair)]
         if not chunk and len(chunks) > 1:
@@ -95,7 +102,5 @@ class SortedSet:
     def rank(self, pair: Pair) -> int:
         """How many come before a pair that is there."""
         chunks = self._chunks
-        at = max(0, bisect_right(chunks, [pair]) - 1)
-        if at + 1 < len(chunks) and chunks[at + 1][0] == pair:
-            at += 1
+        at = self._chunk_of(pair)
         return sum(map(len, chunks[:at])) + bisect_left(chunks[at], pair)

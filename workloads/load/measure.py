@@ -51,6 +51,8 @@ class Series:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        #: Among how many a request's peer is drawn.
+        self._peers = len(caller.peers)
         self._number = 0
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
@@ -66,7 +68,8 @@ class Series:
         requests, total = self._requests(load, True)
         loop: Loop
         if load.rate:
-            _exact_timers()
+            # Timers of this process are no longer late on purpose: by default Linux adds up to 50 us.
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
             loop = self.OPEN(caller, load.rate, load.timeout, load.response_size, load.seed)
         else:
             loop = self.CLOSED(caller, load.concurrency, load.timeout, load.response_size)
@@ -98,15 +101,10 @@ class Series:
 
     def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
         """(the requests, how many there are; None: no end); without ``others`` those of the warm-up."""
-        requests = Requests(load, len(self._caller.peers), self._number, others)
+        requests = Requests(load, self._peers, self._number, others)
         if not others:
             self._number += load.warm_up
         return requests, requests.total
-
-
-def _exact_timers() -> None:
-    """Timers of this process are no longer late on purpose: by default Linux adds up to 50 us."""
-    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
 
 
 def _cpu(before: resource.struct_rusage, now: resource.struct_rusage, seconds: float) -> dict[str, float]:

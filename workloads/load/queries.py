@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.load import measure
-from workloads.load.loops import Load, Requests, Source, Tally, echo_reply
+from workloads.load.loops import Load, Tally, echo_reply
 from workloads.load.measure import Point, Series
 from workloads.load.rtt import rtt_summary
 from workloads.transports import Settings
@@ -58,16 +58,14 @@ class _Leaf(Call):
         self.query = query
 
 
+@dataclass(slots=True, eq=False)
 class _Asked:
     """What became of a query so far."""
 
-    __slots__ = ("times", "waiting", "wrong")
-
-    def __init__(self) -> None:
-        self.waiting: set[Call] = set()
-        #: Nanoseconds from when the query was due to each answer.
-        self.times: list[int] = []
-        self.wrong = False
+    waiting: set[Call]
+    times: list[int] = field(default_factory=list)
+    """Nanoseconds from when the query was due to each answer."""
+    wrong: bool = False
 
 
 class Scatter(Caller):
@@ -95,14 +93,13 @@ class Scatter(Caller):
         self._caller.prepare(min(concurrency, _CONNECTIONS))
 
     def begin(self, call: Call) -> None:
-        asked = call.handle = _Asked()
         if self._in_turn:
             peers = range(self._turn, self._turn + 1)
             self._turn = (self._turn + 1) % self._leaves
         else:
             peers = range(self._leaves)
         leaves = [_Leaf(call, peer) for peer in peers]
-        asked.waiting.update(leaves)
+        call.handle = _Asked(set(leaves))
         for leaf in leaves:
             self._caller.begin(leaf)
 
@@ -181,6 +178,8 @@ class QuerySeries(Series):
     def __init__(self, caller: Caller) -> None:
         self._scatter = Scatter(caller)
         super().__init__(self._scatter)
+        # All are asked by each query.
+        self._peers = 1
 
     def measure(self, load: Load, barrier: Callable[[], None] | None = None) -> Point:
         """Measure, as :meth:`Series.measure`; a query is one in the tally."""
@@ -191,12 +190,6 @@ class QuerySeries(Series):
         scatter.ask(load.leaves, load.in_turn, load.response_size)
         scatter.leaf_ns = array("Q")
         return super().measure(load, barrier)
-
-    def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
-        requests = Requests(load, 1, self._number, others)
-        if not others:
-            self._number += load.warm_up
-        return requests, requests.total
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
         """A result as echo's; ``rpcs`` and ``rtt_us`` are of queries, ``leaf_us`` of their RPCs."""

@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any
 
 from smtstack.errors import PeerError, SmtError
@@ -73,8 +72,7 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
-                 _trace: TracebackType | None) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.end()
 
 

@@ -10,24 +10,15 @@ An operation is a generator: it yields commands, is sent their replies and retur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 from zlib import crc32
 
 from smtstack.errors import ConfigError
-from workloads.load.ycsb_choice import (
-    DISTRIBUTIONS,
-    Exponential,
-    Hotspot,
-    Latest,
-    ScrambledZipfian,
-    Sequential,
-    Uniform,
-    Zipfian,
-    fnv64,
-)
+from workloads.load import ycsb_choice
+from workloads.load.ycsb_choice import DISTRIBUTIONS, Draw, Zipfian, fnv64
 from workloads.load.ycsb_history import NUMBER_BITS, WRITER_BITS, History, Known
 from workloads.load.ycsb_properties import DEFAULTS, parsed
 
@@ -268,16 +259,17 @@ class Operations:
         for name, share in kind.shares:
             total += share
             self._kinds.append((total, name))
-        self._make = {READ: self._read, UPDATE: self._update, INSERT: self._insert, SCAN: self._scan,
-                      RMW: self._read_modify_write}
+        self._make = {READ: lambda: self._look(self._choose()), UPDATE: lambda: self._change(self._choose()),
+                      INSERT: self._insert, SCAN: self._scan, RMW: self._read_modify_write}
         # As YCSB: room for twice as many inserts as are expected, and one; what is not there yet is drawn again.
         inserts = dict(kind.shares).get(INSERT, 0.0)
         room = int((count or 0) * inserts * 2) + 1
         self._draw = chooser(kind, distribution, keys, room, self._random)
         least, most = kind.scan_lengths
-        self._scan_length: Uniform | Zipfian = Uniform(most - least + 1, self._random)
+        self._scan_length = ycsb_choice.uniform(most - least + 1, self._random, least)
         if kind.scan_distribution == "zipfian" and SCAN in dict(kind.shares):
-            self._scan_length = Zipfian(most - least + 1, self._random)
+            zipfian = Zipfian(most - least + 1, self._random)
+            self._scan_length = lambda: least + zipfian.draw()
 
     def next(self) -> tuple[str, Steps]:
         """(kind, the operation)."""
@@ -301,9 +293,6 @@ class Operations:
     def _field_to_read(self) -> int | None:
         return None if self._kind.read_all else self._any_field()
 
-    def _read(self) -> Steps:
-        return (yield from self._look(self._choose()))
-
     def _look(self, key: bytes) -> Steps:
         field = self._field_to_read()
         before = self._history.before(key)
@@ -313,9 +302,6 @@ class Operations:
     def _judge(self, key: bytes, reply: Any, field: int | None, before: Known | None) -> str:
         seen: dict[int, int] = {}
         return self._records.judge(key, reply, field, seen) or self._history.read(key, seen, before)
-
-    def _update(self) -> Steps:
-        return (yield from self._change(self._choose()))
 
     def _change(self, key: bytes) -> Steps:
         fields = range(self._records.fields) if self._kind.write_all else [self._any_field()]
@@ -339,7 +325,7 @@ class Operations:
 
     def _scan(self) -> Steps:
         key = self._choose()
-        length = self._kind.scan_lengths[0] + self._scan_length.draw()
+        length = self._scan_length()
         start = java_hash(key)
         (keys,) = yield [(b"ZRANGEBYSCORE", INDEX, b"%d" % start, b"+inf", b"LIMIT", b"0", b"%d" % length)]
         if not isinstance(keys, list) or not 0 < len(keys) <= length:
@@ -357,7 +343,7 @@ class Operations:
         return (yield from self._look(key)) or (yield from self._change(key))
 
 
-def chooser(kind: Workload, distribution: str, keys: Keyspace, room: int, random: Random) -> Callable[[], int]:
+def chooser(kind: Workload, distribution: str, keys: Keyspace, room: int, random: Random) -> Draw:
     """What draws the places of records, by the distribution of ``kind`` or another one. ``room``: for records that
     are inserted. Raises :class:`ConfigError`."""
     name, first = distribution or kind.distribution, keys.first
@@ -365,17 +351,17 @@ def chooser(kind: Workload, distribution: str, keys: Keyspace, room: int, random
     if first and name in ("latest", "exponential"):
         raise ConfigError(f"insertstart {first} leaves out records that {name} asks for")
     if name == "latest":
-        return Latest(keys.newest, random).draw
+        return ycsb_choice.latest(keys.newest, random)
     if name == "uniform":
-        return Uniform(there, random, first).draw
+        return ycsb_choice.uniform(there, random, first)
     if name == "zipfian":
-        return ScrambledZipfian(there + room, random, first).draw
+        return ycsb_choice.scrambled_zipfian(there + room, random, first)
     if name == "hotspot":
-        return Hotspot(there, kind.hot_data, kind.hot_operations, random, first).draw
+        return ycsb_choice.hotspot(there, kind.hot_data, kind.hot_operations, random, first)
     if name == "exponential":
-        return Exponential(keys.newest, kind.percentile, keys.base * kind.reach, random).draw
+        return ycsb_choice.exponential(keys.newest, kind.percentile, keys.base * kind.reach, random)
     if name == "sequential":
-        return Sequential(there, first).draw
+        return ycsb_choice.sequential(there, first)
     raise ConfigError(f"distribution {name!r}; there are {', '.join(DISTRIBUTIONS)}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import count
 from random import Random
 
 from smtstack.errors import ConfigError
@@ -76,99 +77,71 @@ class Zipfian:
         return int(self._counted * (self._eta * u - self._eta + 1) ** self._alpha)
 
 
+#: Gives the number of a record that is to be asked for.
+Draw = Callable[[], int]
 #: The numbers of the records that can be asked for: 0 to what it returns, without gaps.
 Newest = Callable[[], int]
 
 
-class Uniform:
+def uniform(records: int, random: Random, first: int = 0) -> Draw:
     """Every record as often as any other; the first is ``first``."""
-
-    def __init__(self, records: int, random: Random, first: int = 0) -> None:
-        self._first = first
-        self._records = records
-        self._random = random.random
-
-    def draw(self) -> int:
-        """A record's number."""
-        return self._first + int(self._random() * self._records)
+    draw = random.random
+    return lambda: first + int(draw() * records)
 
 
-class ScrambledZipfian:
+def scrambled_zipfian(records: int, random: Random, first: int = 0) -> Draw:
     """Few records are wanted often, and they lie anywhere among the ``records`` from ``first`` on."""
-
-    def __init__(self, records: int, random: Random, first: int = 0) -> None:
-        self._first = first
-        self._records = records
-        self._zipfian = Zipfian(SCRAMBLED_ITEMS, random, SCRAMBLED_ZETA)
-
-    def draw(self) -> int:
-        """A record's number."""
-        return self._first + fnv64(self._zipfian.draw()) % self._records
+    zipfian = Zipfian(SCRAMBLED_ITEMS, random, SCRAMBLED_ZETA)
+    return lambda: first + fnv64(zipfian.draw()) % records
 
 
-class Latest:
+def latest(newest: Newest, random: Random) -> Draw:
     """The newest record most often: ``newest()`` is its number, and grows."""
+    # As many items as the newest one's number: the oldest record of all is never asked for, in YCSB neither.
+    zipfian = Zipfian(max(newest(), 1), random)
 
-    def __init__(self, newest: Newest, random: Random) -> None:
-        self._newest = newest
-        # As many items as the newest one's number: the oldest record of all is never asked for, in YCSB neither.
-        self._zipfian = Zipfian(max(newest(), 1), random)
+    def draw() -> int:
+        last = newest()
+        zipfian.grow(last)
+        return max(last - zipfian.draw(), 0)
 
-    def draw(self) -> int:
-        """A record's number."""
-        newest = self._newest()
-        self._zipfian.grow(newest)
-        return max(newest - self._zipfian.draw(), 0)
+    return draw
 
 
-class Hotspot:
+def hotspot(records: int, share: float, operations: float, random: Random, first: int = 0) -> Draw:
     """The share ``operations`` asks for the first ``share`` of the records, the rest for the others; within both
     all are asked for as often. Raises :class:`ConfigError` if one of them is asked for and has no record."""
+    hot = int(records * share)
+    cold = records - hot
+    if (operations and not hot) or (operations < 1 and not cold):
+        raise ConfigError(f"hotspotdatafraction {share:g} of {records} records leaves "
+                          f"{'hot' if operations and not hot else 'cold'} ones none, which "
+                          f"hotspotopnfraction {operations:g} asks for")
 
-    def __init__(self, records: int, share: float, operations: float, random: Random, first: int = 0) -> None:
-        self._first = first
-        self._hot = int(records * share)
-        self._cold = records - self._hot
-        self._operations = operations
-        self._random = random.random
-        if (operations and not self._hot) or (operations < 1 and not self._cold):
-            raise ConfigError(f"hotspotdatafraction {share:g} of {records} records leaves "
-                              f"{'hot' if operations and not self._hot else 'cold'} ones none, which "
-                              f"hotspotopnfraction {operations:g} asks for")
+    def draw() -> int:
+        u = random.random()
+        if u < operations:
+            return first + int(u / operations * hot)
+        return first + hot + int((u - operations) / (1 - operations) * cold)
 
-    def draw(self) -> int:
-        """A record's number."""
-        u, hot = self._random(), self._operations
-        if u < hot:
-            return self._first + int(u / hot * self._hot)
-        return self._first + self._hot + int((u - hot) / (1 - hot) * self._cold)
+    return draw
 
 
-class Exponential:
+def exponential(newest: Newest, percentile: float, reach: float, random: Random) -> Draw:
     """The newest records most often: ``percentile`` % of the time one of the ``reach`` newest."""
+    mean = -reach / math.log(1 - percentile / 100)
 
-    def __init__(self, newest: Newest, percentile: float, reach: float, random: Random) -> None:
-        self._newest = newest
-        self._mean = -reach / math.log(1 - percentile / 100)
-        self._random = random.random
-
-    def draw(self) -> int:
-        """A record's number. What would lie before the first one is drawn again."""
-        newest = self._newest()
-        while (place := newest - int(-math.log(1 - self._random()) * self._mean)) < 0:
+    def draw() -> int:
+        last = newest()
+        # What would lie before the first one is drawn again.
+        while (place := last - int(-math.log(1 - random.random()) * mean)) < 0:
             pass
         return place
 
+    return draw
 
-class Sequential:
+
+def sequential(records: int, first: int = 0) -> Draw:
     """One after the other, and again from the first on."""
-
-    def __init__(self, records: int, first: int = 0) -> None:
-        self._first = first
-        self._records = records
-        self._drawn = 0
-
-    def draw(self) -> int:
-        """A record's number."""
-        self._drawn += 1
-        return self._first + (self._drawn - 1) % self._records
+    drawn = count()
+    return lambda: first + next(drawn) % records

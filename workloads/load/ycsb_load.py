@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from secrets import token_hex
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
-from workloads.kv.client import KvCall, is_error
+from workloads.kv.client import KvCall, finish, is_error
 from workloads.load import measure
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
 from workloads.load.measure import Point, Series
@@ -208,19 +207,10 @@ class YcsbSeries(Series):
 
     def _ask(self, load: YcsbLoad, commands: list[Command]) -> list[Any]:
         """What the store answers; raises :class:`PeerError`."""
-        caller = self._caller
-        caller.prepare(1)
+        self._caller.prepare(1)
         call = KvCall(commands)
-        caller.begin(call)
-        end = time.monotonic() + load.timeout
-        while not caller.finished:
-            caller.drive(max(0.0, end - time.monotonic()))
-            if time.monotonic() > end and not caller.finished:
-                caller.abort(call)
-        caller.finished.clear()
-        if call.error is not None:
-            raise call.error
-        replies: list[Any] = call.replies()
+        finish(self._caller, call, load.timeout)
+        replies = call.replies()
         for command, reply in zip(commands, replies, strict=True):
             if is_error(reply):
                 raise PeerError(f"{command[0].decode()}: {reply}")
@@ -253,7 +243,9 @@ class YcsbSeries(Series):
         measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
-class _Described(TypedDict):
+class Described(TypedDict):
+    """What a row says of its load of YCSB."""
+
     workload: str
     """Letter, or file; ``load``: the load phase."""
     value_bytes: int
@@ -263,12 +255,7 @@ class _Described(TypedDict):
     """Of a record."""
     distribution: str
     """Of the records that are asked for."""
-
-
-class Described(_Described, total=False):
-    """What a row says of its load of YCSB."""
-
-    properties: Mapping[str, str]
+    properties: NotRequired[Mapping[str, str]]
     """Of the workload, if it is not one of the letters as they are."""
 
 

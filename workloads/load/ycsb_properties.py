@@ -177,43 +177,37 @@ def parsed(name: str, text: str, where: str = "") -> Any:
         raise ConfigError(f"{where or 'workload'}: {name} is {meaning}, not {text[:60]!r}") from None
 
 
-def _at_least(least: int, most: int = 1 << 62) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        if not re.fullmatch(r"\+?[0-9]+", text) or not least <= int(text) <= most:
+def _holding(holds: Callable[[Any], bool], read: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    """Reads values that must be so. It raises ValueError."""
+    def checked(text: str) -> Any:
+        value = read(text)
+        if not holds(value):
             raise ValueError(text)
-        return int(text)
+        return value
 
-    return check
-
-
-def _real(least: float, most: float) -> Callable[[str], float]:
-    def check(text: str) -> float:
-        if not least <= float(text) <= most:
-            raise ValueError(text)
-        return float(text)
-
-    return check
+    return checked
 
 
-def _one_of(*names: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in names:
-            raise ValueError(text)
-        return text
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\+?[0-9]+", text):
+        raise ValueError(text)
+    return int(text)
 
-    return check
+
+def _at_least(least: int, most: int = 1 << 62) -> Callable[[str], Any]:
+    return _holding(lambda number: least <= number <= most, _whole)
+
+
+def _real(least: float, most: float) -> Callable[[str], Any]:
+    return _holding(lambda number: least <= number <= most, float)
+
+
+def _one_of(*names: str) -> Callable[[str], Any]:
+    return _holding(names.__contains__)
 
 
 def _yes(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def _percentile(text: str) -> float:
-    if not 0 < float(text) < 100:
-        raise ValueError(text)
-    return float(text)
+    return _one_of("true", "false")(text.lower()) == "true"
 
 
 _WHOLE, _FROM_0 = (_at_least(1), "a whole number from 1"), (_at_least(0), "a whole number from 0")
@@ -230,7 +224,7 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "readmodifywriteproportion": _WEIGHT,
     "requestdistribution": (_one_of(*DISTRIBUTIONS), f"one of {', '.join(DISTRIBUTIONS)}"),
     "hotspotdatafraction": _SHARE, "hotspotopnfraction": _SHARE,
-    "exponential.percentile": (_percentile, "above 0 and below 100"),
+    "exponential.percentile": (_holding(lambda number: 0 < number < 100, float), "above 0 and below 100"),
     "exponential.frac": (_real(1e-9, 1e9), "a number above 0"),
     "minscanlength": _WHOLE, "maxscanlength": _WHOLE,
     "scanlengthdistribution": (_one_of(*LENGTHS), " or ".join(LENGTHS)),

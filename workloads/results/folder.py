@@ -27,6 +27,10 @@ SCHEMA = 1
 LATEST = "latest"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: Of run.json's environment: the folder in which the command was typed, from which its paths are.
+DIRECTORY = "directory"
+#: Set while a run is repeated, to the folder of the first one; "repeats" of run.json's parameters.
+REPEATS = "SMTNET_REPEATS"
 
 
 def csv_text(table: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smtstack.errors import Unsupported
 from workloads.results import kinds
@@ -80,9 +80,6 @@ def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint]
     found = [point for point in found if point.value is not None]
     if not found:
         return False
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     panels: dict[tuple[str, ...], list[QuotedPoint]] = {}
     for point in found:
         panels.setdefault(panel_of(point), []).append(point)
@@ -90,8 +87,7 @@ def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint]
     styles = styles_of(labels)
     across = min(len(panels), max(across, 2))
     down = -(-len(panels) // across)
-    # A Figure of its own, not pyplot's: no display, no state shared with a caller's.
-    figure = Figure(figsize=(across * WIDTH + LEGEND, down * HEIGHT + CAPTION), layout="constrained")
+    figure = new_figure(across * WIDTH + LEGEND, down * HEIGHT + CAPTION)
     grid = figure.subplots(down, across, squeeze=False, sharey="row")
     for axes, (panel, members) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(", ".join(filter(None, panel)), fontsize=10)
@@ -100,18 +96,35 @@ def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint]
         if log:
             axes.set_yscale("log")
         for number, label in enumerate(labels):
-            curve = sorted((p for p in members if p.label == label), key=x_of)
+            own = sorted((p for p in members if p.label == label), key=x_of)
             # Side by side, or the last would hide the others.
             places = [place for place, _name in ticks.values()]
             shift = (number - (len(labels) - 1) / 2) * _DODGE * (max(places) - min(places))
-            _curve(axes, styles[label], curve, [ticks[x_of(p)][0] + shift for p in curve])
+            curve(axes, styles[label], [
+                Mark(ticks[x_of(p)][0] + shift, p.value or 0.0, p.low or p.value or 0.0, p.high or p.value or 0.0,
+                     p.failed or not p.faithful) for p in own])
         y_axis(axes, log)
     for unused in list(grid.flat)[len(panels):]:
         unused.set_visible(False)
+    return finish(figure, path, line_keys(labels), x_label, y_label, caption(found))
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A picture of so many inches. Raises :class:`Unsupported` without matplotlib."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    # A Figure of its own, not pyplot's: no display, no state shared with a caller's.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def finish(figure: Any, path: Path, handles: Sequence[Any], x_label: str = "", y_label: str = "", said: str = "",
+           **legend: Any) -> bool:
+    """The legend beside the panels, labels of all of them, what is said above them, and the file; True."""
     figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
-    figure.legend(handles=_legend(labels, styles), loc="outside right upper", fontsize=9, frameon=False)
-    figure.suptitle(caption(found), fontsize=8.5, color="0.25", x=0.01, ha="left")
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, **legend)
+    figure.suptitle(said, fontsize=8.5, color="0.25", x=0.01, ha="left")
     figure.savefig(path, dpi=DPI)
     return True
 
@@ -122,18 +135,27 @@ def styles_of(labels: list[str]) -> dict[str, tuple[str, str, str]]:
     return {**_STYLES, **{label: _OTHERS[i % len(_OTHERS)] for i, label in enumerate(others)}}
 
 
-def _curve(axes: Any, style: tuple[str, str, str], curve: list[QuotedPoint], places: list[float]) -> None:
+class Mark(NamedTuple):
+    """A point of a curve, with a bar from the lowest to the highest trial."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    weak: bool
+    """Hollow: not faithful, or failed."""
+
+
+def curve(axes: Any, style: tuple[str, str, str], marks: Sequence[Mark]) -> None:
+    """A system's line, with its marks."""
     color, marker, line = style
-    ys = [p.value or 0.0 for p in curve]
-    below = [y - (p.low or y) for y, p in zip(ys, curve, strict=True)]
-    above = [(p.high or y) - y for y, p in zip(ys, curve, strict=True)]
-    axes.errorbar(places, ys, yerr=(below, above), color=color, linestyle=line, linewidth=1.4, capsize=2.5,
-                  elinewidth=1)
-    for place, y, point in zip(places, ys, curve, strict=True):
-        weak = point.failed or not point.faithful
+    axes.errorbar([m.x for m in marks], [m.y for m in marks],
+                  yerr=([m.y - m.low for m in marks], [m.high - m.y for m in marks]), color=color, linestyle=line,
+                  linewidth=1.4, capsize=2.5, elinewidth=1)
+    for mark in marks:
         # Above every line: a hollow mark that a line crosses looks filled.
-        axes.plot([place], [y], marker=marker, color=color, markersize=6, zorder=5,
-                  markerfacecolor="white" if weak else color)
+        axes.plot([mark.x], [mark.y], marker=marker, color=color, markersize=6, zorder=5,
+                  markerfacecolor="white" if mark.weak else color)
 
 
 def y_axis(axes: Any, log: bool) -> None:
@@ -155,18 +177,24 @@ def y_axis(axes: Any, log: bool) -> None:
     axes.tick_params(labelsize=9)
 
 
-def _legend(labels: list[str], styles: Mapping[str, tuple[str, str, Any]]) -> list[Any]:
+def line_keys(labels: list[str]) -> list[Any]:
+    """The legend's entries of systems that are lines."""
     from matplotlib.lines import Line2D
 
+    styles: Mapping[str, tuple[str, str, Any]] = styles_of(labels)
     return [Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=1.4, label=label)
             for label in labels for color, marker, line in [styles[label]]]
+
+
+def trials_text(trials: int, middle: str, spread: str) -> str:
+    """What stands for how many trials: ``mark: middle of 3 trials; bar: lowest to highest``."""
+    return f"{middle} of {trials} trials; {spread}: lowest to highest" if trials > 1 else "one trial each"
 
 
 def caption(found: list[QuotedPoint], middle: str = "mark", spread: str = "bar") -> str:
     """How a picture of ``found`` is to be read: ``middle`` shows the middle trial, ``spread`` reaches
     from the lowest to the highest; what is hollow is not faithful, or RPCs failed."""
-    trials = max(point.trials for point in found)
-    text = f"{middle}: middle of {trials} trials; {spread}: lowest to highest" if trials > 1 else "one trial each"
+    text = trials_text(max(point.trials for point in found), f"{middle}: middle", spread)
     weak = sum(not point.faithful for point in found)
     failed = sum(point.failed for point in found)
     if weak or failed:

@@ -119,17 +119,18 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return out
 
 
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lines of cells as columns, of which so many stand on the left of their room, and the others on the right."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) if index < left else cell.rjust(width) for index, (cell, width) in
+                               enumerate(zip(line, widths, strict=True))).rstrip() for line in lines)
+
+
 def text(rows: Sequence[Row], width: int = 110) -> str:
     """Plain text, for files and pipes."""
     out = []
     for title, lines in _grids(rows, width, gap=2):
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        out.append(title)
-        for line in lines:
-            first, *others = line
-            cells = [cell.rjust(room) for cell, room in zip(others, widths[1:], strict=True)]
-            out.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-        out.append("")
+        out += [title, aligned(lines), ""]
     return "\n".join([*out, *notes(rows)]).rstrip() + "\n"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from smtstack.errors import PeerError
 from smtstack.socket import Address
@@ -97,7 +97,7 @@ class Transport(ABC):
     def close(self) -> None:
         """Give everything back. What is under way is lost."""
 
-    def __enter__(self) -> Transport:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -122,9 +122,6 @@ class Caller(Transport):
     def abort(self, call: Call) -> None:
         """Give up a call that is under way: it finishes now, with an error."""
 
-    def __enter__(self) -> Caller:
-        return self
-
 
 class Server(Transport):
     """Gives requests to its handler."""
@@ -135,6 +132,3 @@ class Server(Transport):
     def failure(self) -> str:
         """Why the client that failed last did (smt: why there is no session), and who it was; empty: none has."""
         return self.last_failure
-
-    def __enter__(self) -> Server:
-        return self

@@ -19,7 +19,7 @@ from workloads.transports.stream import Stream
 StreamMaker = Callable[[socket.socket, Address], Stream]
 
 #: epoll counts in milliseconds: too coarse below this for arrivals at high rates.
-COARSE_S = 0.002
+_COARSE_S = 0.002
 #: select() looks at descriptors below this only.
 _SELECT_LIMIT = 1024
 
@@ -56,23 +56,6 @@ class EpollTransport(Transport):
         stream.count_into(self._counters)
         stream.close()
 
-    def wait(self, timeout_s: float) -> list[tuple[int, int]]:
-        """Events; [] if nothing has come in that time."""
-        poll = self._epoll.poll
-        if self._poll_ns:
-            start = now = time.monotonic_ns()
-            spin_until = start + min(self._poll_ns, int(timeout_s * 1e9))
-            while now < spin_until:
-                if events := poll(0):
-                    return events
-                now = time.monotonic_ns()
-            timeout_s -= (now - start) / 1e9
-        if timeout_s >= COARSE_S or self._epoll.fileno() >= _SELECT_LIMIT:
-            return poll(timeout_s)
-        if timeout_s > 0:
-            select.select([self._epoll], [], [], timeout_s)
-        return poll(0)
-
     def counters(self) -> dict[str, int]:
         counters = Counter(self._counters)
         for stream in self._streams.values():
@@ -83,6 +66,24 @@ class EpollTransport(Transport):
         for stream in list(self._streams.values()):
             self.forget(stream)
         self._epoll.close()
+
+
+def wait(epoll: select.epoll, poll_ns: int, timeout_s: float) -> list[tuple[int, int]]:
+    """Events, after a busy-wait of at most ``poll_ns``; [] if nothing has come in that time."""
+    poll = epoll.poll
+    if poll_ns:
+        start = now = time.monotonic_ns()
+        spin_until = start + min(poll_ns, int(timeout_s * 1e9))
+        while now < spin_until:
+            if events := poll(0):
+                return events
+            now = time.monotonic_ns()
+        timeout_s -= (now - start) / 1e9
+    if timeout_s >= _COARSE_S or epoll.fileno() >= _SELECT_LIMIT:
+        return poll(timeout_s)
+    if timeout_s > 0:
+        select.select([epoll], [], [], timeout_s)
+    return poll(0)
 
 
 def address_error(error: OSError, local: Address) -> ConfigError:

@@ -188,11 +188,7 @@ def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
     """Streams of this host's certificate. Raises :class:`ConfigError`, :class:`Unsupported`."""
     check()
     context = _context(certs)
-
-    def make(sock: socket.socket, peer: Address) -> Stream:
-        return KtlsStream(sock, peer, limit, context, server)
-
-    return make
+    return lambda sock, peer: KtlsStream(sock, peer, limit, context, server)
 
 
 def _context(certs: Path) -> Any:

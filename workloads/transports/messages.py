@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from smtstack.errors import LocalError, PeerError
 from smtstack.io.neighbours import obstacle
@@ -208,15 +209,13 @@ class MessageServer(_OnSocket, Server):
         return sent
 
 
+@dataclass(slots=True, eq=False)
 class _Request:
     """A request, for the handler."""
 
-    __slots__ = ("_rpc", "_server", "data")
-
-    def __init__(self, server: MessageServer, rpc: Rpc, data: bytes) -> None:
-        self._server = server
-        self._rpc = rpc
-        self.data = data
+    _server: MessageServer
+    _rpc: Rpc
+    data: bytes
 
     @property
     def longest(self) -> int:

@@ -18,7 +18,7 @@ from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address, RpcError, RpcTimeout
 from smtstack.wire.ipv4 import address
 from workloads.transports.contract import Call, Caller
-from workloads.transports.epoll import EpollTransport, StreamMaker, address_error
+from workloads.transports.epoll import EpollTransport, StreamMaker, address_error, wait
 from workloads.transports.framing import ID_MASK, FramingError, frame
 from workloads.transports.stream import Stream, StreamError
 
@@ -93,7 +93,7 @@ class StreamCaller(EpollTransport, Caller):
 
     def drive(self, timeout_s: float) -> None:
         if not self.finished:
-            self._handle(self.wait(timeout_s))
+            self._handle(wait(self._epoll, self._poll_ns, timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         # The kernel acknowledges for us.
@@ -181,20 +181,16 @@ def _connected(peer: Address, local_ip: str | None) -> socket.socket:
         if local_ip is not None:
             # The kernel chooses the port when it connects: by then it knows which ones are free.
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-            _bind(sock, (local_ip, 0))
+            try:
+                sock.bind((local_ip, 0))
+            except OSError as e:
+                raise address_error(e, (local_ip, 0)) from None
         sock.settimeout(CONNECT_S)
         sock.connect(peer)
     except (OSError, ConfigError):
         sock.close()
         raise
     return sock
-
-
-def _bind(sock: socket.socket, local: Address) -> None:
-    try:
-        sock.bind(local)
-    except OSError as e:
-        raise address_error(e, local) from None
 
 
 def _shake_hands(stream: Stream) -> None:

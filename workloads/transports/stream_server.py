@@ -6,11 +6,12 @@ import resource
 import select
 import socket
 import time
+from dataclasses import dataclass
 
 from smtstack.errors import ConfigError
 from smtstack.socket import Address
 from workloads.transports.contract import Handler, Server
-from workloads.transports.epoll import EpollTransport, StreamMaker, address_error
+from workloads.transports.epoll import EpollTransport, StreamMaker, address_error, wait
 from workloads.transports.framing import FramingError, frame
 from workloads.transports.stream import Stream, StreamError
 
@@ -22,16 +23,14 @@ _LISTEN_BACKLOG = 1024
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
 
+@dataclass(slots=True, eq=False)
 class StreamRequest:
     """A request on a connection."""
 
-    __slots__ = ("_number", "_server", "_stream", "data")
-
-    def __init__(self, server: StreamServer, stream: Stream, number: int, data: bytes) -> None:
-        self._server = server
-        self._stream = stream
-        self._number = number
-        self.data = data
+    _server: StreamServer
+    _stream: Stream
+    _number: int
+    data: bytes
 
     @property
     def longest(self) -> int:
@@ -83,13 +82,13 @@ class StreamServer(EpollTransport, Server):
         self._handle(self._epoll.poll(0))
 
     def drive(self, timeout_s: float) -> None:
-        self._handle(self.wait(timeout_s))
+        self._handle(wait(self._epoll, self._poll_ns, timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         """Until every answer is with the kernel, which delivers it even when we are gone."""
         until = time.monotonic() + timeout_s
         while any(s.writing for s in self._streams.values()) and (left := until - time.monotonic()) > 0:
-            self._handle(self.wait(left))
+            self._handle(wait(self._epoll, self._poll_ns, left))
 
     def close(self) -> None:
         self._listener.close()

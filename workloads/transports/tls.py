@@ -77,11 +77,7 @@ class TlsStream(Stream):
 def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
     """Streams of this host's certificate. Raises :class:`ConfigError` naming the fix."""
     context = _context(certs, server)
-
-    def make(sock: socket, peer: Address) -> Stream:
-        return TlsStream(sock, peer, limit, context, server)
-
-    return make
+    return lambda sock, peer: TlsStream(sock, peer, limit, context, server)
 
 
 def check_folder(certs: Path) -> None:

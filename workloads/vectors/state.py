@@ -82,7 +82,7 @@ def acks_of(vector: Vector) -> list[Ack] | None:
     """The acknowledgements that the inputs name; None: they name none."""
     fields = named(vector, "acks")
     count = fields.pop("num_acks", None)
-    own = _ports(vector)
+    own = vector.number("src_port"), vector.number("dst_port")
     flat = {name.removeprefix("ack_"): value for name, value in fields.items()
             if name.endswith(("client_id", "client_port", "server_port"))}
     out = [_entry(next(iter(fields)), flat, own)] if flat else []
@@ -92,10 +92,6 @@ def acks_of(vector: Vector) -> list[Ack] | None:
     if count is not None and count != len(out):
         raise NotApplicableError("num_acks", f"{count}, where the inputs name {len(out)}")
     return out if fields or count is not None else None
-
-
-def _ports(vector: Vector) -> tuple[int, int]:
-    return vector.number("src_port"), vector.number("dst_port")
 
 
 def _entry(name: str, value: Any, own: tuple[int, int]) -> Ack:

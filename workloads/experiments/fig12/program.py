@@ -20,15 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from smtstack.errors import PeerError, SmtError
-from smtstack.exit_codes import exit_code
+from smtstack.errors import PeerError
 from smtstack.io.packet_socket import interface_mtu
-from smtstack.io.standard_streams import run_program
 from smtstack.session.established import MODES
 from smtstack.socket import Address, SmtContext, SmtSocket
 from smtstack.transport.params import SOFTWARE
 from smtstack.wire.ipv4 import address
 from workloads.experiments.fig12.report import BASE, INIT, INIT_DNS, INIT_FS, INIT_FS_DNS, ONE_RTT, RSMP, RSMP_FS
+from workloads.fleet.programs import run_on_host
 from workloads.options.common import parse_address
 
 #: The session mode of each way, and whether its ticket is looked up in the measured time.
@@ -45,8 +44,7 @@ _KEYS = 4
 Times = dict[str, dict[int, list[int]]]
 
 
-def main() -> int:
-    """The exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="first_rpc")
     parser.add_argument("role", choices=("serve", "call"))
     parser.add_argument("--iface", required=True)
@@ -56,15 +54,7 @@ def main() -> int:
     parser.add_argument("--session", choices=MODES, help="of a server")
     parser.add_argument("--peer", action="append", default=[], metavar="MODE=IP:PORT", help="the server of a mode")
     parser.add_argument("--mutual", action="store_true", help="clients show certificates, too")
-    args = parser.parse_args()
-    try:
-        _serve(args) if args.role == "serve" else _call(args)
-    except SmtError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return exit_code(e)
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return parser
 
 
 def _context(args: argparse.Namespace, mode: str, publish: bool = False) -> SmtContext:
@@ -177,4 +167,4 @@ def measure(callers: dict[str, FirstCaller], sizes: Sequence[int], samples: int,
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_on_host(_parser().parse_args, lambda args: _serve(args) if args.role == "serve" else _call(args))

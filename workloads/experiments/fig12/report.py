@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from workloads.results import plots
+from workloads.results.folder import csv_text
 from workloads.results.points import points, size_text
 from workloads.results.row import Row
 
@@ -76,16 +75,14 @@ def _saved(ours: Sequence[float], yardstick: Sequence[float]) -> float | None:
 
 def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """fig12.csv: a line for each size and way."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["size", "way", "median_us", "q1_us", "q3_us", "saved_of_1rtt", "paper_saved_low",
-                     "paper_saved_high", "above_base_us", "saved_above_base", "paper_us"])
-    for entry in table:
-        for way, value in entry["us"].items():
-            writer.writerow([entry["size"], way, value, *entry["quartiles_us"][way], entry["saved"].get(way, ""),
-                             *PAPER_SAVED.get(way, ("", "")), entry["above_base_us"].get(way, ""),
-                             entry["above_base_saved"].get(way, ""), PAPER_US.get(way, "")])
-    return out.getvalue()
+    return csv_text([
+        {"size": entry["size"], "way": way, "median_us": value,
+         **dict(zip(("q1_us", "q3_us"), entry["quartiles_us"][way], strict=True)),
+         "saved_of_1rtt": entry["saved"].get(way),
+         **dict(zip(("paper_saved_low", "paper_saved_high"), PAPER_SAVED.get(way, ("", "")), strict=True)),
+         "above_base_us": entry["above_base_us"].get(way), "saved_above_base": entry["above_base_saved"].get(way),
+         "paper_us": PAPER_US.get(way)}
+        for entry in table for way, value in entry["us"].items()])
 
 
 def as_text(table: Sequence[dict[str, Any]]) -> str:
@@ -133,13 +130,11 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     such rows, no file."""
     if not any(row["mode"] == MODE for row in rows):
         return False
-    plots.require_matplotlib()
-    from matplotlib.figure import Figure
+    table = comparison(rows)
+    figure = plots.new_figure(1.9 * len(table) + 2.6, 3.8)
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    table = comparison(rows)
-    figure = Figure(figsize=(1.9 * len(table) + 2.6, 3.8), layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(_DRAWN)
     for place, entry in enumerate(table):
@@ -160,7 +155,4 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     axes.set_axisbelow(True)
     marks = [Line2D([], [], color="black", linewidth=2, label="the paper's ratio"),
              Line2D([], [], color=_COLORS[BASE], linestyle=":", label="RPC of a session\nthat exists")]
-    figure.legend(handles=[*(Patch(color=_COLORS[way], label=way) for way in _DRAWN), *marks],
-                  loc="outside right upper", fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110)
-    return True
+    return plots.finish(figure, path, [*(Patch(color=_COLORS[way], label=way) for way in _DRAWN), *marks])

@@ -86,11 +86,6 @@ def check(asked: Options) -> Plan:
                 asked.mutual)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "fig12", 1 + plan.trials
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each way, size and trial."""
     logs = running.folder.path / "hosts"
@@ -167,6 +162,7 @@ EXPERIMENT = Experiment(
         "Time of the first RPC of a session, set-up included: TLS 1.3 handshake (Init-1RTT), ticket without and "
         "with forward secrecy (Init, Init-FS), resumption without and with it (Rsmp, Rsmp-FS), and tickets "
         "that are looked up by DNS meanwhile; what is saved, beside the paper's."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=20,
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("fig12", 1 + plan.trials), needs_pictures=True, place=20,
     kinds=(Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),
            Picture("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included")))

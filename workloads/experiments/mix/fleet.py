@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from topo.network import SmtNet
 from workloads.experiments.mix.arithmetic import Mix, lag, shortfall
@@ -25,8 +25,8 @@ MODE = "mix"
 _WARM_UP, _WARM_UP_S = 10, 0.2
 
 
-class _Mixed(TypedDict, total=False):
-    """What a row of a mix has more than others; what is measured alone has nothing of it."""
+class MixRow(Row, total=False):
+    """One trial of a mix; ``concurrency`` is the number of hosts. What is measured alone has no further fields."""
 
     samples: int
     """Round trips that count."""
@@ -43,14 +43,6 @@ class _Mixed(TypedDict, total=False):
     """Slowdown of all messages of this transport so far (:func:`workloads.experiments.mix.report.entry`)."""
 
 
-class _Told(Answered, _Mixed):
-    """What the clients tell of a trial."""
-
-
-class MixRow(Row, _Mixed):
-    """One trial of a mix; ``concurrency`` is the number of hosts."""
-
-
 class MixFleet(Fleet):
     """One transport; the loads it gets are :meth:`traffic` and :meth:`alone`."""
 
@@ -59,10 +51,6 @@ class MixFleet(Fleet):
     def __init__(self, net: SmtNet, topo: str, setup: Setup, mix: Mix, folder: Path, number: int = 0) -> None:
         super().__init__(net, topo, setup, folder, number)
         self._mix = mix
-
-    def __enter__(self) -> MixFleet:
-        super().__enter__()
-        return self
 
     def traffic(self, measured_s: float, timeout: float, seed: int) -> MixLoad:
         """The mix at its load, of which ``measured_s`` seconds count."""
@@ -80,8 +68,8 @@ class MixFleet(Fleet):
         """One trial."""
         return cast("Measured[MixRow]", super().measure(load, trial))
 
-    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> _Told:
-        row = cast(_Told, super()._row(load, trial, done, samples))
+    def _row(self, load: Load, trial: int, done: list[dict[str, Any]], samples: array[int]) -> Answered:
+        row = super()._row(load, trial, done, samples)
         if not load.rate:
             return row
         mix = self._mix
@@ -92,9 +80,10 @@ class MixFleet(Fleet):
         late = [answer["open_loop"]["late_us"] for answer in done if "open_loop" in answer]
         connections = None if self.setup.uses_nic else self.setup.connections or OPEN_LOOP_CONNECTIONS
         lag_us = {name: max((entry[name] for entry in late), default=0.0) for name in ("p50", "p99", "max")}
-        return {**row, "mode": MODE, "variant": f"{mix.load:.0%} load", "concurrency": mix.hosts,
-                "samples": len(samples), "measured_s": round(measured, 3), "connections": connections,
-                "offered_load": round(offered, 4), "achieved_load": round(achieved, 4), "lag_us": lag_us}
+        return cast(MixRow, {
+            **row, "mode": MODE, "variant": f"{mix.load:.0%} load", "concurrency": mix.hosts,
+            "samples": len(samples), "measured_s": round(measured, 3), "connections": connections,
+            "offered_load": round(offered, 4), "achieved_load": round(achieved, 4), "lag_us": lag_us})
 
 
 def _counts(done: list[dict[str, Any]], name: str) -> Counter[int]:

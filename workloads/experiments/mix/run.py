@@ -30,7 +30,7 @@ from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.kinds import Picture, Section
-from workloads.results.outcome import session_lines
+from workloads.results.points import session_lines
 from workloads.transports.table import compared
 
 #: What everything is divided by: this transport's round trip, alone in the network.
@@ -165,11 +165,6 @@ def check(asked: Options) -> Plan:
                 asked.connections or OPEN_LOOP_CONNECTIONS, published)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "run mix", len(plan.sizes) + plan.trials * len(plan.names)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each size that is measured alone, and for each transport and trial."""
     print(f"run mix: {plan.mix.rpc_per_s:,.0f} messages/s in all; {len(plan.names)} transports, "
@@ -249,6 +244,7 @@ EXPERIMENT = Experiment(
     description="Every host sends messages of a workload to random others, at random times (Poisson), "
                 "whatever became of those before. A message is a request, answered with "
                 f"{REPLY_BYTES} bytes. Links have 20 Mbit/s unless --rate-mbps says otherwise.",
-    options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=50,
+    options=Options, check=check, measure=measure,
+    steps=lambda plan: ("run mix", len(plan.sizes) + plan.trials * len(plan.names)), ends_with="results", place=50,
     kinds=(Picture("slowdown.png", mix_report.picture, "Slowdown under load, by message size"),
            Section("Slowdown", mix_report.text)))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smtstack.crypto import tls13
-from smtstack.crypto.padding import Padding, padding_named
+from smtstack.crypto.padding import padding_named
 from smtstack.transport.params import PACKET_HEADERS, SOFTWARE, TransportParams
 from smtstack.transport.stream_message import Geometry
 from smtstack.wire.ethernet import HEADER_LEN
@@ -63,12 +63,9 @@ def cost(sizes: Distribution, policy: str, params: TransportParams = SOFTWARE) -
         seen[pad(size)] = seen.get(pad(size), 0.0) + share
     plain = sum(frame_bytes(size, params) * share for size, share in sizes.items())
     padded = sum(frame_bytes(length, params) * share for length, share in seen.items())
-    return Cost(sizes.name, policy, mean, _mean(sizes, pad) / mean - 1, padded / plain - 1, len(seen),
+    longer = sum(pad(size) * share for size, share in sizes.items())
+    return Cost(sizes.name, policy, mean, longer / mean - 1, padded / plain - 1, len(seen),
                 -sum(share * math.log2(share) for share in seen.values()) + 0.0)
-
-
-def _mean(sizes: Distribution, pad: Padding) -> float:
-    return sum(pad(size) * share for size, share in sizes.items())
 
 
 def costs(params: TransportParams = SOFTWARE) -> list[Cost]:

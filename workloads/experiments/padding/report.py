@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
+from workloads.results.folder import csv_text
 from workloads.results.points import metric, size_text
 from workloads.results.row import Row
 
@@ -72,15 +71,12 @@ def _wire_share(by_point: dict[tuple[Any, ...], list[PaddingRow]], workload: str
 
 def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """padding.csv: a line for each workload and policy."""
-    out = io.StringIO()
-    names = ("workload", "policy", "mean_bytes", "message_share", "wire_share", "lengths", "entropy_bits")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, "counted_share", "computed_share_of_run"])
-    for line in table:
-        found = line["measured_share"] or {"counted": "", "computed": ""}
-        writer.writerow([line["workload"], line["policy"],
-                         *(round(line[name], 4) for name in names[2:]), found["counted"], found["computed"]])
-    return out.getvalue()
+    names = ("mean_bytes", "message_share", "wire_share", "lengths", "entropy_bits")
+    return csv_text([
+        {"workload": line["workload"], "policy": line["policy"], **{name: round(line[name], 4) for name in names},
+         **{column: (line["measured_share"] or {}).get(name)
+            for column, name in (("counted_share", "counted"), ("computed_share_of_run", "computed"))}}
+        for line in table])
 
 
 def as_text(table: dict[str, list[dict[str, Any]]]) -> str:
@@ -108,13 +104,10 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     found = cast(list[PaddingRow], [row for row in rows if "wire" in row and isinstance(row["size"], str)])
     if not found:
         return False
-    plots.require_matplotlib()
-    from matplotlib.figure import Figure
-
     table = [line for line in comparison(costs(), found)["bytes"] if line["policy"] != POLICIES[0]]
     policies = list(dict.fromkeys(line["policy"] for line in table))
     names = list(dict.fromkeys(line["workload"] for line in table))
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = plots.new_figure(6.4, 3.6)
     axes = figure.subplots()
     width = 0.8 / len(policies)
     for index, (policy, color) in enumerate(zip(policies, ("#0072B2", "#E69F00"), strict=False)):

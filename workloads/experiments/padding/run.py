@@ -72,11 +72,6 @@ def check(asked: Options) -> Plan:
     return Plan(_loads(asked.quick), asked.trials or (1 if asked.quick else TRIALS), asked.quick)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "padding", len(POLICIES) * len(plan.loads) * plan.trials
-
-
 def _loads(quick: bool) -> list[Load]:
     share = QUICK_SHARE if quick else 1
     loads = [timed(size, QUICK_S if quick else UNLOADED_S) for size in UNLOADED_SIZES]
@@ -132,5 +127,6 @@ EXPERIMENT = Experiment(
     description=paper.filled(
         "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
         "echo round trips and RPC/s, for the policies none, power-of-two and buckets."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, needs_pictures=True, place=40,
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("padding", len(POLICIES) * len(plan.loads) * plan.trials), needs_pictures=True, place=40,
     kinds=(Picture("padding.png", picture, "Bytes that padding adds, by workload"),))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from smtstack.errors import SmtError
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
@@ -16,9 +17,8 @@ from topo.running import PATIENCE_S, Program, python_program
 from topo.shaping import PRIORITIES, priority_counters
 from topo.topologies import SmtTopo
 from workloads.experiments.priorities.arithmetic import MODE, Shares, breach, expected, named, tolerance
-from workloads.experiments.priorities.row import PriorityRow
 from workloads.results.fidelity import FidelityMonitor, combined
-from workloads.results.row import Verdict
+from workloads.results.row import Row, Verdict
 
 #: Seconds: until the senders begin, and of traffic before anything counts, in which buffers fill.
 LEAD_S, WARM_UP_S = 0.2, 1.0
@@ -42,6 +42,33 @@ class Frames:
     got_in_time: Counter[int]
     port: Counter[tuple[int, str]]
     """``sent`` and ``dropped`` by the port, whatever the frame was."""
+
+
+class ClassResult(TypedDict):
+    """What one class was offered and got: shares of the port's rate, and frames."""
+
+    asked: float
+    offered: float
+    expected: float
+    """What a port with strict priorities gives."""
+    got: float
+    frames_sent: int
+    frames_got: int
+    port_sent: int
+    port_dropped: int
+
+
+class PriorityRow(Row):
+    """One trial of one scenario; ``rpcs`` are frames, and an error is a priority that was not strict."""
+
+    rate_mbps: float
+    """Rate of the port."""
+    buffer_bytes: int
+    """Buffer of each priority of the port."""
+    seconds: float
+    """How long it was measured."""
+    classes: Mapping[str, ClassResult]
+    """What each class got, by its number, 7 the highest."""
 
 
 class OnePort(SmtTopo):
@@ -73,46 +100,39 @@ class PriorityPort:
         #: Bytes of a frame, as large as they come, and how many of these the port can send in a second.
         self._length = link.options.mtu + HEADER_LEN
         self._rate = link.options.rate_mbps * 1e6 / 8 / (self._length + FRAME_OVERHEAD)
-        self._senders: list[Program] = []
-        self._counting: list[Program] = []
 
     def __enter__(self) -> PriorityPort:
-        try:
-            receiver = self._receiver
-            self._counting = [self._start(receiver, "receiver", "receive", [])]
-            for host in self._net.hosts[1:]:
-                self._senders.append(self._start(host, "sender", "send", [
-                    "--source", host.IP(), "--to", receiver.IP(), "--mac", receiver.MAC(),
-                    "--length", str(self._length)]))
-            for client in (*self._counting, *self._senders):
+        receiver = self._receiver
+        with ExitStack() as undo:
+            self._counting = self._start(undo, receiver, "receiver", "receive")
+            to = ("--to", receiver.IP(), "--mac", receiver.MAC(), "--length", str(self._length))
+            self._senders = [self._start(undo, host, "sender", "send", "--source", host.IP(), *to)
+                             for host in self._net.hosts[1:]]
+            for client in (self._counting, *self._senders):
                 client.wait_for("ready")
-        except BaseException:
-            self._stop()
-            raise
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._stop()
+        self._undo.close()
 
-    def _start(self, host: Any, what: str, role: str, arguments: list[str]) -> Program:
-        return Program(host, what, python_program("workloads.experiments.priorities.program", role, "--iface",
-                                                  host.defaultIntf().name, *arguments),
-                       self._folder / f"{host.name}-{what}.log")
-
-    def _stop(self) -> None:
-        for client in (*self._senders, *self._counting):
-            client.stop()
+    def _start(self, undo: ExitStack, host: Any, what: str, role: str, *arguments: str) -> Program:
+        program = Program(host, what, python_program("workloads.experiments.priorities.program", role, "--iface",
+                                                     host.defaultIntf().name, *arguments),
+                          self._folder / f"{host.name}-{what}.log")
+        undo.callback(program.stop)
+        return program
 
     def measure(self, asked: Shares, seconds: float, trial: int = 1) -> PriorityRow:
         """One trial: every class offered its share for ``seconds`` that count. Raises SmtError if a program
         ends."""
         before, drops = self._counters(), self._drops()
-        pids = [client.pid for client in (*self._senders, *self._counting)]
+        pids = [client.pid for client in (*self._senders, self._counting)]
         monitor = FidelityMonitor(pids=[*pids, *self._net.emulator_pids()])
         start = time.monotonic_ns() + round(LEAD_S * 1e9)
         begin = start + round(WARM_UP_S * 1e9)
         counts = {"from": begin, "until": begin + round(seconds * 1e9)}
-        self._counting[0].tell(counts)
+        self._counting.tell(counts)
         busy = []
         for turn, client in enumerate(self._senders):
             # In turn: what a class is to be denied comes in by another port than what it is denied for.
@@ -124,8 +144,8 @@ class PriorityPort:
         sent = [client.answer() for client in busy]
         machine = monitor.stop()
         self._drain()
-        self._counting[0].tell({})
-        came = self._counting[0].answer()
+        self._counting.tell({})
+        came = self._counting.answer()
         frames = Frames(_sum(sent, "sent"), _sum(sent, "counted"), _sum([came], "received"),
                         _sum([came], "counted"), self._counters() - before)
         return self.row(asked, seconds, trial, frames, combined(

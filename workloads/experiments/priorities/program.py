@@ -31,14 +31,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from smtstack.errors import SmtError, Unsupported
-from smtstack.exit_codes import exit_code
+from smtstack.errors import Unsupported
 from smtstack.io import bpf
 from smtstack.io.packet_socket import PACKET_IGNORE_OUTGOING, PACKET_STATISTICS, SO_SNDBUFFORCE
 from smtstack.io.ring import SOL_PACKET
-from smtstack.io.standard_streams import run_program
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, Ethernet, parse_mac
 from smtstack.wire.ipv4 import IPv4, address
+from workloads.fleet.programs import run_on_host
 
 #: For experiments, RFC 3692: no host has anything that answers.
 PROTOCOL = 253
@@ -56,8 +55,7 @@ _AT_ONCE = 256
 Answer = dict[str, Any]
 
 
-def main() -> int:
-    """Serve stdin; the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="class_traffic")
     roles = parser.add_subparsers(dest="role", required=True)
     sender, receiver = roles.add_parser("send"), roles.add_parser("receive")
@@ -66,15 +64,7 @@ def main() -> int:
     for name in ("--source", "--to", "--mac"):
         sender.add_argument(name, required=True)
     sender.add_argument("--length", required=True, type=int)
-    args = parser.parse_args()
-    try:
-        _serve(args)
-    except (SmtError, OSError) as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return exit_code(e)
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return parser
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -181,4 +171,4 @@ def receive(sock: socket.socket, begin: int, until: int) -> Answer:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_on_host(_parser().parse_args, _serve)

@@ -8,13 +8,12 @@ from statistics import median
 from typing import Any, Literal, cast
 
 from workloads.experiments.priorities.arithmetic import MODE
-from workloads.experiments.priorities.row import PriorityRow
-from workloads.results.plots import require_matplotlib, y_axis
+from workloads.experiments.priorities.port import PriorityRow
+from workloads.results.plots import finish, new_figure, trials_text, y_axis
 from workloads.results.row import Row
 
 #: Inches, of a class's bars and of what is beside them.
 _CLASS, _LEAST, _HEIGHT = 0.42, 2.0, 3.2
-_DPI = 110
 _WIDTH = 0.36
 _OFFERED, _GOT = "#BBBBBB", "#0072B2"
 
@@ -54,13 +53,11 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     found = scenarios(rows)
     if not found:
         return False
-    require_matplotlib()
-    from matplotlib.figure import Figure
+    widths = [max(_LEAST, _CLASS * (1 + len(trials[0]["classes"]))) for trials in found.values()]
+    figure = new_figure(sum(widths) + 1.8, _HEIGHT + 0.5)
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    widths = [max(_LEAST, _CLASS * (1 + len(trials[0]["classes"]))) for trials in found.values()]
-    figure = Figure(figsize=(sum(widths) + 1.8, _HEIGHT + 0.5), layout="constrained")
     grid = figure.subplots(1, len(found), squeeze=False, sharey=True, width_ratios=widths)
     for axes, (name, trials) in zip(grid.flat, found.items(), strict=True):
         _panel(axes, name, trials)
@@ -69,14 +66,11 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
                for entry in row["classes"].values())
     grid[0, 0].set_ylim(0, 1.05 * most * one["rate_mbps"])
     grid[0, 0].set_ylabel("Mbit/s on the cable", fontsize=10)
-    figure.supxlabel("class: the upper three bits of the DSCP, 7 the highest", fontsize=10)
     handles = [Patch(color=_OFFERED, label="offered"), Patch(facecolor=_GOT, edgecolor=_GOT, label="got"),
                Line2D([], [], color="black", linewidth=1.4, label="strict priority")]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False, alignment="left",
+    return finish(figure, path, handles, "class: the upper three bits of the DSCP, 7 the highest",
+                  said=_caption(found), alignment="left",
                   title=f"port of {one['rate_mbps']:g} Mbit/s\n{one['switch']}", title_fontsize=9)
-    figure.suptitle(_caption(found), fontsize=8.5, color="0.25", x=0.01, ha="left")
-    figure.savefig(path, dpi=_DPI)
-    return True
 
 
 def _panel(axes: Any, name: str, trials: list[PriorityRow]) -> None:
@@ -99,8 +93,7 @@ def _panel(axes: Any, name: str, trials: list[PriorityRow]) -> None:
 
 
 def _caption(found: dict[str, list[PriorityRow]]) -> str:
-    trials = max(map(len, found.values()))
-    text = f"bar: median of {trials} trials; line: lowest to highest" if trials > 1 else "one trial each"
+    text = trials_text(max(map(len, found.values())), "bar: median", "line")
     weak = sum(not row["fidelity"]["ok"] or bool(row["errors"]) for rows in found.values() for row in rows)
     return text + (f"; hollow: not faithful, or not strict ({weak} of {sum(map(len, found.values()))} trials)"
                    if weak else "")

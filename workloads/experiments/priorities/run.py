@@ -12,16 +12,15 @@ from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
-from workloads.experiments.priorities.port import OnePort, PriorityPort
-from workloads.experiments.priorities.row import PriorityRow
+from workloads.experiments.priorities.port import OnePort, PriorityPort, PriorityRow
 from workloads.experiments.queries import as_text
 from workloads.options import common as options
 from workloads.options.common import JudgedResults
 from workloads.options.declare import group, option
 from workloads.options.network import Network
-from workloads.results import outcome
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import first_error
 
 RATE_MBPS = 20.0
 OFFERED = 0.3
@@ -100,11 +99,6 @@ def check(asked: Options) -> Plan:
     return Plan(replace(asked, network=replace(asked.network, buffer=buffer)), todo)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "run priorities", len(plan.scenarios) * plan.asked.trials
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial and scenario."""
     asked = plan.asked
@@ -120,7 +114,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 def outcome_of(asked: Options, rows: Sequence[PriorityRow]) -> Outcome:
     """Failed is a run in which a class got what a higher one was denied."""
-    table, wrong = priority_report.table(rows), outcome.first_error(rows)
+    table, wrong = priority_report.table(rows), first_error(rows)
     # Nothing here is random; a network wants a seed all the same.
     return Outcome(rows, {"classes": table, "strict": not wrong}, as_text(table), table=False,
                    files={"priorities.csv": csv_text(table)}, parameters=asked,
@@ -132,6 +126,7 @@ EXPERIMENT = Experiment(
     description="Offer a switch port more than it can send, in several of its eight priorities by DSCP, and "
                 "compare what each gets with what strict priority would give it. Rates are those of the "
                 "cable, 24 bytes a frame included.",
-    options=Options, check=check, measure=measure, steps=steps, place=60,
+    options=Options, check=check, measure=measure,
+    steps=lambda plan: ("run priorities", len(plan.scenarios) * plan.asked.trials), place=60,
     kinds=(Mode(MODE, heading="frames/s through the port"),
            Picture("priorities.png", priority_report.picture, "Strict priorities at a port: what each class got")))

@@ -19,8 +19,8 @@ from workloads.options import common as options
 from workloads.options import declare
 from workloads.options.common import JudgedResults
 from workloads.options.declare import group, option
-from workloads.results import outcome
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import first_error
 
 _EXAMPLES = """examples:
   smtnet run scenario examples/scenarios/lossy-minute.toml
@@ -83,7 +83,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
     errors = sum(row["errors"] for row in rows)
     failed = ""
     if wrong or (errors and not head.may_fail):
-        failed = outcome.first_error(rows) or f"{errors} RPCs failed"
+        failed = first_error(rows) or f"{errors} RPCs failed"
     return Outcome(
         rows, {"scenario": scenario.name, "errors": errors, "content_ok": not wrong, "points": [
             {"system": system, **{name: value for name, value in row.items() if name in _QUOTED}}

@@ -15,10 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smtstack.errors import SmtError
-from smtstack.exit_codes import exit_code
 from smtstack.io.packet_socket import interface_mtu
-from smtstack.io.standard_streams import run_program
 from smtstack.session.config import SessionConfig
 from smtstack.session.established import MODES
 from smtstack.session.manager import SessionManager
@@ -30,6 +27,7 @@ from smtstack.session_io.ticket_dns import DnsTickets
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE
 from workloads.experiments.sessions.swarm import Swarm, SwarmTally
+from workloads.fleet.programs import run_on_host
 from workloads.options.common import parse_address, positive
 
 #: Seconds a task may take for each session, and at least.
@@ -38,8 +36,7 @@ _EACH_S, _LEAST_S = 0.2, 30.0
 _LINGER_S = 0.2
 
 
-def main() -> int:
-    """Serve stdin; the exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="swarm_client")
     parser.add_argument("--iface", required=True)
     parser.add_argument("--addr", required=True, help="our address and first port")
@@ -50,15 +47,7 @@ def main() -> int:
     parser.add_argument("--session", choices=MODES, required=True)
     parser.add_argument("--certs", type=Path, required=True)
     parser.add_argument("--dns", help="of ticket modes")
-    args = parser.parse_args()
-    try:
-        _serve(args)
-    except SmtError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return exit_code(e)
-    except KeyboardInterrupt:
-        return 1
-    return 0
+    return parser
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -98,4 +87,4 @@ def _said(tally: SwarmTally) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    run_on_host(_parser().parse_args, _serve)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from smtstack.errors import ConfigError, SmtError
 from smtstack.session.established import MODES
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
-from topo.running import Program, finish, python_program
+from topo.running import Program, python_program
 from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet import credentials
@@ -112,11 +112,6 @@ def check(asked: Options) -> Plan:
     return Plan(asked.session, count, asked.rounds)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return "sessions", 1 + 3 * plan.rounds
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """The stages and the verdict on them; there are no rows."""
     stages, counters, fidelity = _measure(plan, running)
@@ -139,11 +134,8 @@ def _measure(plan: Plan, running: Running) -> tuple[list[Stage], dict[str, Any],
     logs.mkdir()
     with open_network(TOPO, progress=progress.say) as net, ExitStack() as stack:
         progress.step("starting the server")
-        (client_host, server_host), = net.flows
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")), "certs")
-        places = _Places(net, plan.session, keys, logs, stack)
-        server = stack.enter_context(places.server(server_host))
-        client = stack.enter_context(places.client(client_host, server_host, count))
+        server, client = _programs(net, plan, keys, logs, stack)
         process = psutil.Process(server.pid)
         monitor = FidelityMonitor(pids=[server.pid, client.pid])
         monitor.start()
@@ -174,52 +166,31 @@ def _stage(server: psutil.Process, number: int, name: str, answer: dict[str, Any
                  found["median_us"])
 
 
-class _Places:
-    """Server and client of a run, each on its host and its processors; for tickets a DNS server beside them."""
+def _programs(net: SmtNet, plan: Plan, keys: Path, logs: Path, stack: ExitStack) -> tuple[Program, Program]:
+    """Server and client, ready, each on its host and its processors; for tickets a DNS server beside them. All end
+    with ``stack``."""
+    (asks, answers), = net.flows
+    made = credentials.make(keys, "smt", {host.name: host.IP() for host in net.hosts})
+    cores = split_cores([host.name for host in net.hosts], psutil.Process().cpu_affinity() or [])
+    common = ["--session", plan.session]
+    if plan.session in FROM_TICKETS:
+        dns = stack.enter_context(fleet_dns.server_for(net, {asks: [answers]}, keys, 0))
+        common += ["--dns", "{}:{}".format(*dns.address)]
 
-    def __init__(self, net: SmtNet, session: str, keys: Path, logs: Path, stack: ExitStack) -> None:
-        self._logs = logs
-        self._credentials = credentials.make(keys, "smt", {host.name: host.IP() for host in net.hosts})
-        self._cores = split_cores([host.name for host in net.hosts], psutil.Process().cpu_affinity() or [])
-        self._words = ["--session", session]
-        if session in FROM_TICKETS:
-            (client, server), = net.flows
-            dns = stack.enter_context(fleet_dns.server_for(net, {client: [server]}, keys, 0))
-            self._words += ["--dns", "{}:{}".format(*dns.address)]
+    def start(host: SmtHost, what: str, log: str, ready: str, module: str, *words: str) -> Program:
+        arguments = [*words, "--iface", str(host.defaultIntf()), *common, *made.args(host.name)]
+        program = Program(host, what, python_program(module, *arguments), logs / log, cores=cores.get(host.name),
+                          environment=made.environment(host.name))
+        stack.callback(program.stop)
+        program.wait_for(ready)
+        return program
 
-    @contextmanager
-    def server(self, host: SmtHost) -> Iterator[Program]:
-        """Ends with SIGTERM, if it has not before."""
-        log = self._logs / "server.log"
-        program = self._start(host, "echo server", log, "workloads", "serve", "echo", "--transport", "smt",
-                              "--iface", str(host.defaultIntf()), "--addr", f"{host.IP()}:{PORT}", "--json")
-        try:
-            program.wait_for("serving")
-            yield program
-        finally:
-            program.stop()
-
-    @contextmanager
-    def client(self, host: SmtHost, server: SmtHost, count: int) -> Iterator[Program]:
-        """Ends with its stdin."""
-        log = self._logs / "client.log"
-        client = self._start(host, "client of many sessions", log, "workloads.experiments.sessions.program",
-                              "--iface", str(host.defaultIntf()),
-                              "--addr", f"{host.IP()}:{FIRST_CLIENT_PORT}", "--peer", f"{server.IP()}:{PORT}",
-                              "--count", str(count), "--window", str(WINDOW), "--size", str(SIZE))
-        try:
-            client.wait_for("ready")
-            yield client
-        except BaseException:
-            client.process.terminate()
-            raise
-        finally:
-            finish(client.process)
-
-    def _start(self, host: SmtHost, what: str, log: Path, module: str, *arguments: str) -> Program:
-        words = [*arguments, *self._words, *self._credentials.args(host.name)]
-        return Program(host, what, python_program(module, *words), log, cores=self._cores.get(host.name),
-                       environment=self._credentials.environment(host.name))
+    server = start(answers, "echo server", "server.log", "serving", "workloads", "serve", "echo", "--transport",
+                   "smt", "--addr", f"{answers.IP()}:{PORT}", "--json")
+    return server, start(asks, "client of many sessions", "client.log", "ready",
+                         "workloads.experiments.sessions.program", "--addr", f"{asks.IP()}:{FIRST_CLIENT_PORT}",
+                         "--peer", f"{answers.IP()}:{PORT}", "--count", str(plan.count), "--window", str(WINDOW),
+                         "--size", str(SIZE))
 
 
 # -- judging ---------------------------------------------------------------------------------------------------
@@ -269,4 +240,5 @@ EXPERIMENT = Experiment(
     description=paper.filled(
         "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
         "second, and memory after all were closed."),
-    examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=50)
+    examples=_EXAMPLES, options=Options, check=check, measure=measure,
+    steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50)

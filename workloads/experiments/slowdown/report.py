@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError
 from workloads.experiments.slowdown.run import Result
-from workloads.results.plots import color_of
+from workloads.results.plots import color_of, new_figure
+from workloads.results.table import aligned
 
 #: Ends of the buckets in percent of messages by size: those of the published curves.
 EDGES = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -156,9 +157,7 @@ def table(rows: list[Bucket]) -> str:
             line += ["" if value is None else f"{value:.2f}"
                      for value in (first.published_median, first.published_p99)]
         lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-                     for line in lines)
+    return aligned(lines, left=0)
 
 
 def write_csv(path: Path, rows: list[Bucket]) -> None:
@@ -176,15 +175,13 @@ def plot(path: Path, rows: list[Bucket], title: str) -> None:
 
     A hollow mark is a 99th percentile of fewer than :data:`FIRM_SAMPLES`.
     """
-    from matplotlib.figure import Figure
-
     order = list(dict.fromkeys(row.transport for row in rows))
     rows = sorted((row for row in rows if row.from_pct < row.to_pct), key=_place)
     columns: dict[str, Bucket] = {}
     for row in rows:
         columns.setdefault(row.label, row)
     places = {label: x for x, label in enumerate(columns)}
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = new_figure(9, 5)
     axes = figure.add_subplot()
     curves: dict[str, list[Bucket]] = {name: [] for name in order}
     for row in rows:

@@ -37,19 +37,19 @@ class Stopwatch:
 
     def start(self) -> None:
         """From here on."""
-        self._at = time.perf_counter_ns()
+        self._lap()
 
     def client(self) -> None:
         """What has passed was the client's."""
-        now = time.perf_counter_ns()
-        self.client_ns += now - self._at
-        self._at = now
+        self.client_ns += self._lap()
 
     def server(self) -> None:
         """What has passed was the server's."""
-        now = time.perf_counter_ns()
-        self.server_ns += now - self._at
-        self._at = now
+        self.server_ns += self._lap()
+
+    def _lap(self) -> int:
+        before, self._at = self._at, time.perf_counter_ns()
+        return self._at - before
 
 
 #: Makes one session under the watch. Raises SmtError if it cannot be.

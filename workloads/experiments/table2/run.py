@@ -156,10 +156,7 @@ def as_text(table: dict[str, Any]) -> str:
 
 def picture(tls: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Shares of each side's time in the paper and here, as stacked bars."""
-    plots.require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    figure = plots.new_figure(8.4, 3.4)
     axes = figure.subplots()
     names = [*dict.fromkeys(part["step"] for parts in tls.values() for part in parts[:-1]), REST]
     bars = [(f"{side}, {where}", {part["step"]: part[field] for part in parts})

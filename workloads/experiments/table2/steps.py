@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import hmac
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, x25519
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from smtstack.crypto.aead import AES_128_GCM, IV_LEN
 from smtstack.crypto.keys import SECRET_LEN, expand_label
 from smtstack.errors import SmtError
 from smtstack.session.identity import Identity
 from smtstack.wire.ipv4 import address
-from workloads.fleet.authority import key_usage
+from workloads.fleet.authority import Authority, make_key
 
 Operation = Callable[[], object]
 _SERVER = "10.0.0.2"
-_LIFE = datetime.timedelta(days=1)
 _TRANSCRIPT = bytes(32)
 
 
@@ -153,16 +147,13 @@ class _Chains:
     """A leaf under the authority, and one under an intermediate; ECDSA P-256 throughout."""
 
     def __init__(self) -> None:
-        root_key, middle_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        root = _certificate("authority", "authority", root_key.public_key(), root_key, depth=1)
-        middle = _certificate("intermediate", "authority", middle_key.public_key(), root_key, depth=0)
-        leaf_key = ec.generate_private_key(ec.SECP256R1())
-        leaf, far = (_certificate(_SERVER, issuer, leaf_key.public_key(), key)
-                     for issuer, key in (("authority", root_key), ("intermediate", middle_key)))
-        self._near = (leaf.public_bytes(serialization.Encoding.DER),)
-        self._far = tuple(c.public_bytes(serialization.Encoding.DER) for c in (far, middle))
-        self.leaf = leaf
-        self._identity = Identity(self._near, leaf_key, (root,))
+        root = Authority.make(depth=1)
+        middle = Authority.make(above=root)
+        leaf_key = make_key("p256")
+        self.leaf, far = (above.issue("h2", _SERVER, leaf_key.public_key()) for above in (root, middle))
+        self._near = (self.leaf.public_bytes(serialization.Encoding.DER),)
+        self._far = tuple(c.public_bytes(serialization.Encoding.DER) for c in (far, middle.certificate))
+        self._identity = Identity(self._near, leaf_key, (root.certificate,))
         self._utc = int(time.time())
 
     def verify(self) -> None:
@@ -172,22 +163,3 @@ class _Chains:
     def verify_far(self) -> None:
         """Verify a certificate with an intermediate, as a client does."""
         self._identity.verify(self._far, address(_SERVER), self._utc, server=True)
-
-
-def _certificate(name: str, issuer: str, public: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePrivateKey,
-                 depth: int | None = None) -> x509.Certificate:
-    """``depth``: of an authority, how many may follow it; None: a leaf."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    subject, by = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (name, issuer))
-    builder = (x509.CertificateBuilder().subject_name(subject).issuer_name(by).public_key(public)
-               .serial_number(int.from_bytes(os.urandom(15), "big") + 1)
-               .not_valid_before(now - _LIFE).not_valid_after(now + _LIFE)
-               .add_extension(x509.BasicConstraints(depth is not None, depth), critical=True)
-               .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-               .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), False)
-               .add_extension(key_usage(depth is not None), critical=True))
-    if depth is None:
-        own = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(name))])
-        builder = builder.add_extension(own, critical=False)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    return builder.sign(signer, hashes.SHA256())

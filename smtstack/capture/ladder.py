@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smtstack.capture.traces import RpcTrace
 from smtstack.transport import trace
 from smtstack.transport.trace import TraceEvent
-from workloads.results.plots import require_matplotlib
-from workloads.results.traces import PHASES, RpcTrace
 
 #: Characters between the two ends, and of the column of times.
 _WIDTH, _TIME = 84, 12
@@ -141,11 +140,10 @@ def _title(rpc: RpcTrace) -> list[str]:
 
 
 def as_picture(rpc: RpcTrace, drawn: Sequence[Rung], path: Path) -> None:
-    """The same as a picture. Times are in order, not to scale: silence is long and packets are short.
+    """Draw the ladder as a picture. Times are in order, not to scale: silence is long and packets are short.
 
-    Raises :class:`~smtstack.errors.Unsupported` without matplotlib, OSError.
+    Needs matplotlib. Raises OSError.
     """
-    require_matplotlib()
     from matplotlib.figure import Figure
 
     begin, _end = rpc.span()
@@ -202,6 +200,3 @@ def as_json(rpc: RpcTrace, drawn: Sequence[Rung]) -> dict[str, Any]:
         {"at_ns": r.time - begin, "by": "client" if r.client else "server",
          "what": r.text, "packet": r.packet, **({"fate": r.fate() or "not known"} if r.packet else {})}
         for r in drawn]}
-
-
-__all__ = ["PHASES", "Rung", "as_json", "as_picture", "as_text", "describe", "rungs"]

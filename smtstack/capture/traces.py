@@ -46,7 +46,7 @@ class RpcTrace:
 
     key: RpcKey
     events: list[TraceEvent] = field(default_factory=list)
-    """Of both ends, in order of time."""
+    """What both ends noted, in order of time."""
     ends: frozenset[bool] = frozenset()
     """Whose traces there are: True is the client's."""
 
