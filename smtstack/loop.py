@@ -51,7 +51,7 @@ class LoopStatistics:
     """Most that a timer was late."""
 
 
-class Attendant(Protocol):
+class KeyHost(Protocol):
     """What an endpoint's keys want of the loop."""
 
     #: Messages of another process, one a datagram; None: there are none.
@@ -75,7 +75,7 @@ class PacketLoop:
 
     def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
                  poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None,
-                 port: Port | None = None, attendant: Attendant | None = None) -> None:
+                 port: Port | None = None, key_host: KeyHost | None = None) -> None:
         self.endpoint = endpoint
         self.nic = nic
         self.socket = socket
@@ -87,8 +87,8 @@ class PacketLoop:
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
         self._tx = tx
         self._rx = rx
-        self._attendant = attendant
-        self._inbox = attendant.inbox if attendant is not None else None
+        self._key_host = key_host
+        self._inbox = key_host.inbox if key_host is not None else None
         if self._inbox is not None:
             socket.watch(self._inbox)
         #: There is something new about the device when the first is not the second.
@@ -109,7 +109,7 @@ class PacketLoop:
         #: The first that was known when somebody asked and went to sleep; 0: nobody sleeps.
         self._next = 0
         self._backlog = 0
-        self._attend()
+        self._sync_nic()
 
     def step(self, deadline: int | None = None) -> bool:
         """Do what can be done now; if that is nothing, wait until something happens or ``deadline``.
@@ -122,17 +122,17 @@ class PacketLoop:
         if self._next:
             self._woken(now)
         if self._generation[0] != self._seen or now >= self._publish_at:
-            self._attend()
+            self._sync_nic()
         if now >= self._routes_until:
             self._routes_until = now + int(LIFETIME * 1e9)
             self.driver.forget_routes()
-            if self._attendant is not None:
-                self._attendant.idle()
+            if self._key_host is not None:
+                self._key_host.idle()
         self._transmit(now)
         if self._work(now):
             return True
-        if self._attendant is not None:
-            self._attendant.idle()
+        if self._key_host is not None:
+            self._key_host.idle()
             now = monotonic_ns()
         poll_until = now + self._poll_ns
         wake = self._wake(deadline, now)
@@ -146,7 +146,7 @@ class PacketLoop:
             now = monotonic_ns()
             self._woken(now)
             if self._generation[0] != self._seen:
-                self._attend()
+                self._sync_nic()
         if self._work(now):
             return True
         self.socket.clear_error()
@@ -160,13 +160,13 @@ class PacketLoop:
     def flush(self) -> None:
         """Send what is ready, without waiting for anything."""
         if self._generation[0] != self._seen:
-            self._attend()
+            self._sync_nic()
         self._transmit(monotonic_ns())
 
-    def _attend(self) -> None:
+    def _sync_nic(self) -> None:
         """Take new settings of the device, publish its counters."""
         control = self._control
-        control.attend(self.counters())
+        control.sync(self.counters())
         self._seen = control.seen
         self._tx, self._rx = control.tx, control.rx
         self._publish_at = NEVER
@@ -174,7 +174,7 @@ class PacketLoop:
     def counters(self) -> dict[str, int]:
         """Endpoint's, NIC's and socket's counters in one."""
         received, dropped = self.socket.statistics()
-        others = self._attendant.counters() if self._attendant is not None else {}
+        others = self._key_host.counters() if self._key_host is not None else {}
         return {**others, **self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(),
                 **self._control.counters(), "socket_received": received, "socket_dropped": dropped,
                 "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
@@ -197,13 +197,13 @@ class PacketLoop:
         return busy
 
     def _take_messages(self, inbox: sockets.socket, now: int) -> None:
-        assert self._attendant is not None
+        assert self._key_host is not None
         try:
             while True:
                 message = inbox.recv(MAX_MESSAGE, sockets.MSG_DONTWAIT)
                 if not message:
                     raise PeerError("the first worker of this port is gone")
-                self._attendant.deliver(message, now)
+                self._key_host.deliver(message, now)
         except BlockingIOError:
             return
 
@@ -235,7 +235,7 @@ class PacketLoop:
         if self.nic.waiting:
             return 0
         at = self._publish_at
-        if self._attendant is not None:
+        if self._key_host is not None:
             # It has things to do now and then, whether or not anybody calls: tickets to publish.
             at = min(at, monotonic_ns() + IDLE_NS)
         if self._later:

@@ -18,7 +18,7 @@ class NicControl:
     """Applies settings to a device and its driver. Without a ``port`` there is never anything to do.
 
     The packet loop sends and receives through :attr:`tx` and :attr:`rx`, and looks for others after
-    :meth:`attend`.
+    :meth:`sync`.
     """
 
     def __init__(self, port: Port | None, driver: NicDriver, seed: int, tx: Impairments | None,
@@ -44,7 +44,7 @@ class NicControl:
         self.tx = tx
         self.rx = rx
 
-    def attend(self, counters: dict[str, int]) -> None:
+    def sync(self, counters: dict[str, int]) -> None:
         """Take new settings, if any, and publish ``counters``."""
         if self._port is None:
             return

@@ -45,7 +45,7 @@ _TICKETS = b"t"
 
 
 class SessionHost:
-    """Makes the manager and serves it. An :class:`~smtstack.loop.Attendant`."""
+    """Makes the manager and serves it. An :class:`~smtstack.loop.KeyHost`."""
 
     def __init__(self, options: SessionOptions, ip: int, port: int, mtu: int, shared: SharedPort | None) -> None:
         """Raises :class:`ConfigError`, and for a server whose tickets DNS does not take, :class:`PeerError`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("smtstack",)
+PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 RIDDLE = re.compile(r"(As|Of|That|These|Those|It|Its|Them|Such|Likewise|Also|Ditto|The same)\b")
 
 

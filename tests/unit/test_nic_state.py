@@ -371,17 +371,17 @@ def test_features_are_forced_and_given_back(control):
     state = NicState.open(IFACE)
     nic = control._nic
     assert not state.wait_applied(0)
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert state.wait_applied(0)
     for name in FEATURES:
         before = nic.features()
         for on in (True, False):
             state.set_feature(name, on)
             assert not state.wait_applied(0)
-            control.attend(EMPTY)
+            control.sync(EMPTY)
             assert nic.features() == {**before, name: on} == state.endpoints()[0].features
         state.set_feature(name, None)
-        control.attend(EMPTY)
+        control.sync(EMPTY)
         assert nic.features() == before
 
 
@@ -389,7 +389,7 @@ def test_a_limit_on_contexts_destroys_what_is_beyond_and_never_exceeds_the_hardw
     state = NicState.open(IFACE)
     for limit, wanted in ((3, 3), (0, 0), (100, 5), (None, 5)):
         state.set_max_contexts(limit)
-        control.attend(EMPTY)
+        control.sync(EMPTY)
         assert control._nic.context_limit == wanted
 
 
@@ -417,39 +417,39 @@ def test_impairments_replace_the_endpoints_own_and_give_them_back(control):
     state = NicState.open(IFACE)
     own = control.tx
     state.assign("loss=100%", "rx.duplicate=100%")
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert control.tx.rates.drop == control.rx.rates.duplicate == 1
     assert control.tx.apply(b"frame", 0) == []
     assert len(control.rx.apply(b"frame", 0)) == 2
     before = control.tx
     state.set_feature("tso", False)
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert control.tx is before  # another setting does not begin its faults anew
     state.assign("loss=50%")
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     faults = [bool(control.tx.apply(b"frame", 0)) for _n in range(200)]
     assert 50 < sum(faults) < 150
     state.reset()
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert (control.tx, control.rx) == (own, None)
     counters = state.counters()
     assert counters["impaired_dropped"] == 1 + 200 - sum(faults)
     assert counters["impaired_duplicated"] == 1
     # The same seed does the same again, to this endpoint.
     state.assign("loss=50%")
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert [bool(control.tx.apply(b"frame", 0)) for _n in range(200)] == faults
 
 
 def test_settings_being_changed_are_taken_later(control):
     state = NicState.open(IFACE)
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     with state._changing() as file:
         file.write_settings(Settings(features={"tso": False}))
-        control.attend(EMPTY)
+        control.sync(EMPTY)
         assert control._nic.tso
         assert control.generation[0] != control.seen
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert not control._nic.tso
     assert control.generation[0] == control.seen
 
@@ -457,18 +457,18 @@ def test_settings_being_changed_are_taken_later(control):
 def test_damaged_settings_change_nothing_and_are_counted(control):
     state = NicState.open(IFACE)
     state.set_feature("tso", False)
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     with state._changing() as file:
         file.write_settings(Settings(features={"tso": True}))
         file._map[64] = 0
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert not control._nic.tso
     assert control.generation[0] == control.seen
     assert state.counters()["settings_refused"] == 1
     with pytest.raises(ConfigError, match="damaged"):
         state.settings()
     state.reset()
-    control.attend(EMPTY)
+    control.sync(EMPTY)
     assert control._nic.tso
 
 

@@ -232,7 +232,7 @@ def test_a_full_disk_is_counted_and_traffic_goes_on(monkeypatch, tmp_path):
             for _turn in range(5):
                 exchange(ends, DATA)
             for end in ends:
-                end.loop._attend()
+                end.loop._sync_nic()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert state.counters()["tap_errors"] == 2

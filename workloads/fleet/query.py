@@ -44,7 +44,7 @@ class QueryRow(Row, total=False):
     control: str
     """Which control it is of, and so no point of a curve; "": none."""
     leaf_us: Times
-    """Of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
+    """Times of the leaves, from when a query was due, as ``rtt_us`` is of whole queries."""
     queue_peak_bytes: int | None
     """Most that was seen to wait in one priority's buffer of the port to the client; None: it has no such
     buffers."""

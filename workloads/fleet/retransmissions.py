@@ -36,7 +36,7 @@ class Retransmissions:
         return self.known()
 
     def known(self) -> dict[str, int]:
-        """The same without waiting: of our transports it may be :data:`PUBLISH_NS` old."""
+        """What is known without waiting: of our transports it may be :data:`PUBLISH_NS` old."""
         if not self._nics:
             return {name: sum(kernel_counter(pid, *where) for pid in self._pids)
                     for name, where in _KERNELS.items()}

@@ -249,14 +249,14 @@ class Described(TypedDict):
     workload: str
     """Letter, or file; ``load``: the load phase."""
     value_bytes: int
-    """Of a record's fields together."""
+    """Bytes of a record's fields together."""
     records: int
     fields: int
-    """Of a record."""
+    """Fields of a record."""
     distribution: str
-    """Of the records that are asked for."""
+    """How often each record is asked for, by name."""
     properties: NotRequired[Mapping[str, str]]
-    """Of the workload, if it is not one of the letters as they are."""
+    """Properties of the workload, if it is not one of the letters as they are."""
 
 
 def described(load: YcsbLoad) -> Described:

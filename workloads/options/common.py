@@ -109,7 +109,7 @@ def add_caller_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_trace(args: argparse.Namespace, processes: int) -> None:
-    """That each of so many processes has a place for its trace. Raises :class:`ConfigError`."""
+    """Check that each of so many processes has a place for its trace. Raises :class:`ConfigError`."""
     if args.trace is not None and processes > 1 and not is_folder(args.trace):
         raise ConfigError(f"--trace {args.trace}: {processes} sockets need a folder, as {args.trace}/")
 
