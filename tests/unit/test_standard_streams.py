@@ -22,7 +22,7 @@ RUNS = [
     "call echo --transport tcp --peer 127.0.0.1:1 --size 64 --count 1 --warm-up 0",
     "call echo --transport tcp --peer 127.0.0.1:1 --size 64 --count 1 --warm-up 0 --json",
     "call kv --transport tcp --peer 127.0.0.1:1 --ops 1 --records 1", "keys", "tickets list --state none",
-    "pcap decode none.pcap", "pcap dissector", "vectors none.json",
+    "pcap decode none.pcap", "pcap dissector", "trace none.sqlog", "vectors none.json",
     "slowdown --load nonsense", "bench memory --rounds 0",
     "kv --transport tcp --peer 127.0.0.1:1 PING", "reproduce nonsense", "plan star,4", "plan star,4 --json",
     "ca", "--version", "", "nonsense",
