@@ -17,6 +17,7 @@ import pytest
 
 from smtstack.errors import ConfigError, SmtError
 from tests.rows import comparison, row
+from topo.interpreter import ROOT
 from workloads.results import table
 from workloads.results.environment import environment, git_state
 from workloads.results.folder import ResultFolder
@@ -294,6 +295,7 @@ def test_table_on_a_terminal_says_the_same(monkeypatch):
 
 def test_environment_is_json_and_names_the_machine():
     found = environment()
+    assert (found["commit"] is not None) == (ROOT / ".git").exists(), "of this checkout"
     assert json.loads(json.dumps(found)) == found
     assert found["kernel"] == os.uname().release
     assert found["cores"] >= found["cores_usable"] >= 1

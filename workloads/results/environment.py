@@ -15,9 +15,8 @@ from typing import Any
 import psutil
 
 from smtstack import __version__
+from topo.interpreter import ROOT
 from topo.probes import is_compiled
-
-ROOT = Path(__file__).resolve().parent.parent
 
 #: Kernel settings that change what is measured here. Private to a namespace are those of ipv4.
 SYSCTLS = (
