@@ -18,7 +18,7 @@ from tests.test_layers import RANK, imports, module_files, unit_of
 
 IMG = Path(__file__).resolve().parent / "img"
 
-#: An input by side, in the words of the table in rpc.py's docstring.
+#: An input by side, in the words of the table in states.py's docstring.
 WORDS = {
     "client": {Input.SESSION: "session is there", Input.DATA: "response data arrives",
                Input.COMPLETE: "response complete", Input.UNKNOWN: "server does not know it"},

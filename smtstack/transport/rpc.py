@@ -1,25 +1,5 @@
 """RPCs and who they are with: hosts (cutoffs, budgets), peers (a host's port: session, RPCs), RPCs.
 
-role     state      input                    next state
-======== ========== ======================== ==========
-client   WAITING    session is there         OUTGOING
-client   OUTGOING   response data arrives    INCOMING
-client   OUTGOING   response complete        DEAD
-client   INCOMING   response complete        DEAD
-server   INCOMING   request complete         IN_SERVICE
-server   IN_SERVICE application replies      OUTGOING
-server   OUTGOING   acknowledged             DEAD
-client   INCOMING   server does not know it  OUTGOING
-server   INCOMING   client does not know it  DEAD
-server   INCOMING   acknowledged             DEAD
-server   IN_SERVICE acknowledged             DEAD
-any      any        abort, timeout, eviction DEAD (``RpcTable.free``)
-======== ========== ======================== ==========
-
-What else may happen leaves an RPC where it is. docs/img/rpc.svg is drawn from :data:`CLIENT` and :data:`SERVER`.
-
-A WAITING RPC has no id, no keys and no timer; nothing of it was sealed or sent, so no packet can concern it.
-=======
 One module, as each of the three holds the others.
 """
 
