@@ -50,3 +50,23 @@ def test_a_riddle_is_reported(source):
 ])
 def test_what_is_no_riddle(source):
     assert riddles(source) == []
+
+
+def strangers(text: str, files: set[str]) -> list[str]:
+    """Modules named as files in a text that are not there."""
+    return [name for name in re.findall(r"[\w/]+\.py\b", text)
+            if not any(file == name or file.endswith(f"/{name}") for file in files)]
+
+
+def test_modules_that_are_named_are_there():
+    ours = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    files = {path.relative_to(ROOT).as_posix()
+             for path in (*ours, *(ROOT / "tests").rglob("*.py"), *(ROOT / "docs").glob("*.py"),
+                          ROOT / "setup.py")}
+    wrong = {path.relative_to(ROOT).as_posix(): found for path in ours
+             if (found := strangers(path.read_text(encoding="utf-8"), files))}
+    assert wrong == {}
+
+
+def test_a_module_that_is_gone_is_seen():
+    assert strangers("see gone.py and fleet/fleet.py", {"workloads/fleet/fleet.py"}) == ["gone.py"]

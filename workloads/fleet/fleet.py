@@ -1,5 +1,5 @@
-"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv_fleet.py YCSB, in
-query_fleet.py queries of many servers, in mix_fleet.py a mix of sizes all to all.
+"""Servers and clients on a network of hosts, and points measured with them: here echo, in kv.py YCSB, in
+query.py queries of many servers, in mix/fleet.py a mix of sizes all to all.
 
 What ``smtnet run``, ``demo``, ``bench`` and ``reproduce`` share. A :class:`Fleet` is one transport on one network:
 it stays up while many points are measured, and several fleets may take turns on one network, so that a machine

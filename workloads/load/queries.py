@@ -1,7 +1,7 @@
 """Queries: one RPC to each of many leaves at the same moment, over when all answers are there.
 
 What a web page, a search or a striped file asks of its servers (partition-aggregate), and, over and over, incast.
-To the loops of load.py a query is a call; :class:`Scatter` makes RPCs of it.
+To the loops of loops.py a query is a call; :class:`Scatter` makes RPCs of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""YCSB under the loops of load.py: operations of one or more calls, what became of each kind."""
+"""YCSB under the loops of loops.py: operations of one or more calls, what became of each kind."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The arithmetic of ``smtnet run mix``: which messages, how many a second, and what their times say.
 
-The rule for load and the shape of the answer are the simulation's (slowdown_run.py, slowdown_report.py).
+The rule for load and the shape of the answer are the simulation's (slowdown/run.py, slowdown/report.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import replace
 from smtstack import quantities
 from topo.shaping import PRIORITIES
 
-#: Of the rows, as results.py has it.
+#: Of the rows, as results/row.py has it.
 MODE = "priorities"
 #: Share of a port, by class.
 Shares = dict[int, float]
