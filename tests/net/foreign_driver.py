@@ -71,7 +71,9 @@ def snapshot() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in json.loads(run(["ip", "-j", "-d", "addr", "show"])):
         name = entry["ifname"]
-        found[name] = {key: entry.get(key) for key in ("ifindex", "flags", "mtu", "qdisc", "address", "master")}
+        found[name] = {key: entry.get(key) for key in ("ifindex", "mtu", "qdisc", "address", "master")}
+        # The kernel looks at carriers when it comes to it, up to a second after an interface is there.
+        found[name]["flags"] = [flag for flag in entry["flags"] if flag != "NO-CARRIER"]
         found[name]["ip"] = [a["local"] for a in entry["addr_info"]]
         for setting in _SETTINGS:
             version, interface, what = setting.format(name).split("/")
