@@ -51,7 +51,10 @@ class Stack:
         if not segments and not nic.posted:
             return []
         out: list[bytes] = []
-        for segment in segments:
+        straight = driver.straight(segments, out)
+        if straight == len(segments) and not nic.posted:
+            return out
+        for segment in segments[straight:]:
             while not driver.transmit(segment):
                 self._ring_full(segment)
                 out += nic.process()
@@ -89,9 +92,7 @@ class Stack:
         They go into the device's receive rings, where what does not fit is lost, and the endpoint gets at most
         ``limit`` of all that is there (0: all). The rest waits in the rings for the next call: ``nic.waiting``.
         """
-        nic = self.driver.nic
-        nic.arrive(frames)
-        taken = nic.collect(limit)
+        taken = self.driver.nic.take_in(frames, limit)
         handle = self.endpoint.handle_packet
         for frame in taken:
             handle(frame, now)

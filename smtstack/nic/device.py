@@ -127,6 +127,14 @@ class SmartNic:
         """Descriptors that still fit the ring of ``queue``."""
         return self.config.ring_size - len(self._tx[queue])
 
+    def idle(self, count: int) -> bool:
+        """Whether ``count`` descriptors would leave as they are posted, with nothing before or between them.
+
+        Not where packets get their place in the segment written: that is :meth:`process`'s.
+        """
+        return (not self.posted and count <= self._ring_size and len(self._tx) == 1 and self.watcher is None
+                and not self.tso_seq)
+
     def post(self, queue: int, descriptor: Descriptor) -> bool:
         """Queue a descriptor; False when the ring is full."""
         ring = self._tx[queue]
@@ -254,6 +262,30 @@ class SmartNic:
                     self.waiting += 1
                 else:
                     counters.rx_dropped += 1
+
+    def take_in(self, frames: list[bytes], limit: int = 0) -> list[bytes]:
+        """:meth:`arrive`, then :meth:`collect`, of who looks after every burst: by no ring where all fits one."""
+        count = len(frames)
+        if (self.waiting or self._rx_queues > 1 or count > self._rx_ring_size or (limit and count > limit)
+                or self.watcher is not None):
+            self.arrive(frames)
+            return self.collect(limit)
+        counters = self.counters
+        counters.rx_packets += count
+        checksum = self.rx_checksum
+        size = 0
+        out: list[bytes] = []
+        for frame in frames:
+            length = len(frame)
+            size += length
+            if length < TRANSPORT_OFFSET or frame[ETHERTYPE_AT:IP_OFFSET] != _IPV4:
+                counters.rx_errors += 1
+            elif checksum and int.from_bytes(frame[IP_OFFSET:TRANSPORT_OFFSET], "big") % 0xFFFF:
+                counters.rx_csum_bad += 1
+            else:
+                out.append(frame)
+        counters.rx_bytes += size
+        return out
 
     def take(self, queue: int = 0) -> bytes | None:
         """The next received frame of a queue."""

@@ -117,6 +117,44 @@ class NicDriver:
             return nic.post(queue, Send(route, segment.tos, segment.header, payload, segment.mss))
         return self._cut(nic, route, queue, segment, payload)
 
+    def straight(self, segments: list[Segment], out: list[bytes]) -> int:
+        """Append the frames of what is one packet, sealed by software; how many of the first segments that was.
+
+        What :meth:`transmit` and the device make of these, without a descriptor in between: where the only ring is
+        empty and has room for all, and nobody watches it, nothing else could happen to them.
+        """
+        nic = self.nic
+        if self._spreads or not nic.idle(len(segments)):
+            return 0
+        offload = nic.tls_hw_tx_offload
+        routes = self._routes
+        before = len(out)
+        taken = 0
+        size = 0
+        for segment in segments:
+            route = routes.get(segment.dst) or self._resolve(segment.dst)
+            if route is None:
+                self.unresolved += 1
+                taken += 1
+                continue
+            payload = segment.payload
+            if payload is None:
+                message = segment.message
+                assert message is not None
+                if message.count > 1 or (message.version and offload):
+                    break
+                payload = message.payload(0)
+                if len(payload) > segment.mss:
+                    break
+            taken += 1
+            frame = route.frame(segment.tos, 0, segment.header, payload)
+            size += len(frame)
+            out.append(frame)
+        counters = nic.counters
+        counters.tx_packets += len(out) - before
+        counters.tx_bytes += size
+        return taken
+
     def _resolve(self, key: int) -> Route | None:
         ip = key & 0xFFFFFFFF
         mac = self._neighbours(ip)

@@ -131,8 +131,6 @@ class Endpoint:
         from elsewhere; :class:`ConfigError` if no key is known for the peer. While a handshake makes the session,
         the RPC waits, with nothing sealed or sent.
         """
-        if self._trace is not None:
-            self._trace.now = now
         table = self._table
         # peer_key(), without the call.
         peer = table.peers.get(ip << 16 | port)
@@ -152,11 +150,14 @@ class Endpoint:
         try:
             rpc.out = self.profile.outgoing(rpc, rpc.peer.session, data)
         except LocalError:
+            if self._trace is not None:
+                self._trace.now = now
             table.free(rpc, "its message cannot be made")
             raise
         self.counters.requests_sent += 1
         table.timers.arm(rpc, tick + self.params.resend_ticks)
         if self._trace is not None:
+            self._trace.now = now
             self._trace.queued(rpc, rpc.out)
         self._outbox.queue(rpc)
         return rpc
@@ -209,6 +210,7 @@ class Endpoint:
                              "(max_message_length) are possible")
         rpc, first = self._changes.wait(ip, port, data, cookie)
         if self._trace is not None:
+            self._trace.now = now
             self._trace.waiting(rpc, len(data))
         if first:
             self._negotiator.want(ip, port, now)
@@ -270,15 +272,15 @@ class Endpoint:
     def drain(self, now: int) -> list[Segment]:
         """All segments for the NIC driver that may go now, in their order: what :meth:`poll_transmit` gives."""
         out: list[Segment] = []
+        trace = self._trace
+        if trace is not None:
+            trace.now = now
         negotiator = self._negotiator
         if negotiator is not None:
             while (segment := negotiator.poll_transmit(now)) is not None:
-                if self._trace is not None:
-                    self._trace.now = now
-                    self._trace.sent(segment)
+                if trace is not None:
+                    trace.sent(segment)
                 out.append(segment)
-        if self._trace is not None:
-            self._trace.now = now
         if self._grants.dirty:
             self._send_grants()
         self._outbox.drain(now, out)

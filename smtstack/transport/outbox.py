@@ -115,6 +115,7 @@ class Outbox:
         """Append what :meth:`poll` gives until it gives nothing; ``one``: only the first."""
         pacer = self._pacer
         ready = self._ready
+        trace = self.trace
         while ready:
             segment = ready.popleft()
             message = segment.message
@@ -124,8 +125,8 @@ class Outbox:
                 # One packet: its length is the message's, but for the record of profile linux.
                 size = message.length if self._extended else message.wire_size(0)
             pacer.account(ipv4.HEADER_LEN + len(segment.header) + size, 1, now)
-            if self.trace is not None:
-                self.trace.sent(segment)
+            if trace is not None:
+                trace.sent(segment)
             out.append(segment)
             if one:
                 return
@@ -137,8 +138,8 @@ class Outbox:
             out.append(paced)
             if one:
                 return
-        if self.trace is not None:
-            self.trace.paced(pacer, srpt)
+        if trace is not None:
+            trace.paced(pacer, srpt)
 
     def _next_paced(self, now: int) -> Segment | None:
         """What goes next at the pace of the link."""

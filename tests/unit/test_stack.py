@@ -223,6 +223,7 @@ CALLS = [("poll_transmit", "", {"smtstack/transport/endpoint.py", "smtstack/sess
          ("arrive", "nic", set()),
          # One NIC under many endpoints: a frame is for one of them.
          ("collect", "nic", {"smtstack/sim/host.py"}),
+         ("take_in", "nic", set()), ("straight", "driver", set()),
          ("take", "nic", set())]
 _NAMES = {name for name, _ending, _others in CALLS}
 PUMP = "smtstack/stack.py"
