@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -12,10 +13,10 @@ from smtstack.errors import AuthError, ConfigError
 
 Aead = AESGCM | ChaCha20Poly1305
 
-TAG_LEN = 16
-IV_LEN = 12
+TAG_LEN: Final = 16
+IV_LEN: Final = 12
 #: Failed openings after which a key must not be trusted any longer (RFC 9147 §4.5.3).
-INTEGRITY_LIMIT = 1 << 36
+INTEGRITY_LIMIT: Final = 1 << 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,11 @@ class Cipher:
     make: Callable[[bytes], Aead]
 
 
-AES_128_GCM = Cipher("AES-128-GCM", 16, int(2**24.5), AESGCM)
-AES_256_GCM = Cipher("AES-256-GCM", 32, int(2**24.5), AESGCM)
+AES_128_GCM: Final = Cipher("AES-128-GCM", 16, int(2**24.5), AESGCM)
+AES_256_GCM: Final = Cipher("AES-256-GCM", 32, int(2**24.5), AESGCM)
 #: ChaCha20-Poly1305 would run out of record numbers first; RFC 9147 gives no lower limit.
-CHACHA20_POLY1305 = Cipher("CHACHA20-POLY1305", 32, 1 << 62, ChaCha20Poly1305)
-CIPHERS = {c.name: c for c in (AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305)}
+CHACHA20_POLY1305: Final = Cipher("CHACHA20-POLY1305", 32, 1 << 62, ChaCha20Poly1305)
+CIPHERS: Final = {c.name: c for c in (AES_128_GCM, AES_256_GCM, CHACHA20_POLY1305)}
 
 
 def cipher_named(name: str) -> Cipher:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.errors import ConfigError, LocalError
 
 #: The two highest indices of every message number no record: they make the proofs of its ACK.
-RESERVED_INDICES = 2
+RESERVED_INDICES: Final = 2
 
 
 class CompositeNumber:

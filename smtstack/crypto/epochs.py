@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtstack.crypto import padding, tls12
 from smtstack.crypto.aead import AES_128_GCM, INTEGRITY_LIMIT, Cipher, DirectionKeys, NoKeys
@@ -27,20 +27,20 @@ from smtstack.errors import LocalError
 from smtstack.wire import naming
 from smtstack.wire.naming import EPOCHS
 
-NO_KEYS = NoKeys()
-FIRST_ID = 2
+NO_KEYS: Final = NoKeys()
+FIRST_ID: Final = 2
 #: Ids are 64 bits on the wire.
-WIRE_ID_LIMIT = 1 << 64
+WIRE_ID_LIMIT: Final = 1 << 64
 #: Epochs that may follow the last the peer proved to know: it opens requests of so many on trial. Several, as
 #: of workers that share a port one may have seen no request of an epoch.
-EPOCHS_AHEAD = 4
+EPOCHS_AHEAD: Final = 4
 #: Epochs that may wait to be forgotten at a time.
-MAX_LATE = 16
+MAX_LATE: Final = 16
 #: How far an RPC under way may be behind; the wire shows 8 bits of its epoch.
-_MAX_BEHIND = 200
+_MAX_BEHIND: Final = 200
 
 #: Ticks for which late requests are taken, unless somebody is waited for longer.
-LATE_TICKS = 400
+LATE_TICKS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class NoSession(Session):
         raise LocalError("there is no session with this peer")
 
 
-NO_SESSION = NoSession()
+NO_SESSION: Final = NoSession()
 
 
 class KeySchedule(Protocol):

@@ -7,7 +7,7 @@ specification.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -20,16 +20,16 @@ from smtstack.crypto.epochs import FIRST_ID, NO_KEYS, LinuxSession, Session, Ses
 from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.ipv4 import address, format_address
 
-FILE_VERSION = 1
-SECRET_LEN = 32
+FILE_VERSION: Final = 1
+SECRET_LEN: Final = 32
 
 #: Public constants of the kernel module's demo programs (module/smt_api.c; reference §3.5).
-DEMO_CLIENT_KEY = bytes.fromhex("8DD230A77A05EB71159129BCBCF64230")
-DEMO_CLIENT_SALT = bytes.fromhex("87C635C8")
-DEMO_SERVER_KEY = bytes.fromhex("6CCF62FF4BE61485D8BA29FE2E847A7F")
-DEMO_SERVER_SALT = bytes.fromhex("B9FA5583")
+DEMO_CLIENT_KEY: Final = bytes.fromhex("8DD230A77A05EB71159129BCBCF64230")
+DEMO_CLIENT_SALT: Final = bytes.fromhex("87C635C8")
+DEMO_SERVER_KEY: Final = bytes.fromhex("6CCF62FF4BE61485D8BA29FE2E847A7F")
+DEMO_SERVER_SALT: Final = bytes.fromhex("B9FA5583")
 #: What ``demo`` means in profile ``smt``: as public as the above.
-DEMO_SECRET = DEMO_CLIENT_KEY + DEMO_SERVER_KEY
+DEMO_SECRET: Final = DEMO_CLIENT_KEY + DEMO_SERVER_KEY
 
 
 def expand_label(secret: bytes, label: str, context: bytes, length: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-DEFAULT_WINDOW = 4096
+from typing import Final
+
+DEFAULT_WINDOW: Final = 4096
 
 
 class ReplayGuard:

@@ -7,17 +7,19 @@ plaintext length. The receiver counts records itself and ignores the explicit no
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.crypto.aead import TAG_LEN, DirectionKeys
 from smtstack.errors import AuthError
 
-EXPLICIT_NONCE_LEN = 8
-HEADER_LEN = 5 + EXPLICIT_NONCE_LEN
-OVERHEAD = HEADER_LEN + TAG_LEN
-_PREFIX = b"\x17\x03\x03"
+EXPLICIT_NONCE_LEN: Final = 8
+HEADER_LEN: Final = 5 + EXPLICIT_NONCE_LEN
+OVERHEAD: Final = HEADER_LEN + TAG_LEN
+_PREFIX: Final = b"\x17\x03\x03"
 
 
 #: Ids from here on would share their record numbers with lower ones.
-ID_LIMIT = 1 << 49
+ID_LIMIT: Final = 1 << 49
 
 
 def first_sequence(rpc_id: int) -> int:

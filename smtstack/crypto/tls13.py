@@ -5,22 +5,26 @@ On the wire: ``17 03 03 length`` (the AAD), then AEAD(data || inner type || zero
 
 from __future__ import annotations
 
+from typing import Final
+
 from cryptography.exceptions import InvalidTag
 
 from smtstack.crypto.aead import IV_LEN, TAG_LEN, DirectionKeys
 from smtstack.errors import AuthError
 
-HEADER_LEN = 5
+HEADER_LEN: Final = 5
 #: Header, inner type byte and tag.
-OVERHEAD = HEADER_LEN + 1 + TAG_LEN
-MAX_PLAINTEXT = 1 << 14
+OVERHEAD: Final = HEADER_LEN + 1 + TAG_LEN
+MAX_PLAINTEXT: Final = 1 << 14
 #: Longest value of the length field (RFC 8446 §5.2 allows 256 bytes of expansion; we use 17).
-MAX_LENGTH_FIELD = MAX_PLAINTEXT + 1 + TAG_LEN
-_PREFIX = b"\x17\x03\x03"
+MAX_LENGTH_FIELD: Final = MAX_PLAINTEXT + 1 + TAG_LEN
+_PREFIX: Final = b"\x17\x03\x03"
 #: Inner type of the last record of a message, and of every other. Ours, so that a message cut short
 #: at a record boundary (by rewriting the clear length) is noticed.
-LAST, MORE = 0x17, 0x57
-_LAST, _MORE = b"\x17", b"\x57"
+LAST: Final = 0x17
+MORE: Final = 0x57
+_LAST: Final = b"\x17"
+_MORE: Final = b"\x57"
 
 
 def seal(keys: DirectionKeys, sequence: int, data: bytes, last: bool, padding: int = 0) -> bytes:

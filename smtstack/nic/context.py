@@ -6,14 +6,17 @@ right or wrong (paper §3.2, Fig. 2).
 
 from __future__ import annotations
 
+from typing import Final
+
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.errors import LocalError
 
-TLS12, TLS13 = 0x0303, 0x0304
-_HEADER_LEN = {TLS12: 13, TLS13: 5}
-_TAG_LEN = 16
-_MASK = (1 << 64) - 1
+TLS12: Final = 0x0303
+TLS13: Final = 0x0304
+_HEADER_LEN: Final = {TLS12: 13, TLS13: 5}
+_TAG_LEN: Final = 16
+_MASK: Final = (1 << 64) - 1
 
 
 class TlsContext:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 #: All of them; a compiled class has no ``__slots__`` to ask.
-NAMES = (
+NAMES: Final = (
     "rx_bytes", "rx_csum_bad", "rx_dropped", "rx_errors", "rx_packets", "tx_bytes", "tx_dropped",
     "tx_packets", "tx_queue_stopped", "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req",
     "tx_tls_encrypted_bytes", "tx_tls_encrypted_packets", "tx_tls_fallback", "tx_tls_no_ctx",

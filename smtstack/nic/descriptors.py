@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, HEADER_LEN, VERSION_IHL
 
-_FRAME_HEADER = struct.Struct("!14sBBHHHBBHII")
+_FRAME_HEADER: Final = struct.Struct("!14sBBHHHBBHII")
 
 
 class Route:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from smtstack.errors import ConfigError
 from smtstack.nic.context import TlsContext
@@ -19,11 +19,11 @@ from smtstack.wire.homa import FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
 
-_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
-_PLACE_END = PLACE_OFFSET + PLACE_LEN
+_IPV4: Final = ETHERTYPE_IPV4.to_bytes(2, "big")
+_PLACE_END: Final = PLACE_OFFSET + PLACE_LEN
 
 #: Feature names as ethtool knows them.
-FEATURES = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
+FEATURES: Final = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
 
 
 @dataclass(frozen=True, slots=True)

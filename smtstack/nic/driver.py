@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from smtstack.crypto.aead import DirectionKeys
 from smtstack.errors import ConfigError
@@ -20,7 +21,7 @@ from smtstack.wire.ethernet import MAX_PATHS, Ethernet, path_mac
 #: MAC of the next hop towards an IPv4 address, or None while unknown.
 Neighbours = Callable[[int], "bytes | None"]
 #: Ciphers the device encrypts.
-OFFLOAD_CIPHERS = ("AES-128-GCM", "AES-256-GCM")
+OFFLOAD_CIPHERS: Final = ("AES-128-GCM", "AES-256-GCM")
 
 
 class ContextPolicy(Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Final
 
 from smtstack.errors import ConfigError
 from smtstack.wire.frame import DST_AT, MIN_LEN, SENDER_ID_AT, SRC_AT, TRANSPORT_OFFSET
@@ -11,8 +12,8 @@ from smtstack.wire.frame import DST_AT, MIN_LEN, SENDER_ID_AT, SRC_AT, TRANSPORT
 Steering = Callable[[bytes, int], int]
 
 # Ends of the ports and of the id. Not slices: compiled, bytes take none that is a variable.
-_PORTS_END = TRANSPORT_OFFSET + 4
-_SENDER_ID_END = SENDER_ID_AT + 8
+_PORTS_END: Final = TRANSPORT_OFFSET + 4
+_SENDER_ID_END: Final = SENDER_ID_AT + 8
 
 
 def by_flow(frame: bytes, queues: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 #: All of them; a compiled class has no ``__slots__`` to ask.
-NAMES = (
+NAMES: Final = (
     "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
     "data_redundant", "evicted", "failed", "frames_held", "frames_held_dropped", "freezes", "grants_sent",
     "handshakes_unexpected", "incast_marked", "key_unknown",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from smtstack.crypto.epochs import Session
 from smtstack.crypto.keys import KeyStore
@@ -40,21 +40,21 @@ from smtstack.wire.ipv4 import FRAGMENT_MASK, VERSION_IHL
 from smtstack.wire.naming import peer_key
 
 #: Clients' ports start here, servers' are below (Homa's HOMA_MIN_DEFAULT_PORT).
-FIRST_CLIENT_PORT = 0x8000
+FIRST_CLIENT_PORT: Final = 0x8000
 
-_unpack_data = wire_frame.DATA_FRAME.unpack_from
-_unpack_common = wire_frame.COMMON_FRAME.unpack_from
-_DATA = homa.DATA
-_PLACED = homa.PLACED
-_INCAST = homa.INCAST
-_HANDSHAKE = homa.HANDSHAKE
-_MIN_LEN = wire_frame.MIN_LEN
-_FLAGS_AT = wire_frame.FLAGS_AT
-_TYPE_AT = wire_frame.TYPE_AT
-_PAYLOAD_AT = wire_frame.PAYLOAD_AT
-_IP_OFFSET = wire_frame.IP_OFFSET
-_TRANSPORT_OFFSET = wire_frame.TRANSPORT_OFFSET
-_DATA_IP_LEN = _PAYLOAD_AT - _IP_OFFSET
+_unpack_data: Final = wire_frame.DATA_FRAME.unpack_from
+_unpack_common: Final = wire_frame.COMMON_FRAME.unpack_from
+_DATA: Final = homa.DATA
+_PLACED: Final = homa.PLACED
+_INCAST: Final = homa.INCAST
+_HANDSHAKE: Final = homa.HANDSHAKE
+_MIN_LEN: Final = wire_frame.MIN_LEN
+_FLAGS_AT: Final = wire_frame.FLAGS_AT
+_TYPE_AT: Final = wire_frame.TYPE_AT
+_PAYLOAD_AT: Final = wire_frame.PAYLOAD_AT
+_IP_OFFSET: Final = wire_frame.IP_OFFSET
+_TRANSPORT_OFFSET: Final = wire_frame.TRANSPORT_OFFSET
+_DATA_IP_LEN: Final = _PAYLOAD_AT - _IP_OFFSET
 
 
 class Endpoint:

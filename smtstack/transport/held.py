@@ -6,11 +6,13 @@ hello takes time to judge. What nobody makes a session for was noise, or is sent
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.transport.counters import Counters
 from smtstack.transport.params import TransportParams
 
 #: What a frame costs beside its bytes.
-_OVERHEAD = 256
+_OVERHEAD: Final = 256
 
 
 class HeldFrames:

@@ -8,6 +8,7 @@ these. Here packets are kept by (record offset, index), and nominal ranges only 
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from smtstack.crypto import tls12
 from smtstack.crypto.aead import DirectionKeys
@@ -17,12 +18,12 @@ from smtstack.transport.params import TransportParams
 from smtstack.transport.ranges import Gaps
 
 #: offset, segment_length, ack: client_id, client_port, server_port.
-SEGMENT_HEADER = struct.Struct("!IIQHH")
-SEGMENT_HEADER_LEN = SEGMENT_HEADER.size
+SEGMENT_HEADER: Final = struct.Struct("!IIQHH")
+SEGMENT_HEADER_LEN: Final = SEGMENT_HEADER.size
 #: Record header and tag: what a record costs beside its data and segment headers.
-RECORD_OVERHEAD = tls12.OVERHEAD
+RECORD_OVERHEAD: Final = tls12.OVERHEAD
 #: The module provides for so many pieces of a record; keep below (reference §5.4).
-MAX_RECORD_PACKETS = 60
+MAX_RECORD_PACKETS: Final = 60
 
 Acks = list[tuple[int, int, int]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from smtstack.transport.counters import Counters
 from smtstack.transport.message import OutMessage
@@ -13,9 +14,9 @@ from smtstack.transport.segment import Segment
 from smtstack.transport.trace import GRANT, Trace
 from smtstack.wire import homa, ipv4
 
-_CONTROL_TOS_SHIFT = 5
-_pack_data = homa.DATA_HEADER.pack
-_TCP_HEADER_LENGTH = homa.TCP_HEADER_LENGTH
+_CONTROL_TOS_SHIFT: Final = 5
+_pack_data: Final = homa.DATA_HEADER.pack
+_TCP_HEADER_LENGTH: Final = homa.TCP_HEADER_LENGTH
 
 
 class Outbox:

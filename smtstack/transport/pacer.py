@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from math import ceil
+from typing import Final
 
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
@@ -11,7 +12,7 @@ from smtstack.transport.states import DEAD
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 
 #: Bytes a packet costs a link beside its IP length.
-LINK_OVERHEAD = HEADER_LEN + FRAME_OVERHEAD
+LINK_OVERHEAD: Final = HEADER_LEN + FRAME_OVERHEAD
 
 
 class Pacer:

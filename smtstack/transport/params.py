@@ -6,21 +6,23 @@ Defaults are those of the SMT module (branch main, ``homa_utils.c:homa_init``) u
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from smtstack.errors import ConfigError
 from smtstack.wire import homa, ipv4
 from smtstack.wire.ethernet import FRAME_OVERHEAD, HEADER_LEN
 
 #: Headers TSO copies into every packet: IPv4 and DATA.
-PACKET_HEADERS = ipv4.HEADER_LEN + homa.DATA_LEN
+PACKET_HEADERS: Final = ipv4.HEADER_LEN + homa.DATA_LEN
 #: packet_index of a retransmission is one byte, so a segment has at most this many packets.
-MAX_SEGMENT_PACKETS = 256
+MAX_SEGMENT_PACKETS: Final = 256
 #: Bytes of an IP packet that every end takes, and that none exceeds.
-MIN_MTU, MAX_MTU = 296, 65535
-INT_MAX = 0x7FFFFFFF
+MIN_MTU: Final = 296
+MAX_MTU: Final = 65535
+INT_MAX: Final = 0x7FFFFFFF
 #: RESENDs that a host may leave unanswered before anything is concluded from it, and before they come less often
 #: (``timeout_resends`` of the module).
-MIN_RESENDS = 5
+MIN_RESENDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +174,19 @@ def wire_length(max_message: int) -> int:
 #: for acknowledgements that are on their way. Nor can they sleep for just a few microseconds, as the pacer of a
 #: fast link wants with a short queue. And a process may not be scheduled for seconds without being dead: its
 #: peers wait for 6 s (the module: 65 ms).
-SOFTWARE = TransportParams(unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20,
-                           throttle_min_bytes=1_500, max_nic_queue_ns=100_000, timeout_resends=600)
+SOFTWARE: Final = TransportParams(
+    unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20, throttle_min_bytes=1_500,
+    max_nic_queue_ns=100_000, timeout_resends=600)
 
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
-SOFTWARE_RTT_NS = 800_000
+SOFTWARE_RTT_NS: Final = 800_000
 #: From this rate on software is the bottleneck, and :data:`SOFTWARE` does.
-FAST_MBPS = 1000
+FAST_MBPS: Final = 1000
 #: The rate below which everything takes longer because of the link: time is counted in its round trips.
-SLOW_MBPS = 100
+SLOW_MBPS: Final = 100
 #: Round trips of silence before a RESEND, at that rate and below. It is for what was lost: what only waits in the
 #: network would come twice, and W4 at 80 % load has messages wait for 50 of them. (The module's 5 ms are 300.)
-PATIENCE_RTTS = 100
+PATIENCE_RTTS: Final = 100
 
 
 def software(link_mbps: int | None) -> TransportParams:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from smtstack.crypto import tls13
 from smtstack.crypto.epochs import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
@@ -16,7 +16,7 @@ from smtstack.transport.stream_message import Geometry, PlainOut, SealedIn, Seal
 from smtstack.wire import homa
 
 #: MTUs of peers for which the cut of messages is kept.
-_MAX_CUTS = 64
+_MAX_CUTS: Final = 64
 
 
 S = TypeVar("S", bound=Session)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.transport.counters import Counters
 from smtstack.transport.events import Failed, Reason
 from smtstack.transport.message import InMessage
@@ -14,15 +16,15 @@ from smtstack.transport.trace import Trace
 from smtstack.wire import homa
 
 #: What is asked for when nothing of a message is there (homa_timer.c:homa_check_rpc asks for 100 bytes).
-PROBE_LENGTH = 100
+PROBE_LENGTH: Final = 100
 #: RESENDs without progress after which bytes that have not authenticated are no longer believed: late
 #: enough that loss alone hardly ever costs what has arrived, early enough to get it all once more.
-DOUBT_RESENDS = 3
+DOUBT_RESENDS: Final = 3
 #: Ranges one round of RESENDs asks for; the rest waits for the next.
-MAX_RESEND_RANGES = 16
+MAX_RESEND_RANGES: Final = 16
 #: What more there is to say of an RPC whose host is not silent.
-STALLED = "its host lives, but with this RPC it gets no further"
-_NEVER = 1 << 60
+STALLED: Final = "its host lives, but with this RPC it gets no further"
+_NEVER: Final = 1 << 60
 
 
 class Recovery:

@@ -5,6 +5,8 @@ One module, as each of the three holds the others.
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.crypto.epochs import EpochKeys, Session
 from smtstack.errors import LocalError
 from smtstack.transport.message import InMessage, OutMessage
@@ -15,9 +17,9 @@ from smtstack.wire.naming import peer_key
 
 #: What a host is assumed to want before its first CUTOFFS: everything unscheduled at priority 6
 #: (homa_peertab.c of the module; reference §6.2).
-FIRST_CUTOFFS = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
+FIRST_CUTOFFS: Final = (0, 0, 0, 0, 0, 0, INT_MAX, 0)
 #: Longer ago than any interval.
-_NEVER = -(1 << 40)
+_NEVER: Final = -(1 << 40)
 
 
 class Host:

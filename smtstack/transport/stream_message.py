@@ -6,6 +6,8 @@ and never looks inside, which is why ``homa`` is the same code with nothing seal
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.crypto import tls13
 from smtstack.crypto.aead import DirectionKeys
 from smtstack.crypto.epochs import EpochKeys, SmtSession
@@ -14,11 +16,11 @@ from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import TransportParams
 from smtstack.transport.ranges import Gaps
 
-_MAX_RECORD = tls13.HEADER_LEN + tls13.MAX_LENGTH_FIELD
+_MAX_RECORD: Final = tls13.HEADER_LEN + tls13.MAX_LENGTH_FIELD
 #: Packets of a message kept beyond its first gap; more have to come again. Each may be a forger's, and cost time.
-MAX_PIECES = 4096
+MAX_PIECES: Final = 4096
 #: What such a packet costs beside its bytes.
-_PIECE_OVERHEAD = 256
+_PIECE_OVERHEAD: Final = 256
 
 
 class Geometry:

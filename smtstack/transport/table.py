@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from smtstack.crypto.epochs import NO_SESSION, EpochKeys, Session
 from smtstack.crypto.keys import Endpoints, KeyStore
@@ -19,8 +19,8 @@ from smtstack.wire.ipv4 import format_address
 from smtstack.wire.naming import peer_key, rpc_key
 
 #: Peers that never authenticated a message; more push out the oldest. A forger can make these.
-MAX_UNPROVEN_PEERS = 1024
-_NEVER = 1 << 60
+MAX_UNPROVEN_PEERS: Final = 1024
+_NEVER: Final = 1 << 60
 
 
 class RpcTable:

@@ -25,7 +25,7 @@ failed    a request of ours has no response; ``why`` is the reason
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from smtstack.errors import BadPacket
 from smtstack.transport.rpc import Rpc
@@ -37,12 +37,25 @@ if TYPE_CHECKING:
     from smtstack.transport.message import InMessage, OutMessage
     from smtstack.transport.pacer import Pacer, SrptQueue
 
-QUEUED, BLOCKED, GRANTED, SENT, RECEIVED, OPENED = "queued", "blocked", "granted", "sent", "received", "opened"
-DOUBTED, RESENT, DELIVERED, FREED, FAILED = "doubted", "resent", "delivered", "freed", "failed"
-EVENTS = (QUEUED, BLOCKED, GRANTED, SENT, RECEIVED, OPENED, DOUBTED, RESENT, DELIVERED, FREED, FAILED)
-REQUEST, RESPONSE = "request", "response"
+QUEUED: Final = "queued"
+BLOCKED: Final = "blocked"
+GRANTED: Final = "granted"
+SENT: Final = "sent"
+RECEIVED: Final = "received"
+OPENED: Final = "opened"
+DOUBTED: Final = "doubted"
+RESENT: Final = "resent"
+DELIVERED: Final = "delivered"
+FREED: Final = "freed"
+FAILED: Final = "failed"
+EVENTS: Final = (QUEUED, BLOCKED, GRANTED, SENT, RECEIVED, OPENED, DOUBTED, RESENT, DELIVERED, FREED, FAILED)
+REQUEST: Final = "request"
+RESPONSE: Final = "response"
 #: Why a message waits.
-SESSION, GRANT, PACER, RING = "session", "grant", "pacer", "ring"
+SESSION: Final = "session"
+GRANT: Final = "grant"
+PACER: Final = "pacer"
+RING: Final = "ring"
 
 
 class TraceEvent:

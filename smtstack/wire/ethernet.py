@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 from smtstack.errors import BadPacket, ConfigError
 
-ETHERTYPE_IPV4 = 0x0800
-HEADER_LEN = 14
-ETHERTYPE_OFFSET = 12
+ETHERTYPE_IPV4: Final = 0x0800
+HEADER_LEN: Final = 14
+ETHERTYPE_OFFSET: Final = 12
 #: Bytes a frame costs a link beyond what we store: preamble 8, FCS 4, inter-frame gap 12.
-FRAME_OVERHEAD = 24
+FRAME_OVERHEAD: Final = 24
 #: Shortest frame without FCS; links count shorter ones as this long.
-MIN_FRAME = 60
+MIN_FRAME: Final = 60
 #: Paths a host can be reached by: :func:`path_mac` tells so many apart.
-MAX_PATHS = 255
+MAX_PATHS: Final = 255
 
-_HEADER = struct.Struct("!6s6sH")
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_HEADER: Final = struct.Struct("!6s6sH")
+_MAC: Final = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,29 +8,32 @@ costs 0.4. The layout is the same as in :mod:`~smtstack.wire.ethernet`, :mod:`~s
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from smtstack.errors import BadPacket
 from smtstack.wire import ethernet, homa, ipv4
 
 #: Where headers and fields of them start in a frame, and the payload of DATA.
-IP_OFFSET = ethernet.HEADER_LEN
-TRANSPORT_OFFSET = IP_OFFSET + ipv4.HEADER_LEN
-ETHERTYPE_AT = ethernet.ETHERTYPE_OFFSET
-TOS_AT = IP_OFFSET + ipv4.TOS_OFFSET
-PROTOCOL_AT = IP_OFFSET + ipv4.PROTOCOL_OFFSET
-SRC_AT, DST_AT = IP_OFFSET + ipv4.SRC_OFFSET, IP_OFFSET + ipv4.DST_OFFSET
-SPORT_AT, DPORT_AT = TRANSPORT_OFFSET + homa.SPORT_OFFSET, TRANSPORT_OFFSET + homa.DPORT_OFFSET
-SENDER_ID_AT = TRANSPORT_OFFSET + homa.SENDER_ID_OFFSET
-FLAGS_AT = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
-TYPE_AT = TRANSPORT_OFFSET + homa.TYPE_OFFSET
-PAYLOAD_AT = TRANSPORT_OFFSET + homa.DATA_LEN
-MIN_LEN = TRANSPORT_OFFSET + homa.COMMON_LEN
+IP_OFFSET: Final = ethernet.HEADER_LEN
+TRANSPORT_OFFSET: Final = IP_OFFSET + ipv4.HEADER_LEN
+ETHERTYPE_AT: Final = ethernet.ETHERTYPE_OFFSET
+TOS_AT: Final = IP_OFFSET + ipv4.TOS_OFFSET
+PROTOCOL_AT: Final = IP_OFFSET + ipv4.PROTOCOL_OFFSET
+SRC_AT: Final = IP_OFFSET + ipv4.SRC_OFFSET
+DST_AT: Final = IP_OFFSET + ipv4.DST_OFFSET
+SPORT_AT: Final = TRANSPORT_OFFSET + homa.SPORT_OFFSET
+DPORT_AT: Final = TRANSPORT_OFFSET + homa.DPORT_OFFSET
+SENDER_ID_AT: Final = TRANSPORT_OFFSET + homa.SENDER_ID_OFFSET
+FLAGS_AT: Final = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
+TYPE_AT: Final = TRANSPORT_OFFSET + homa.TYPE_OFFSET
+PAYLOAD_AT: Final = TRANSPORT_OFFSET + homa.DATA_LEN
+MIN_LEN: Final = TRANSPORT_OFFSET + homa.COMMON_LEN
 
 #: ethertype, vihl, tos, total, ip_id, frag, proto, src, dst, sport, dport, packet offset, segment size,
 #: epoch, flags, offset high, offset low, sender_id, message_length, incoming, cutoff_version, retransmit, index
-DATA_FRAME = struct.Struct("!12xHBBHHHxB2xIIHHIHBB2xH2xHQIIHBB")
+DATA_FRAME: Final = struct.Struct("!12xHBBHHHxB2xIIHHIHBB2xH2xHQIIHBB")
 #: The same up to and with sender_id, for control packets.
-COMMON_FRAME = struct.Struct("!12xHBBHHHxB2xIIHH6xB9xQ")
+COMMON_FRAME: Final = struct.Struct("!12xHBBHHHxB2xIIHH6xB9xQ")
 
 
 def is_handshake(frame: bytes) -> bool:

@@ -31,54 +31,65 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from smtstack.errors import BadPacket
 
-DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK = range(0x10, 0x19)
+DATA: Final = 0x10
+GRANT: Final = 0x11
+RESEND: Final = 0x12
+UNKNOWN: Final = 0x13
+BUSY: Final = 0x14
+CUTOFFS: Final = 0x15
+FREEZE: Final = 0x16
+NEED_ACK: Final = 0x17
+ACK: Final = 0x18
 
-TYPE_NAMES = {DATA: "DATA", GRANT: "GRANT", RESEND: "RESEND", UNKNOWN: "UNKNOWN", BUSY: "BUSY",
-              CUTOFFS: "CUTOFFS", FREEZE: "FREEZE", NEED_ACK: "NEED_ACK", ACK: "ACK"}
+TYPE_NAMES: Final = {DATA: "DATA", GRANT: "GRANT", RESEND: "RESEND", UNKNOWN: "UNKNOWN", BUSY: "BUSY",
+                     CUTOFFS: "CUTOFFS", FREEZE: "FREEZE", NEED_ACK: "NEED_ACK", ACK: "ACK"}
 
-COMMON_LEN = 28
-DATA_LEN = 40
-ACK_LEN = 90
-PROOF_LEN = 16
+COMMON_LEN: Final = 28
+DATA_LEN: Final = 40
+ACK_LEN: Final = 90
+PROOF_LEN: Final = 16
 #: Where fields begin, as in the table above: in every packet, and (from the place in the segment) in DATA.
-SPORT_OFFSET, DPORT_OFFSET = 0, 2
-EPOCH_OFFSET = 10
-FLAGS_OFFSET = 11
-TYPE_OFFSET = 13
-SENDER_ID_OFFSET = 20
-PLACE_OFFSET, PLACE_LEN = 4, 4
-SEGMENT_HIGH_OFFSET, SEGMENT_LOW_OFFSET = 14, 18
-RETRANSMIT_OFFSET = 38
-PACKET_INDEX_OFFSET = 39
-MAX_ACKS = 5
-NUM_PRIORITIES = 8
+SPORT_OFFSET: Final = 0
+DPORT_OFFSET: Final = 2
+EPOCH_OFFSET: Final = 10
+FLAGS_OFFSET: Final = 11
+TYPE_OFFSET: Final = 13
+SENDER_ID_OFFSET: Final = 20
+PLACE_OFFSET: Final = 4
+PLACE_LEN: Final = 4
+SEGMENT_HIGH_OFFSET: Final = 14
+SEGMENT_LOW_OFFSET: Final = 18
+RETRANSMIT_OFFSET: Final = 38
+PACKET_INDEX_OFFSET: Final = 39
+MAX_ACKS: Final = 5
+NUM_PRIORITIES: Final = 8
 #: Flag of DATA: a NIC wrote the packet's offset in its segment.
-PLACED = 0x01
+PLACED: Final = 0x01
 #: Flag of DATA, set by the client: only one packet of the response may come without a grant. The response
 #: carries it, too.
-INCAST = 0x02
+INCAST: Final = 0x02
 #: Flag of every packet of the handshake plane of profile ``smt``: Homa in clear, beside the sealed plane.
-HANDSHAKE = 0x04
+HANDSHAKE: Final = 0x04
 #: Byte 12 of DATA, where TCP has the length of its header: 40 bytes, in units of 4, in the high nibble.
-TCP_HEADER_LENGTH = 0xA0
+TCP_HEADER_LENGTH: Final = 0xA0
 
 #: IP protocol numbers: IANA's for Homa, and the one the kernel module (branch main) uses.
-PROTO_HOMA = 146
-PROTO_LINUX = 253
+PROTO_HOMA: Final = 146
+PROTO_LINUX: Final = 253
 
-COMMON = struct.Struct("!HHIHBxBBHHHQ")
-DATA_HEADER = struct.Struct("!HHIHBBBBHHHQIIHBB")
-_ACK_ENTRY = struct.Struct("!QHH")
-_ACK_BODY = struct.Struct("!H" + 5 * "QHH")
-_ACK_COUNT_LEN = 2
-_ENTRIES_AT = COMMON_LEN + _ACK_COUNT_LEN
-_GRANT = struct.Struct("!IB")
-_RESEND = struct.Struct("!IIB")
-_CUTOFFS = struct.Struct("!8IH")
+COMMON: Final = struct.Struct("!HHIHBxBBHHHQ")
+DATA_HEADER: Final = struct.Struct("!HHIHBBBBHHHQIIHBB")
+_ACK_ENTRY: Final = struct.Struct("!QHH")
+_ACK_BODY: Final = struct.Struct("!H" + 5 * "QHH")
+_ACK_COUNT_LEN: Final = 2
+_ENTRIES_AT: Final = COMMON_LEN + _ACK_COUNT_LEN
+_GRANT: Final = struct.Struct("!IB")
+_RESEND: Final = struct.Struct("!IIB")
+_CUTOFFS: Final = struct.Struct("!8IH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +104,10 @@ class WireFormat:
     ack_proof: bool
 
 
-SMT = WireFormat("smt", PROTO_HOMA, extended=True, ack_proof=True)
-HOMA = WireFormat("homa", PROTO_HOMA, extended=True, ack_proof=False)
-LINUX = WireFormat("linux", PROTO_LINUX, extended=False, ack_proof=False)
-FORMATS = {f.name: f for f in (SMT, HOMA, LINUX)}
+SMT: Final = WireFormat("smt", PROTO_HOMA, extended=True, ack_proof=True)
+HOMA: Final = WireFormat("homa", PROTO_HOMA, extended=True, ack_proof=False)
+LINUX: Final = WireFormat("linux", PROTO_LINUX, extended=False, ack_proof=False)
+FORMATS: Final = {f.name: f for f in (SMT, HOMA, LINUX)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +288,7 @@ class Ack:
         return _common(self, ACK) + self.body() + self.proof
 
 
-_NO_ENTRIES = (0,) * (3 * MAX_ACKS)
+_NO_ENTRIES: Final = (0,) * (3 * MAX_ACKS)
 
 Control = Grant | Resend | Unknown | Busy | Freeze | NeedAck | Cutoffs | Ack
 Packet = Data | Control

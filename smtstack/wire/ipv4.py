@@ -9,23 +9,25 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from smtstack.errors import BadPacket
 
-HEADER_LEN = 20
+HEADER_LEN: Final = 20
 #: Where fields begin.
-TOS_OFFSET = 1
-TOTAL_LENGTH_OFFSET = 2
-IDENTIFICATION_OFFSET = 4
-PROTOCOL_OFFSET = 9
-SRC_OFFSET, DST_OFFSET = 12, 16
-VERSION_IHL = 0x45
-FLAG_DF = 0x4000
+TOS_OFFSET: Final = 1
+TOTAL_LENGTH_OFFSET: Final = 2
+IDENTIFICATION_OFFSET: Final = 4
+PROTOCOL_OFFSET: Final = 9
+SRC_OFFSET: Final = 12
+DST_OFFSET: Final = 16
+VERSION_IHL: Final = 0x45
+FLAG_DF: Final = 0x4000
 #: MF flag and fragment offset: any bit of these set means a fragment.
-FRAGMENT_MASK = 0x3FFF
-DEFAULT_TTL = 64
+FRAGMENT_MASK: Final = 0x3FFF
+DEFAULT_TTL: Final = 64
 
-_HEADER = struct.Struct("!BBHHHBBHII")
+_HEADER: Final = struct.Struct("!BBHHHBBHII")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ Tables have integers for keys: hashing one costs a fraction of hashing a tuple.
 
 from __future__ import annotations
 
+from typing import Final
+
 #: Key epochs that the byte in the header tells apart.
-EPOCHS = 256
+EPOCHS: Final = 256
 
 
 def wire_epoch(epoch: int) -> int:

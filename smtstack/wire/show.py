@@ -11,19 +11,19 @@ line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from smtstack.errors import BadPacket
 from smtstack.wire import ethernet, homa, ipv4
 from smtstack.wire.ipv4 import format_address
 
 #: How a TLS record of application data begins (RFC 8446 §5.2); two bytes of length follow.
-_RECORD = b"\x17\x03\x03"
-_RECORD_HEADER = 5
+_RECORD: Final = b"\x17\x03\x03"
+_RECORD_HEADER: Final = 5
 #: In profile ``linux`` the number of the record comes next (RFC 5288 §3).
-_NUMBER_LEN = 8
+_NUMBER_LEN: Final = 8
 #: How a packet is called that belongs to profile and protocol, but is none.
-MALFORMED = "malformed"
+MALFORMED: Final = "malformed"
 
 
 class Seen(NamedTuple):
@@ -78,7 +78,7 @@ def _entries(p: homa.Ack, _s: Seen) -> str:
     return " ".join(f"{e.client_id}({e.client_port}>{e.server_port})" for e in p.acks)
 
 
-_EPOCH = Field("epoch {}", lambda p, _s: p.epoch, 0)
+_EPOCH: Final = Field("epoch {}", lambda p, _s: p.epoch, 0)
 #: What is shown of each packet type, in this order.
 FIELDS: dict[type, tuple[Field, ...]] = {
     homa.Data: (
