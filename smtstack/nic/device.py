@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from smtstack.errors import ConfigError
 from smtstack.nic.context import TlsContext
 from smtstack.nic.counters import NicCounters
-from smtstack.nic.descriptors import Descriptor, Resync, Send
+from smtstack.nic.descriptors import Descriptor, Send
 from smtstack.nic.steering import steering_named
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.frame import ETHERTYPE_AT, IP_OFFSET, TRANSPORT_OFFSET
@@ -165,7 +165,7 @@ class SmartNic:
             if watcher is not None:
                 before, sequence = len(out), self._sequence(d)
             if isinstance(d, Send):
-                payload = self._encrypt(d) if d.context else d.payload
+                payload = self.seal(d.context, d.payload) if d.context else d.payload
                 mss = d.mss
                 if payload is None:
                     pass
@@ -175,7 +175,7 @@ class SmartNic:
                     header = _place(d.header, 0) if mss and self.tso_seq else d.header
                     out.append(d.route.frame(d.tos, d.ip_id, header, payload))
             else:
-                self._resync(d)
+                self.resync(d.context, d.sequence)
             if watcher is not None:
                 watcher.done(queue, d, sequence, out[before:])
         self.counters.tx_packets += len(out)
@@ -196,17 +196,18 @@ class SmartNic:
         context = self._contexts.get(descriptor.context)
         return 0 if context is None else context.sequence
 
-    def _resync(self, descriptor: Resync) -> None:
-        context = self._contexts.get(descriptor.context)
+    def resync(self, number: int, sequence: int) -> None:
+        """Set the record number that a context holds: what a RESYNC descriptor does."""
+        context = self._contexts.get(number)
         if context is not None:
-            context.sequence = descriptor.sequence
+            context.sequence = sequence
             self.counters.tx_tls_ooo += 1
 
-    def _encrypt(self, d: Send) -> bytes | None:
-        """The payload sealed with the context's number; None: dropped, never sent in clear."""
+    def seal(self, number: int, payload: bytes) -> bytes | None:
+        """The payload sealed with the record number that the context holds; None: dropped, never sent in clear."""
         counters = self.counters
-        context = self._contexts.get(d.context)
-        sealed = context.encrypt(d.payload) if context is not None else None
+        context = self._contexts.get(number)
+        sealed = context.encrypt(payload) if context is not None else None
         if sealed is None:
             counters.tx_tls_drop_bypass_req += 1
             counters.tx_dropped += 1

@@ -119,15 +119,17 @@ class NicDriver:
         return self._cut(nic, route, queue, segment, payload)
 
     def straight(self, segments: list[Segment], out: list[bytes]) -> int:
-        """Append the frames of what is one packet, sealed by software; how many of the first segments that was.
+        """Append the frames of what is one packet; how many of the first segments that was.
 
         What :meth:`transmit` and the device make of these, without a descriptor in between: where the only ring is
         empty and has room for all, and nobody watches it, nothing else could happen to them.
         """
         nic = self.nic
-        if self._spreads or not nic.idle(len(segments)):
-            return 0
         offload = nic.tls_hw_tx_offload
+        count = len(segments)
+        # With a RESYNC before each.
+        if self._spreads or not nic.idle(count + count if offload else count):
+            return 0
         routes = self._routes
         before = len(out)
         taken = 0
@@ -142,11 +144,20 @@ class NicDriver:
             if payload is None:
                 message = segment.message
                 assert message is not None
-                if message.count > 1 or (message.version and offload):
+                mss = segment.mss
+                if message.count > 1 or message.length > mss:
                     break
-                payload = message.payload(0)
-                if len(payload) > segment.mss:
-                    break
+                if offload and message.version:
+                    payload = self._sealed_by_device(nic, message, mss)
+                    if payload is None:
+                        break
+                    if not payload:
+                        taken += 1
+                        continue
+                else:
+                    payload = message.payload(0)
+                    if len(payload) > mss:
+                        break
             taken += 1
             frame = route.frame(segment.tos, 0, segment.header, payload)
             size += len(frame)
@@ -155,6 +166,23 @@ class NicDriver:
         counters.tx_packets += len(out) - before
         counters.tx_bytes += size
         return taken
+
+    def _sealed_by_device(self, nic: SmartNic, message: OutMessage, mss: int) -> bytes | None:
+        """The only packet of a message as the device seals it; empty: it dropped that, None: not here."""
+        keys = message.keys()
+        if keys is None or keys.retired or keys.cipher.name not in OFFLOAD_CIPHERS:
+            return None
+        plain = message.framed(0)
+        if len(plain) > mss:
+            return None
+        first = message.first_sequence(0)
+        context = self._context(nic, keys, 0, message.version, first)
+        if context is None:
+            return None
+        if context.expected != first:
+            nic.resync(context.number, first)
+        context.expected = first + message.records(0)
+        return nic.seal(context.number, plain) or b""
 
     def _resolve(self, key: int) -> Route | None:
         ip = key & 0xFFFFFFFF

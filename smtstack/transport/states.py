@@ -49,8 +49,8 @@ class Input(IntEnum):
     SESSION = 5
 
 
-# Bare names: looking up a member on an Enum class costs more than the table does. Final, here and wherever a packet
-# passes: compiled, it is a constant and no look-up in the module.
+# Bare names: looking up a member on an Enum class costs more than the table does. Final, as everything in the hot
+# modules that stays as it is: compiled, it is a constant and no look-up in the module.
 OUTGOING: Final = State.OUTGOING
 INCOMING: Final = State.INCOMING
 IN_SERVICE: Final = State.IN_SERVICE

@@ -281,11 +281,11 @@ class RpcTable:
         assert inm is not None
         size = inm.buffered()
         host = rpc.peer.host
-        before = inm.rx_bytes
+        grown = size - inm.rx_bytes
         inm.rx_bytes = size
-        host.rx_bytes += size - before
-        self._rx_bytes += size - before
-        if rpc in self._doubted and inm.authenticated():
+        host.rx_bytes += grown
+        self._rx_bytes += grown
+        if self._doubted and rpc in self._doubted and inm.authenticated():
             self._trust(rpc)
         return self._make_room(host, rpc)
 
