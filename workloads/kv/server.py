@@ -27,7 +27,7 @@ from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
 from workloads.kv.store import CommandError
 from workloads.kv.strangers import InlineGuard, Stranger
-from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports import MESSAGE_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
 from workloads.transports.epoll import StreamMaker, wait
 from workloads.transports.stream import Stream, StreamError
@@ -249,7 +249,7 @@ def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Serv
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in MESSAGE_TRANSPORTS:
         messages = RespMessages(store, settings.limit)
         return transports.open_server(settings, messages.handle), messages
     if settings.local is None:
