@@ -168,7 +168,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
         return stream
 
     local_ip = settings.local[0] if settings.local is not None else None
-    return RespCaller(make_resp, peers, connections, local_ip, settings.poll_ns)
+    return RespCaller(make_resp, peers, connections, local_ip, settings.waiting)
 
 
 def finish(caller: Caller, call: Call, timeout_s: float) -> None:

@@ -18,7 +18,9 @@ from contextlib import suppress
 from functools import partial
 
 from smtstack.errors import ConfigError
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address
+from smtstack.waiting import AS_TCP, Waiter, Waiting
 from workloads import transports
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
@@ -80,8 +82,8 @@ class RespStreamServer(StreamServer):
     """RESP on streams, one command after the other for each client."""
 
     def __init__(self, make: StreamMaker, local: Address, limits: Limits, store: Backend,
-                 poll_ns: int = 0) -> None:
-        super().__init__(make, local, limits.query, lambda _request: None, poll_ns)
+                 waiting: Waiting = AS_TCP) -> None:
+        super().__init__(make, local, limits.query, lambda _request: None, waiting)
         self._limits = limits
         self._store = store
         #: Clients that were told that it is over, and when they are cut off.
@@ -255,16 +257,16 @@ def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Serv
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, limits, store,
-                            settings.poll_ns), None
+                            settings.waiting), None
 
 
 class Service:
     """Front ends and their store, driven together."""
 
-    def __init__(self, servers: Sequence[Server], store: Backend, poll_ns: int = 0) -> None:
+    def __init__(self, servers: Sequence[Server], store: Backend, waiting: Waiting = AS_TCP) -> None:
         self._servers = list(servers)
         self._store = store
-        self._poll_ns = poll_ns
+        self._waiter = Waiter(waiting, outnumbered)
         self._epoll: select.epoll | None = None
         own = store.fileno()
         if len(servers) > 1 or own is not None:
@@ -282,7 +284,7 @@ class Service:
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:
-            wait(self._epoll, self._poll_ns, timeout_s)
+            wait(self._epoll, self._waiter, timeout_s)
             for server in self._servers:
                 server.poll()
         self._store.turn()

@@ -58,7 +58,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
     if ends is not None:
         return ends[0](settings, peers)
     local_ip = settings.local[0] if settings.local is not None else None
-    return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
+    return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.waiting)
 
 
 def check_ways(interface: str, peers: Sequence[Address]) -> None:
@@ -95,7 +95,7 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
-                        settings.poll_ns, shared is not None)
+                        settings.waiting, shared is not None)
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:
@@ -104,7 +104,7 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
         raise ConfigError(f"{settings.transport} needs --iface and --addr: it sends its own packets")
     session = settings.session
     context = SmtContext(settings.interface, settings.transport, settings.keys, settings.params,
-                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, certs=settings.certs,
+                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.waiting, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
                          key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
                          trace=settings.trace)

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError, PeerError
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address, RpcError, RpcTimeout
+from smtstack.waiting import Waiter, Waiting
 from workloads.transports import tls
 from workloads.transports.contract import Call, Caller, Handler, Server, Transport
 from workloads.transports.epoll import address_error, wait
@@ -89,7 +91,7 @@ class Link:
 class QuicEnd(Transport):
     """A UDP socket and its connections. What is to be sent leaves with the next drive or poll."""
 
-    def __init__(self, local: Address, poll_ns: int) -> None:
+    def __init__(self, local: Address, waiting: Waiting) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._socket.bind(local)
@@ -101,7 +103,7 @@ class QuicEnd(Transport):
             self._socket.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
-        self._poll_ns = poll_ns
+        self._waiter = Waiter(waiting, outnumbered)
         self._links: list[Link] = []
         self._changed: dict[Link, None] = {}
         self._counters: Counter[str] = Counter()
@@ -126,7 +128,7 @@ class QuicEnd(Transport):
         wake = self.next_wake()
         if wake is not None:
             timeout_s = max(0.0, min(timeout_s, wake / 1e9 - time.monotonic()))
-        wait(self._epoll, self._poll_ns, timeout_s)
+        wait(self._epoll, self._waiter, timeout_s)
         self.poll()
 
     def linger(self, timeout_s: float) -> None:
@@ -231,7 +233,7 @@ class QuicCaller(QuicEnd, Caller):
     def __init__(self, settings: Settings, peers: Sequence[Address]) -> None:
         assert settings.certs is not None  # ``certified``
         Caller.__init__(self, peers)
-        QuicEnd.__init__(self, (settings.local[0] if settings.local else "", 0), settings.poll_ns)
+        QuicEnd.__init__(self, (settings.local[0] if settings.local else "", 0), settings.waiting)
         self._settings = settings
         self._by_peer: list[Link] = []
 
@@ -328,7 +330,7 @@ class QuicServer(QuicEnd, Server):
         assert settings.certs is not None  # ``certified``
         if settings.local is None:
             raise ConfigError("a server needs an address: --addr IP:PORT")
-        QuicEnd.__init__(self, settings.local, settings.poll_ns)
+        QuicEnd.__init__(self, settings.local, settings.waiting)
         self.limit = settings.limit
         self._handler = handler
         self._configuration = configuration(settings.certs, settings.limit, None)

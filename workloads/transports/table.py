@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 from smtstack.errors import ConfigError
 from smtstack.socket import Address
 from smtstack.transport.params import TransportParams
+from smtstack.waiting import AS_HOMA, AS_TCP, Waiting
 from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.sessions import SessionSettings
@@ -52,14 +53,19 @@ class Settings:
     certs: Path | None = None
     """Folder of this host's certificate (smt, tls, ktls)."""
     nic: str = "sw"
-    poll_ns: int = 0
-    """Busy-wait this long before blocking."""
+    wait: Waiting | None = None
+    """How it waits; None: as its transport does by default (:attr:`waiting`)."""
     params: TransportParams | None = None
     """Packet transports; ``max_message_length`` is everybody's."""
     session: SessionSettings = field(default_factory=SessionSettings)
     """How sessions of smt begin, if not with keys from a file."""
     trace: str | None = None
     """Packet transports: file or folder for what the engine does (docs/trace.md)."""
+
+    @property
+    def waiting(self) -> Waiting:
+        """How it waits."""
+        return TABLE[self.transport].waiting if self.wait is None else self.wait
 
     @property
     def limit(self) -> int:
@@ -113,6 +119,11 @@ class TransportKind:
         """Whether it sends packets of ours, under the profile of its name: needs root, an interface, and uses our
         NIC."""
         return self.streams is None and self.ends is None
+
+    @property
+    def waiting(self) -> Waiting:
+        """How its ends wait by default: ours as Homa does, those on the kernel's TCP as that does."""
+        return AS_HOMA if self.packets else AS_TCP
 
     def label(self, nic: str | None) -> str:
         """The system as tables call it: ``smt-sw``, ``tcp``. Where a NIC does nothing for it, it is not named."""
