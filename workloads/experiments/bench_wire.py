@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +65,20 @@ def parts() -> list[Part]:
             Part(bulk, None, "on"), Part(bulk, None, "off")]
 
 
-def measure(asked: Options, running: Running) -> Outcome:
-    """A row for each load, system and trial."""
+def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running) -> list[Row]:
+    """A row for each load, system and trial of :func:`parts`."""
     rows: list[Row] = []
     for part in parts():
-        setups = [Setup(transport, nic, wait=part.wait) for transport, nic in SYSTEMS]
+        setups = [Setup(transport, nic, wait=part.wait) for transport, nic in compared]
         links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
-        rows += compare("back2back", links, setups, part.loads, asked.trials, running.folder, running.progress,
+        rows += compare("back2back", links, setups, part.loads, trials, running.folder, running.progress,
                         variant=f"tso {part.tso}")
+    return rows
+
+
+def measure(asked: Options, running: Running) -> Outcome:
+    """All systems."""
+    rows = rows_of(SYSTEMS, asked.trials, running)
     parameters = {"trials": asked.trials}
     failed = [row for row in rows if row["errors"] or not row["content_ok"]]
     if failed:
@@ -82,9 +89,9 @@ def measure(asked: Options, running: Running) -> Outcome:
                    parameters=parameters)
 
 
-def ratios(rows: list[Row]) -> list[dict[str, Any]]:
+def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
     """One entry for each point: median figure of every system, processor time of both ends for an RPC
-    (``cpu_us``), and median ratio for :data:`RATIOS`.
+    (``cpu_us``), and median ratio for each of ``pairs``.
 
     A round trip's ratio is good below 1, a rate's above.
     """
@@ -102,7 +109,7 @@ def ratios(rows: list[Row]) -> list[dict[str, Any]]:
         median = {name: statistics.median(values) for name, values in by_system.items()}
         shares = {f"{ours}/{theirs}": statistics.median(a / b for a, b in zip(by_system[ours], by_system[theirs],
                                                                              strict=True))
-                  for ours, theirs in RATIOS}
+                  for ours, theirs in pairs}
         out.append({"variant": variant, "poll": poll, "mode": mode, "size": size, "concurrency": concurrency,
                     "median": {name: round(value, 1) for name, value in median.items()},
                     "cpu_us": {name: round(statistics.median(values), 1) for name, values in cpu[key].items()},

@@ -6,6 +6,7 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,8 @@ class Plan:
     records: int
     seconds: float
     quick: bool
+    values: tuple[int, ...] = VALUES
+    workloads: tuple[str, ...] = WORKLOADS
 
 
 def check(asked: Options) -> Plan:
@@ -98,18 +101,18 @@ def check(asked: Options) -> Plan:
                 QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
 
 
-def measure(plan: Plan, running: Running) -> Outcome:
+def rows_of(plan: Plan, running: Running) -> list[Row]:
     """A row for each trial; raises SmtError for one that failed."""
     rows: list[Row] = []
     with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
         fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / "hosts", number))
                   for number, setup in enumerate(plan.setups)]
-        for value in VALUES:
+        for value in plan.values:
             size: dict[str, Any] = {"size": str(value), "records": plan.records}
             for fleet in fleets:
                 running.progress.step(f"{size_text(value)}, {_name(fleet)}: loading {plan.records} records")
                 fleet.load(YcsbLoad(phase=LOAD_PHASE, count=plan.records, warm_up=0, concurrency=_LOADING, **size))
-            for workload in WORKLOADS:
+            for workload in plan.workloads:
                 for trial in range(1, plan.trials + 1):
                     for fleet in fleets:
                         name = f"{size_text(value)}, {workload.upper()}, {_name(fleet)}, trial {trial}"
@@ -121,6 +124,12 @@ def measure(plan: Plan, running: Running) -> Outcome:
                         if measured.row["errors"] or not measured.row["content_ok"]:
                             raise SmtError(f"{name}: {measured.row.get('first_error', 'wrong values')}")
                         running.folder.save_raw(f"{workload}-{value}-{_name(fleet)}-trial{trial}", measured.rtt_ns)
+    return rows
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """All values and workloads."""
+    rows = rows_of(plan, running)
     table = comparison(rows)
     return Outcome(rows, {"points": table, "ratios": summary(table)}, "\n" + as_text(table),
                    files={"fig8.csv": as_csv(table)},
@@ -132,11 +141,11 @@ def _name(fleet: KvFleet) -> str:
     return label({"transport": fleet.setup.transport, "nic": fleet.setup.nic if fleet.setup.uses_nic else None})
 
 
-def comparison(rows: list[Row]) -> list[dict[str, Any]]:
+def comparison(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
     """One entry for each value size and workload: median operations/s of every system, the median of the trials'
     ratios, and the paper's."""
     out = []
-    for point in ratios(rows):
+    for point in ratios(rows, pairs):
         value = point["size"]
         out.append({"value_bytes": value, "workload": point["variant"].split()[-1], "ops_per_s": point["median"],
                     "ratio": point["ratio"],
