@@ -87,8 +87,8 @@ class Plan:
     records: int
     seconds: float
     quick: bool
-    values: tuple[int, ...] = VALUES
-    workloads: tuple[str, ...] = WORKLOADS
+    values: tuple[int, ...]
+    workloads: tuple[str, ...]
 
 
 def check(asked: Options) -> Plan:
@@ -98,7 +98,7 @@ def check(asked: Options) -> Plan:
     processes = asked.processes or min(4, max(1, len(os.sched_getaffinity(0)) - 1))
     setups = [Setup(transport, nic, "one", processes) for transport, nic in SYSTEMS]
     return Plan(setups, asked.trials or (QUICK_TRIALS if quick else TRIALS), asked.clients, processes,
-                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
+                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick, VALUES, WORKLOADS)
 
 
 def rows_of(plan: Plan, running: Running) -> list[Row]:
