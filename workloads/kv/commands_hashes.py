@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 
-from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, has, integer, length, remove, variant
+from workloads.kv import entry, long_double
+from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, has, integer, length, remove
 from workloads.kv.commands_strings import MAX_REPLY
-from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null, whole
 from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "hashes")
 
 
 def _set_fields(keys: Keyspace, args: Command) -> int:
@@ -30,25 +32,25 @@ def _set_fields(keys: Keyspace, args: Command) -> int:
     return len(fields) - before
 
 
+@command("HSET key field value [field value ...]", write=True)
 def hset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSET key field value [field value ...]"""
-    return integer_reply(_set_fields(keys, args))
+    return whole(_set_fields(keys, args))
 
 
+@command("HMSET key field value [field value ...]", write=True)
 def hmset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HMSET key field value [field value ...]"""
     _set_fields(keys, args)
     return OK
 
 
+@command("HGET key field")
 def hget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HGET key field"""
     fields = keys.typed(args[1], dict)
     return bulk_or_null(None if fields is None else fields.get(args[2]), session.version)
 
 
+@command("HMGET key field [field ...]")
 def hmget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HMGET key field [field ...]"""
     fields = keys.typed(args[1], dict)
     if fields is None:
         return array([null(session.version)] * (len(args) - 2))
@@ -58,34 +60,34 @@ def hmget(keys: Keyspace, args: Command, session: Session) -> bytes:
     return array([bulk_or_null(value, session.version) for value in found])
 
 
+@command("HGETALL key")
 def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HGETALL key"""
     fields = keys.typed(args[1], dict)
     return mapping([bulk(x) for pair in (fields or {}).items() for x in pair], session.version)
 
 
-hdel = variant(remove, "HDEL key field [field ...]", __name__, kind=dict)
-hexists = variant(has, "HEXISTS key field", __name__, kind=dict)
-hlen = variant(length, "HLEN key", __name__, kind=dict)
+command("HDEL key field [field ...]", write=True)(partial(remove, kind=dict))
+command("HEXISTS key field")(partial(has, kind=dict))
+command("HLEN key")(partial(length, kind=dict))
 
 
+@command("HKEYS key")
 def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HKEYS key"""
     return array([bulk(field) for field in keys.typed(args[1], dict) or ()])
 
 
+@command("HVALS key")
 def hvals(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HVALS key"""
     return array([bulk(value) for value in (keys.typed(args[1], dict) or {}).values()])
 
 
+@command("HSTRLEN key field")
 def hstrlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSTRLEN key field"""
-    return integer_reply(len((keys.typed(args[1], dict) or {}).get(args[2], b"")))
+    return whole(len((keys.typed(args[1], dict) or {}).get(args[2], b"")))
 
 
+@command("HSETNX key field value", write=True)
 def hsetnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSETNX key field value"""
     fields = keys.typed(args[1], dict)
     if fields is not None and args[2] in fields:
         return ZERO
@@ -93,19 +95,19 @@ def hsetnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return ONE
 
 
+@command("HINCRBY key field n", write=True)
 def hincrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HINCRBY key field n"""
     amount = integer(args[3])
     old = (keys.typed(args[1], dict) or {}).get(args[2])
     value = amount if old is None else integer(old, "ERR hash value is not an integer") + amount
     if not MIN_INT <= value <= MAX_INT:
         raise CommandError("ERR increment or decrement would overflow")
     _set_fields(keys, [b"HSET", args[1], args[2], b"%d" % value])
-    return integer_reply(value)
+    return whole(value)
 
 
+@command("HINCRBYFLOAT key field n", write=True)
 def hincrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HINCRBYFLOAT key field n"""
     amount = long_double.parse(args[3], "ERR value is not a valid float")
     if amount is None:
         raise CommandError("ERR value is NaN or Infinity")

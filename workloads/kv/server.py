@@ -22,7 +22,8 @@ from smtstack.socket import Address
 from workloads import transports
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
-from workloads.kv.commands import COMMANDS, look_up
+from workloads.kv.commands import COMMANDS
+from workloads.kv.entry import look_up
 from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
 from workloads.kv.store import CommandError
