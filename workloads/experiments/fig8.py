@@ -6,13 +6,13 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 from __future__ import annotations
 
 import os
+import textwrap
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from smtstack.errors import SmtError
 from topo.network import open_network
-from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.ycsb_picture import KINDS
@@ -179,9 +179,9 @@ def as_text(table: list[dict[str, Any]]) -> str:
 
 EXPERIMENT = Experiment(
     "fig8", command="reproduce", help="Redis and YCSB: throughput by workload, value size and transport",
-    description=paper.filled(
+    description=textwrap.fill(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
-        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
+        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)),
     needs_pictures=True, place=10,

@@ -167,11 +167,9 @@ def _finish(figure: Any, path: Path, found: list[Spot], label: str, title: str) 
 
     handles = line_keys(list(dict.fromkeys(spot.system for spot in found)))
     handles.append(Line2D([], [], color="0.4", linestyle=(0, (1, 1)), linewidth=1.2, label="the link, never idle"))
-    return finish(figure, path, handles, label, said=_caption(found), alignment="left", title=title,
+    said = trials_text(max(len(spot.rows) for spot in found), "mark: median", "bar")
+    if weak := sum(spot.weak for spot in found):
+        said += f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)"
+    return finish(figure, path, handles, label, said=said, alignment="left", title=title,
                   title_fontsize=9)
 
-
-def _caption(found: list[Spot]) -> str:
-    text = trials_text(max(len(spot.rows) for spot in found), "mark: median", "bar")
-    weak = sum(spot.weak for spot in found)
-    return text + (f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)" if weak else "")

@@ -279,7 +279,7 @@ class KvClient:
     def watch(self, *keys: Arg) -> None:
         """The next :meth:`transaction` is done only if none of these keys is changed from now on."""
         if self._in_messages:
-            wanted = [_bytes(key) for key in keys]
+            wanted = [key if isinstance(key, bytes) else str(key).encode() for key in keys]
             for key, version in zip(wanted, self.command("SMT.VERSIONS", *wanted), strict=True):
                 self._versions.setdefault(self._database, {}).setdefault(key, version)
             return
@@ -335,10 +335,6 @@ class KvClient:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _bytes(part: Arg) -> bytes:
-    return part if isinstance(part, bytes) else str(part).encode()
 
 
 def _word(part: Arg) -> str:

@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from functools import partial
+from pathlib import Path
 
 from smtstack import __version__
 from workloads.kv import commands_databases, entry
@@ -76,7 +77,7 @@ def info(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
     uptime_s = (time.monotonic_ns() - facts.started_ns) // 1_000_000_000
-    used = _resident()
+    used = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = max(used, usage.ru_maxrss * 1024)
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
@@ -103,12 +104,6 @@ def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
         "CPU": {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"},
         "Keyspace": commands_databases.section(keys),
     }
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * _PAGE
 
 
 def _human(size: float) -> str:

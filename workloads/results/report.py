@@ -106,16 +106,12 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
             parts += [f"<h2>{escape(section.title)}</h2>", f"<pre>{escape(text)}</pre>"]
     parts += ["<h2>What was asked for</h2>", _facts(run.parameters),
               "<h2>What it ran on</h2>", _facts(run.environment), "<h2>Files</h2>", "<ul>"]
-    parts += [f'<li><a href="{escape(_link(name))}">{escape(title)}</a></li>' for name, title in files]
+    # "./": a file called "javascript:x" is a file.
+    parts += [f'<li><a href="./{escape(quote(name))}">{escape(title)}</a></li>' for name, title in files]
     parts.append("</ul>")
     body = "\n".join(parts)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{escape(run.name)}</title>\n'
             f"<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
-
-
-def _link(name: str) -> str:
-    # "./": a file called "javascript:x" is a file.
-    return "./" + quote(name)
 
 
 def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ session, asks, ends it and goes on with another way, so that a slow moment of th
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,6 @@ import psutil
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
-from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.fig12 import report as fig12_report
 from workloads.experiments.fig12.program import WAYS
@@ -158,10 +158,10 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
 
 EXPERIMENT = Experiment(
     "fig12", command="reproduce", help="latency of the first RPC by how its session begins",
-    description=paper.filled(
+    description=textwrap.fill(
         "Time of the first RPC of a session, set-up included: TLS 1.3 handshake (Init-1RTT), ticket without and "
         "with forward secrecy (Init, Init-FS), resumption without and with it (Rsmp, Rsmp-FS), and tickets "
-        "that are looked up by DNS meanwhile; what is saved, beside the paper's."),
+        "that are looked up by DNS meanwhile; what is saved, beside the paper's.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig12", 1 + plan.trials), needs_pictures=True, place=20,
     kinds=(Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),

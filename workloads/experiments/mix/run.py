@@ -210,8 +210,10 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
             progress.step(f"{size} B alone, by {_YARDSTICK}")
             measured = fleets[_YARDSTICK].measure(
                 fleets[_YARDSTICK].alone(size, plan.count(size), asked.timeout, asked.seed))
-            rows.append(measured.row)
-            _refuse_failures(measured.row)
+            rows.append(row := measured.row)
+            if row["errors"] or not row["content_ok"]:
+                why = row.get("first_error", "an answer was wrong")
+                raise PeerError(f"{size} B alone, by {_YARDSTICK}: {why}")
             alone[size] = median(measured.rtt_ns)
         unloaded = Unloaded(alone)
         for trial in range(1, plan.trials + 1):
@@ -231,12 +233,6 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
     counters = {name: fleet.counters for name, fleet in fleets.items()}
     folder.write("counters.json", json.dumps(counters, indent=1) + "\n")
     return rows, unloaded
-
-
-def _refuse_failures(row: MixRow) -> None:
-    """What is measured alone must not fail."""
-    if row["errors"] or not row["content_ok"]:
-        raise PeerError(f"{row['size']} B alone, by {_YARDSTICK}: {row.get('first_error', 'an answer was wrong')}")
 
 
 EXPERIMENT = Experiment(

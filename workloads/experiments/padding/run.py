@@ -7,6 +7,7 @@ measured in the same run, with every policy's processes up and their trials taki
 from __future__ import annotations
 
 import json
+import textwrap
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from smtstack.errors import SmtError
 from topo.commands import run as run_tool
 from topo.host import SmtHost
 from topo.network import open_network
-from workloads.experiments import paper
 from workloads.experiments.demo import timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.padding.model import POLICIES, costs, sent_bytes
@@ -124,9 +124,9 @@ def _row(measured: Measured[Row], load: Load, policy: str, moved: int) -> Paddin
 
 EXPERIMENT = Experiment(
     "padding", command="reproduce", help="length concealment: bytes and time by padding policy",
-    description=paper.filled(
+    description=textwrap.fill(
         "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
-        "echo round trips and RPC/s, for the policies none, power-of-two and buckets."),
+        "echo round trips and RPC/s, for the policies none, power-of-two and buckets.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("padding", len(POLICIES) * len(plan.loads) * plan.trials), needs_pictures=True, place=40,
     kinds=(Picture("padding.png", picture, "Bytes that padding adds, by workload"),))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +25,6 @@ from smtstack.session.established import MODES
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
-from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
@@ -237,8 +237,8 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
 EXPERIMENT = Experiment(
     "sessions", command="reproduce",
     help="thousands of concurrent sessions: a server's memory, and what stays of it",
-    description=paper.filled(
+    description=textwrap.fill(
         "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
-        "second, and memory after all were closed."),
+        "second, and memory after all were closed.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50)

@@ -178,18 +178,17 @@ def ticket_check() -> Flow:
     return Flow("ticket, parse and verify", check)
 
 
-def measure(found: Sequence[Flow], rounds: int, calls: int) -> dict[str, list[tuple[float, float, float]]]:
-    """(client, server, processor time of both) in microseconds of every session, by name; the flows take turns."""
+def measure(found: Sequence[Flow], calls: int) -> dict[str, list[tuple[float, float, float]]]:
+    """(client, server, processor time of both) in microseconds of every session, by name."""
     times: dict[str, list[tuple[float, float, float]]] = {flow.name: [] for flow in found}
     for flow in found:
         flow.prepare()
         flow.shake(Stopwatch())
-    for _ in range(rounds):
-        for flow in found:
-            for _call in range(calls):
-                flow.prepare()
-                watch, cpu = Stopwatch(), time.process_time_ns()
-                flow.shake(watch)
-                cpu = time.process_time_ns() - cpu
-                times[flow.name].append((watch.client_ns / 1000, watch.server_ns / 1000, cpu / 1000))
+    for flow in found:
+        for _call in range(calls):
+            flow.prepare()
+            watch, cpu = Stopwatch(), time.process_time_ns()
+            flow.shake(watch)
+            cpu = time.process_time_ns() - cpu
+            times[flow.name].append((watch.client_ns / 1000, watch.server_ns / 1000, cpu / 1000))
     return times
