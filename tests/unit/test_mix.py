@@ -30,7 +30,7 @@ from workloads.experiments.slowdown.report import Message
 from workloads.fleet.fleet import share_of
 from workloads.load.distributions import WORKLOADS, workload
 from workloads.load.loops import Load, OpenLoop, Requests, Tally
-from workloads.load.mix import MixLoad, MixLoop, MixSeries
+from workloads.load.mix import MixLoad, MixSeries
 from workloads.options import declare
 from workloads.options.common import parse_param
 from workloads.transports import Settings
@@ -98,7 +98,7 @@ def test_a_mix_that_makes_no_sense_is_refused(wrong, word):
 
 def traffic(caller: FakeCaller, load: MixLoad) -> Tally:
     caller.answer = lambda data: data[:8]
-    loop = MixLoop(caller, load.rate, load.timeout, load.response_size, load.seed, caller.clock)
+    loop = OpenLoop(caller, load.rate, load.timeout, load.response_size, load.seed, caller.clock)
     requests = Requests(load, len(caller.peers))
     return loop.run(requests, requests.total, load.seconds)
 

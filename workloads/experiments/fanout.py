@@ -136,12 +136,6 @@ def _mix(asked: Options, hosts: int) -> Mix | None:
                tuple(asked.queries.params.param))
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return (f"run fanout, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(runs.systems(plan.queries)) * plan.queries.count() * len(plan.leaves))
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each system, trial and number of leaves."""
     rows: list[QueryRow] = []
@@ -245,6 +239,7 @@ EXPERIMENT = Experiment(
     "fanout", help="queries of many leaves, over when all have answered", examples=_EXAMPLES,
     description="Partition-aggregate: the root asks N leaves at once and waits for all of them, over and over "
                 "or at random times. Median and tail of whole queries over N; every answer is compared.",
-    options=Options, check=check, measure=measure, steps=steps, place=30,
+    options=Options, check=check, measure=measure, place=30,
+    steps=lambda plan: runs.steps(plan.queries, "fanout", len(plan.leaves)),
     kinds=(Mode("fanout", "p99", "99th percentile of the queries in us"),
            Picture("fanout.png", curves.fanout, "Queries of many leaves, by their number")))

@@ -20,8 +20,7 @@ from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.points import label, size_text
@@ -66,12 +65,12 @@ class Options:
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
-    clients: int = option("--clients", type=options.positive, default=CLIENTS, metavar="N",
+    clients: int = option("--clients", type=positive, default=CLIENTS, metavar="N",
                           help="operations under way: YCSB's threads (default: %(default)s)")
     processes: int | None = option(
-        "--processes", type=options.positive, metavar="P",
+        "--processes", type=positive, metavar="P",
         help="client processes (default: one for each processor beyond the server's, at most 4)")
 
 

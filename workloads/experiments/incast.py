@@ -87,13 +87,6 @@ def check(asked: Options) -> Plan:
                 queries.links().buffer_bytes)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    points = len(plan.senders) + 2 * plan.asked.controls
-    return (f"run incast, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(runs.systems(plan.queries)) * plan.queries.count() * points)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each system, trial, number of servers and control."""
     most = plan.senders[-1]
@@ -184,6 +177,7 @@ EXPERIMENT = Experiment(
     description="Rounds of incast: one client asks N servers at the same moment, and all answer through the "
                 "one link it has. Goodput, completion, losses and retransmissions over N; every answer is "
                 "compared.",
-    options=Options, check=check, measure=measure, steps=steps, place=40,
+    options=Options, check=check, measure=measure, place=40,
+    steps=lambda plan: runs.steps(plan.queries, "incast", len(plan.senders) + 2 * plan.asked.controls),
     kinds=(Mode("incast", "p99", "99th percentile of the rounds in us"),
            Picture("incast.png", curves.incast, "Incast, by the number of servers")))

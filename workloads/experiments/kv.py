@@ -72,12 +72,6 @@ def check(asked: Options) -> Plan:
     return Plan(asked, setup, loading, run)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    system = plan.asked.system
-    return (f"run kv, workload {plan.asked.ycsb.workload}, {system.transport} on {system.topo}", system.trials + 1)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial, up to the first that failed."""
     asked, system, seed = plan.asked, plan.asked.system, plan.asked.ycsb.seed
@@ -102,4 +96,6 @@ EXPERIMENT = Experiment(
     "kv", help="YCSB against a key-value server", examples=_EXAMPLES,
     description="YCSB's core workloads against a key-value server on a topology: the records are loaded once, "
                 "then every trial runs the workload on them.",
-    options=Options, check=check, measure=measure, steps=steps, kinds=KINDS, ends_with="results", place=20)
+    options=Options, check=check, measure=measure, kinds=KINDS, ends_with="results", place=20,
+    steps=lambda plan: (f"run kv, workload {plan.asked.ycsb.workload}, {plan.setup.transport} on "
+                        f"{plan.asked.system.topo}", plan.asked.system.trials + 1))

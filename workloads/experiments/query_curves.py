@@ -69,16 +69,6 @@ def lost(row: Row) -> int:
     return int(row["drops"]["queues"])
 
 
-def sent_again(row: Row) -> int:
-    """Packets or segments, whatever the transport counts."""
-    return int(row.get("resent_packets", 0)) + int(row.get("retransmits", 0))
-
-
-def timed_out(row: Row) -> int:
-    """Times that a timer had to ask for what did not come: RESENDs of ours, retransmission time-outs of TCP."""
-    return int(row.get("resends", 0)) + int(row.get("timeouts", 0))
-
-
 def faithful(rows: Sequence[Row]) -> bool:
     """Whether all of them are."""
     return all(bool(row["fidelity"]["ok"]) for row in rows)

@@ -141,6 +141,14 @@ def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
     return number
 
 
+def increased(old: bytes | None, amount: int, complaint: str = NOT_AN_INTEGER) -> int:
+    """What was there (None: nothing, so 0) and ``amount`` together."""
+    value = amount if old is None else integer(old, complaint) + amount
+    if not MIN_INT <= value <= MAX_INT:
+        raise CommandError("ERR increment or decrement would overflow")
+    return value
+
+
 def span(start: int, stop: int, size: int) -> tuple[int, int]:
     """First place and how many, of ``start`` to ``stop`` (included), either of which may count from the end."""
     start = max(0, start + size) if start < 0 else min(start, size)

@@ -26,7 +26,6 @@ from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.socket import Address
 from workloads import transports
 from workloads.kv.commands import COMMANDS
-from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Call, Caller
 from workloads.transports.framing import FramingError, Inbox
 from workloads.transports.stream import Stream
@@ -155,10 +154,10 @@ class RespCaller(StreamCaller):
             stream.inbox.expect(call.number, call.commands)
 
 
-def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
+def open_caller(settings: transports.Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
     """Open a caller for :class:`KvCall` s; arguments and errors as of :func:`workloads.transports.open_caller`."""
     require_hiredis()
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in transports.PACKET_TRANSPORTS:
         return transports.open_caller(settings, peers, connections)
     make = transports.stream_maker(settings, server=False)
 
@@ -206,14 +205,14 @@ class KvClient:
     begins with its SELECT: a message knows of no other, and a connection may be a new one.
     """
 
-    def __init__(self, settings: Settings, peer: Address, timeout_s: float = TIMEOUT_S,
+    def __init__(self, settings: transports.Settings, peer: Address, timeout_s: float = TIMEOUT_S,
                  retries: int = RETRIES, database: int | None = None) -> None:
         self._caller = open_caller(settings, [peer], 1)
         self._timeout_s = timeout_s
         self._retries = retries
         #: None: none was chosen.
         self._database: int | None = None
-        self._in_messages = settings.transport in PACKET_TRANSPORTS
+        self._in_messages = settings.transport in transports.PACKET_TRANSPORTS
         #: Of :meth:`watch`: versions by database and key, in messages; the connection that Redis's WATCH was said
         #: on.
         self._versions: dict[int | None, dict[bytes, int]] = {}

@@ -18,6 +18,16 @@ _OPTIONS = frozenset((b"NX", b"XX", b"GT", b"LT", b"CH", b"INCR"))
 _POSITIVE = "ERR value is out of range, must be positive"
 
 
+def _scores(keys: Keyspace, key: bytes) -> dict[bytes, float]:
+    """To be looked at, by member: of a key that is not there, none."""
+    members = keys.typed(key, SortedSet)
+    return {} if members is None else members.scores
+
+
+def _score(score: float | None, session: Session) -> bytes:
+    return null(session.version) if score is None else double(score, session.version)
+
+
 @command("ZADD key [NX|XX] [GT|LT] [CH] [INCR] score member [score member ...]", write=True)
 def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
     key = args[1]
@@ -63,7 +73,7 @@ def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
         entries = [x for m in present for x in (repr(new.scores[m]).encode(), m)]
         keys.log(b"ZADD", key, *entries)
     if b"INCR" in options:
-        return null(session.version) if last is None else double(last, session.version)
+        return _score(last, session)
     return whole(added + changed if b"CH" in options else added)
 
 
@@ -73,16 +83,13 @@ command("ZCARD key")(partial(length, kind=SortedSet))
 
 @command("ZSCORE key member")
 def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    members = keys.typed(args[1], SortedSet)
-    score = None if members is None else members.scores.get(args[2])
-    return null(session.version) if score is None else double(score, session.version)
+    return _score(_scores(keys, args[1]).get(args[2]), session)
 
 
 @command("ZMSCORE key member [member ...]")
 def zmscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    members = keys.typed(args[1], SortedSet)
-    scores = [None if members is None else members.scores.get(member) for member in args[2:]]
-    return array([null(session.version) if score is None else double(score, session.version) for score in scores])
+    found = _scores(keys, args[1])
+    return array([_score(found.get(member), session) for member in args[2:]])
 
 
 @command("ZINCRBY key n member", write=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from functools import partial
 
 from workloads.kv import entry, long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, integer, length
+from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, increased, integer, length
 from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, null, whole
 from workloads.kv.store import CommandError, Keyspace
 
@@ -94,16 +93,14 @@ def mget(keys: Keyspace, args: Command, session: Session) -> bytes:
     size = 0
     for key in args[1:]:
         value = keys.get(key)
-        if not isinstance(value, bytes):
-            value = None
-        else:
+        if isinstance(value, bytes):
             size += len(value)
             if size > MAX_REPLY:
                 raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer keys")
-        if value is None:
-            keys.misses += 1
-        else:
             keys.hits += 1
+        else:
+            value = None
+            keys.misses += 1
         found.append(bulk_or_null(value, session.version))
     return array(found)
 
@@ -134,10 +131,7 @@ command("STRLEN key")(partial(length, kind=bytes))
 
 def _add(keys: Keyspace, args: Command, _session: Session, amount: int) -> bytes:
     key = args[1]
-    old = keys.typed(key, bytes)
-    value = amount if old is None else integer(old) + amount
-    if not MIN_INT <= value <= MAX_INT:
-        raise CommandError("ERR increment or decrement would overflow")
+    value = increased(keys.typed(key, bytes), amount)
     keys.put(key, b"%d" % value, keep_ttl=True)
     keys.log(b"INCRBY", key, b"%d" % amount)
     return whole(value)
@@ -164,9 +158,7 @@ def decrby(keys: Keyspace, args: Command, session: Session) -> bytes:
 def incrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
     old = keys.typed(args[1], bytes)
     complaint = "ERR value is not a valid float"
-    before = Fraction() if old is None else long_double.parse(old, complaint)
-    value = long_double.total(before, long_double.parse(args[2], complaint),
-                              "ERR increment would produce NaN or Infinity")
+    value = long_double.increased(old, long_double.parse(args[2], complaint), complaint)
     keys.put(args[1], value, keep_ttl=True)
     keys.log(b"SET", args[1], value, b"KEEPTTL")
     return bulk(value)

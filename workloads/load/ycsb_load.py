@@ -13,9 +13,8 @@ from typing import Any, NotRequired, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
-from workloads.load import measure
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
-from workloads.load.measure import Point, Series
+from workloads.load.measure import Point, Series, write_values
 from workloads.load.rtt import rtt_summary
 from workloads.load.ycsb import (
     FIELDS,
@@ -43,7 +42,7 @@ _LOAD_KEY, _WRITER_KEY = b"_smtnet_load", b"_smtnet_writers"
 _KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class YcsbLoad(Load):
     """A phase of a workload. ``size`` is what a record holds in bytes, ``concurrency`` are YCSB's threads."""
 
@@ -63,8 +62,7 @@ class YcsbLoad(Load):
     """Which of how many processes that share the load this is."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is made anew, and super() knows the first one.
-        Load.__post_init__(self)
+        super().__post_init__()
         kind = self.kind
         if not self.size.isdecimal() or int(self.size) % self.fields:
             raise ConfigError(f"a value of {self.size} bytes in {self.fields} fields; all are as long, so "
@@ -155,6 +153,7 @@ class _YcsbLoop(Loop):
                 continue
             tally.rtt_ns.append(call.ended - call.started)
             tally.sizes.append(len(call.data))
+            tally.ended_ns.append(call.ended)
             tally.kinds.append(_KIND_INDEX[call.kind])
             self._last_good = call.ended
 
@@ -239,8 +238,8 @@ class YcsbSeries(Series):
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every operation's time, and in a second file its kind."""
         assert isinstance(tally, YcsbTally)
-        measure.write_values(path, tally.rtt_ns)
-        measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
+        write_values(path, tally.rtt_ns)
+        write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
 class Described(TypedDict):

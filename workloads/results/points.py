@@ -92,23 +92,19 @@ def metric(row: Row) -> float | None:
 
 def middle(rows: Sequence[Row]) -> QuotedPoint:
     """The trials of one point as one: of an even number the worse of the two in the middle."""
-    timed = kinds.mode(rows[0]["mode"]).timed
+    mode = kinds.mode(rows[0]["mode"])
+    timed = mode.timed
     # A trial without a single answer is the worst there is, not one to leave out.
     worst = math.inf if timed else 0.0
     values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not timed)
     value, index = values[len(values) // 2]
     known = [v for v, _i in values if v != worst]
     # A median can stand where a tail cannot.
-    reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, figure_of(row)))
+    reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, mode.figure))
     return QuotedPoint(
         rows[index], None if value == worst else value, min(known, default=None), max(known, default=None),
         len(rows), sum(row["errors"] for row in rows), all(row["content_ok"] for row in rows),
         tuple(max(found, key=_amount)[0] for found in reasons))
-
-
-def figure_of(row: Row) -> str:
-    """The name of what a trial is judged by."""
-    return kinds.mode(row["mode"]).figure
 
 
 def figure_reasons(row: Row, figure: str) -> list[str]:

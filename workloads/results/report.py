@@ -16,7 +16,6 @@ from urllib.parse import quote
 from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
 from workloads.results.folder import ResultFolder, Run
-from workloads.results.kinds import Picture
 from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio
 from workloads.results.row import Row
 from workloads.results.table import column_name, heading, number, panels
@@ -25,8 +24,8 @@ from workloads.transports.table import BASELINE
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"
 kinds.register(
-    Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
-    Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
+    kinds.Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
+    kinds.Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }

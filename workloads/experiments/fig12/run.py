@@ -20,15 +20,13 @@ from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.fig12 import report as fig12_report
 from workloads.experiments.fig12.program import WAYS
-from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, reading
+from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, picture, reading
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
 from workloads.load.rtt import percentile, rtt_summary
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.kinds import Mode, Picture
@@ -57,9 +55,9 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
-    samples: int | None = option("--samples", type=options.positive, metavar="N",
+    samples: int | None = option("--samples", type=positive, metavar="N",
                                  help=f"sessions of each way and size in a trial (default: {SAMPLES})")
     mutual: bool = option(
         "--mutual", action="store_true",
@@ -165,4 +163,4 @@ EXPERIMENT = Experiment(
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig12", 1 + plan.trials), needs_pictures=True, place=20,
     kinds=(Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),
-           Picture("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included")))
+           Picture("first-rpc.png", picture, "The first RPC of a session, set-up included")))

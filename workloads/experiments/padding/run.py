@@ -22,8 +22,7 @@ from workloads.experiments.padding.report import PaddingRow, Wire, as_csv, as_te
 from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.kinds import Picture
 from workloads.results.row import Row
@@ -54,7 +53,7 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="one short trial of each point")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
 
 

@@ -29,8 +29,7 @@ from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.folder import csv_text
@@ -86,8 +85,8 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help=f"{QUICK_COUNT} sessions")
     end: QuotedResults = group(QuotedResults)
-    count: int | None = option("--count", type=options.positive, metavar="N", help=f"sessions (default: {COUNT})")
-    rounds: int = option("--rounds", type=options.positive, default=ROUNDS, metavar="R",
+    count: int | None = option("--count", type=positive, metavar="N", help=f"sessions (default: {COUNT})")
+    rounds: int = option("--rounds", type=positive, default=ROUNDS, metavar="R",
                          help="how often they begin and end (default: %(default)s)")
     session: str = option("--session", choices=MODES, default="mtls",
                           help="how they begin; psk: from the second round on (default: %(default)s)")

@@ -17,8 +17,7 @@ from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.table2 import flows as handshake_flows
 from workloads.experiments.table2 import steps as handshake_steps
 from workloads.experiments.table2.steps import Step, quartiles
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results import plots
 from workloads.results.fidelity import FidelityMonitor
@@ -55,7 +54,7 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="a tenth of the repetitions")
     end: QuotedResults = group(QuotedResults)
-    rounds: int | None = option("--rounds", type=options.positive, metavar="N",
+    rounds: int | None = option("--rounds", type=positive, metavar="N",
                                 help=f"how often all of them take turns (default: {ROUNDS})")
 
 
