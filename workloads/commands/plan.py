@@ -152,4 +152,3 @@ def _flows_by_port(plan: Plan) -> Counter[tuple[str, int]] | None:
 
 def _count(things: tuple[Any, ...], one: str, several: str = "s") -> str:
     return f"{len(things)} {one}{several if len(things) != 1 else ''}"
-

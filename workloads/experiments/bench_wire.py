@@ -125,7 +125,6 @@ def as_text(table: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-
 EXPERIMENT = Experiment(
     "wire", command="bench", folder="bench", help="smt beside tls, homa beside tcp, on a cable",
     description=textwrap.fill(

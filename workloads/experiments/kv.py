@@ -11,7 +11,6 @@ from workloads.experiments.one_system import OneSystem, counters_and_judgement, 
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet import kv as kv_fleet
-from workloads.fleet.kv import STORES, KvFleet
 from workloads.fleet.setup import Setup
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.options.declare import group, option
@@ -39,8 +38,8 @@ docs/kv.md is the how-to.
 class Options:
     """What ``smtnet run kv`` takes on its command line."""
 
-    store: str = option("--store", choices=STORES, default="embedded",
-                        help="; ".join(f"{name}: {what}" for name, what in STORES.items())
+    store: str = option("--store", choices=kv_fleet.STORES, default="embedded",
+                        help="; ".join(f"{name}: {what}" for name, what in kv_fleet.STORES.items())
                         + " (default: %(default)s)")
     direct: bool = option("--direct", action="store_true",
                           help="with --store redis --transport tcp: clients ask Redis itself, and "
@@ -79,7 +78,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
     more: dict[str, Any] = {}
     with running.network(system.network, system.topo, seed) as net, \
             system.captures(net, running) as captures, \
-            KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
+            kv_fleet.KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
                     direct=asked.direct, keep_keys=system.keep_keys) as fleet:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)

@@ -162,4 +162,3 @@ def _finish(figure: Any, path: Path, found: list[Spot], label: str, title: str) 
         said += f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)"
     return finish(figure, path, handles, label, said=said, alignment="left", title=title,
                   title_fontsize=9)
-

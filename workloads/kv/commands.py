@@ -1,54 +1,17 @@
-"""The commands of the embedded store, and how one of them is done."""
+"""The commands of the embedded store: of every module ``commands_*`` here. Nothing lists them."""
 
 from __future__ import annotations
 
-from workloads.kv import (  # noqa: F401 - each enters its commands
-    commands_clients,
-    commands_databases,
-    commands_hashes,
-    commands_keys,
-    commands_lists,
-    commands_ranges,
-    commands_scripts,
-    commands_server,
-    commands_sets,
-    commands_sorted,
-    commands_strings,
-    commands_transactions,
-    entry,
-)
-from workloads.kv.arguments import Session
-from workloads.kv.resp import Command, error
-from workloads.kv.store import CommandError, Keyspace
+from importlib import import_module
+from pkgutil import iter_modules
 
-#: All of them, by name.
+from workloads import kv
+from workloads.kv import commands_transactions, entry
+
+for _module in iter_modules(kv.__path__):
+    if _module.name.startswith("commands_"):
+        import_module(f"{kv.__name__}.{_module.name}")
+
+#: All of them, by name, and how one of them is done.
 COMMANDS = entry.COMMANDS
-
-
-def rejected(args: Command, session: Session, why: CommandError) -> CommandError:
-    """The error for what cannot be kept for EXEC, or is no command at all; no EXEC will do what is before it."""
-    if args[0].lower() == b"exec":
-        session.forget_transaction()
-        return CommandError(f"EXECABORT Transaction discarded because of: {str(why).removeprefix('ERR ')}")
-    session.aborted = session.queue is not None
-    return why
-
-
-def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
-    """Do a command on the database that the session has selected; its reply, encoded, or nothing if the session
-    waits now. Never raises.
-
-    ``keys``: any of the databases. ``now``: milliseconds since the epoch.
-    """
-    databases = keys.databases
-    databases.now = now
-    try:
-        try:
-            found = entry.look_up(args)
-            if session.queue is not None and not found.immediate:
-                return commands_transactions.enqueue(session, args)
-        except CommandError as e:
-            raise rejected(args, session, e) from None
-        return found.handler(databases.all[session.database], args, session)
-    except CommandError as e:
-        return error(str(e))
+execute, rejected = commands_transactions.execute, commands_transactions.rejected

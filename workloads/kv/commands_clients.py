@@ -72,7 +72,13 @@ def client(_keys: Keyspace, args: Command, session: Session) -> bytes:
     if what == b"SETNAME":
         session.name = _client_name(args[2])
     elif what == b"SETINFO":
-        _set_library(session, args[2].upper(), args[3])
+        field, text = args[2].upper(), args[3]
+        if field not in _LIBRARY:
+            raise CommandError(f"ERR Unrecognized option '{printable(field)}'")
+        if not _is_name(text):
+            name = field.decode().lower()
+            raise CommandError(f"ERR {name} cannot contain spaces, newlines or special characters.")
+        session.lib_info[field] = text
     elif what == b"INFO":
         return bulk(_line(session))
     elif what == b"LIST":
@@ -81,14 +87,6 @@ def client(_keys: Keyspace, args: Command, session: Session) -> bytes:
     elif args[2].upper() not in {b"ON", b"OFF"}:
         raise CommandError(SYNTAX)
     return OK
-
-
-def _set_library(session: Session, what: bytes, text: bytes) -> None:
-    if what not in _LIBRARY:
-        raise CommandError(f"ERR Unrecognized option '{printable(what)}'")
-    if not _is_name(text):
-        raise CommandError(f"ERR {what.decode().lower()} cannot contain spaces, newlines or special characters.")
-    session.lib_info[what] = text
 
 
 def _listed(session: Session, options: Command) -> list[Session]:

@@ -7,6 +7,7 @@ from functools import partial
 
 from workloads.kv import entry, lua
 from workloads.kv.arguments import Facts, Session, integer
+from workloads.kv.commands_transactions import execute
 from workloads.kv.resp import OK, Command, array, bulk, error, whole
 from workloads.kv.store import CommandError, Keyspace
 
@@ -57,9 +58,6 @@ def _remember(facts: Facts, text: bytes) -> bytes:
 
 
 def _run(keys: Keyspace, text: bytes, args: Command, session: Session) -> bytes:
-    # The table of commands has these in it.
-    from workloads.kv.commands import execute
-
     count = integer(args[2])
     if count > len(args) - 3:
         raise CommandError("ERR Number of keys can't be greater than number of args")

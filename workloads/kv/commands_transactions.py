@@ -132,3 +132,34 @@ def _check_watch(session: Session, more: int) -> None:
 
 def _too_many() -> CommandError:
     return CommandError(f"ERR more than {MAX_WATCHED} keys cannot be watched")
+
+
+# -- doing one, or keeping it for EXEC -----------------------------------------------------------------------
+
+def rejected(args: Command, session: Session, why: CommandError) -> CommandError:
+    """The error for what cannot be kept for EXEC, or is no command at all; no EXEC will do what is before it."""
+    if args[0].lower() == b"exec":
+        session.forget_transaction()
+        return CommandError(f"EXECABORT Transaction discarded because of: {str(why).removeprefix('ERR ')}")
+    session.aborted = session.queue is not None
+    return why
+
+
+def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
+    """Do a command on the database that the session has selected; its reply, encoded, or nothing if the session
+    waits now. Never raises.
+
+    ``keys``: any of the databases. ``now``: milliseconds since the epoch.
+    """
+    databases = keys.databases
+    databases.now = now
+    try:
+        try:
+            found = entry.look_up(args)
+            if session.queue is not None and not found.immediate:
+                return enqueue(session, args)
+        except CommandError as e:
+            raise rejected(args, session, e) from None
+        return found.handler(databases.all[session.database], args, session)
+    except CommandError as e:
+        return error(str(e))

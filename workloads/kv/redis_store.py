@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from smtstack.errors import ConfigError
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
-from workloads.kv.commands import execute, rejected
-from workloads.kv.commands_transactions import enqueue
+from workloads.kv.commands_transactions import enqueue, execute, rejected
 from workloads.kv.entry import Entry, look_up
 from workloads.kv.resp import OK, Command, ReplyCutter, RespError, command, error, printable
 from workloads.kv.store import MAX_DATABASES, CommandError, open_databases

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from smtstack.errors import ConfigError
 from workloads.load import distributions
-from workloads.load.distributions import Distribution
 from workloads.results.waits import Waits
 from workloads.transports.contract import Call, Caller
 
@@ -75,7 +74,7 @@ class Load:
                 raise ConfigError("--also needs --count: among how many others?")
 
 
-def parse_size(text: str) -> int | Distribution:
+def parse_size(text: str) -> int | distributions.Distribution:
     """``64``, ``w3`` or ``sizes.csv``. Raises :class:`ConfigError`."""
     if text.isascii() and text.isdecimal():
         return _checked(int(text))

@@ -11,7 +11,6 @@ from typing import Any
 from smtstack.errors import ConfigError
 from workloads.load import measure
 from workloads.load.loops import Load, Tally
-from workloads.load.measure import SIZES_SUFFIX, Point, Series
 from workloads.transports import Settings
 
 
@@ -39,12 +38,12 @@ class MixLoad(Load):
         return self.before * 1e9 <= at_ns < (self.seconds - self.after) * 1e9
 
 
-class MixSeries(Series):
+class MixSeries(measure.Series):
     """Traffic on one caller."""
 
     LOAD = MixLoad
 
-    def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
+    def result(self, settings: Settings, load: Load, point: measure.Point) -> dict[str, Any]:
         """What echo's has; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and
         that were answered, in the time that is measured."""
         answer, tally = super().result(settings, load, point), point.tally
@@ -67,5 +66,5 @@ class MixSeries(Series):
         assert isinstance(load, MixLoad)
         kept = [index for index, (ended, rtt) in enumerate(zip(tally.ended_ns, tally.rtt_ns, strict=True))
                 if load.measured(ended - rtt - tally.began_ns)]
-        for name, values in ((path, tally.rtt_ns), (path.with_name(path.name + SIZES_SUFFIX), tally.sizes)):
-            measure.write_values(name, array("Q", (values[index] for index in kept)))
+        for ending, values in (("", tally.rtt_ns), (measure.SIZES_SUFFIX, tally.sizes)):
+            measure.write_values(path.with_name(path.name + ending), array("Q", (values[index] for index in kept)))

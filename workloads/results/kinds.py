@@ -79,7 +79,8 @@ def register(*kinds: Kind) -> None:
         assert _KNOWN.setdefault((type(kind), name), kind) == kind, f"two {type(kind).__name__.lower()}s {name}"
 
 
-def _all(kind: type[K]) -> tuple[K, ...]:
+def all_of(kind: type[K]) -> tuple[K, ...]:
+    """All that were registered."""
     return tuple(one for one in _KNOWN.values() if isinstance(one, kind))
 
 
@@ -90,7 +91,7 @@ def mode(name: str) -> Mode:
 
 
 def _variant(text: str) -> Variant | None:
-    return next((kind for kind in _all(Variant) if text.startswith(kind.prefix)), None)
+    return next((kind for kind in all_of(Variant) if text.startswith(kind.prefix)), None)
 
 
 def rate(variant: str) -> str:
@@ -102,16 +103,6 @@ def rate(variant: str) -> str:
 def apart(row: Row) -> bool:
     """Whether a row is something else than RPCs in a mode that RPCs have, too (:class:`Variant`)."""
     return _variant(row.get("variant") or "") is not None
-
-
-def pictures() -> tuple[Picture, ...]:
-    """All that a report may have."""
-    return _all(Picture)
-
-
-def sections() -> tuple[Section, ...]:
-    """All that a report may have."""
-    return _all(Section)
 
 
 register(Mode("unloaded", "p50", "median round trip in us", alone=True), Mode("loaded"))

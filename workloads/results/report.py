@@ -57,14 +57,14 @@ def make(folder: ResultFolder) -> tuple[Path, list[Path], str]:
     made: list[tuple[Path, str]] = []
     missing = ""
     try:
-        for picture in kinds.pictures():
+        for picture in kinds.all_of(kinds.Picture):
             path = folder.path / picture.file
             try:
                 if picture.draw(run.results, path):
                     made.append((path, picture.title))
             except Unsupported as e:
                 missing = str(e)
-        texts = [text for section in kinds.sections() if (text := section.text(run.results))]
+        texts = [text for section in kinds.all_of(kinds.Section) if (text := section.text(run.results))]
         folder.write(SUMMARY, "\n".join([*texts, table.text(run.results)]))
         page = folder.write(PAGE, _page(run, made, missing, _files(folder.path)))
     except OSError as e:
@@ -100,7 +100,7 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
                      f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
-    for section in kinds.sections():
+    for section in kinds.all_of(kinds.Section):
         if text := section.text(rows):
             parts += [f"<h2>{escape(section.title)}</h2>", f"<pre>{escape(text)}</pre>"]
     parts += ["<h2>What was asked for</h2>", _facts(run.parameters),

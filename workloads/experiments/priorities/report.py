@@ -93,4 +93,3 @@ def _panel(axes: Any, name: str, trials: list[PriorityRow]) -> None:
     axes.set_title(name, fontsize=10)
     y_axis(axes, log=False)
     axes.set_axisbelow(True)
-
