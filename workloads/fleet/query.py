@@ -17,8 +17,8 @@ from topo.network import SmtNet
 from workloads.fleet.fleet import Fleet, Measured, Trial
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
+from workloads.load.measure import rtt_summary
 from workloads.load.queries import LEAVES_SUFFIX, QueryLoad
-from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import doubted
 from workloads.results.points import label
 from workloads.results.row import Answered, Row, Times

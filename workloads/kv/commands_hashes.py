@@ -69,21 +69,9 @@ def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
 command("HDEL key field [field ...]", write=True)(partial(remove, kind=dict))
 command("HEXISTS key field")(partial(has, kind=dict))
 command("HLEN key")(partial(length, kind=dict))
-
-
-@command("HKEYS key")
-def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return array([bulk(field) for field in _fields(keys, args[1])])
-
-
-@command("HVALS key")
-def hvals(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return array([bulk(value) for value in _fields(keys, args[1]).values()])
-
-
-@command("HSTRLEN key field")
-def hstrlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return whole(len(_fields(keys, args[1]).get(args[2], b"")))
+command("HKEYS key")(lambda keys, args, _session: array([*map(bulk, _fields(keys, args[1]))]))
+command("HVALS key")(lambda keys, args, _session: array([*map(bulk, _fields(keys, args[1]).values())]))
+command("HSTRLEN key field")(lambda keys, args, _session: whole(len(_fields(keys, args[1]).get(args[2], b""))))
 
 
 @command("HSETNX key field value", write=True)

@@ -36,9 +36,7 @@ def exists(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return whole(sum([keys.get(key) is not None for key in args[1:]]))
 
 
-@command("TYPE key")
-def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return b"+%b\r\n" % _type_name(keys, args[1])
+command("TYPE key")(lambda keys, args, _session: b"+%b\r\n" % _type_name(keys, args[1]))
 
 
 def _type_name(keys: Keyspace, key: bytes) -> bytes:
@@ -105,11 +103,7 @@ def _rename(keys: Keyspace, args: Command, _session: Session, new: bool) -> byte
 
 command("RENAME key newkey", write=True)(partial(_rename, new=False))
 command("RENAMENX key newkey", write=True)(partial(_rename, new=True))
-
-
-@command("RANDOMKEY")
-def randomkey(keys: Keyspace, _args: Command, session: Session) -> bytes:
-    return bulk_or_null(keys.any(), session.version)
+command("RANDOMKEY")(lambda keys, _args, session: bulk_or_null(keys.any(), session.version))
 
 
 @command("PERSIST key", write=True)
@@ -147,14 +141,8 @@ def scan(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return array([bulk(b"%d" % following), array([bulk(key) for key in found])])
 
 
-@command("KEYS pattern")
-def keys_(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return array([bulk(key) for key in _matching(keys.keys(), args[1])])
-
-
-@command("DBSIZE")
-def dbsize(keys: Keyspace, _args: Command, _session: Session) -> bytes:
-    return whole(len(keys))
+command("KEYS pattern")(lambda keys, args, _session: array([bulk(key) for key in _matching(keys.keys(), args[1])]))
+command("DBSIZE")(lambda keys, _args, _session: whole(len(keys)))
 
 
 def _matching(found: list[bytes], pattern: bytes) -> list[bytes]:

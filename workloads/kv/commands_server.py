@@ -30,9 +30,7 @@ def ping(_keys: Keyspace, args: Command, _session: Session) -> bytes:
     return b"+PONG\r\n" if len(args) == 1 else bulk(args[1])
 
 
-@command("ECHO message", local=True)
-def echo(_keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return bulk(args[1])
+command("ECHO message", local=True)(lambda _keys, args, _session: bulk(args[1]))
 
 
 @command("CONFIG GET pattern [pattern ...]", local=True, subcommands={"get": -3}, no_script=True)

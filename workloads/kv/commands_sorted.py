@@ -79,11 +79,7 @@ def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 command("ZREM key member [member ...]", write=True)(partial(remove, kind=SortedSet))
 command("ZCARD key")(partial(length, kind=SortedSet))
-
-
-@command("ZSCORE key member")
-def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return _score(_scores(keys, args[1]).get(args[2]), session)
+command("ZSCORE key member")(lambda keys, args, session: _score(_scores(keys, args[1]).get(args[2]), session))
 
 
 @command("ZMSCORE key member [member ...]")

@@ -139,11 +139,7 @@ def _add(keys: Keyspace, args: Command, _session: Session, amount: int) -> bytes
 
 command("INCR key", write=True)(partial(_add, amount=1))
 command("DECR key", write=True)(partial(_add, amount=-1))
-
-
-@command("INCRBY key n", write=True)
-def incrby(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return _add(keys, args, session, integer(args[2]))
+command("INCRBY key n", write=True)(lambda keys, args, session: _add(keys, args, session, integer(args[2])))
 
 
 @command("DECRBY key n", write=True)

@@ -14,8 +14,7 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.load.loops import Load, Tally, echo_reply
-from workloads.load.measure import Point, Series, write_values
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import Point, Series, rtt_summary, write_values
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 

@@ -15,8 +15,7 @@ from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
 from workloads.load import ycsb
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
-from workloads.load.measure import Point, Series, write_values
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import Point, Series, rtt_summary, write_values
 from workloads.load.ycsb_history import History
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller

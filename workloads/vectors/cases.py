@@ -7,6 +7,7 @@ Vectors of the kernel module's branch main (profile ``linux``). Kinds: a DATA me
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +45,10 @@ _BASED_INPUTS = {"based_on", "packet_index"}
 _CONTROL_FIELDS: dict[int, tuple[str, ...]] = {
     homa.GRANT: ("offset", "priority"), homa.RESEND: ("offset", "length", "priority"), homa.UNKNOWN: (),
     homa.BUSY: (), homa.CUTOFFS: ("cutoffs",), homa.FREEZE: (), homa.NEED_ACK: (), homa.ACK: ("acks",)}
+#: Those with no other fields, or numbers only.
+_CONTROLS: dict[int, type[homa.Control]] = {
+    homa.GRANT: homa.Grant, homa.RESEND: homa.Resend, homa.UNKNOWN: homa.Unknown, homa.BUSY: homa.Busy,
+    homa.FREEZE: homa.Freeze, homa.NEED_ACK: homa.NeedAck}
 _EVERY_BYTE = re.compile(r"every byte 0x([0-9a-fA-F]{2})\b")
 _RESEND_PRIORITY = 7
 
@@ -373,10 +378,6 @@ def _control(vector: Vector) -> homa.Control:
     def number(what: str, limit: int = 1 << 32) -> int:
         return state.body_number(vector, what, limit, known.get(what, getattr(shown, what, 0)))
 
-    if kind == homa.GRANT:
-        return homa.Grant(s, d, i, number("offset"), number("priority", homa.NUM_PRIORITIES))
-    if kind == homa.RESEND:
-        return homa.Resend(s, d, i, number("offset"), number("length"), number("priority", homa.NUM_PRIORITIES))
     if kind == homa.CUTOFFS:
         version = vector.number("cutoff_version") if "cutoff_version" in vector.inputs else (
             known.get("cutoff_version", getattr(shown, "cutoff_version", 0)))
@@ -389,9 +390,9 @@ def _control(vector: Vector) -> homa.Control:
         if len(acks) > homa.MAX_ACKS:
             raise state.NotApplicableError("acks", f"{len(acks)} entries, of which {homa.MAX_ACKS} fit")
         return homa.Ack(s, d, i, tuple(homa.AckEntry(*entry) for entry in acks))
-    bare: dict[int, type[homa.Unknown | homa.Busy | homa.Freeze | homa.NeedAck]] = {
-        homa.UNKNOWN: homa.Unknown, homa.BUSY: homa.Busy, homa.FREEZE: homa.Freeze, homa.NEED_ACK: homa.NeedAck}
-    return bare[kind](s, d, i)
+    limits = {"priority": homa.NUM_PRIORITIES}
+    make: Callable[..., homa.Control] = _CONTROLS[kind]
+    return make(s, d, i, *(number(field, limits.get(field, 1 << 32)) for field in fields))
 
 
 def _shown(vector: Vector, kind: int) -> homa.Packet | None:

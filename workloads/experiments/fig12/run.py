@@ -25,7 +25,7 @@ from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.load.rtt import percentile, rtt_summary
+from workloads.load.measure import percentile, rtt_summary
 from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor

@@ -68,15 +68,12 @@ class Plan:
 
 def check(asked: Options) -> Plan:
     """What the user left open, filled in."""
-    return Plan(_loads(asked.quick), asked.trials or (1 if asked.quick else TRIALS), asked.quick)
-
-
-def _loads(quick: bool) -> list[Load]:
-    share = QUICK_SHARE if quick else 1
+    quick = asked.quick
     loads = [timed(size, QUICK_S if quick else UNLOADED_S) for size in UNLOADED_SIZES]
     loads.append(timed(LOADED_SIZE, QUICK_S if quick else LOADED_S, CONCURRENCY))
-    return loads + [Load(name, count=count // share, concurrency=MIX_CONCURRENCY, timeout=60.0)
-                    for name, count in MIXES]
+    loads += [Load(name, count=count // (QUICK_SHARE if quick else 1), concurrency=MIX_CONCURRENCY, timeout=60.0)
+              for name, count in MIXES]
+    return Plan(loads, asked.trials or (1 if quick else TRIALS), quick)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
