@@ -125,10 +125,6 @@ class QueryFleet(Fleet):
             measured.row.setdefault("first_error", f"background: {behind.get('first_error', 'wrong content')}")
         return measured
 
-    def measure(self, load: Load, trial: int = 1) -> Measured[QueryRow]:
-        """One trial."""
-        return cast("Measured[QueryRow]", super().measure(load, trial))
-
     def begin(self, trial: Trial) -> None:
         # All answers have to go through the switch's end of the client's link.
         link = self.net.hosts[0].defaultIntf().link

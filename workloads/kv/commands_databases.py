@@ -61,23 +61,15 @@ def swapdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
-@command("FLUSHALL [ASYNC|SYNC]", write=True)
-def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    _check_flush(args)
-    keys.databases.flush()
-    return OK
-
-
-@command("FLUSHDB [ASYNC|SYNC]", write=True)
-def flushdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    _check_flush(args)
-    keys.clear()
-    return OK
-
-
-def _check_flush(args: Command) -> None:
+def _flush(keys: Keyspace, args: Command, _session: Session, everything: bool) -> bytes:
     if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
         raise CommandError(SYNTAX)
+    (keys.databases.flush if everything else keys.clear)()
+    return OK
+
+
+command("FLUSHALL [ASYNC|SYNC]", write=True)(partial(_flush, everything=True))
+command("FLUSHDB [ASYNC|SYNC]", write=True)(partial(_flush, everything=False))
 
 
 def section(keys: Keyspace) -> dict[str, object]:

@@ -36,9 +36,8 @@ def _set_fields(keys: Keyspace, args: Command) -> int:
     return len(fields) - before
 
 
-@command("HSET key field value [field value ...]", write=True)
-def hset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return whole(_set_fields(keys, args))
+command("HSET key field value [field value ...]", write=True)(
+    lambda keys, args, _session: whole(_set_fields(keys, args)))
 
 
 @command("HMSET key field value [field value ...]", write=True)
@@ -47,9 +46,8 @@ def hmset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
-@command("HGET key field")
-def hget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return bulk_or_null(_fields(keys, args[1]).get(args[2]), session.version)
+command("HGET key field")(
+    lambda keys, args, session: bulk_or_null(_fields(keys, args[1]).get(args[2]), session.version))
 
 
 @command("HMGET key field [field ...]")
@@ -61,11 +59,8 @@ def hmget(keys: Keyspace, args: Command, session: Session) -> bytes:
     return array([bulk_or_null(value, session.version) for value in found])
 
 
-@command("HGETALL key")
-def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return mapping([bulk(x) for pair in _fields(keys, args[1]).items() for x in pair], session.version)
-
-
+command("HGETALL key")(lambda keys, args, session: mapping(
+    [bulk(x) for pair in _fields(keys, args[1]).items() for x in pair], session.version))
 command("HDEL key field [field ...]", write=True)(partial(remove, kind=dict))
 command("HEXISTS key field")(partial(has, kind=dict))
 command("HLEN key")(partial(length, kind=dict))

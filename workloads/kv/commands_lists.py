@@ -78,9 +78,8 @@ def _part(keys: Keyspace, args: Command) -> list[bytes] | None:
     return list(islice(items, first, first + count))
 
 
-@command("LRANGE key start stop")
-def lrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    return array([bulk(item) for item in _part(keys, args) or ()])
+command("LRANGE key start stop")(
+    lambda keys, args, _session: array([*map(bulk, _part(keys, args) or ())]))
 
 
 @command("LTRIM key start stop", write=True)

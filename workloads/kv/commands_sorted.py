@@ -88,9 +88,8 @@ def zmscore(keys: Keyspace, args: Command, session: Session) -> bytes:
     return array([_score(found.get(member), session) for member in args[2:]])
 
 
-@command("ZINCRBY key n member", write=True)
-def zincrby(keys: Keyspace, args: Command, session: Session) -> bytes:
-    return zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session)
+command("ZINCRBY key n member", write=True)(
+    lambda keys, args, session: zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session))
 
 
 def _ends(members: SortedSet, count: int, highest: bool) -> list[Pair]:

@@ -20,8 +20,7 @@ from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.fig12.program import WAYS
-from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, picture, reading
+from workloads.experiments.fig12.report import MODE, WAYS, as_csv, as_text, comparison, picture, reading
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
