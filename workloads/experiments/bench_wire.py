@@ -16,7 +16,6 @@ from topo.link_options import LinkOptions
 from workloads.experiments.demo import compare, timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet.setup import Setup
-from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
 from workloads.results.environment import environment
@@ -35,6 +34,11 @@ BULK_SIZE, BULK_CONCURRENCY = 1_000_000, 4
 #: Busy-wait of the polling mode: above a round trip, so that nobody sleeps.
 POLL_US = 200
 UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
+_UNLOADED = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
+_LOADED = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
+_BULK = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
+#: All that is measured: loads, microseconds of busy-waiting and TSO, each on a network of its own.
+PARTS = ((_UNLOADED + _LOADED, 0, "on"), (_UNLOADED, POLL_US, "on"), (_BULK, 0, "on"), (_BULK, 0, "off"))
 
 
 @dataclass(frozen=True)
@@ -46,32 +50,14 @@ class Options:
     end: PlainResults = group(PlainResults)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Loads that are measured on one network."""
-
-    loads: list[Load]
-    poll_us: int
-    tso: str
-
-
-def parts() -> list[Part]:
-    """All that is measured."""
-    unloaded = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
-    loaded = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
-    bulk = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
-    return [Part(unloaded + loaded, 0, "on"), Part(unloaded, POLL_US, "on"), Part(bulk, 0, "on"),
-            Part(bulk, 0, "off")]
-
-
 def measure(asked: Options, running: Running) -> Outcome:
     """A row for each load, system and trial."""
     rows: list[Row] = []
-    for part in parts():
-        setups = [Setup(transport, nic, poll_us=part.poll_us) for transport, nic in SYSTEMS]
-        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
-        rows += compare("back2back", links, setups, part.loads, asked.trials, running.folder, running.progress,
-                        variant=f"tso {part.tso}")
+    for loads, poll_us, tso in PARTS:
+        setups = [Setup(transport, nic, poll_us=poll_us) for transport, nic in SYSTEMS]
+        links = LinkOptions(tso=tso, nic=() if tso == "on" else ("tso=off",))
+        rows += compare("back2back", links, setups, loads, asked.trials, running.folder, running.progress,
+                        variant=f"tso {tso}")
     parameters = {"trials": asked.trials}
     failed = [row for row in rows if row["errors"] or not row["content_ok"]]
     if failed:
@@ -132,5 +118,5 @@ EXPERIMENT = Experiment(
         "and homa / tcp. Takes some minutes and root.", 98),
     examples="example: smtnet bench wire --trials 3 --json", options=Options, check=lambda asked: asked,
     measure=measure,
-    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())),
+    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(loads) for loads, *_how in PARTS)),
     ends_with="results")

@@ -56,10 +56,8 @@ def bgrewriteaof(keys: Keyspace, _args: Command, _session: Session) -> bytes:
     return b"+Background append only file rewriting started\r\n"
 
 
-@command("TIME")
-def time_(_keys: Keyspace, _args: Command, _session: Session) -> bytes:
-    microseconds = time.time_ns() // 1000
-    return array([bulk(b"%d" % part) for part in divmod(microseconds, 1_000_000)])
+command("TIME")(lambda _keys, _args, _session: array(
+    [bulk(b"%d" % part) for part in divmod(time.time_ns() // 1000, 1_000_000)]))
 
 
 @command("INFO [section ...]")
