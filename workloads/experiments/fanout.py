@@ -29,6 +29,7 @@ from workloads.load.queries import QueryLoad
 from workloads.options.declare import group, option
 from workloads.options.session import session_words
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import grouped
 from workloads.transports import PACKET_TRANSPORTS
 
 LEAVES, QUICK_LEAVES = [1, 2, 4, 8, 16, 32], [1, 4, 8]
@@ -215,11 +216,8 @@ def independent_us(leaf_ns: array[int], leaves: int) -> float | None:
 def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system and number of leaves: medians of the trials; losses, packets sent again and errors of
     all of them."""
-    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
-    for row in rows:
-        lines.setdefault((row["concurrency"], row["system"]), []).append(row)
     out = []
-    for (leaves, system), trials in lines.items():
+    for (leaves, system), trials in grouped(rows, lambda row: (row["concurrency"], row["system"])).items():
         rtt_us, leaf_us = [row["rtt_us"] for row in trials], [row["leaf_us"] for row in trials]
         fewest = min(row["queries"] for row in trials)
         tail = {f"{name}_ms": runs.middle_ms(rtt_us, name) if fewest >= least else None

@@ -18,6 +18,7 @@ from workloads.load.queries import QueryLoad
 from workloads.options import common as options
 from workloads.options.declare import group, option
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import grouped
 
 SENDERS, QUICK_SENDERS = [1, 2, 4, 8, 16, 24, 32], [1, 4, 8, 16]
 ROUNDS, QUICK_ROUNDS = 100, 20
@@ -152,11 +153,9 @@ def _known(plan: Plan, servers: int) -> dict[str, float]:
 def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system, number of servers and control: medians of the trials; losses, packets sent again and
     errors of all of them."""
-    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
-    for row in rows:
-        lines.setdefault((row["control"], row["concurrency"], row["system"]), []).append(row)
     out = []
-    for (control, servers, system), trials in lines.items():
+    by_point = grouped(rows, lambda row: (row["control"], row["concurrency"], row["system"]))
+    for (control, servers, system), trials in by_point.items():
         one = trials[0]
         rtt_us = [row["rtt_us"] for row in trials]
         # The controls' RPCs are not rounds: their time says nothing about one.

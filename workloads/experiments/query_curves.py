@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from workloads.fleet.query import QueryRow
 from workloads.results.plots import Mark, curve, finish, line_keys, new_figure, styles_of, trials_text, y_axis
-from workloads.results.points import size_text
+from workloads.results.points import grouped, size_text
 from workloads.results.row import Row
 
 #: Inches.
@@ -48,11 +48,9 @@ class Spot:
 
 def spots(rows: Sequence[Row], mode: str) -> list[Spot]:
     """The points of the curves, in ascending order of leaves; controls are none."""
-    grouped: dict[tuple[str, int], list[QueryRow]] = {}
-    for row in cast(Sequence[QueryRow], rows):
-        if row["mode"] == mode and not row.get("control"):
-            grouped.setdefault((row["system"], row["concurrency"]), []).append(row)
-    return sorted((Spot(*key, tuple(trials)) for key, trials in grouped.items()), key=lambda spot: spot.leaves)
+    own = [row for row in cast(Sequence[QueryRow], rows) if row["mode"] == mode and not row.get("control")]
+    by_point = grouped(own, lambda row: (row["system"], row["concurrency"]))
+    return sorted((Spot(*key, tuple(trials)) for key, trials in by_point.items()), key=lambda spot: spot.leaves)
 
 
 def time_ms(name: str) -> Value:

@@ -9,7 +9,7 @@ from typing import Any
 
 from workloads.results import plots
 from workloads.results.folder import csv_text
-from workloads.results.points import points, size_text
+from workloads.results.points import grouped, points, size_text
 from workloads.results.row import Row
 
 #: Ways to begin a session, as the paper names them. ``+ DNS``: with the ticket's lookup and check in the time.
@@ -38,10 +38,8 @@ def comparison(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry for each size: ``us`` and ``quartiles_us`` of every way (the middle trial), what is ``saved`` of
     Init-1RTT (the median over the trials), ``above_base_us`` what beginning the session adds to an RPC, the share
     of that which is saved, and what forward secrecy costs when resuming."""
-    by_point: dict[tuple[int, str], list[Row]] = {}
-    for row in rows:
-        if row["mode"] == MODE:
-            by_point.setdefault((int(row["size"]), row["transport"]), []).append(row)
+    measured = [row for row in rows if row["mode"] == MODE]
+    by_point = grouped(measured, lambda row: (int(row["size"]), row["transport"]))
     out = []
     for size in sorted({size for size, _way in by_point}):
         own = {way: trials for (found, way), trials in by_point.items() if found == size}

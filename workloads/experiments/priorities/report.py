@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from workloads.experiments.priorities.arithmetic import MODE
 from workloads.experiments.priorities.port import PriorityRow
 from workloads.results.plots import finish, new_figure, trials_text, y_axis
+from workloads.results.points import grouped
 from workloads.results.row import Row
 
 #: Inches, of a class's bars and of what is beside them.
@@ -20,11 +21,8 @@ _OFFERED, _GOT = "#BBBBBB", "#0072B2"
 
 def scenarios(rows: Sequence[Row]) -> dict[str, list[PriorityRow]]:
     """The trials of each, in the order they were measured in."""
-    found: dict[str, list[PriorityRow]] = {}
-    for row in cast(Sequence[PriorityRow], rows):
-        if row["mode"] == MODE:
-            found.setdefault(row["variant"], []).append(row)
-    return found
+    own = [row for row in cast(Sequence[PriorityRow], rows) if row["mode"] == MODE]
+    return grouped(own, lambda row: row["variant"])
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
