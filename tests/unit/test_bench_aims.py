@@ -12,11 +12,11 @@ from workloads.results.row import BY_DEFAULT, HOW
 def points(ratio: float) -> list[dict[str, Any]]:
     """A point for each load that ``bench wire`` measures, where everything has the same ratio."""
     found = []
-    for part in bench_wire.parts():
-        poll = BY_DEFAULT if part.wait is None else HOW[part.wait.mode]
-        found += [{"variant": f"tso {part.tso}", "poll": poll, "mode": "any", "size": int(load.size),
+    for loads, wait, tso in bench_wire.PARTS:
+        poll = BY_DEFAULT if wait is None else HOW[wait.mode]
+        found += [{"variant": f"tso {tso}", "poll": poll, "mode": "any", "size": int(load.size),
                    "concurrency": load.concurrency, "ratio": {"smt-sw/tls": ratio, "smt-sw/quic": ratio}}
-                  for load in part.loads]
+                  for load in loads]
     return found
 
 

@@ -6,6 +6,7 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 from smtstack.errors import SmtError
 from topo.network import open_network
-from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.ycsb_picture import KINDS
@@ -21,8 +21,7 @@ from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.points import label, size_text
@@ -67,12 +66,12 @@ class Options:
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
-    clients: int = option("--clients", type=options.positive, default=CLIENTS, metavar="N",
+    clients: int = option("--clients", type=positive, default=CLIENTS, metavar="N",
                           help="operations under way: YCSB's threads (default: %(default)s)")
     processes: int | None = option(
-        "--processes", type=options.positive, metavar="P",
+        "--processes", type=positive, metavar="P",
         help="client processes (default: one for each processor beyond the server's, at most 4)")
 
 
@@ -188,9 +187,9 @@ def as_text(table: list[dict[str, Any]]) -> str:
 
 EXPERIMENT = Experiment(
     "fig8", command="reproduce", help="Redis and YCSB: throughput by workload, value size and transport",
-    description=paper.filled(
+    description=textwrap.fill(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
-        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
+        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)),
     needs_pictures=True, place=10,
