@@ -129,14 +129,13 @@ bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (sm
 		echo 'bench: no C compiler (cc): the compiled half is left out' >&2
 	fi
 
-compiled: $(COMPILED)/.stamp  ## the hot packages compiled by mypyc, for PYTHONPATH=.venv/compiled
+compiled: $(COMPILED)/smtstack/build.json  ## compile the hot packages by mypyc anew; demo, test and bench do it by themselves
 
-# A copy beside the sources: a compiled module in the checkout would hide every later edit of its source.
-$(COMPILED)/.stamp: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
-	@echo 'compiled: mypyc and cc, about 40 s'
-	rm -rf $(COMPILED) $(COMPILED)-base $(COMPILED)-c
-	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build --build-base=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
-	touch $@
+# Beside the sources: a compiled module in the checkout would hide every later edit of its source. smtstack/compiled.py
+# finds it there, and knows a stale one. The record is written last.
+$(COMPILED)/smtstack/build.json: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
+	@echo 'compiled: mypyc and cc: half a minute the first time, then what has changed'
+	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build_ext --build-temp=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
 
 clean:  ## remove the venv, build products and caches; results/ stays
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
