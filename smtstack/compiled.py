@@ -1,10 +1,10 @@
 """Which build of the hot modules this process runs: that of mypyc, or their sources, interpreted.
 
-``make compiled`` builds them beside the checkout, in ``.venv/compiled``, with a record of all sources as they were.
-Importing :mod:`smtstack` looks at that record, whoever imports it (a command, a program on a host, a test, a script):
-where the build is of this Python and of these very sources it is used, else the sources are. Never some of each:
-compiled classes know each other's layout. ``SMTNET_COMPILED=yes`` or ``no`` decides instead; ``yes`` where there is
-no such build is an error. docs/compiled.md is for people.
+``make compiled`` builds them beside the checkout, in ``.venv/compiled``, with a record of all sources as they
+were. Importing :mod:`smtstack` looks at that record, whoever imports it (a command, a program on a host, a test, a
+script): where the build is of this Python and of these very sources it is used, else the sources are. Never some
+of each: compiled classes know each other's layout. ``SMTNET_COMPILED=yes`` or ``no`` decides instead; ``yes``
+where there is no such build is an error. docs/compiled.md is for people.
 
 Also run by setup.py, from its file: imports nothing of ours.
 """
@@ -20,7 +20,15 @@ from glob import glob
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    # Not there at run time: the compiler reads it, nobody calls it.
+    from mypy_extensions import mypyc_attr as mypyc_attr  # noqa: PLC0414
+else:
+    def mypyc_attr(**_settings):
+        """Marks a class for the compiler: ``allow_interpreted_subclasses=True``, where tests and others derive."""
+        return lambda cls: cls
 
 #: What is compiled: what a packet passes through. The rest waits for people or for the kernel.
 #: Of sessions and captures, what derives from a compiled class: it must be compiled, too.
@@ -70,8 +78,9 @@ def write_record(folder: str, sources: Mapping[str, Sequence[object]]) -> None:
     """Say of the build in ``folder`` what it was made of. Last of all: a build without it is none."""
     suffix = EXTENSION_SUFFIXES[0]
     # Beside our modules there is the library of mypyc's that holds the code of all of them.
-    modules = {os.path.relpath(path, folder).removesuffix(suffix).replace(os.sep, "."): os.path.relpath(path, folder)
-               for path in glob(os.path.join(folder, "**", f"*{suffix}"), recursive=True)}
+    files = (os.path.relpath(path, folder)
+             for path in glob(os.path.join(folder, "**", f"*{suffix}"), recursive=True))
+    modules = {file.removesuffix(suffix).replace(os.sep, "."): file for file in files}
     path = os.path.join(folder, _RECORD)
     with open(f"{path}.new", "w") as file:
         json.dump({"python": suffix, "sources": sources, "modules": modules}, file)
@@ -158,7 +167,7 @@ def _is_hot(file: str) -> bool:
 def use(build: Build) -> None:
     """From now on modules of this package are found as ``build`` says."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
-    sys.meta_path.insert(0, _Finder(build))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder(build))
 
 
 #: What this process runs.

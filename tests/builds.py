@@ -1,8 +1,8 @@
 """Which tests run on both builds of the hot modules, compiled and interpreted (smtstack/compiled.py).
 
-``make test`` runs everything with the build that people get, then what is marked ``both`` or ``interpreted`` with
-the sources. The rule for ``both``: files of tests/unit and tests/sim that import a hot module, or a helper of tests
-that does (the rig of the engine tests, the fuzzers, ...): what they hold must hold for either build.
+``make test`` runs everything with the build that people get, then what is marked ``both`` or ``interpreted``
+with the sources. The rule for ``both``: files of tests/unit and tests/sim that import a hot module, or a helper of
+the tests that does (the rig of the engine tests, the fuzzers, ...): what they hold must hold for either build.
 """
 
 from __future__ import annotations

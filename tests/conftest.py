@@ -1,4 +1,5 @@
-"""For every test: which ones need root, which are slow, which run on both builds, what root's workers are, how hard Hypothesis tries."""
+"""For every test: which ones need root, which are slow, which run on both builds, what
+root's workers are, how hard Hypothesis tries."""
 
 from __future__ import annotations
 
