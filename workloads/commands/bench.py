@@ -17,13 +17,12 @@ import sys
 import time
 from typing import Any
 
-from smtstack import quantities
+from smtstack import compiled, quantities
 from smtstack.errors import SmtError
 from smtstack.nic.device import NicConfig
 from smtstack.sim.pair import MemoryPair
 from smtstack.transport.events import Event, Request, Response
 from smtstack.transport.params import TransportParams
-from topo.probes import is_compiled
 from workloads.experiments import bench_wire
 
 #: Outstanding RPCs of the closed loop.
@@ -110,7 +109,7 @@ def run_bench(quick: bool, rounds: int) -> dict[str, Any]:
     """Every figure of the table."""
     small, bulk = (4000, 20) if quick else (20_000, 100)
     result: dict[str, Any] = {
-        "python": platform.python_version(), "compiled": is_compiled(), "concurrency": CONCURRENCY,
+        "python": platform.python_version(), "protocol_code": compiled.description(), "concurrency": CONCURRENCY,
         "rounds": rounds, "rpc_per_s": {}, "mb_per_s": {}}
     # Interleaved: a machine that slows down in mid-run slows all systems down.
     samples: dict[tuple[str, int], list[float]] = {}
@@ -133,7 +132,7 @@ def run_bench(quick: bool, rounds: int) -> dict[str, Any]:
     result["ratios_64B"] = {"smt-sw/homa": round(at64["smt-sw"] / at64["homa"], 3),
                             "smt-hw/smt-sw": round(at64["smt-hw"] / at64["smt-sw"], 3)}
     # The profiler sees calls of Python functions: compiled ones have none.
-    result["profile_64B_smt_sw"] = None if result["compiled"] else profile_small(4000 if quick else 20_000)
+    result["profile_64B_smt_sw"] = None if compiled.is_compiled() else profile_small(4000 if quick else 20_000)
     return result
 
 
@@ -143,8 +142,7 @@ def _progress(text: str) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    kind = "compiled" if result["compiled"] else "interpreted"
-    print(f"In-memory pair, {kind}, Python {result['python']}, {CONCURRENCY} outstanding, processor time, "
+    print(f"In-memory pair, {result['protocol_code']}, Python {result['python']}, {CONCURRENCY} outstanding, processor time, "
           f"median of {result['rounds']}")
     print(f"{'':10}{'RPC/s 64 B':>14}{'RPC/s 1 KB':>14}{'MB/s 1 MB':>12}")
     for system in SYSTEMS:
