@@ -193,6 +193,6 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -rf $(STAMP) $(COMPILED) $(COMPILED)-base $(COMPILED)-c
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv]'
+	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic]'
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

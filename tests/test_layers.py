@@ -19,6 +19,7 @@ RANK = {
     "smtstack": 0,  # smtstack/__init__.py and smtstack.errors are one unit, which everybody may import
     "smtstack.exit_codes": 1,
     "smtstack.quantities": 1,
+    "smtstack.waiting": 1,  # how long to look before sleeping
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
     "smtstack.transport": 3,
@@ -50,7 +51,7 @@ RANK = {
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
-           "smtstack.stack"}
+           "smtstack.stack", "smtstack.waiting"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
                  "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
                  "logging", "secrets"}

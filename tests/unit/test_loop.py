@@ -187,6 +187,9 @@ def test_a_sleeper_whom_a_frame_wakes_was_not_late(clock):
 
     wire.wait = wait  # type: ignore[method-assign]
     packets.step()
+    # The application first.
+    assert (engine.handled, engine.fired) == (1, 0)
+    packets.step(0)
     assert engine.fired
     assert packets.statistics.late_ns <= 2 * STEP_NS
 

@@ -74,7 +74,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
         epilog=_EXAMPLES)
-    parser.add_argument("--version", action="version", 
+    parser.add_argument("--version", action="version",
                         version=f"smtnet {__version__} ({compiled.description()})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS if only is None else (only,):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smtstack import quantities
+from smtstack.waiting import MODES, Waiting
 from topo.link_options import LinkOptions
 from workloads.experiments.demo import compare, timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
@@ -32,8 +33,6 @@ LOADED_SIZES = (64, 1024, 8192)
 #: One at a time is the unloaded round trip, measured anyway.
 CONCURRENCIES = (50, 150)
 BULK_SIZE, BULK_CONCURRENCY = 1_000_000, 4
-#: Busy-wait of the polling mode: above a round trip, so that nobody sleeps.
-POLL_US = 200
 UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 
 
@@ -51,7 +50,8 @@ class Part:
     """Loads that are measured on one network."""
 
     loads: list[Load]
-    poll_us: int
+    wait: Waiting | None
+    """How all wait; None: each as it does by default."""
     tso: str
 
 
@@ -60,15 +60,15 @@ def parts() -> list[Part]:
     unloaded = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
     loaded = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
     bulk = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
-    return [Part(unloaded + loaded, 0, "on"), Part(unloaded, POLL_US, "on"), Part(bulk, 0, "on"),
-            Part(bulk, 0, "off")]
+    return [Part(unloaded + loaded, None, "on"), *(Part(unloaded, Waiting(mode), "on") for mode in MODES),
+            Part(bulk, None, "on"), Part(bulk, None, "off")]
 
 
 def measure(asked: Options, running: Running) -> Outcome:
     """A row for each load, system and trial."""
     rows: list[Row] = []
     for part in parts():
-        setups = [Setup(transport, nic, poll_us=part.poll_us) for transport, nic in SYSTEMS]
+        setups = [Setup(transport, nic, wait=part.wait) for transport, nic in SYSTEMS]
         links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
         rows += compare("back2back", links, setups, part.loads, asked.trials, running.folder, running.progress,
                         variant=f"tso {part.tso}")
@@ -83,24 +83,29 @@ def measure(asked: Options, running: Running) -> Outcome:
 
 
 def ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry for each point: median figure of every system, and median ratio for :data:`RATIOS`.
+    """One entry for each point: median figure of every system, processor time of both ends for an RPC
+    (``cpu_us``), and median ratio for :data:`RATIOS`.
 
     A round trip's ratio is good below 1, a rate's above.
     """
     points: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    cpu: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         value = metric(row)
         assert value is not None  # a failed trial ended the run
         key = (row["variant"], row["poll"], row["mode"], row["size"], row["concurrency"])
         points.setdefault(key, {}).setdefault(label(row), []).append(value)
+        cpu.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("us_per_rpc") or 0.0)
     out = []
-    for (variant, poll, mode, size, concurrency), by_system in points.items():
+    for key, by_system in points.items():
+        variant, poll, mode, size, concurrency = key
         median = {name: statistics.median(values) for name, values in by_system.items()}
         shares = {f"{ours}/{theirs}": statistics.median(a / b for a, b in zip(by_system[ours], by_system[theirs],
                                                                              strict=True))
                   for ours, theirs in RATIOS}
         out.append({"variant": variant, "poll": poll, "mode": mode, "size": size, "concurrency": concurrency,
                     "median": {name: round(value, 1) for name, value in median.items()},
+                    "cpu_us": {name: round(statistics.median(values), 1) for name, values in cpu[key].items()},
                     "ratio": {name: round(value, 3) for name, value in shares.items()}})
     return out
 
@@ -122,6 +127,8 @@ def as_text(table: list[dict[str, Any]]) -> str:
         head = f"{what} {size_text(point['size'])}{many}, {point['poll']}{variant}"
         lines.append(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
                      + "".join(f"{point['ratio'][f'{a}/{b}']:>12.2f}" for a, b in RATIOS))
+        lines.append(f"{'processor us an RPC':>42}"
+                     + "".join(f"{point['cpu_us'][name]:>10,.1f}" for name in names))
     return "\n".join(lines)
 
 

@@ -82,7 +82,7 @@ def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made."""
     system = asked.system
     setup = Setup(system.transport, system.nic, asked.pattern, system.processes, asked.workers, system.connections,
-                  system.poll_us, asked.keys, system.sessions.session or "", system.transport_words(),
+                  system.waits.waiting(), asked.keys, system.sessions.session or "", system.transport_words(),
                   ("--response-size", str(asked.response_size)) if asked.response_size else ())
     load = Load(asked.size, asked.also, None if asked.seconds else asked.count or 1000, asked.seconds,
                 asked.concurrency, asked.rate, timeout=asked.timeout, canary=asked.canary, seed=asked.seed,

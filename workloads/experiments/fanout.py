@@ -183,7 +183,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 def _background(queries: runs.Queries, net: SmtNet, mix: Mix, transport: str, running: Running,
                 number: int) -> Fleet:
     words = (*mix.options(), *session_words(queries.sessions, transport)) if transport in PACKET_TRANSPORTS else ()
-    setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, poll_us=queries.poll_us,
+    setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, wait=queries.waits.waiting(),
                   session=queries.sessions.session or "", options=words,
                   server_options=("--response-size", str(REPLY_BYTES)))
     return Fleet(net, queries.topo, setup, running.folder.path / "hosts", number)

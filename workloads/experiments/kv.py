@@ -64,7 +64,8 @@ def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made."""
     system = asked.system
     setup = Setup(system.transport, system.nic, "one", system.processes, connections=system.connections,
-                  poll_us=system.poll_us, session=system.sessions.session or "", options=system.transport_words())
+                  wait=system.waits.waiting(), session=system.sessions.session or "",
+                  options=system.transport_words())
     loading, run = ycsb_loads(asked.ycsb)
     system.network.check(system.topo, asked.ycsb.seed)
     transports.check(system.transport)

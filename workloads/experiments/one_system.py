@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo.network import SmtNet
 from topo.topologies import TOPOS
@@ -23,6 +22,7 @@ from workloads.options.common import JudgedResults, Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.points import QuotedPoint, first_error, middle, session_lines
 from workloads.results.row import Row
 from workloads.transports import PACKET_TRANSPORTS
@@ -42,8 +42,7 @@ class OneSystem:
     connections: int = option(
         "--connections", type=options.positive, default=0, metavar="N",
         help="tcp, tls, ktls: connections of a client process, RPCs pipelined (default: one an RPC)")
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     keylog: bool = option("--keylog", action="store_true",

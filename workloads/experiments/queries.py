@@ -25,6 +25,7 @@ from workloads.options.common import JudgedResults, Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.folder import csv_text
 from workloads.results.points import first_error, points, session_lines
 from workloads.results.row import Row, Times
@@ -74,8 +75,7 @@ class Queries:
              "than N are outstanding, only the first bytes of the answer come without a grant")
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     timeout: float = option("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                             help="give up a query after this long (default: 10)")
     trials: int | None = option("--trials", type=options.positive, metavar="N", help="(default: 3; --quick: 1)")
@@ -125,7 +125,7 @@ def systems(asked: Queries, *further: str) -> list[tuple[Setup, str]]:
             own = [*further, *options.param_words(asked.params.param), *session_words(asked.sessions, name)]
             if variant:
                 own += ["--param", f"incast_threshold={asked.incast_control}"]
-            found.append((Setup(name, asked.nic, "root", connections=asked.connections, poll_us=asked.poll_us,
+            found.append((Setup(name, asked.nic, "root", connections=asked.connections, wait=asked.waits.waiting(),
                                 session=asked.sessions.session or "",
                                 options=tuple(own) if name in PACKET_TRANSPORTS else (),
                                 server_options=("--response-size", str(asked.size))), variant))

@@ -26,7 +26,7 @@ from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.socket import Address
 from workloads import transports
 from workloads.kv.commands import COMMANDS
-from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports import MESSAGE_TRANSPORTS, Settings
 from workloads.transports.contract import Call, Caller
 from workloads.transports.framing import FramingError, Inbox
 from workloads.transports.stream import Stream
@@ -158,7 +158,7 @@ class RespCaller(StreamCaller):
 def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
     """Open a caller for :class:`KvCall` s; arguments and errors as of :func:`workloads.transports.open_caller`."""
     require_hiredis()
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in MESSAGE_TRANSPORTS:
         return transports.open_caller(settings, peers, connections)
     make = transports.stream_maker(settings, server=False)
 
@@ -168,7 +168,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
         return stream
 
     local_ip = settings.local[0] if settings.local is not None else None
-    return RespCaller(make_resp, peers, connections, local_ip, settings.poll_ns)
+    return RespCaller(make_resp, peers, connections, local_ip, settings.waiting)
 
 
 def finish(caller: Caller, call: Call, timeout_s: float) -> None:
@@ -213,7 +213,7 @@ class KvClient:
         self._retries = retries
         #: None: none was chosen.
         self._database: int | None = None
-        self._in_messages = settings.transport in PACKET_TRANSPORTS
+        self._in_messages = settings.transport in MESSAGE_TRANSPORTS
         #: Of :meth:`watch`: versions by database and key, in messages; the connection that Redis's WATCH was said
         #: on.
         self._versions: dict[int | None, dict[bytes, int]] = {}

@@ -18,7 +18,9 @@ from contextlib import suppress
 from functools import partial
 
 from smtstack.errors import ConfigError
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address
+from smtstack.waiting import AS_TCP, Waiter, Waiting
 from workloads import transports
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
@@ -27,7 +29,7 @@ from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
 from workloads.kv.store import CommandError
 from workloads.kv.strangers import InlineGuard, Stranger
-from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports import MESSAGE_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
 from workloads.transports.epoll import StreamMaker, wait
 from workloads.transports.stream import Stream, StreamError
@@ -80,8 +82,8 @@ class RespStreamServer(StreamServer):
     """RESP on streams, one command after the other for each client."""
 
     def __init__(self, make: StreamMaker, local: Address, limits: Limits, store: Backend,
-                 poll_ns: int = 0) -> None:
-        super().__init__(make, local, limits.query, lambda _request: None, poll_ns)
+                 waiting: Waiting = AS_TCP) -> None:
+        super().__init__(make, local, limits.query, lambda _request: None, waiting)
         self._limits = limits
         self._store = store
         #: Clients that were told that it is over, and when they are cut off.
@@ -249,22 +251,22 @@ def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Serv
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in MESSAGE_TRANSPORTS:
         messages = RespMessages(store, settings.limit)
         return transports.open_server(settings, messages.handle), messages
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, limits, store,
-                            settings.poll_ns), None
+                            settings.waiting), None
 
 
 class Service:
     """Front ends and their store, driven together."""
 
-    def __init__(self, servers: Sequence[Server], store: Backend, poll_ns: int = 0) -> None:
+    def __init__(self, servers: Sequence[Server], store: Backend, waiting: Waiting = AS_TCP) -> None:
         self._servers = list(servers)
         self._store = store
-        self._poll_ns = poll_ns
+        self._waiter = Waiter(waiting, outnumbered)
         self._epoll: select.epoll | None = None
         own = store.fileno()
         if len(servers) > 1 or own is not None:
@@ -282,7 +284,7 @@ class Service:
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:
-            wait(self._epoll, self._poll_ns, timeout_s)
+            wait(self._epoll, self._waiter, timeout_s)
             for server in self._servers:
                 server.poll()
         self._store.turn()

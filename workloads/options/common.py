@@ -19,8 +19,9 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
-from workloads.options.declare import option, read
+from workloads.options.declare import add, option, read
 from workloads.options.session import EndSessions, add_session_options, check_no_sessions, session_settings
+from workloads.options.waiting import Waits
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
 from workloads.transports.table import TABLE
@@ -68,8 +69,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
-    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                        help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
+    add(Waits, parser)
     add_session_options(parser)
     packets = parser.add_argument_group("smt, homa, linux")
     packets.add_argument("--trace", metavar="FILE|FOLDER",
@@ -255,5 +255,6 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
         if local[0] not in own:
             raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
-    return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic, args.poll_us * 1000,
-                    params, session, args.trace if args.transport in PACKET_TRANSPORTS else None)
+    return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
+                    read(Waits, args).waiting(), params, session,
+                    args.trace if args.transport in PACKET_TRANSPORTS else None)

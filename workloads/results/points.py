@@ -191,7 +191,7 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
     load = "" if kinds.mode(row["mode"]).alone else f" x{row['concurrency']}"
-    poll = " polling" if row.get("poll") == "polling" else ""
+    poll = f" {row['poll']}" if row.get("poll") in ("hybrid", "polling") else ""
     variant = f" {row['variant']}" if row.get("variant") else ""
     return (f"{label(row)} {row['topo']} {row['mode']}{poll}{variant} {size_text(row['size'])}{load} "
             f"trial {row.get('trial', 1)}")

@@ -29,6 +29,7 @@ from workloads.options.common import JudgedResults, Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.kinds import Picture, Section
 from workloads.results.points import session_lines
 from workloads.transports.table import compared
@@ -95,8 +96,7 @@ class Options:
              f"(default: {OPEN_LOOP_CONNECTIONS})")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records (default: %(default)s)")
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     timeout: float = option("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
@@ -199,7 +199,7 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
         for number, name in enumerate(dict.fromkeys([*plan.names, _YARDSTICK])):
             progress.say(f"starting {2 * plan.mix.hosts} processes of {name}")
             own = plan.mix.options() if name in transports.PACKET_TRANSPORTS else ()
-            setup = Setup(name, asked.nic, "all", connections=asked.connections, poll_us=asked.poll_us,
+            setup = Setup(name, asked.nic, "all", connections=asked.connections, wait=asked.waits.waiting(),
                           session=asked.sessions.session or "",
                           options=(*own, *session_words(asked.sessions, name)),
                           server_options=("--response-size", str(REPLY_BYTES)))
