@@ -189,8 +189,7 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 		echo "venv: creating $(VENV) with $$($(PYTHON) --version)"
 		$(PYTHON) -m venv --clear $(VENV)
 	fi
-	# What another compiler or other settings made is made anew.
-	rm -rf $(STAMP) $(COMPILED) $(COMPILED)-base $(COMPILED)-c
+	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
 	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic]'

@@ -36,14 +36,17 @@ class BuildCompiled(build_ext):
     def build_extensions(self) -> None:
         if not self.extensions:
             return
+        # Other settings make all anew.
+        settings = Path(__file__).stat().st_mtime
+        self.force = COMPILED["time_of_record"](self.build_lib) < settings
         COMPILED["remove_record"](self.build_lib)
-        headers = max((header.stat().st_mtime for header in C_CODE.rglob("*.h")), default=0.0)
+        shared = max([settings, *(header.stat().st_mtime for header in C_CODE.rglob("*.h"))])
         compile_one: Callable[..., None] = self.compiler._compile
 
         def compile_new(obj: str, src: str, *rest: Any) -> None:
             made = Path(obj).stat().st_mtime if Path(obj).exists() else 0.0
             # mypyc leaves a file alone that would come out the same.
-            if made <= max(Path(src).stat().st_mtime, headers):
+            if made <= max(Path(src).stat().st_mtime, shared):
                 compile_one(obj, src, *rest)
 
         def compile_all(sources: Sequence[str], output_dir: str | None = None, macros: Any = None,

@@ -88,6 +88,12 @@ def write_record(folder: str, sources: Mapping[str, Sequence[object]]) -> None:
     os.replace(f"{path}.new", path)
 
 
+def time_of_record(folder: str) -> float:
+    """When the build in ``folder`` was finished, in seconds; 0: there is none."""
+    path = os.path.join(folder, _RECORD)
+    return os.stat(path).st_mtime if os.path.exists(path) else 0.0
+
+
 def remove_record(folder: str) -> None:
     """Before anything in ``folder`` changes."""
     if os.path.exists(path := os.path.join(folder, _RECORD)):
