@@ -16,6 +16,8 @@ from smtstack.transport.params import TransportParams
 from smtstack.transport.segment import Segment
 from smtstack.wire.ipv4 import IPv4
 
+pytestmark = pytest.mark.interpreted("socket and endpoint are look-alikes, and compiled code takes none")
+
 #: What the clock moves every time it is read.
 STEP_NS = 100_000
 

@@ -18,9 +18,8 @@ def _progress(text: str) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    kind = "compiled" if result["compiled"] else "interpreted"
-    print(f"In-memory pair, {kind}, Python {result['python']}, {CONCURRENCY} outstanding, processor time, "
-          f"median of {result['rounds']}")
+    print(f"In-memory pair, {result['protocol_code']}, Python {result['python']}, {CONCURRENCY} outstanding, "
+          f"processor time, median of {result['rounds']}")
     print(f"{'':10}{'RPC/s 64 B':>14}{'RPC/s 1 KB':>14}{'MB/s 1 MB':>12}")
     for system in SYSTEMS:
         print(f"{system:10}{result['rpc_per_s']['64'][system]['median']:>14,}"

@@ -109,7 +109,7 @@ def as_text(table: list[dict[str, Any]]) -> str:
     """For people."""
     here = environment()
     names = [system_label(*system) for system in SYSTEMS]
-    lines = [f"echo on a cable, {'compiled' if here['compiled'] else 'interpreted'}, {here['cpu']}",
+    lines = [f"echo on a cable, {here['protocol_code']}, {here['cpu']}",
              f"{'':>42}" + "".join(f"{name:>10}" for name in names)
              + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS)]
     for point in table:

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from smtstack import compiled
 from smtstack.errors import SmtError
 from smtstack.nic.device import NicConfig
 from smtstack.sim.pair import MemoryPair
 from smtstack.transport.events import Event, Request, Response
 from smtstack.transport.params import TransportParams
-from topo.probes import is_compiled
 
 #: Outstanding RPCs of the closed loop.
 CONCURRENCY = 16
@@ -105,7 +105,7 @@ def run_bench(quick: bool, rounds: int, say: Callable[[str], None]) -> dict[str,
     """Every figure of the table; ``say`` is told how far it is."""
     small, bulk = (4000, 20) if quick else (20_000, 100)
     result: dict[str, Any] = {
-        "python": platform.python_version(), "compiled": is_compiled(), "concurrency": CONCURRENCY,
+        "python": platform.python_version(), "protocol_code": compiled.description(), "concurrency": CONCURRENCY,
         "rounds": rounds, "rpc_per_s": {}, "mb_per_s": {}}
     # Interleaved: a machine that slows down in mid-run slows all systems down.
     samples: dict[tuple[str, int], list[float]] = {}
@@ -128,5 +128,5 @@ def run_bench(quick: bool, rounds: int, say: Callable[[str], None]) -> dict[str,
     result["ratios_64B"] = {"smt-sw/homa": round(at64["smt-sw"] / at64["homa"], 3),
                             "smt-hw/smt-sw": round(at64["smt-hw"] / at64["smt-sw"], 3)}
     # The profiler sees calls of Python functions: compiled ones have none.
-    result["profile_64B_smt_sw"] = None if result["compiled"] else profile_small(4000 if quick else 20_000)
+    result["profile_64B_smt_sw"] = None if compiled.is_compiled() else profile_small(4000 if quick else 20_000)
     return result
