@@ -16,9 +16,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
-from smtstack import quantities
+from smtstack import compiled, quantities
 from smtstack.errors import SmtError
-from topo.probes import is_compiled
 from workloads.experiments import bench_wire, fig8
 from workloads.experiments.bench_wire import BULK_SIZE
 from workloads.experiments.experiment import Experiment, Outcome, Running
@@ -200,7 +199,7 @@ def _simulator(running: Running) -> Aim:
 def as_text(aims: Sequence[Aim]) -> str:
     """For people."""
     here = environment()
-    lines = [f"Aims and figures of today, {'compiled' if is_compiled() else 'interpreted'}, {here['cpu']}, "
+    lines = [f"Aims and figures of today, {compiled.description()}, {here['cpu']}, "
              f"{here['cores_usable']} cores.",
              "smt is Python in user space, tls is OpenSSL over the kernel's TCP, both C; aioquic is Python.", "",
              f"{'':<44}{'aim':>12}{'today':>12}{'before':>12}"]
