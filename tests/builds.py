@@ -14,8 +14,8 @@ import pytest
 from smtstack import compiled
 
 FOLDER = Path(__file__).parent / "unit"
-#: How names of files begin: engine, attacks, fuzzers, NIC, sessions.
-SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_nic", "test_session")
+#: How names of files begin: engine, attacks, fuzzers, the path of most packets, NIC, sessions.
+SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_hot_path", "test_nic", "test_session")
 
 
 def mark(items: list[pytest.Item]) -> None:

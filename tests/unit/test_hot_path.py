@@ -62,6 +62,7 @@ class Echo:
         assert event.data == self.data
 
 
+@pytest.mark.interpreted("compiled functions are no calls to a profiler")
 @pytest.mark.parametrize(("profile", "offload", "calls", "objects"), COSTS)
 def test_calls_and_objects_of_one_rpc(profile, offload, calls, objects):
     echo = Echo(profile, offload)
