@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 COMPILED := $(VENV)/compiled
 # Whether the hot packages can be compiled: by a C compiler, and the headers of the Python that runs them.
-CAN_COMPILE = command -v cc >/dev/null && $(BIN)/python -c "$(HAS_HEADERS)"
+CAN_COMPILE = { command -v cc >/dev/null && $(BIN)/python -c "$(HAS_HEADERS)"; }
 HAS_HEADERS = import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))
 CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
