@@ -19,9 +19,9 @@ RANK = {
     "smtstack": 0,  # with smtstack.compiled and smtstack.errors one unit, which everybody may import
     "smtstack.exit_codes": 1,
     "smtstack.quantities": 1,
-    "smtstack.waiting": 1,  # how long to look before sleeping
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
+    "smtstack.waiting": 2,  # how long to look before sleeping
     "smtstack.transport": 3,
     "smtstack.session": 4,
     "smtstack.nic": 5,

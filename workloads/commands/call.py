@@ -18,8 +18,7 @@ from smtstack.socket import Address
 from smtstack.wire.ipv4 import address
 from workloads import transports
 from workloads.load.loops import WARM_UP, Load
-from workloads.load.measure import LINGER_S, Point, Series, merge, result, write_raw
-from workloads.load.rtt import PERCENTILES
+from workloads.load.measure import LINGER_S, PERCENTILES, Point, Series, merge, result, write_raw
 from workloads.load.workers import Job, Workers
 from workloads.options import common as options
 from workloads.options.common import DEFAULTS, add_caller_options, not_negative, parse_address, positive

@@ -148,7 +148,6 @@ class FidelityMonitor:
             "timer_late_us": round(late / 1000, 1),
         })
 
-
     def _run_delay(self, wall_us: float) -> float | None:
         """Share of the time in which the process that waited most had no processor; None: not known."""
         delays = [(after - before) / 1000 / wall_us for pid, before in self._delays.items()
