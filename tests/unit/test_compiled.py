@@ -15,8 +15,12 @@ import pytest
 
 from smtstack import compiled
 from smtstack.compiled import VARIABLE
+from smtstack.crypto.epochs import Session
+from smtstack.crypto.keys import Endpoints, KeyStore
+from smtstack.errors import ConfigError
 from tests import builds
 from tests.command_lines import ROOT
+from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, make_side
 from topo.interpreter import host_environment
 from workloads.results.environment import environment
 
@@ -178,12 +182,13 @@ print(len(opened), len(asked) < 200)""")
 
 @needs_build
 def test_a_compiled_class_can_be_derived_from_where_that_is_meant():
-    from smtstack.transport.negotiation import Negotiator
-
-    class Own(Negotiator):
-        def want(self, ip: int, port: int, now: int) -> None:
-            self.wanted = (ip, port, now)
+    class Own(KeyStore):
+        def session(self, ends: Endpoints) -> Session | None:
+            self.asked = ends
+            return None
 
     own = Own()
-    own.want(1, 2, 3)
-    assert own.wanted == (1, 2, 3)
+    with pytest.raises(ConfigError):
+        make_side(CLIENT, CLIENT_PORT, "homa", own).endpoint.send_request(SERVER, SERVER_PORT, b"x", 0)
+    # Compiled code called it, as it would one of its own.
+    assert own.asked == Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)
