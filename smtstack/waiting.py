@@ -28,7 +28,7 @@ LONGEST_NS: Final = 200_000
 #: A look that comes so much later than the one before, in ns: somebody else had the processor in between.
 STALL_NS: Final = 50_000
 #: A wait longer than so many times the longest look counts as that long: one pause is no new habit.
-_CLIP: Final = 4
+_CLIP: Final = 3
 #: The last wait's share of what is expected, as a shift: a quarter.
 _SHARE: Final = 2
 #: Looks in vain after which the next 1022 waits are slept through.
