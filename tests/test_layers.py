@@ -19,7 +19,6 @@ RANK = {
     "smtstack": 0,  # smtstack/__init__.py and smtstack.errors are one unit, which everybody may import
     "smtstack.exit_codes": 1,
     "smtstack.quantities": 1,
-    "smtstack.waiting": 1,  # how long to look before sleeping
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
     "smtstack.transport": 3,
@@ -27,6 +26,7 @@ RANK = {
     "smtstack.nic": 5,
     "smtstack.capture": 5,
     "smtstack.stack": 6,  # one end: an endpoint on a NIC
+    "smtstack.waiting": 6,  # how long to look before sleeping
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
