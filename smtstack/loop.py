@@ -126,6 +126,8 @@ class PacketLoop:
         next: with an answer, if there is one to give.
         """
         now = monotonic_ns()
+        if self._generation[0] != self._seen:
+            self._sync_nic()
         self._transmit(now)
         if self._woke:
             self._woken(self._woke)
@@ -134,7 +136,7 @@ class PacketLoop:
             self._woke = 0
         elif self._next:
             self._woken(now)
-        if self._generation[0] != self._seen or now >= self._publish_at:
+        if now >= self._publish_at:
             self._sync_nic()
         if now >= self._routes_until:
             self._routes_until = now + int(LIFETIME * 1e9)
@@ -152,6 +154,8 @@ class PacketLoop:
             if frames:
                 # Nothing here but what the answer needs; the next step does the rest.
                 self._woke = now = monotonic_ns()
+                if self._generation[0] != self._seen:
+                    self._sync_nic()
                 if self._inbox is not None:
                     self._take_messages(self._inbox, now)
                 self._arrive(frames, now)
@@ -198,6 +202,8 @@ class PacketLoop:
 
     def flush(self) -> None:
         """Send what is ready, without waiting for anything."""
+        if self._generation[0] != self._seen:
+            self._sync_nic()
         self._transmit(monotonic_ns())
 
     def _sync_nic(self) -> None:

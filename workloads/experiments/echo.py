@@ -92,12 +92,6 @@ def check(asked: Options) -> Plan:
     return Plan(asked, setup, load)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    system = plan.asked.system
-    return f"run echo, {system.transport} on {system.topo}", system.trials
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each trial, up to the first that failed."""
     asked, system = plan.asked, plan.asked.system
@@ -112,4 +106,5 @@ def measure(plan: Plan, running: Running) -> Outcome:
 EXPERIMENT = Experiment(
     "echo", help="RPC echo, every answer compared", examples=_EXAMPLES,
     description="RPC echo over a topology. Every answer is compared byte for byte.",
-    options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=10)
+    options=Options, check=check, measure=measure, ends_with="results", place=10,
+    steps=lambda plan: (f"run echo, {plan.setup.transport} on {plan.asked.system.topo}", plan.asked.system.trials))

@@ -35,8 +35,7 @@ from workloads.fleet.programs import cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
-from workloads.load.measure import SIZES_SUFFIX
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import SIZES_SUFFIX, rtt_summary
 from workloads.options.waiting import wait_words
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import BY_DEFAULT, HOW, Answered, Lost, OpenLoopFigures, Row
