@@ -39,6 +39,6 @@ class Waits:
 
 
 def wait_words(how: Waiting) -> list[str]:
-    """The same for command lines of servers and clients."""
+    """A way to wait as the options that ask for it, for command lines of servers and clients."""
     longest = [] if how.mode == INTERRUPT else ["--poll-us", str(how.longest_ns // 1000)]
     return ["--wait", how.mode, *longest]
