@@ -9,16 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 COMPILED := $(VENV)/compiled
+# Whether the hot packages can be compiled: by a C compiler, and the headers of the Python that runs them.
+CAN_COMPILE = command -v cc >/dev/null && $(BIN)/python -c "$(HAS_HEADERS)"
+HAS_HEADERS = import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))
 CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
-	redis-check-rdb:redis-tools knotd:knot tshark:tshark editcap:wireshark-common openssl:openssl
+	redis-check-rdb:redis-tools knotd:knot tshark:tshark editcap:wireshark-common openssl:openssl \
+	cc:gcc cc:libc6-dev
 
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv system demo check test lint bench compiled clean
+.PHONY: help venv system demo check test lint bench compiled built clean
 
 # Images of containers often set it. Each of the hundreds of processes that tests and runs start would then compile
 # what it imports, and each worker of pytest rewrite all tests: a third of the time of all. "make clean" removes it.
@@ -59,19 +63,23 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (those of root'\''s tests), ARGS= (for pytest, demo or bench wire)'
 
-venv: $(STAMP)  ## build or repair .venv, with the command .venv/bin/smtnet
+venv: built  ## build or repair .venv, with the command .venv/bin/smtnet
 
-system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping, Redis, Knot DNS, tshark
+system:  ## install what is missing: Open vSwitch, Mininet's mnexec, tc, ethtool, ping, Redis, Knot DNS, tshark, a C compiler
 	@PATH=$$PATH:/usr/sbin:/sbin  # which a user lacks
 	missing=
 	for pair in $(PROGRAMS); do
 		command -v "$${pair%:*}" >/dev/null || missing="$$missing$${missing:+ }$${pair#*:}"
 	done
-	[ -n "$$missing" ] || exit 0
+	# A distribution's Python has its headers in a package of their own; other Pythons bring them along.
+	missing="$$missing $$($(PYTHON) -c "import os, sys, sysconfig; include = sysconfig.get_path('include'); \
+		print('' if os.path.exists(include + '/Python.h') or not include.startswith('/usr/include') \
+		else 'python{}.{}-dev'.format(*sys.version_info))" 2>/dev/null)"
+	[ -n "$${missing# }" ] || exit 0
 	missing=$$(printf '%s\n' $$missing | sort -u | tr '\n' ' ')
 	$(call install,system,$$missing)
 
-demo: system $(STAMP)  ## compare smt, homa, tcp and tls: table, pictures and report in results/ (root)
+demo: system built  ## compare smt, homa, tcp and tls: table, pictures and report in results/ (root)
 	@$(BIN)/smtnet demo $(ARGS)
 
 # Types and tests side by side: without a cache, as on a hosted machine, mypy takes as long as the tests do.
@@ -82,12 +90,18 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 	$(BIN)/mypy --no-error-summary $(CODE) & mypy=$$!
 	trap 'kill $$mypy 2>/dev/null || true; exit 130' INT TERM
 	failed=0
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
+	SMTNET_COMPILED=no $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
 	wait $$mypy || failed=$$?
 	exit $$failed
 
-test: $(if $(filter 0,$(shell id -u)),system) lint  ## lint, then all tests (those marked root only when root)
+test: $(if $(filter 0,$(shell id -u)),system) lint built  ## lint, then all tests (those marked root only when root)
 	@pytest="$(BIN)/python -m pytest"
+	# Where a build can be, it is what is tested, and none would be an error. The sources then pass what touches it.
+	if $(CAN_COMPILE); then
+		echo 'test: $(JOBS) workers, the sources of what is compiled (tests/builds.py)'
+		SMTNET_COMPILED=no $$pytest -q -n $(JOBS) --dist worksteal -m '(both or interpreted) and not root' $(ARGS) || [ $$? -eq 5 ]
+		export SMTNET_COMPILED=yes
+	fi
 	if [ "$$(id -u)" -ne 0 ]; then
 		exec $$pytest -n $(JOBS) --dist worksteal $(ARGS)  # conftest.py skips the root tests and says why
 	fi
@@ -110,7 +124,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary $(CODE)
 
-bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (smt/tls, homa/tcp), interpreted and compiled; some minutes
+bench: $(if $(filter 0,$(shell id -u)),system) built  ## speeds as ratios (smt/tls, homa/tcp), interpreted and compiled; some minutes
 	@bench() {
 		$(BIN)/smtnet bench memory
 		if [ "$$(id -u)" -ne 0 ]; then
@@ -120,23 +134,30 @@ bench: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## speeds as ratios (sm
 			$(BIN)/smtnet reproduce fig8 --quick
 		fi
 	}
+	export SMTNET_COMPILED=no
 	bench
-	if command -v cc >/dev/null; then
-		$(MAKE) --no-print-directory $(COMPILED)/.stamp
-		export PYTHONPATH=$(CURDIR)/$(COMPILED)
+	if $(CAN_COMPILE); then
+		export SMTNET_COMPILED=yes
 		bench
 	else
 		echo 'bench: no C compiler (cc): the compiled half is left out' >&2
 	fi
 
-compiled: $(COMPILED)/.stamp  ## the hot packages compiled by mypyc, for PYTHONPATH=.venv/compiled
+# What people get. Where that cannot be, or fails, all runs interpreted, and says so ("smtnet --version").
+built: $(STAMP)
+	@if ! $(CAN_COMPILE); then
+		echo 'compiled: no C compiler (cc), or no headers of this Python: smtnet runs interpreted' >&2
+	else
+		$(MAKE) --no-print-directory compiled || echo 'compiled: that failed: smtnet runs interpreted' >&2
+	fi
 
-# A copy beside the sources: a compiled module in the checkout would hide every later edit of its source.
-$(COMPILED)/.stamp: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
-	@echo 'compiled: mypyc and cc, about 40 s'
-	rm -rf $(COMPILED) $(COMPILED)-base $(COMPILED)-c
-	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build --build-base=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
-	touch $@
+compiled: $(COMPILED)/smtstack/build.json  ## compile the hot packages by mypyc anew; demo, test and bench do it by themselves
+
+# Beside the sources: a compiled module in the checkout would hide every later edit of its source. smtstack/compiled.py
+# finds it there, and knows a stale one. The record is written last.
+$(COMPILED)/smtstack/build.json: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
+	@echo 'compiled: mypyc and cc: half a minute the first time, then what has changed'
+	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build_ext --build-temp=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
 
 clean:  ## remove the venv, build products and caches; results/ stays
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -171,6 +192,6 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv]'
+	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic]'
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

@@ -1,4 +1,8 @@
-"""Drives one stack on a real interface: frames in, timers, frames out; polls, then blocks.
+"""Drives one stack on a real interface: frames in, timers, frames out; looks for more, then sleeps.
+
+Between the wake-up and the answer stands what the answer needs, and nothing else: frames are read and handed to
+the endpoint, the application gets them, and what it says is sent. Timers, counters, settings and routes come
+behind that, before the next wait. Whoever wakes up is cold: each line costs three times what it does in a loop.
 
 A frame waits in two places. The kernel's ring is the wire's end: a host that runs takes everything out of it at
 once, and after a stall finds there what came meanwhile. All that goes through the device into its receive rings,
@@ -24,6 +28,7 @@ from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.state import Port
 from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
+from smtstack.waiting import AS_TCP, STALL_NS, Waiter
 from smtstack.wire.naming import peer_key
 
 #: Frames given to the endpoint before transmitting again: large enough to batch, small enough to answer in time.
@@ -68,13 +73,13 @@ class KeyHost(Protocol):
 
 
 class PacketLoop:
-    """Endpoint, driver and device on a packet socket. ``poll_ns``: busy-wait before blocking (0: never).
+    """Endpoint, driver and device on a packet socket. ``waiter``: how it waits for frames; None: asleep.
 
     ``port``: where the device's settings come from and its counters are seen, if anywhere.
     """
 
     def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
-                 poll_ns: int = 0, tx: Impairments | None = None, rx: Impairments | None = None,
+                 waiter: Waiter | None = None, tx: Impairments | None = None, rx: Impairments | None = None,
                  port: Port | None = None, key_host: KeyHost | None = None) -> None:
         self.endpoint = endpoint
         self.nic = nic
@@ -82,7 +87,7 @@ class PacketLoop:
         self.driver = NicDriver(nic, socket.mac, endpoint.ip, endpoint.protocol, neighbours)
         self.stack = Stack(endpoint, self.driver)
         self.statistics = LoopStatistics()
-        self._poll_ns = poll_ns
+        self._waiter = waiter or Waiter(AS_TCP)
         seed = peer_key(endpoint.ip, endpoint.port)
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
         self._tx = tx
@@ -108,6 +113,8 @@ class PacketLoop:
         self._looked = 0
         #: The first that was known when somebody asked and went to sleep; 0: nobody sleeps.
         self._next = 0
+        #: When a frame ended a wait, until somebody takes note of it; 0: none did.
+        self._woke = 0
         self._backlog = 0
         self._sync_nic()
 
@@ -119,30 +126,40 @@ class PacketLoop:
         next: with an answer, if there is one to give.
         """
         now = monotonic_ns()
-        if self._next:
+        if self._generation[0] != self._seen:
+            self._sync_nic()
+        self._transmit(now)
+        if self._woke:
+            self._woken(self._woke)
+            if self._publish_at == NEVER:
+                self._publish_at = now + self._publish_ns
+            self._woke = 0
+        elif self._next:
             self._woken(now)
-        if self._generation[0] != self._seen or now >= self._publish_at:
+        if now >= self._publish_at:
             self._sync_nic()
         if now >= self._routes_until:
             self._routes_until = now + int(LIFETIME * 1e9)
             self.driver.forget_routes()
             if self._key_host is not None:
                 self._key_host.idle()
-        self._transmit(now)
         if self._work(now):
             return True
         if self._key_host is not None:
             self._key_host.idle()
             now = monotonic_ns()
-        poll_until = now + self._poll_ns
         wake = self._wake(deadline, now)
-        while now < poll_until and now < wake:
-            now = monotonic_ns()
-            if self._work(now):
-                return True
         if now < wake:
-            self.statistics.wakeups += 1
-            self.socket.wait(wake - now)
+            frames = self._wait(now, wake)
+            if frames:
+                # Nothing here but what the answer needs; the next step does the rest.
+                self._woke = now = monotonic_ns()
+                if self._generation[0] != self._seen:
+                    self._sync_nic()
+                if self._inbox is not None:
+                    self._take_messages(self._inbox, now)
+                self._arrive(frames, now)
+                return True
             now = monotonic_ns()
             self._woken(now)
             if self._generation[0] != self._seen:
@@ -151,6 +168,32 @@ class PacketLoop:
             return True
         self.socket.clear_error()
         return False
+
+    def _wait(self, now: int, wake: int) -> list[bytes]:
+        """The frames that come before ``wake``, if any do: looks for them as long as that pays, then sleeps."""
+        waiter, receive, inbox = self._waiter, self.socket.receive, self._inbox
+        frames: list[bytes] = []
+        until = min(waiter.begin(now), wake)
+        while now < until:
+            if inbox is not None:
+                self._take_messages(inbox, now)
+            frames = receive(MAX_BACKLOG)
+            at = monotonic_ns()
+            if frames:
+                waiter.end(at, True)
+                return frames
+            if at - now > STALL_NS:
+                waiter.stalled()
+                now = at
+                break
+            now = at
+        if now < wake:
+            # What came since the last look ends it at once: the socket is readable as long as a frame is there.
+            self.statistics.wakeups += 1
+            self.socket.wait(wake - now)
+            frames = receive(MAX_BACKLOG)
+        waiter.end(monotonic_ns(), bool(frames))
+        return frames
 
     def _woken(self, now: int) -> None:
         """Until ``now``, or the first timer that was known, there was none to look at."""
@@ -182,7 +225,7 @@ class PacketLoop:
     def _work(self, now: int) -> bool:
         if self._inbox is not None:
             self._take_messages(self._inbox, now)
-        count = self._receive(now)
+        count = self._arrive(self.socket.receive(MAX_BACKLOG), now)
         busy = count > 0
         if self.nic.waiting and self._backlog < MAX_BACKLOG:
             # After a stall, what timers wait for may be in the rings behind these frames.
@@ -251,9 +294,8 @@ class PacketLoop:
         timeout = self.next_wake()
         return wake if timeout is None else min(wake, timeout)
 
-    def _receive(self, now: int) -> int:
+    def _arrive(self, frames: list[bytes], now: int) -> int:
         """Take what came; how many frames there were to do something about."""
-        frames = self.socket.receive(MAX_BACKLOG)
         delayed = 0
         if self._rx is not None and frames:
             for frame in frames:

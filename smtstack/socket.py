@@ -26,6 +26,7 @@ from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.io import key_file
 from smtstack.io.neighbours import Neighbours
 from smtstack.io.packet_socket import PacketSocket, interface_mtu
+from smtstack.io.processors import outnumbered
 from smtstack.io.shared_port import SharedPort
 from smtstack.io.trace_file import TraceFile
 from smtstack.loop import PacketLoop
@@ -37,6 +38,7 @@ from smtstack.transport import events
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.waiting import AS_HOMA, Waiter, Waiting
 from smtstack.wire.ipv4 import address, format_address
 
 if TYPE_CHECKING:
@@ -70,8 +72,8 @@ class SmtContext:
     params: TransportParams | None = None
     """Transport parameters; by default ``SOFTWARE``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
-    poll_ns: int = 0
-    """Busy-wait this long before blocking: 0 is pure interrupt mode."""
+    wait: Waiting = AS_HOMA
+    """How to wait for frames: by default busy-waiting where that pays, then asleep (smtstack/waiting.py)."""
     shared_port: SharedPort | None = None
     """This process is one of several workers that share the port."""
     tx_impairments: Impairments | None = None
@@ -224,8 +226,9 @@ class SmtSocket:
             if port is not None:
                 undo.callback(port.detach)
             nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
-            self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface), context.poll_ns,
-                                   context.tx_impairments, context.rx_impairments, port, self.sessions)
+            self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface),
+                                   Waiter(context.wait, outnumbered), context.tx_impairments,
+                                   context.rx_impairments, port, self.sessions)
             undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False

@@ -10,24 +10,33 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import smtstack.socket
+from smtstack.io.packet_socket import PacketSocket
 from smtstack.socket import SmtContext, SmtSocket
 
 CLIENT = ("10.0.0.1", 40_000)
 SERVER = ("10.0.0.2", 2000)
 
 
-class Cable:
-    """What PacketSocket looks like to the packet loop, over one end of a socket pair."""
-
-    mac = bytes(6)
-    send_drops = 0
+class Cable(PacketSocket):
+    """A packet socket to the packet loop, over one end of a socket pair."""
 
     def __init__(self, end: socket.socket) -> None:
+        # Deliberately without super(): that would open a real one.
+        self.mac = bytes(6)
+        self.send_drops = 0
         self._end = end
         end.setblocking(False)
-        self.fileno = end.fileno
-        self.close = end.close
         self._readers = [end]
+        self._both = None
+
+    def fileno(self) -> int:
+        return self._end.fileno() if self._both is None else self._both.fileno()
+
+    def close(self) -> None:
+        # As of the real one: a descriptor for event loops, which goes with the cable.
+        if self._both is not None:
+            self._both.close()
+        self._end.close()
 
     def send(self, frames: list[bytes]) -> None:
         # What nobody takes is lost, as on a wire.
@@ -47,12 +56,9 @@ class Cable:
 
     def watch(self, other: socket.socket) -> None:
         self._readers.append(other)
-        both = select.epoll()
+        self._both = select.epoll()
         for reader in self._readers:
-            both.register(reader, select.EPOLLIN)
-        # As of the real one: a descriptor for event loops, which goes with the cable.
-        self._both = both
-        self.fileno = both.fileno
+            self._both.register(reader, select.EPOLLIN)
 
     def wait(self, timeout_ns: int) -> None:
         select.select(self._readers, [], [], timeout_ns / 1e9)

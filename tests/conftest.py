@@ -1,4 +1,5 @@
-"""For every test: which ones need root, which are slow, what root's workers are, how hard Hypothesis tries."""
+"""For every test: which ones need root, which are slow, which run on both builds, what
+root's workers are, how hard Hypothesis tries."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import slow
+from smtstack import compiled
+from tests import builds, slow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,10 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [f"popen//python={python}" if tx == "popen" else tx for tx in config.option.tx]
 
 
+def pytest_report_header() -> str:
+    return f"protocol code: {compiled.description()}"
+
+
 # First: pytest's own, which selects by markers, comes after it.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow.mark(items)
+    builds.mark(items)
     marked = [item for item in items if item.get_closest_marker("root")]
     for item in marked:
         if ROOT / "tests" / "net" not in item.path.parents:

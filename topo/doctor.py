@@ -165,7 +165,9 @@ def _tickets(facts: Facts) -> Iterator[Check]:
 
 
 def _python_side(facts: Facts) -> Iterator[Check]:
-    yield Check("protocol code", "ok", "compiled" if facts.compiled else "interpreted (compiled: make compiled)")
+    why, _, fix = facts.interpreted.partition("; run: ")
+    yield Check("protocol code", "warn", f"interpreted, half as fast: {why}", fix) if fix else Check(
+        "protocol code", "ok", f"interpreted: {why}" if why else "compiled")
     yield Check("ryu", "ok", "a controller starts and listens") if not facts.ryu else Check(
         "ryu", "warn", f"no OpenFlow controller ({facts.ryu})", "make venv")
     for name, there, without in (("matplotlib", facts.matplotlib, "no pictures"),

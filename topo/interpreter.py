@@ -13,6 +13,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from smtstack import compiled
+
 ROOT = Path(__file__).resolve().parents[1]
 #: What ``smtnet`` needs beyond the standard library.
 _NEEDED = ("cryptography", "psutil")
@@ -67,7 +69,12 @@ def host_python() -> str:
 
 
 def host_environment() -> dict[str, str]:
-    """Ours, with the checkout importable. What PYTHONPATH names (the compiled packages, perhaps) goes first."""
+    """Ours, with the checkout importable; what PYTHONPATH names goes first.
+
+    Whoever is compiled is so with all its programs: an edit meanwhile ends them by name, rather than that some of
+    a run's processes have other code than others.
+    """
     path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(ROOT)) if p)
-    # "python -m" would look into the current folder first: a checkout's sources would hide the compiled ones.
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    build = {compiled.VARIABLE: compiled.YES} if compiled.is_compiled() and host_python() == sys.executable else {}
+    # "python -m" would look into the current folder first, which may be somebody else's.
+    return {**os.environ, **build, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

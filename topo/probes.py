@@ -23,6 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from smtstack import compiled
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Programs that topologies run, by what has to be installed for them on Debian and Ubuntu.
@@ -73,7 +75,8 @@ class Facts:
     seal_us: float
     """To seal 1 KB with AES-128-GCM."""
     encrypt_into: bool
-    compiled: bool
+    interpreted: str
+    """Why the protocol code is, and what would help; empty: it is compiled."""
     psi: bool
     steal: float
     """Share of the processor time that the hypervisor took while this was found out."""
@@ -121,7 +124,7 @@ def _gather(results: Path, controller: _Controller) -> Facts:
         namespaces=namespaces, tried=tried, ovs=ovs.splitlines()[0].rpartition(" ")[2] if ovs else None,
         ovs_kernel=has_module("openvswitch"), mininet=_version("mininet"), openssl=ssl.OPENSSL_VERSION,
         seal_us=seal_us, encrypt_into=into,
-        compiled=is_compiled(), psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
+        interpreted=compiled.BUILD.why, psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
         matplotlib=_importable("matplotlib"), rich=_importable("rich"), openssl_binding=_importable("OpenSSL"),
         dnspython=_importable("dns"), knot=find("knotd") is not None,
         tshark=find("tshark") is not None, free_mb=shutil.disk_usage(place).free // 1_000_000,
@@ -254,12 +257,6 @@ def _seal_speed(rounds: int = 5, count: int = 500) -> tuple[float, bool]:
             seal(nonce, data, None)
         best = min(best, time.perf_counter() - start)
     return round(best / count * 1e6, 2), hasattr(AESGCM, "encrypt_into")
-
-
-def is_compiled() -> bool:
-    """Whether the protocol code is the one that mypyc compiled."""
-    from smtstack.transport import endpoint
-    return not str(endpoint.__file__).endswith(".py")
 
 
 def _steal_since(before: tuple[float, ...]) -> float:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from smtstack.compiled import mypyc_attr
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
@@ -141,6 +142,7 @@ class EarlySecrets:
         return (self._early, rx) if self._is_client else (tx, self._early)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class KeyStore:
     """Makes sessions; one for each profile."""
 

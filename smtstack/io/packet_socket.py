@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 
+from smtstack.compiled import mypyc_attr
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
@@ -32,6 +33,7 @@ SEND_PATIENCE_MS = 100
 _SELECT_LIMIT = 1024
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PacketSocket:
     """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Protocol
 
+from smtstack.compiled import mypyc_attr
 from smtstack.crypto.epochs import Session, SmtSession
 from smtstack.crypto.keys import Endpoints, KeyStore
 from smtstack.transport.params import MAX_MTU, TransportParams
@@ -38,6 +39,7 @@ class SessionUser(Protocol):
         """Whether RPCs with this peer are under way."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Negotiator(KeyStore):
     """A key store that makes sessions by handshakes. One belongs to one endpoint.
 

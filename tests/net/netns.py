@@ -33,7 +33,6 @@ _numbers = count()
 
 
 def _environment() -> dict[str, str]:
-    # What PYTHONPATH names (the compiled packages, perhaps) goes first.
     path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(ROOT)) if p)
     return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "default"}
 

@@ -29,13 +29,14 @@ from topo import cli_verbs, sandbox
 from workloads import experiments
 from workloads.commands import bench
 from workloads.commands import main as cli
+from workloads.load import memory_echo
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
 _NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets"}
 #: Words that make a long run of a command short.
 _SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1")}
 #: Of the lines that measure the same, and show it in other ways, the first does.
-_run_bench = cache(bench.run_bench)
+_run_bench = cache(memory_echo.run_bench)
 #: What a command may say of a line whose files are not there.
 _MISSING = re.compile(r"No such file|no result folder|unable to open|has no \S+\.pem")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.typed import typed
 from workloads.options import declare
 from workloads.options.common import JudgedResults, QuotedResults, Reported
 from workloads.options.declare import group, option
@@ -35,7 +36,7 @@ class Outermost:
 
 
 def test_defaults_are_the_same_read_or_made():
-    assert declare.parse(Outer) == Outer()
+    assert typed(Outer) == Outer()
     made = Outer()
     assert (made.count, made.inner, made.size, made.loud) == (None, Inner(5.0, [], Path("here")), 64, False)
     with pytest.raises(FrozenInstanceError):
@@ -43,21 +44,21 @@ def test_defaults_are_the_same_read_or_made():
 
 
 def test_whoever_takes_a_group_may_set_its_defaults():
-    assert declare.parse(Outermost) == Outermost()
+    assert typed(Outermost) == Outermost()
     assert (Outermost().outer.inner.rate, Outermost().outer.size) == (7.0, 1)
-    assert declare.parse(Outermost, "--rate", "2").outer.inner.rate == 2.0
+    assert typed(Outermost, "--rate", "2").outer.inner.rate == 2.0
     assert Inner().rate is None
 
 
 def test_words_are_read_into_their_places():
-    found = declare.parse(Outer, "--count", "3", "--word", "a", "--word", "b", "--loud", "--folder", "x")
+    found = typed(Outer, "--count", "3", "--word", "a", "--word", "b", "--loud", "--folder", "x")
     assert found == Outer(3, Inner(5.0, ["a", "b"], Path("x")), None, 64, True)
     assert Outer().inner.words == [], "nobody shares a list"
 
 
 def test_of_either_one_may_be_given(capsys):
     with pytest.raises(SystemExit):
-        declare.parse(Outer, "--count", "3", "--seconds", "1")
+        typed(Outer, "--count", "3", "--seconds", "1")
     assert "not allowed with" in capsys.readouterr().err
 
 
@@ -70,7 +71,7 @@ def test_help_has_the_order_and_the_headings():
 
 
 def test_all_options_by_name():
-    assert declare.as_dict(declare.parse(Outer, "--word", "w")) == {
+    assert declare.as_dict(typed(Outer, "--word", "w")) == {
         "count": None, "rate": 5.0, "words": ["w"], "folder": "here", "seconds": None, "size": 64, "loud": False}
 
 
@@ -83,6 +84,6 @@ def test_a_group_is_found_wherever_it_stands():
     (JudgedResults, "--allow-unfaithful", True, False), (QuotedResults, "--strict", False, True)])
 def test_two_words_are_one_rule(kind, word, without, given):
     for words, judged in (((), without), ((word,), given)):
-        end = declare.part(declare.parse(kind, *words), Reported)
+        end = declare.part(typed(kind, *words), Reported)
         assert end is not None
         assert end.judged is judged

@@ -18,7 +18,7 @@ TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls")
 GOOD = Facts(
     root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
     tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
-    openssl="OpenSSL 3.0", tls13=True, seal_us=0.7, encrypt_into=True, compiled=False, psi=True, steal=0.0,
+    openssl="OpenSSL 3.0", tls13=True, seal_us=0.7, encrypt_into=True, interpreted="", psi=True, steal=0.0,
     matplotlib=True, rich=True, openssl_binding=True, dnspython=True, knot=True, tshark=True, free_mb=5000,
     results_writable=True, run_writable=True)
 #: What a shell can run as it stands, or what to do where no command helps.
@@ -95,7 +95,7 @@ def test_one_thing_missing_leaves_the_rest_good():
         assert len(bad) == 1, bad
 
 
-@pytest.mark.parametrize("changes", [failing("netem"), {"tshark": False}, {"compiled": True}])
+@pytest.mark.parametrize("changes", [failing("netem"), {"tshark": False}, {"interpreted": "SMTNET_COMPILED=no"}])
 def test_what_is_done_another_way_as_well_is_no_warning(changes):
     assert {check.status for check in judge(**changes).values()} == {"ok"}
     assert "wire is used" in judge(**failing("netem"))["tc netem"].detail

@@ -20,7 +20,7 @@ import pytest
 from smtstack import exit_codes
 from tests.rows import row
 from tests.streams_driver import ROOT
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import rtt_summary
 from workloads.results import fidelity, waits
 from workloads.results.fidelity import QUOTED, TAILS, judge_figures, verdict
 from workloads.results.points import middle, overall

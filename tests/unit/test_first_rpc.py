@@ -95,7 +95,7 @@ class Recorded:
 
 def test_every_way_gets_as_many_samples_in_turns():
     log: list[tuple[str, int, bool]] = []
-    callers: Any = {mode: Recorded(mode, log) for mode, _look_up in first_rpc.WAYS.values()}
+    callers: Any = {mode: Recorded(mode, log) for mode, _look_up in fig12_report.WAYS.values()}
     found = first_rpc.measure(callers, [64, 100], 3, seed=1)
     assert set(found) == {*WAYS, BASE}
     assert all(times == [1000] * 3 for way in WAYS for times in found[way].values())

@@ -34,7 +34,7 @@ def test_finished_is_that_of_rfc_8448():
 
 def test_every_operation_is_measured_and_every_side_has_its_own():
     steps = handshake_steps.steps()
-    times = handshake_steps.measure(steps, 1, 2)
+    times = handshake_steps.measure(steps, 2)
     assert [len(times[step.name]) for step in steps] == [2] * len(steps)
     table = handshake_cost.step_table(steps, times)
     names = {entry["step"] for entry in table}
@@ -51,7 +51,7 @@ def test_whole_handshakes():
     names = [flow.name for flow in flows]
     assert names[:2] == ["tls, ECDSA P-256", "mtls, ECDSA P-256"]
     assert "ticket-fs, keys made ahead" in names
-    times = handshake_flows.measure(flows, 1, 2)
+    times = handshake_flows.measure(flows, 2)
     assert all(len(found) == 2 and min(client for client, _server, _cpu in found) > 0 for found in times.values())
     table = handshake_cost.flow_table(times)
     assert [entry["handshake"] for entry in table] == names

@@ -308,7 +308,7 @@ def test_closing_ends_what_is_under_way():
 def test_waiting_for_descriptors_beyond_what_select_takes():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     ours, peer = socket.socketpair()
-    packets = object.__new__(PacketSocket)
+    packets = PacketSocket.__new__(PacketSocket)
     packets._sock, packets._readers, packets._poll, packets._selectable = ours, [ours], select.poll(), True
     packets._poll.register(ours, select.POLLIN)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))

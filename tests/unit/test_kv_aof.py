@@ -40,12 +40,12 @@ def write(path, turns, fsync="no"):
     """Do commands, a turn each list; the keyspace, and the file's length after each turn."""
     keys = Keyspace()
     aof = Aof(path, fsync, keys)
-    keys.journal = Journal()
+    keys.databases.journal = Journal()
     ends = []
     for turn in turns:
         for line in turn:
             assert not execute(keys, line.split(), Session(), NOW).startswith(b"-")
-        aof.write(keys.journal.take(), time.monotonic_ns())
+        aof.write(keys.databases.journal.take(), time.monotonic_ns())
         ends.append(path.stat().st_size)
     aof.close()
     return keys, ends

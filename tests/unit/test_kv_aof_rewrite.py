@@ -54,13 +54,13 @@ class Store:
         self.keys = Keyspace()
         self.said: list[str] = []
         self.aof = Aof(path, fsync, self.keys, say=self.said.append, **more)
-        self.keys.journal = Journal()
+        self.keys.databases.journal = Journal()
         self.keys.databases.persistence = self.aof
 
     def do(self, *lines):
         replies = [execute(self.keys, line.split(), Session(), NOW) for line in lines]
-        assert self.keys.journal is not None
-        self.aof.write(self.keys.journal.take(), time.monotonic_ns())
+        assert self.keys.databases.journal is not None
+        self.aof.write(self.keys.databases.journal.take(), time.monotonic_ns())
         self.aof.turn(time.monotonic_ns())
         return replies
 

@@ -166,18 +166,18 @@ def test_who_waits_does_so_in_its_database():
 
 def test_keys_end_in_every_database_whoever_looks():
     keys = open_databases(3)
-    keys.journal = Journal()
+    keys.databases.journal = Journal()
     session = Session()
     do(keys, session, "SET a 1 PX 100", "SELECT 2", "SET a 1 PX 100", "SET b 1")
-    keys.journal.take()
+    keys.databases.journal.take()
     keys.databases.sweep(NOW + 100)
     assert [len(one) for one in keys.databases.all] == [0, 0, 1]
-    assert keys.journal.take() == [[b"DEL", b"a"], [b"SELECT", b"2"], [b"DEL", b"a"], [b"SELECT", b"0"]]
+    assert keys.databases.journal.take() == [[b"DEL", b"a"], [b"SELECT", b"2"], [b"DEL", b"a"], [b"SELECT", b"0"]]
     # What is over where it is to be moved to is not there, and does not come back when it is replayed.
     do(keys, session, "SELECT 0", "SET b 2", "SELECT 1", "SET b 1 PX 100")
     assert do(keys, session, "SELECT 0", "MOVE b 1", now=NOW + 100)[1] == b":1\r\n"
     again, replaying = open_databases(3), Session()
-    for entry in [[b"SELECT", b"2"], [b"SET", b"b", b"1"], [b"SELECT", b"0"], *keys.journal.take()]:
+    for entry in [[b"SELECT", b"2"], [b"SET", b"b", b"1"], [b"SELECT", b"0"], *keys.databases.journal.take()]:
         assert not execute(again, entry, replaying, 0).startswith(b"-")
     assert contents(again) == contents(keys)
 

@@ -27,7 +27,7 @@ class Ours:
 
     def __init__(self) -> None:
         self.keys = open_databases(16)
-        self.keys.journal = Journal()
+        self.keys.databases.journal = Journal()
         self.session = Session()
 
     def __call__(self, *args: bytes | str | int) -> bytes:
@@ -214,8 +214,8 @@ def test_what_was_written_before_the_end_stays_and_is_said(monkeypatch):
     ours = Ours()
     assert b"stays" in ours("EVAL", "redis.call('set','a',1) while true do end", 0)
     assert ours("GET", "a") == b"$1\r\n1\r\n"
-    assert ours.keys.journal is not None
-    assert ours.keys.journal.take() == [[b"SET", b"a", b"1"]]
+    assert ours.keys.databases.journal is not None
+    assert ours.keys.databases.journal.take() == [[b"SET", b"a", b"1"]]
 
 
 def test_without_lupa_it_is_said_what_to_install(monkeypatch):
@@ -249,7 +249,7 @@ def test_random_scripts_do_what_their_commands_do():
         for call in calls:
             two(*call)
         assert list(one.keys.snapshot()) == list(two.keys.snapshot())
-        assert one.keys.journal == two.keys.journal
+        assert one.keys.databases.journal == two.keys.databases.journal
 
 
 @pytest.mark.parametrize("where", [over_tcp, over_tls, in_front_of_redis])
@@ -305,6 +305,6 @@ def test_a_database_that_a_script_selects_is_its_own(redis):
     for args in (["SET", "k", "zero"], ["EVAL", script, 0], ["GET", "k"], ["SELECT", 1], ["GET", "k"]):
         assert [ours(*args)] == redis.send([str(arg).encode() for arg in args])
     redis.send([b"SELECT", b"0"], [b"FLUSHALL"])
-    assert ours.keys.journal is not None
-    assert ours.keys.journal.take() == [[b"SET", b"k", b"zero"], [b"SELECT", b"1"], [b"SET", b"k", b"one"],
-                                        [b"SELECT", b"0"]]
+    assert ours.keys.databases.journal is not None
+    assert ours.keys.databases.journal.take() == [
+        [b"SET", b"k", b"zero"], [b"SELECT", b"1"], [b"SET", b"k", b"one"], [b"SELECT", b"0"]]

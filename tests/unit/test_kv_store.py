@@ -117,7 +117,7 @@ def test_changed_values_forget_their_end_unless_told_otherwise():
 
 def test_the_journal_gives_the_same_whenever_it_is_replayed():
     keys = Keyspace()
-    keys.journal = Journal()
+    keys.databases.journal = Journal()
     lines = ["SET a 1 PX 50", "SET b 1 EX 100", "GET a", "SET c x NX", "SET c y NX", "HSET h f v",
              "HDEL h nothing", "EXPIRE c 200", "ZADD z 1.5 m", "ZADD z INCR 2 m", "APPEND s x", "DECR n",
              "PERSIST c", "DEL nothing"]
@@ -125,15 +125,15 @@ def test_the_journal_gives_the_same_whenever_it_is_replayed():
         do(keys, line, NOW + i)
     # Gone since, and then there again as another.
     do(keys, "INCR a", NOW + 60)
-    assert keys.journal[-2:] == [[b"DEL", b"a"], [b"INCRBY", b"a", b"1"]]
+    assert keys.databases.journal[-2:] == [[b"DEL", b"a"], [b"INCRBY", b"a", b"1"]]
     for later in (0, NOW + 10_000_000):
         again = Keyspace()
-        for entry in keys.journal:
+        for entry in keys.databases.journal:
             execute(again, entry, Session(), 0)
         again.databases.now = later
         assert sorted(map(str, again.snapshot())) == sorted(map(str, keys.snapshot()))
-    assert not any(b"nothing" in entry for entry in keys.journal)
-    assert [b"SET", b"b", b"1", b"PXAT", b"%d" % (NOW + 1 + 100_000)] in keys.journal
+    assert not any(b"nothing" in entry for entry in keys.databases.journal)
+    assert [b"SET", b"b", b"1", b"PXAT", b"%d" % (NOW + 1 + 100_000)] in keys.databases.journal
 
 
 def test_memory_of_the_keyspace_is_flat_under_overwrites():

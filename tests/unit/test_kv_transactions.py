@@ -77,7 +77,7 @@ def test_every_write_has_its_example():
 def test_every_write_invalidates_a_watch_and_is_replayed_to_the_same(name):
     before, line = CHANGES[name]
     keys, watching = open_databases(2), Session()
-    keys.journal = Journal()
+    keys.databases.journal = Journal()
     for earlier in before:
         do(keys, earlier)
     assert do(keys, "WATCH k other", watching) == b"+OK\r\n"
@@ -92,7 +92,7 @@ def test_every_write_invalidates_a_watch_and_is_replayed_to_the_same(name):
     assert do(keys, "EXEC", watching) == NULL
     assert keys.get(b"done") is None
     again, replaying = open_databases(2), Session()
-    for entry in keys.journal:
+    for entry in keys.databases.journal:
         assert not execute(again, entry, replaying, 0).startswith(b"-"), entry
     again.databases.now = NOW
     assert contents(again) == contents(keys)

@@ -13,8 +13,7 @@ from smtstack.errors import ConfigError
 from smtstack.socket import RpcError, RpcTimeout
 from workloads.load.distributions import workload
 from workloads.load.loops import MAX_UNDER_WAY, ClosedLoop, Load, OpenLoop, Requests, Tally, echo_reply, parse_also
-from workloads.load.measure import Point, merge, result, write_raw
-from workloads.load.rtt import PERCENTILES, percentile, rtt_summary
+from workloads.load.measure import PERCENTILES, Point, merge, percentile, result, rtt_summary, write_raw
 from workloads.options import common as options
 from workloads.results import fidelity
 from workloads.transports import Settings

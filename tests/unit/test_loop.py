@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -14,7 +15,10 @@ from smtstack.nic.device import NicConfig, SmartNic
 from smtstack.transport.counters import Counters
 from smtstack.transport.params import TransportParams
 from smtstack.transport.segment import Segment
+from smtstack.waiting import AS_HOMA, AS_TCP, HYBRID, POLL, Waiter, Waiting
 from smtstack.wire.ipv4 import IPv4
+
+pytestmark = pytest.mark.interpreted("socket and endpoint are look-alikes, and compiled code takes none")
 
 #: What the clock moves every time it is read.
 STEP_NS = 100_000
@@ -185,6 +189,9 @@ def test_a_sleeper_whom_a_frame_wakes_was_not_late(clock):
 
     wire.wait = wait  # type: ignore[method-assign]
     packets.step()
+    # The application first.
+    assert (engine.handled, engine.fired) == (1, 0)
+    packets.step(0)
     assert engine.fired
     assert packets.statistics.late_ns <= 2 * STEP_NS
 
@@ -215,3 +222,213 @@ def test_a_deadline_ends_the_wait():
     engine.next_timeout = lambda: None  # type: ignore[method-assign]
     assert not packets.step(10 * STEP_NS)
     assert wire.waits == [9 * STEP_NS]
+
+
+# -- looking and sleeping ------------------------------------------------------------------------------------
+
+class Race:
+    """A clock and a socket in one: the ``at``-th time that either is asked for anything, a frame arrives.
+
+    ``wait`` returns at once where frames wait, as of a socket that is readable as long as they do; else it sleeps,
+    until the frame or the time comes.
+    """
+
+    mac = bytes(6)
+    send_drops = 0
+    TICK = 1000
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.now = 1_000_000_000
+        self.asked = 0
+        self.waiting = 0
+        #: When the frame came, and was taken.
+        self.came = self.taken = 0
+        self.slept: list[int] = []
+
+    def tick(self) -> int:
+        self.asked += 1
+        self.now += self.TICK
+        if self.asked == self.at:
+            self._arrive()
+        return self.now
+
+    def _arrive(self) -> None:
+        self.waiting += 1
+        self.came = self.now
+
+    def receive(self, limit: int) -> list[bytes]:
+        self.tick()
+        taken, self.waiting = min(self.waiting, limit), max(0, self.waiting - limit)
+        self.taken = self.taken or (self.now if taken else 0)
+        return [bytes(12) + b"\x08\0" + IPv4(1, 2, 146, 48).pack() + bytes(28)] * taken
+
+    def wait(self, timeout_ns: int) -> None:
+        self.tick()
+        if self.waiting:
+            return
+        self.slept.append(timeout_ns)
+        if self.asked < self.at:
+            # It comes while we sleep, but not as long as the clock says.
+            self.at = 0
+            self.now += min(timeout_ns, 10_000_000)
+            self._arrive()
+        else:
+            self.now += timeout_ns
+
+    def send(self, frames: list[bytes]) -> None:
+        self.tick()
+
+    def clear_error(self) -> None:
+        self.tick()
+
+    def too_long(self) -> tuple[int, int]:
+        return 0, 0
+
+    def statistics(self) -> tuple[int, int]:
+        return 0, 0
+
+
+WAYS = {"hybrid": Waiting(HYBRID, 20_000), "interrupt": AS_TCP, "poll": Waiting(POLL, 20_000)}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_no_wake_up_is_lost_whenever_a_frame_comes(monkeypatch, how):
+    """At each moment of a step in turn: between any two looks, and between the last one and the sleep."""
+    moments = 0
+    for at in range(1, 200):
+        race = Race(at)
+        monkeypatch.setattr(loop, "monotonic_ns", race.tick)
+        engine = Engine()
+        engine.next_timeout = lambda: None  # type: ignore[method-assign]
+        packets = PacketLoop(engine, SmartNic(), race, lambda _ip: bytes(6),  # type: ignore[arg-type]
+                             Waiter(WAYS[how]))
+        end = race.now + 1_000_000_000
+        while not engine.handled and race.now < end:
+            packets.step(end)
+        assert engine.handled == 1, at
+        # Nobody slept on a frame that was there: it was taken a few readings of the clock after it came.
+        assert race.taken - race.came <= 6 * race.TICK, at
+        assert len(race.slept) <= 1
+        moments += not race.slept
+    # The moments there are before it sleeps; in all others it came meanwhile.
+    assert moments >= (3 if how == "interrupt" else 20)
+
+
+def test_a_message_of_another_worker_ends_a_look_before_the_frames_behind_it(monkeypatch):
+    """It may be about the session that they belong to."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    said: list[str] = []
+
+    class Keys:
+        inbox: socket.socket | None = ours
+
+        def deliver(self, message: bytes, _now: int) -> None:
+            said.append(message.decode())
+
+        def idle(self) -> None:
+            # The last moment before the wait.
+            theirs.send(b"session")
+            wire.waiting = 1
+
+        def counters(self) -> dict[str, int]:
+            return {}
+
+    with ours, theirs:
+        engine, wire = Engine(), Wire()
+        wire.watch = lambda _other: None  # type: ignore[attr-defined]
+        engine.next_timeout = lambda: None  # type: ignore[method-assign]
+        engine.handle_packet = lambda _frame, _now: said.append("frame")  # type: ignore[method-assign]
+        packets = PacketLoop(engine, SmartNic(), wire, lambda _ip: bytes(6),  # type: ignore[arg-type]
+                             Waiter(AS_HOMA), key_host=Keys())
+        assert packets.step()
+        assert said == ["session", "frame"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_timers_fire_while_it_looks_and_deadlines_hold(monkeypatch, how):
+    race = Race(-1)
+    monkeypatch.setattr(loop, "monotonic_ns", race.tick)
+    engine = Engine()
+    packets = PacketLoop(engine, SmartNic(), race, lambda _ip: bytes(6),  # type: ignore[arg-type]
+                         Waiter(WAYS[how]))
+    period = 5_000
+    fired: list[int] = []
+
+    due = race.now + period
+
+    def fire(_now: int) -> None:
+        nonlocal due
+        fired.append(_now - due)
+        due = _now + period
+
+    engine.next_timeout = lambda: due  # type: ignore[method-assign]
+    engine.handle_timeout = fire  # type: ignore[method-assign]
+    for _turn in range(100):
+        assert packets.step()
+    assert len(fired) == 100
+    assert max(fired) <= 6 * race.TICK
+    engine.next_timeout = lambda: None  # type: ignore[method-assign]
+    for wait in (0, 3_000, 15_000, 400_000):
+        began = race.now
+        assert not packets.step(began + wait)
+        assert race.now - began <= wait + 12 * race.TICK
+
+
+def test_a_flood_beside_a_hybrid_end_starves_neither_timers_nor_what_is_to_be_sent():
+    """Rubbish in every look: the end never sleeps, still sends, and fires behind a backlog at the latest."""
+    engine, wire = Engine(), Wire()
+    packets = PacketLoop(engine, SmartNic(), wire, lambda _ip: bytes(6),  # type: ignore[arg-type]
+                         Waiter(AS_HOMA))
+    for turn in range(300):
+        wire.waiting = 10 * RECEIVE_BATCH
+        engine.segments = [Segment(2, 0, bytes(28), turn.to_bytes(2, "big"))]
+        assert packets.step()
+        assert int.from_bytes(wire.sent[-1][-2:], "big") == turn
+    assert not wire.waits
+    assert engine.fired >= engine.handled // MAX_BACKLOG > 1
+
+
+def test_behind_a_wake_up_comes_the_answer_and_then_all_else(clock):
+    """Counters, timers and routes are looked at when it was sent; settings before only if there are new ones."""
+    engine, wire = Engine(), Wire()
+    packets = make(engine, wire)
+    seen: list[str] = []
+    engine.next_timeout = lambda: None  # type: ignore[method-assign]
+    packets.step(0)
+    for name in ("next_timeout", "handle_timeout", "handle_packet"):
+        monitored(engine, name, seen)
+    monitored(packets, "_sync_nic", seen)
+    monitored(packets.driver, "forget_routes", seen)
+
+    def wait(timeout_ns: int) -> None:
+        seen.clear()
+        wire.waiting = 1
+        # Time for everything there is.
+        for _reading in range(1_000_000):
+            next(clock)
+
+    wire.wait = wait  # type: ignore[method-assign]
+    assert packets.step()
+    assert seen == ["handle_packet"]
+    engine.segments = [Segment(2, 0, bytes(28), b"answer")]
+    packets.flush()
+    assert wire.sent[-1].endswith(b"answer")
+    assert seen == ["handle_packet"]
+    packets._generation = memoryview(bytes(7) + b"\1").cast("Q")
+    packets.step(0)
+    assert {"_sync_nic", "forget_routes", "next_timeout"} <= set(seen)
+    del seen[:]
+    packets._generation = memoryview(bytes(7) + b"\2").cast("Q")
+    assert packets.step()
+    assert seen[0] == "_sync_nic"
+
+
+def monitored(thing: Any, name: str, seen: list[str]) -> None:
+    real = getattr(thing, name)
+
+    def call(*args: Any) -> Any:
+        seen.append(name)
+        return real(*args)
+
+    setattr(thing, name, call)

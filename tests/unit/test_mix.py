@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from smtstack.errors import ConfigError, SmtError
 from smtstack.transport.params import INT_MAX, software
 from tests.rows import row
+from tests.typed import typed
 from tests.unit.test_load import MS, FakeCaller
 from topo import sandbox
 from workloads.experiments.experiment import run
@@ -30,8 +31,7 @@ from workloads.experiments.slowdown.report import Message
 from workloads.fleet.fleet import share_of
 from workloads.load.distributions import WORKLOADS, workload
 from workloads.load.loops import Load, OpenLoop, Requests, Tally
-from workloads.load.mix import MixLoad, MixLoop, MixSeries
-from workloads.options import declare
+from workloads.load.mix import MixLoad, MixSeries
 from workloads.options.common import parse_param
 from workloads.transports import Settings
 
@@ -98,7 +98,7 @@ def test_a_mix_that_makes_no_sense_is_refused(wrong, word):
 
 def traffic(caller: FakeCaller, load: MixLoad) -> Tally:
     caller.answer = lambda data: data[:8]
-    loop = MixLoop(caller, load.rate, load.timeout, load.response_size, load.seed, caller.clock)
+    loop = OpenLoop(caller, load.rate, load.timeout, load.response_size, load.seed, caller.clock)
     requests = Requests(load, len(caller.peers))
     return loop.run(requests, requests.total, load.seconds)
 
@@ -321,7 +321,7 @@ def test_few_samples_and_none_are_no_percentile():
 # -- the command -----------------------------------------------------------------------------------------------
 
 def parse(*argv: str) -> run_mix.Options:
-    return declare.parse(run_mix.Options, *argv)
+    return typed(run_mix.Options, *argv)
 
 
 @pytest.mark.parametrize(("argv", "word"), [

@@ -393,6 +393,7 @@ def test_a_limit_on_contexts_destroys_what_is_beyond_and_never_exceeds_the_hardw
         assert control._nic.context_limit == wanted
 
 
+@pytest.mark.interpreted("a method of a compiled object cannot be replaced")
 def test_paths_are_taken_while_traffic_runs(ends):
     client, _server = ends
     post, macs = client.loop.nic.post, []

@@ -16,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from smtstack.wire import ethernet, ipv4
+from tests.typed import typed
 from topo.link_options import LinkOptions
 from workloads.commands import main as cli
 from workloads.experiments import experiment
@@ -24,7 +25,6 @@ from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities import run as run_priorities
 from workloads.experiments.priorities.arithmetic import all_classes, breach, classes, expected, named, tolerance
 from workloads.experiments.priorities.port import Frames, OnePort, PriorityPort, PriorityRow
-from workloads.options import declare
 from workloads.results import report
 from workloads.results.folder import ResultFolder
 
@@ -119,7 +119,7 @@ def test_mistakes_are_said_before_anything_is_made(words, says, tmp_path, capsys
 
 
 def options(*words: str) -> run_priorities.Options:
-    return declare.parse(run_priorities.Options, *words)
+    return typed(run_priorities.Options, *words)
 
 
 def test_the_scenarios_and_a_buffer_that_outlasts_a_stall():

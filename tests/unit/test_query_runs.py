@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.rows import row
+from tests.typed import typed
 from topo.link_options import LinkOptions
 from topo.topologies import make_topo
 from workloads.commands import main as cli
@@ -19,7 +20,6 @@ from workloads.experiments import incast as run_incast
 from workloads.experiments import query_curves as curves
 from workloads.experiments.queries import Queries, answer_bytes, hops, ideal_us, numbers, outcome_of, systems
 from workloads.fleet.retransmissions import kernel_counter
-from workloads.options import declare
 from workloads.results import report
 from workloads.results.fidelity import doubted
 from workloads.results.folder import ResultFolder, csv_text
@@ -48,7 +48,7 @@ def query_row(system: str = "smt-sw", leaves: int = 1, *, mode: str = "incast", 
 
 
 def options(*words: str) -> Queries:
-    return declare.parse(Queries, *words)
+    return typed(Queries, *words)
 
 
 # -- arithmetic ----------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def test_links_on_the_way_to_the_farthest_host(topo, links):
 
 def test_a_query_rate_is_of_the_roots_link():
     words = ("--size", "1448", "--rate-mbps", "10", "--load")
-    asked = declare.parse(run_fanout.Options, *words, "50%")
+    asked = typed(run_fanout.Options, *words, "50%")
     assert asked.query_rate(4) == pytest.approx(0.5 * 10e6 / 8 / (4 * 1538))
-    assert declare.parse(run_fanout.Options, *words, "120").query_rate(4) == 120
+    assert typed(run_fanout.Options, *words, "120").query_rate(4) == 120
     assert run_fanout.load("30%") == (0.3, True)
 
 
@@ -287,7 +287,7 @@ def test_a_report_has_the_curves(tmp_path: Path):
 
 def concluded(folder: ResultFolder, rows: list[Any], *words: str) -> int:
     """The exit code of a run with these rows."""
-    asked = declare.parse(run_incast.Options, *words)
+    asked = typed(run_incast.Options, *words)
     found = outcome_of(asked, 1, rows, "incast", run_incast.table(rows))
     verdict = experiment.save(run_incast.EXPERIMENT, asked, found, folder)
     return experiment.conclude(run_incast.EXPERIMENT, found, folder, verdict, asked.queries.end)

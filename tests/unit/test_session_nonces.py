@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from smtstack.crypto.aead import Aead, Cipher, DirectionKeys
+from smtstack.crypto.aead import CIPHERS, Aead
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.session.established import MODES
@@ -39,29 +41,32 @@ class Ledger:
 
 
 @pytest.fixture
-def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     ledger = Ledger()
-    init = DirectionKeys.__init__
+    made = {cipher.name: cipher.make for cipher in CIPHERS.values()}
 
     class Noted:
         """In place of an AEAD."""
 
-        def __init__(self, key: bytes, aead: Aead | None = None) -> None:
-            self._key, self._aead = key, aead or AESGCM(key)
+        def __init__(self, key: bytes, make: Callable[[bytes], Aead] = AESGCM) -> None:
+            self._key, self._aead = key, make(key)
             self.decrypt = self._aead.decrypt
 
         def encrypt(self, nonce: bytes, plain: bytes, aad: bytes | None) -> bytes:
             ledger.note(self._key, nonce, plain, aad)
             return self._aead.encrypt(nonce, plain, aad)
 
-    def noted(keys: DirectionKeys, cipher: Cipher, key: bytes, iv: bytes) -> None:
-        init(keys, cipher, key, iv)
-        keys.aead = Noted(key, keys.aead)  # type: ignore[assignment]
+    def make_by(make: Callable[[bytes], Aead]) -> Any:
+        return lambda key: Noted(key, make)
 
-    monkeypatch.setattr(DirectionKeys, "__init__", noted)
+    # Ciphers are frozen. What they make is an attribute's, which compiled code looks up, too.
+    for cipher in CIPHERS.values():
+        object.__setattr__(cipher, "make", make_by(made[cipher.name]))
     for module in ("smtstack.nic.context", "smtstack.session.hello", "smtstack.session.resumption"):
         monkeypatch.setattr(f"{module}.AESGCM", Noted)
-    return ledger
+    yield ledger
+    for cipher in CIPHERS.values():
+        object.__setattr__(cipher, "make", made[cipher.name])
 
 
 def talk(rig: Rig, name: str, both: bool = True) -> None:

@@ -14,8 +14,8 @@ from smtstack.crypto import aead
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import TSIG
+from tests.typed import typed
 from workloads.fleet import dns as fleet_dns
-from workloads.options import declare
 from workloads.options.common import add_transport_options, settings
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.points import session_lines
@@ -106,7 +106,7 @@ def test_of_several_transports_one_may_have_sessions():
 
 
 def experiment(*options: str) -> Sessions:
-    return declare.parse(Sessions, *options)
+    return typed(Sessions, *options)
 
 
 def test_an_experiment_hands_on_what_it_was_told():

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from smtstack.crypto.aead import NoKeys
+from smtstack.crypto.epochs import EpochKeys, Session
 from smtstack.sim.pair import SERVER_IP, SERVER_PORT, MemoryPair
 from smtstack.transport.events import Request, Response
 from smtstack.transport.params import SOFTWARE, TransportParams
-from smtstack.transport.rpc import Rpc
+from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.transport.timers import TimerTable
 
 
 def armed(table: TimerTable, *ticks: int) -> list[Rpc]:
     """One RPC for each tick."""
+    nothing = EpochKeys(0, NoKeys(), NoKeys(), 64)
+    peer = Peer(Host(1), 2000, 40_000, Session(), 1000)
     rpcs = []
     for number, tick in enumerate(ticks):
-        rpc = Rpc(None, number, number, None, True, number, 0)  # type: ignore[arg-type]
+        rpc = Rpc(peer, number, number, nothing, True, number, 0)
         table.arm(rpc, tick)
         rpcs.append(rpc)
     return rpcs

@@ -72,8 +72,7 @@ def results(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "toys").mkdir()
     (tmp_path / "toys" / "toy.py").write_text(_TOY)
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path / "toys")])
-    for known in ("_MODES", "_PICTURES", "_SECTIONS"):
-        monkeypatch.setattr(kinds, known, dict(getattr(kinds, known)))
+    monkeypatch.setattr(kinds, "_KNOWN", dict(kinds._KNOWN))
     yield tmp_path / "results"
     sys.modules.pop("workloads.experiments.toy", None)
     vars(experiments).pop("toy", None)

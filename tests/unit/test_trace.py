@@ -293,6 +293,7 @@ def test_phases_by_hand():
 # -- off ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreted("compiled functions are no calls to a profiler")
 def test_off_nothing_of_it_is_called():
     pair = Pair()
     called = []

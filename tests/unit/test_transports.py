@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, PeerError, Unsupported
 from smtstack.socket import Address, RpcError, RpcTimeout
+from smtstack.waiting import POLL, Waiting
 from workloads import transports
 from workloads.fleet import credentials
 from workloads.load.loops import ClosedLoop, Load, Requests
@@ -325,7 +326,7 @@ def test_a_foreign_event_loop_can_move_a_server():
 
 
 def test_busy_polling_waits_no_longer_than_told():
-    server = StreamServer(make, ("127.0.0.1", 0), LIMIT, echo, poll_ns=10**12)
+    server = StreamServer(make, ("127.0.0.1", 0), LIMIT, echo, Waiting(POLL, 10**12))
     try:
         server.drive(0.001)
     finally:

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from smtstack.errors import ConfigError
+from tests.typed import typed
 from tests.unit.test_ycsb import DRAWS, Store, bound, chi_square, loaded
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.load import ycsb_properties
@@ -32,7 +33,6 @@ from workloads.load.ycsb_choice import THETA, exponential, hotspot, sequential
 from workloads.load.ycsb_history import History
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.load.ycsb_properties import parse
-from workloads.options import declare
 
 # As people have them (the comments and the order of YCSB's own, with other numbers).
 MINE = """\
@@ -63,7 +63,7 @@ hdrhistogram.percentiles=95,99
 
 
 def loads(*words: str) -> tuple[YcsbLoad, YcsbLoad]:
-    return ycsb_loads(declare.parse(Ycsb, *words))
+    return ycsb_loads(typed(Ycsb, *words))
 
 
 # -- syntax ------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_a_file(mine, capsys):
     shares = dict(run.kind.shares)
     assert shares == {READ: 0.8, UPDATE: pytest.approx(0.15), INSERT: pytest.approx(0.05)}
     assert (run.kind.distribution, run.kind.hot_data, run.kind.hot_operations) == ("hotspot", 0.1, 0.9)
-    say_unused(declare.parse(Ycsb, "--workload", str(mine), "-p", "target=100"))
+    say_unused(typed(Ycsb, "--workload", str(mine), "-p", "target=100"))
     said = capsys.readouterr().err.splitlines()
     assert said[0].endswith("without effect here: measurementtype, hdrhistogram.percentiles")
     assert "target: as --rate" in said[1]

@@ -1,140 +1,15 @@
-"""``smtnet bench memory``: how fast the protocol code is here, as ratios within one run.
-
-The in-memory pair: client, server and two devices in one thread, no kernel, no wire. What it measures is
-the cost of the stack itself; a run on real interfaces adds system calls.
-"""
+"""``smtnet bench memory``: how fast the protocol code is here, as ratios within one run."""
 
 from __future__ import annotations
 
 import argparse
-import cProfile
-import gc
 import json
-import platform
-import pstats
-import statistics
 import sys
-import time
 from typing import Any
 
 from smtstack import quantities
-from smtstack.errors import SmtError
-from smtstack.nic.device import NicConfig
-from smtstack.sim.pair import MemoryPair
-from smtstack.transport.events import Event, Request, Response
-from smtstack.transport.params import TransportParams
-from topo.probes import is_compiled
-from workloads.experiments import bench_wire
-
-#: Outstanding RPCs of the closed loop.
-CONCURRENCY = 16
-#: Virtual time between two exchanges of frames.
-STEP_NS = 200_000
-#: (profile, device seals): the rows of the table.
-SYSTEMS = {"homa": ("homa", False), "smt-sw": ("smt", False), "smt-hw": ("smt", True),
-           "linux-sw": ("linux", False)}
-SMALL_SIZES = (64, 1024)
-BULK_SIZE = 1_000_000
-#: Where a profiled function's time is booked.
-_LAYERS = ("wire", "crypto", "transport", "nic", "workloads")
-
-
-class EchoLoop:
-    """Closed loop of echo RPCs of one size; every reply is compared with what was sent."""
-
-    def __init__(self, profile: str, offload: bool, size: int) -> None:
-        # Nothing here waits for a link: a pacer that ever said "wait" would be all that is measured.
-        params = TransportParams(link_mbps=1_000_000_000, max_nic_queue_ns=10**15)
-        self.pair = MemoryPair(profile, params, NicConfig(tls_hw_tx_offload=offload))
-        self.data = bytes(i * 7 & 0xFF for i in range(size))
-
-    def _serve(self, event: Event) -> None:
-        if isinstance(event, Request):
-            self.pair.server.endpoint.send_reply(event.rpc, event.data, self.pair.now)
-
-    def run(self, count: int, concurrency: int = CONCURRENCY) -> float:
-        """Seconds of processor time for ``count`` round trips; raises SmtError on a wrong answer."""
-        pair = self.pair
-        data = self.data
-        sent = min(concurrency, count)
-        done = 0
-        start = time.process_time()
-        for _ in range(sent):
-            pair.request(data)
-        while done < count:
-            # About the time it takes: a clock that stood still would never let go of timers.
-            pair.elapse(STEP_NS)
-            for event in pair.step(self._serve):
-                if not isinstance(event, Response) or event.data != data:
-                    raise SmtError(f"echo went wrong: {event}")
-                done += 1
-                if sent < count:
-                    sent += 1
-                    pair.request(data)
-        return time.process_time() - start
-
-
-def measure(system: str, size: int, count: int, rounds: int) -> list[float]:
-    """RPC/s of every round, after a warm-up."""
-    loop = EchoLoop(*SYSTEMS[system], size)
-    loop.run(max(20, count // 10))
-    gc.collect()
-    return [count / loop.run(count) for _ in range(rounds)]
-
-
-def profile_small(count: int = 20_000) -> dict[str, Any]:
-    """Where the time of a 64-byte RPC goes: own time by layer, and the ten dearest functions.
-
-    The profiler slows everything down, calls most; shares are a guide, not a measurement.
-    """
-    loop = EchoLoop("smt", False, 64)
-    loop.run(2000)
-    profiler = cProfile.Profile()
-    profiler.enable()
-    loop.run(count)
-    profiler.disable()
-    layers = dict.fromkeys((*_LAYERS, "AES-GCM", "built-ins"), 0.0)
-    functions: list[tuple[float, str]] = []
-    for (path, _line, name), (_cc, calls, own, _cum, _callers) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
-        layer = next((x for x in _LAYERS if f"/{x}/" in path), "built-ins")
-        if layer == "built-ins" and ("AESGCM" in name or "aead" in name):
-            layer = "AES-GCM"
-        layers[layer] += own
-        functions.append((own, f"{layer}: {name.strip('<>')} x{calls / count:.1f}"))
-    total = sum(layers.values())
-    return {"share": {k: round(v / total, 3) for k, v in layers.items()},
-            "dearest": [f"{own / total:.1%} {name}" for own, name in sorted(functions, reverse=True)[:10]]}
-
-
-def run_bench(quick: bool, rounds: int) -> dict[str, Any]:
-    """Every figure of the table."""
-    small, bulk = (4000, 20) if quick else (20_000, 100)
-    result: dict[str, Any] = {
-        "python": platform.python_version(), "compiled": is_compiled(), "concurrency": CONCURRENCY,
-        "rounds": rounds, "rpc_per_s": {}, "mb_per_s": {}}
-    # Interleaved: a machine that slows down in mid-run slows all systems down.
-    samples: dict[tuple[str, int], list[float]] = {}
-    for turn in range(rounds):
-        for system in SYSTEMS:
-            for size in (*SMALL_SIZES, BULK_SIZE):
-                _progress(f"bench: round {turn + 1} of {rounds}, {system} {size} B")
-                count = bulk if size == BULK_SIZE else small
-                samples.setdefault((system, size), []).extend(measure(system, size, count, 1))
-    _progress("")
-    for (system, size), rates in samples.items():
-        middle = statistics.median(rates)
-        if size == BULK_SIZE:
-            # Both directions carry the message.
-            result["mb_per_s"][system] = round(2 * middle * size / 1e6, 1)
-        else:
-            spread = {"median": round(middle), "min": round(min(rates)), "max": round(max(rates))}
-            result["rpc_per_s"].setdefault(str(size), {})[system] = spread
-    at64 = {s: v["median"] for s, v in result["rpc_per_s"]["64"].items()}
-    result["ratios_64B"] = {"smt-sw/homa": round(at64["smt-sw"] / at64["homa"], 3),
-                            "smt-hw/smt-sw": round(at64["smt-hw"] / at64["smt-sw"], 3)}
-    # The profiler sees calls of Python functions: compiled ones have none.
-    result["profile_64B_smt_sw"] = None if result["compiled"] else profile_small(4000 if quick else 20_000)
-    return result
+from workloads.experiments import bench_aims, bench_wire
+from workloads.load.memory_echo import CONCURRENCY, SYSTEMS, run_bench
 
 
 def _progress(text: str) -> None:
@@ -143,9 +18,8 @@ def _progress(text: str) -> None:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    kind = "compiled" if result["compiled"] else "interpreted"
-    print(f"In-memory pair, {kind}, Python {result['python']}, {CONCURRENCY} outstanding, processor time, "
-          f"median of {result['rounds']}")
+    print(f"In-memory pair, {result['protocol_code']}, Python {result['python']}, {CONCURRENCY} outstanding, "
+          f"processor time, median of {result['rounds']}")
     print(f"{'':10}{'RPC/s 64 B':>14}{'RPC/s 1 KB':>14}{'MB/s 1 MB':>12}")
     for system in SYSTEMS:
         print(f"{system:10}{result['rpc_per_s']['64'][system]['median']:>14,}"
@@ -161,7 +35,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand."""
-    result = run_bench(args.quick, args.rounds)
+    result = run_bench(args.quick, args.rounds, _progress)
     if args.json:
         print(json.dumps(result))
     else:
@@ -184,3 +58,4 @@ def add_parser(commands: Any) -> None:
     memory.add_argument("--json", action="store_true", help="one JSON object on stdout")
     memory.set_defaults(run=run)
     bench_wire.EXPERIMENT.add(kinds)
+    bench_aims.EXPERIMENT.add(kinds)

@@ -18,11 +18,11 @@ from smtstack.socket import Address
 from smtstack.wire.ipv4 import address
 from workloads import transports
 from workloads.load.loops import WARM_UP, Load
-from workloads.load.measure import LINGER_S, Point, Series, merge, result, write_raw
-from workloads.load.rtt import PERCENTILES
+from workloads.load.measure import LINGER_S, PERCENTILES, Point, Series, merge, result, write_raw
 from workloads.load.workers import Job, Workers
 from workloads.options import common as options
 from workloads.options.common import DEFAULTS, add_caller_options, not_negative, parse_address, positive
+from workloads.results.fidelity import shorten_pauses
 from workloads.transports import PACKET_TRANSPORTS, STREAM_TRANSPORTS, Settings
 from workloads.transports.sessions import summary
 
@@ -130,6 +130,7 @@ def _measure(args: argparse.Namespace, settings: Settings, peers: list[Address],
     points = []
     with transports.open_caller(settings, peers, args.connections) as caller:
         series = Series(caller)
+        shorten_pauses()
         for load in loads:
             points.append(series.measure(load))
             if points[-1].tally.first_error and not points[-1].tally.rtt_ns:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from smtstack import __version__
-from smtstack.errors import SmtError
+from smtstack import __version__, compiled
+from smtstack.errors import SmtError, Unsupported
 from smtstack.exit_codes import EXIT_INTERRUPTED, EXIT_USAGE, exit_code
 from smtstack.io.standard_streams import run_program
 
@@ -79,7 +79,8 @@ def build_parser(only: str | None = None, what: str | None = None) -> argparse.A
     parser = _Parser(
         prog="smtnet", description="Network emulator for encrypted message transports (SMT, Homa).",
         epilog=_EXAMPLES)
-    parser.add_argument("--version", action="version", version=f"smtnet {__version__}")
+    parser.add_argument("--version", action="version",
+                        version=f"smtnet {__version__} ({compiled.description()})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS if only is None else {only} & COMMANDS.keys():
         add = import_module(f"workloads.commands.{COMMANDS[command]}").add_parser
@@ -101,6 +102,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _run(argv: Sequence[str]) -> int:
     try:
+        if compiled.BUILD.error:
+            raise Unsupported(compiled.BUILD.error)
         args = parse(argv)
         if getattr(args, "again", None):
             from workloads.commands import again

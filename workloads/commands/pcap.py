@@ -13,15 +13,6 @@ from smtstack.capture.decode import Decoder, Result
 from smtstack.capture.lines import Lines
 from smtstack.capture.reading import read_into
 from workloads.commands import pcap_decrypt, pcap_dissector
-from workloads.commands.pcap_decrypt import (
-    add_key_options,
-    aligned,
-    capture_file,
-    key_store,
-    other_rows,
-    snapped,
-    truncated_rows,
-)
 
 _EXAMPLES = """examples:
   smtnet pcap decode capture.pcap --profile linux --keys demo
@@ -43,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Decrypt and verify every record of a capture (pcap or pcapng), put messages together, "
                     "and look for nonces used twice.")
     decode.add_argument("file", type=Path, help="the capture, compressed perhaps; - is stdin")
-    add_key_options(decode)
+    pcap_decrypt.add_key_options(decode)
     decode.add_argument("-v", "--verbose", action="store_true",
                         help="first a line for each packet: its number in the capture, seconds since the first, "
                              "what its header says (with --json on stderr)")
@@ -55,8 +46,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_decode(args: argparse.Namespace) -> int:
     """Decode ``args.file``; 1 if a record is bad or a nonce was used twice, or if nothing was verified."""
-    file = capture_file(args)
-    decoder = Decoder(args.profile, key_store(args, file), args.protocol)
+    file = pcap_decrypt.capture_file(args)
+    decoder = Decoder(args.profile, pcap_decrypt.key_store(args, file), args.protocol)
     lines = Lines(args.profile, args.protocol)
 
     def say(captured: Captured) -> None:
@@ -68,7 +59,7 @@ def run_decode(args: argparse.Namespace) -> int:
     print(json.dumps(dataclasses.asdict(result)) if args.json else table(result))
     why = decoder.why_nothing()
     if not why:
-        notes += snapped(result.truncated)
+        notes += pcap_decrypt.snapped(result.truncated)
     for note in notes + decoder.hints():
         print(f"smtnet: {note}", file=sys.stderr)
     return 1 if result.records_bad or result.nonce_reuse or why else 0
@@ -82,12 +73,12 @@ def table(result: Result) -> str:
             ("  of DATA, retransmitted", str(result.retransmitted)),
             ("control packets", str(control)),
             ("packets of handshakes", str(result.handshake_packets)),
-            ("other frames", str(result.ignored)), *other_rows(result.others),
-            *truncated_rows(result.truncated),
+            ("other frames", str(result.ignored)), *pcap_decrypt.other_rows(result.others),
+            *pcap_decrypt.truncated_rows(result.truncated),
             ("bad packets", str(result.bad_packets)),
             ("records authentic", str(result.records_ok)),
             ("records bad", str(result.records_bad)),
             ("nonces used twice", str(result.nonce_reuse)),
             ("messages", f"{result.messages}, {result.messages_complete} of them complete"),
             ("application bytes", str(result.bytes))]
-    return aligned(rows)
+    return pcap_decrypt.aligned(rows)

@@ -24,7 +24,6 @@ from smtstack.errors import BadPacket, ConfigError
 from smtstack.io import key_file
 from smtstack.session import tickets
 from smtstack.session.state import SealingKey
-from smtstack.session.tickets import TicketSecret
 from smtstack.wire import homa
 
 EXAMPLES = """examples:
@@ -158,7 +157,7 @@ def read_state(path: Path) -> KeptState:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             for packed, private in db.execute("SELECT ticket, private FROM tickets"):
-                state.add_ticket(TicketSecret(tickets.parse_untrusted(packed), private))
+                state.add_ticket(tickets.TicketSecret(tickets.parse_untrusted(packed), private))
             for row in db.execute("SELECT number, key, since FROM keys"):
                 state.keys[row[0]] = SealingKey(*row)
     except (sqlite3.Error, BadPacket) as e:

@@ -18,6 +18,7 @@ from controllers.policies import DEFAULT, POLICIES
 from smtstack.errors import ConfigError
 from topo.topologies import TOPOS, SmtTopo, make_topo
 from workloads.options import common as options
+from workloads.results.table import aligned
 
 #: More pairs than that are not printed for people.
 _MOST_PAIRS = 16
@@ -98,7 +99,8 @@ def _text(name: str, topo: SmtTopo, plan: Plan) -> Iterator[str]:
     if down:
         yield f"out of order: {', '.join(down)}"
     yield ""
-    yield from _columns(_switches(plan))
+    rows = list(_switches(plan))
+    yield aligned(rows, left=len(rows[0]))
     yield ""
     pairs = topo.flows[:_MOST_PAIRS]
     for src, dst in pairs:
@@ -150,10 +152,3 @@ def _flows_by_port(plan: Plan) -> Counter[tuple[str, int]] | None:
 
 def _count(things: tuple[Any, ...], one: str, several: str = "s") -> str:
     return f"{len(things)} {one}{several if len(things) != 1 else ''}"
-
-
-def _columns(lines: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    rows = list(lines)
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -186,6 +186,8 @@ def _serve_shared(args: argparse.Namespace, settings: Settings, quota: Quota | N
     # Workers may share the port with each other, but not with a server that was there before.
     if settings.transport in STREAM_TRANSPORTS:
         listen(settings.local).close()
+    elif settings.transport not in PACKET_TRANSPORTS:
+        raise ConfigError(f"{settings.transport} serves with one process: leave out --workers")
     else:
         ip, port = settings.local
         claim_port(str(settings.interface), address(ip), port, FORMATS[settings.transport].protocol).close()

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.waiting import AS_TCP
 from workloads import transports
 from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
 from workloads.kv.backend import Backend, EmbeddedStore
@@ -157,7 +158,8 @@ def run_kv(args: argparse.Namespace) -> int:
             undo.callback(server.close)
             servers.append(server)
             messages += [handler] if handler is not None else []
-        service = Service(servers, store, args.poll_us * 1000)
+        # One loop waits for all front ends: as the one that wakes first would.
+        service = Service(servers, store, next((s.waiting for s in wanted if s.waiting != AS_TCP), AS_TCP))
         undo.callback(service.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             undo.callback(signal.signal, number, signal.signal(number, stop))

@@ -104,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
         stem = args.out / f"slowdown-{args.workload}"
         report.write_csv(stem.with_suffix(".csv"), rows)
         stem.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-        report.plot(stem.with_suffix(".png"), rows, _title(args.workload, setting, sizes))
+        title = (f"{args.workload.upper()} (to {sizes.sizes[-1]:,} B), {setting.load:.0%} load, "
+                 f"{setting.hosts} hosts, one switch, {setting.rate_mbps / 1000:g} Gbit/s")
+        report.plot(stem.with_suffix(".png"), rows, title)
         print(f"wrote {stem}.csv, .json and .png", file=sys.stderr)
     if args.json:
         json.dump(summary, sys.stdout)
@@ -112,11 +114,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(summary, rows)
     return 0 if all(r.drained and not r.failed for r in results) else 1
-
-
-def _title(workload: str, setting: Setting, sizes: Distribution) -> str:
-    return (f"{workload.upper()} (to {sizes.sizes[-1]:,} B), {setting.load:.0%} load, {setting.hosts} hosts, "
-            f"one switch, {setting.rate_mbps / 1000:g} Gbit/s")
 
 
 def _summary(args: argparse.Namespace, setting: Setting, sizes: Distribution, table: str, results: list[Result],

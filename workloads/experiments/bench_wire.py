@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import statistics
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from smtstack import quantities
+from smtstack.waiting import MODES, Waiting
 from topo.link_options import LinkOptions
 from workloads.experiments.demo import compare, timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
@@ -32,9 +34,14 @@ LOADED_SIZES = (64, 1024, 8192)
 #: One at a time is the unloaded round trip, measured anyway.
 CONCURRENCIES = (50, 150)
 BULK_SIZE, BULK_CONCURRENCY = 1_000_000, 4
-#: Busy-wait of the polling mode: above a round trip, so that nobody sleeps.
-POLL_US = 200
 UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
+_UNLOADED = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
+_LOADED = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
+_BULK = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
+#: All that is measured, each on a network of its own: loads; how all wait (None: each as it does by default); TSO.
+PARTS: tuple[tuple[list[Load], Waiting | None, str], ...] = (
+    (_UNLOADED + _LOADED, None, "on"), *((_UNLOADED, Waiting(mode), "on") for mode in MODES),
+    (_BULK, None, "on"), (_BULK, None, "off"))
 
 
 @dataclass(frozen=True)
@@ -46,32 +53,20 @@ class Options:
     end: PlainResults = group(PlainResults)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Loads that are measured on one network."""
-
-    loads: list[Load]
-    poll_us: int
-    tso: str
-
-
-def parts() -> list[Part]:
-    """All that is measured."""
-    unloaded = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
-    loaded = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
-    bulk = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
-    return [Part(unloaded + loaded, 0, "on"), Part(unloaded, POLL_US, "on"), Part(bulk, 0, "on"),
-            Part(bulk, 0, "off")]
+def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running) -> list[Row]:
+    """A row for each load, system and trial of :data:`PARTS`."""
+    rows: list[Row] = []
+    for loads, wait, tso in PARTS:
+        setups = [Setup(transport, nic, wait=wait) for transport, nic in compared]
+        links = LinkOptions(tso=tso, nic=() if tso == "on" else ("tso=off",))
+        rows += compare("back2back", links, setups, loads, trials, running.folder, running.progress,
+                        variant=f"tso {tso}")
+    return rows
 
 
 def measure(asked: Options, running: Running) -> Outcome:
-    """A row for each load, system and trial."""
-    rows: list[Row] = []
-    for part in parts():
-        setups = [Setup(transport, nic, poll_us=part.poll_us) for transport, nic in SYSTEMS]
-        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
-        rows += compare("back2back", links, setups, part.loads, asked.trials, running.folder, running.progress,
-                        variant=f"tso {part.tso}")
+    """All systems."""
+    rows = rows_of(SYSTEMS, asked.trials, running)
     parameters = {"trials": asked.trials}
     failed = [row for row in rows if row["errors"] or not row["content_ok"]]
     if failed:
@@ -82,25 +77,30 @@ def measure(asked: Options, running: Running) -> Outcome:
                    parameters=parameters)
 
 
-def ratios(rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry for each point: median figure of every system, and median ratio for :data:`RATIOS`.
+def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
+    """One entry for each point: median figure of every system, processor time of both ends for an RPC
+    (``cpu_us``), and median ratio for each of ``pairs``.
 
     A round trip's ratio is good below 1, a rate's above.
     """
     points: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    cpu: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         value = metric(row)
         assert value is not None  # a failed trial ended the run
         key = (row["variant"], row["poll"], row["mode"], row["size"], row["concurrency"])
         points.setdefault(key, {}).setdefault(label(row), []).append(value)
+        cpu.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("us_per_rpc") or 0.0)
     out = []
-    for (variant, poll, mode, size, concurrency), by_system in points.items():
+    for key, by_system in points.items():
+        variant, poll, mode, size, concurrency = key
         median = {name: statistics.median(values) for name, values in by_system.items()}
         shares = {f"{ours}/{theirs}": statistics.median(a / b for a, b in zip(by_system[ours], by_system[theirs],
                                                                              strict=True))
-                  for ours, theirs in RATIOS}
+                  for ours, theirs in pairs}
         out.append({"variant": variant, "poll": poll, "mode": mode, "size": size, "concurrency": concurrency,
                     "median": {name: round(value, 1) for name, value in median.items()},
+                    "cpu_us": {name: round(statistics.median(values), 1) for name, values in cpu[key].items()},
                     "ratio": {name: round(value, 3) for name, value in shares.items()}})
     return out
 
@@ -109,7 +109,7 @@ def as_text(table: list[dict[str, Any]]) -> str:
     """For people."""
     here = environment()
     names = [system_label(*system) for system in SYSTEMS]
-    lines = [f"echo on a cable, {'compiled' if here['compiled'] else 'interpreted'}, {here['cpu']}",
+    lines = [f"echo on a cable, {here['protocol_code']}, {here['cpu']}",
              f"{'':>42}" + "".join(f"{name:>10}" for name in names)
              + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS)]
     for point in table:
@@ -122,8 +122,9 @@ def as_text(table: list[dict[str, Any]]) -> str:
         head = f"{what} {size_text(point['size'])}{many}, {point['poll']}{variant}"
         lines.append(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
                      + "".join(f"{point['ratio'][f'{a}/{b}']:>12.2f}" for a, b in RATIOS))
+        lines.append(f"{'processor us an RPC':>42}"
+                     + "".join(f"{point['cpu_us'][name]:>10,.1f}" for name in names))
     return "\n".join(lines)
-
 
 
 EXPERIMENT = Experiment(
@@ -133,5 +134,5 @@ EXPERIMENT = Experiment(
         "and homa / tcp. Takes some minutes and root.", 98),
     examples="example: smtnet bench wire --trials 3 --json", options=Options, check=lambda asked: asked,
     measure=measure,
-    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in parts())),
+    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(loads) for loads, *_how in PARTS)),
     ends_with="results")

@@ -125,8 +125,9 @@ def compare(topo: str, links: LinkOptions, compared: list[Setup], loads: list[Lo
                     progress.step(f"{topo}, {fleet.setup.transport} {fleet.setup.nic}, {size}, trial {trial}")
                     measured = fleet.measure(load, trial)
                     rows.append(cast(Row, measured.row | labels))
+                    how = measured.row["poll"].replace(" ", "-")
                     folder.save_raw(f"{place}-{fleet.setup.transport}-{fleet.setup.nic}-{load.size}-"
-                                    f"x{load.concurrency}-poll{fleet.setup.poll_us}-trial{trial}", measured.rtt_ns)
+                                    f"x{load.concurrency}-{how}-trial{trial}", measured.rtt_ns)
     return rows
 
 

@@ -82,7 +82,7 @@ def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made."""
     system = asked.system
     setup = Setup(system.transport, system.nic, asked.pattern, system.processes, asked.workers, system.connections,
-                  system.poll_us, asked.keys, system.sessions.session or "", system.transport_words(),
+                  system.waits.waiting(), asked.keys, system.sessions.session or "", system.transport_words(),
                   ("--response-size", str(asked.response_size)) if asked.response_size else ())
     load = Load(asked.size, asked.also, None if asked.seconds else asked.count or 1000, asked.seconds,
                 asked.concurrency, asked.rate, timeout=asked.timeout, canary=asked.canary, seed=asked.seed,
@@ -90,12 +90,6 @@ def check(asked: Options) -> Plan:
     system.network.check(system.topo, asked.seed)
     transports.check(system.transport)
     return Plan(asked, setup, load)
-
-
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    system = plan.asked.system
-    return f"run echo, {system.transport} on {system.topo}", system.trials
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -112,4 +106,5 @@ def measure(plan: Plan, running: Running) -> Outcome:
 EXPERIMENT = Experiment(
     "echo", help="RPC echo, every answer compared", examples=_EXAMPLES,
     description="RPC echo over a topology. Every answer is compared byte for byte.",
-    options=Options, check=check, measure=measure, steps=steps, ends_with="results", place=10)
+    options=Options, check=check, measure=measure, ends_with="results", place=10,
+    steps=lambda plan: (f"run echo, {plan.setup.transport} on {plan.asked.system.topo}", plan.asked.system.trials))

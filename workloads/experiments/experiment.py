@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from smtstack import compiled
 from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from topo import sandbox
 from topo.network import SmtNet
@@ -192,12 +193,14 @@ def conclude(experiment: Experiment[O, P], outcome: Outcome, folder: ResultFolde
              end: Reported) -> int:
     """Say what came out, on stdout and stderr; the exit code."""
     if end.json:
-        print(json.dumps({**outcome.result, "fidelity": verdict, "results": str(folder.path)}))
+        print(json.dumps({**outcome.result, "fidelity": verdict,
+                          "protocol_code": compiled.description(), "results": str(folder.path)}))
     else:
         if outcome.table:
             print_table(outcome.rows)
         if outcome.text:
             print(outcome.text)
+        print(f"protocol code: {compiled.description()}", file=sys.stderr)
     for line in outcome.remarks:
         print(line, file=sys.stderr)
     place = folder.path / report.PAGE if experiment.ends_with == "report" else folder.path

@@ -29,6 +29,7 @@ from workloads.load.queries import QueryLoad
 from workloads.options.declare import group, option
 from workloads.options.session import session_words
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import grouped
 from workloads.transports import PACKET_TRANSPORTS
 
 LEAVES, QUICK_LEAVES = [1, 2, 4, 8, 16, 32], [1, 4, 8]
@@ -136,12 +137,6 @@ def _mix(asked: Options, hosts: int) -> Mix | None:
                tuple(asked.queries.params.param))
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    return (f"run fanout, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(runs.systems(plan.queries)) * plan.queries.count() * len(plan.leaves))
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each system, trial and number of leaves."""
     rows: list[QueryRow] = []
@@ -183,7 +178,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
 def _background(queries: runs.Queries, net: SmtNet, mix: Mix, transport: str, running: Running,
                 number: int) -> Fleet:
     words = (*mix.options(), *session_words(queries.sessions, transport)) if transport in PACKET_TRANSPORTS else ()
-    setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, poll_us=queries.poll_us,
+    setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, wait=queries.waits.waiting(),
                   session=queries.sessions.session or "", options=words,
                   server_options=("--response-size", str(REPLY_BYTES)))
     return Fleet(net, queries.topo, setup, running.folder.path / "hosts", number)
@@ -221,11 +216,8 @@ def independent_us(leaf_ns: array[int], leaves: int) -> float | None:
 def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system and number of leaves: medians of the trials; losses, packets sent again and errors of
     all of them."""
-    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
-    for row in rows:
-        lines.setdefault((row["concurrency"], row["system"]), []).append(row)
     out = []
-    for (leaves, system), trials in lines.items():
+    for (leaves, system), trials in grouped(rows, lambda row: (row["concurrency"], row["system"])).items():
         rtt_us, leaf_us = [row["rtt_us"] for row in trials], [row["leaf_us"] for row in trials]
         fewest = min(row["queries"] for row in trials)
         tail = {f"{name}_ms": runs.middle_ms(rtt_us, name) if fewest >= least else None
@@ -245,6 +237,7 @@ EXPERIMENT = Experiment(
     "fanout", help="queries of many leaves, over when all have answered", examples=_EXAMPLES,
     description="Partition-aggregate: the root asks N leaves at once and waits for all of them, over and over "
                 "or at random times. Median and tail of whole queries over N; every answer is compared.",
-    options=Options, check=check, measure=measure, steps=steps, place=30,
+    options=Options, check=check, measure=measure, place=30,
+    steps=lambda plan: runs.steps(plan.queries, "fanout", len(plan.leaves)),
     kinds=(Mode("fanout", "p99", "99th percentile of the queries in us"),
            Picture("fanout.png", curves.fanout, "Queries of many leaves, by their number")))

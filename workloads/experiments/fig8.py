@@ -6,13 +6,14 @@ Server and clients on a cable, as in the paper; all systems' processes stay up, 
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from smtstack.errors import SmtError
 from topo.network import open_network
-from workloads.experiments import paper
 from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.ycsb_picture import KINDS
@@ -20,8 +21,7 @@ from workloads.fleet.kv import KvFleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.points import label, size_text
@@ -66,12 +66,12 @@ class Options:
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
-    clients: int = option("--clients", type=options.positive, default=CLIENTS, metavar="N",
+    clients: int = option("--clients", type=positive, default=CLIENTS, metavar="N",
                           help="operations under way: YCSB's threads (default: %(default)s)")
     processes: int | None = option(
-        "--processes", type=options.positive, metavar="P",
+        "--processes", type=positive, metavar="P",
         help="client processes (default: one for each processor beyond the server's, at most 4)")
 
 
@@ -86,6 +86,8 @@ class Plan:
     records: int
     seconds: float
     quick: bool
+    values: tuple[int, ...]
+    workloads: tuple[str, ...]
 
 
 def check(asked: Options) -> Plan:
@@ -95,21 +97,21 @@ def check(asked: Options) -> Plan:
     processes = asked.processes or min(4, max(1, len(os.sched_getaffinity(0)) - 1))
     setups = [Setup(transport, nic, "one", processes) for transport, nic in SYSTEMS]
     return Plan(setups, asked.trials or (QUICK_TRIALS if quick else TRIALS), asked.clients, processes,
-                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick)
+                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick, VALUES, WORKLOADS)
 
 
-def measure(plan: Plan, running: Running) -> Outcome:
+def rows_of(plan: Plan, running: Running) -> list[Row]:
     """A row for each trial; raises SmtError for one that failed."""
     rows: list[Row] = []
     with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
         fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / "hosts", number))
                   for number, setup in enumerate(plan.setups)]
-        for value in VALUES:
+        for value in plan.values:
             size: dict[str, Any] = {"size": str(value), "records": plan.records}
             for fleet in fleets:
                 running.progress.step(f"{size_text(value)}, {_name(fleet)}: loading {plan.records} records")
                 fleet.load(YcsbLoad(phase=LOAD_PHASE, count=plan.records, warm_up=0, concurrency=_LOADING, **size))
-            for workload in WORKLOADS:
+            for workload in plan.workloads:
                 for trial in range(1, plan.trials + 1):
                     for fleet in fleets:
                         name = f"{size_text(value)}, {workload.upper()}, {_name(fleet)}, trial {trial}"
@@ -121,6 +123,12 @@ def measure(plan: Plan, running: Running) -> Outcome:
                         if measured.row["errors"] or not measured.row["content_ok"]:
                             raise SmtError(f"{name}: {measured.row.get('first_error', 'wrong values')}")
                         running.folder.save_raw(f"{workload}-{value}-{_name(fleet)}-trial{trial}", measured.rtt_ns)
+    return rows
+
+
+def measure(plan: Plan, running: Running) -> Outcome:
+    """All values and workloads."""
+    rows = rows_of(plan, running)
     table = comparison(rows)
     return Outcome(rows, {"points": table, "ratios": summary(table)}, "\n" + as_text(table),
                    files={"fig8.csv": as_csv(table)},
@@ -132,11 +140,11 @@ def _name(fleet: KvFleet) -> str:
     return label({"transport": fleet.setup.transport, "nic": fleet.setup.nic if fleet.setup.uses_nic else None})
 
 
-def comparison(rows: list[Row]) -> list[dict[str, Any]]:
+def comparison(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
     """One entry for each value size and workload: median operations/s of every system, the median of the trials'
     ratios, and the paper's."""
     out = []
-    for point in ratios(rows):
+    for point in ratios(rows, pairs):
         value = point["size"]
         out.append({"value_bytes": value, "workload": point["variant"].split()[-1], "ops_per_s": point["median"],
                     "ratio": point["ratio"],
@@ -179,9 +187,9 @@ def as_text(table: list[dict[str, Any]]) -> str:
 
 EXPERIMENT = Experiment(
     "fig8", command="reproduce", help="Redis and YCSB: throughput by workload, value size and transport",
-    description=paper.filled(
+    description=textwrap.fill(
         "Throughput of YCSB A, B, C, D and F with values of 64 B, 1 KB and 4 KB over smt (records sealed by "
-        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's."),
+        "software and by the emulated NIC), tls, homa and tcp; ratios beside the paper's.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig8", len(VALUES) * len(plan.setups) * (1 + len(WORKLOADS) * plan.trials)),
     needs_pictures=True, place=10,

@@ -18,6 +18,7 @@ from workloads.load.queries import QueryLoad
 from workloads.options import common as options
 from workloads.options.declare import group, option
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import grouped
 
 SENDERS, QUICK_SENDERS = [1, 2, 4, 8, 16, 24, 32], [1, 4, 8, 16]
 ROUNDS, QUICK_ROUNDS = 100, 20
@@ -87,13 +88,6 @@ def check(asked: Options) -> Plan:
                 queries.links().buffer_bytes)
 
 
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    points = len(plan.senders) + 2 * plan.asked.controls
-    return (f"run incast, {','.join(plan.queries.transport)} on {plan.queries.topo}",
-            len(runs.systems(plan.queries)) * plan.queries.count() * points)
-
-
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each system, trial, number of servers and control."""
     most = plan.senders[-1]
@@ -159,11 +153,9 @@ def _known(plan: Plan, servers: int) -> dict[str, float]:
 def table(rows: Sequence[QueryRow]) -> list[dict[str, Any]]:
     """A line for each system, number of servers and control: medians of the trials; losses, packets sent again and
     errors of all of them."""
-    lines: dict[tuple[Any, ...], list[QueryRow]] = {}
-    for row in rows:
-        lines.setdefault((row["control"], row["concurrency"], row["system"]), []).append(row)
     out = []
-    for (control, servers, system), trials in lines.items():
+    by_point = grouped(rows, lambda row: (row["control"], row["concurrency"], row["system"]))
+    for (control, servers, system), trials in by_point.items():
         one = trials[0]
         rtt_us = [row["rtt_us"] for row in trials]
         # The controls' RPCs are not rounds: their time says nothing about one.
@@ -184,6 +176,7 @@ EXPERIMENT = Experiment(
     description="Rounds of incast: one client asks N servers at the same moment, and all answer through the "
                 "one link it has. Goodput, completion, losses and retransmissions over N; every answer is "
                 "compared.",
-    options=Options, check=check, measure=measure, steps=steps, place=40,
+    options=Options, check=check, measure=measure, place=40,
+    steps=lambda plan: runs.steps(plan.queries, "incast", len(plan.senders) + 2 * plan.asked.controls),
     kinds=(Mode("incast", "p99", "99th percentile of the rounds in us"),
            Picture("incast.png", curves.incast, "Incast, by the number of servers")))

@@ -11,7 +11,6 @@ from workloads.experiments.one_system import OneSystem, counters_and_judgement, 
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet import kv as kv_fleet
-from workloads.fleet.kv import STORES, KvFleet
 from workloads.fleet.setup import Setup
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.options.declare import group, option
@@ -39,8 +38,8 @@ docs/kv.md is the how-to.
 class Options:
     """What ``smtnet run kv`` takes on its command line."""
 
-    store: str = option("--store", choices=STORES, default="embedded",
-                        help="; ".join(f"{name}: {what}" for name, what in STORES.items())
+    store: str = option("--store", choices=kv_fleet.STORES, default="embedded",
+                        help="; ".join(f"{name}: {what}" for name, what in kv_fleet.STORES.items())
                         + " (default: %(default)s)")
     direct: bool = option("--direct", action="store_true",
                           help="with --store redis --transport tcp: clients ask Redis itself, and "
@@ -64,18 +63,13 @@ def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made."""
     system = asked.system
     setup = Setup(system.transport, system.nic, "one", system.processes, connections=system.connections,
-                  poll_us=system.poll_us, session=system.sessions.session or "", options=system.transport_words())
+                  wait=system.waits.waiting(), session=system.sessions.session or "",
+                  options=system.transport_words())
     loading, run = ycsb_loads(asked.ycsb)
     system.network.check(system.topo, asked.ycsb.seed)
     transports.check(system.transport)
     kv_fleet.check(system.transport, asked.store, asked.direct)
     return Plan(asked, setup, loading, run)
-
-
-def steps(plan: Plan) -> tuple[str, int]:
-    """For progress."""
-    system = plan.asked.system
-    return (f"run kv, workload {plan.asked.ycsb.workload}, {system.transport} on {system.topo}", system.trials + 1)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -85,7 +79,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
     more: dict[str, Any] = {}
     with running.network(system.network, system.topo, seed) as net, \
             system.captures(net, running) as captures, \
-            KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
+            kv_fleet.KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
                     direct=asked.direct, keep_keys=system.keep_keys) as fleet:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)
@@ -102,4 +96,6 @@ EXPERIMENT = Experiment(
     "kv", help="YCSB against a key-value server", examples=_EXAMPLES,
     description="YCSB's core workloads against a key-value server on a topology: the records are loaded once, "
                 "then every trial runs the workload on them.",
-    options=Options, check=check, measure=measure, steps=steps, kinds=KINDS, ends_with="results", place=20)
+    options=Options, check=check, measure=measure, kinds=KINDS, ends_with="results", place=20,
+    steps=lambda plan: (f"run kv, workload {plan.asked.ycsb.workload}, {plan.setup.transport} on "
+                        f"{plan.asked.system.topo}", plan.asked.system.trials + 1))

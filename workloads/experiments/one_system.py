@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smtstack import quantities
 from smtstack.errors import ConfigError
 from topo.network import SmtNet
 from topo.topologies import TOPOS
@@ -18,14 +17,13 @@ from workloads.experiments.experiment import Outcome, Running
 from workloads.fleet.captures import Captures
 from workloads.fleet.fleet import Fleet
 from workloads.load.loops import Load
-from workloads.options import common as options
-from workloads.options.common import JudgedResults, Params
+from workloads.options.common import JudgedResults, Params, param_words, positive
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.points import QuotedPoint, first_error, middle, session_lines
 from workloads.results.row import Row
-from workloads.transports import PACKET_TRANSPORTS
 
 
 @dataclass(frozen=True)
@@ -37,19 +35,18 @@ class OneSystem:
     transport: str = option("--transport", choices=transports.NAMES, default="smt", help="(default: %(default)s)")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records: software, or the NIC's TLS offload (default: %(default)s)")
-    processes: int = option("--processes", type=options.positive, default=1, metavar="P",
+    processes: int = option("--processes", type=positive, default=1, metavar="P",
                             help="client processes a host (default: 1)")
     connections: int = option(
-        "--connections", type=options.positive, default=0, metavar="N",
+        "--connections", type=positive, default=0, metavar="N",
         help="tcp, tls, ktls: connections of a client process, RPCs pipelined (default: one an RPC)")
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     keylog: bool = option("--keylog", action="store_true",
                           help="smt: keep certificates and the secrets of all sessions in hosts/.../keys/, for "
                                "'smtnet pcap decrypt' (default: kept nowhere; --capture keeps them, too)")
-    trials: int = option("--trials", type=options.positive, default=3, metavar="N",
+    trials: int = option("--trials", type=positive, default=3, metavar="N",
                          help="the middle one is quoted (default: %(default)s)")
     network: Network = group(Network)
     capture: bool = option("--capture", action="store_true",
@@ -63,12 +60,13 @@ class OneSystem:
 
     def transport_words(self) -> tuple[str, ...]:
         """``--param`` and what sessions agree on again, for servers and clients. Raises :class:`ConfigError`."""
-        if self.params.param and self.transport not in PACKET_TRANSPORTS:
-            raise ConfigError(f"--param is for {', '.join(PACKET_TRANSPORTS)}; {self.transport} has none of ours")
+        if self.params.param and self.transport not in transports.PACKET_TRANSPORTS:
+            ours = ", ".join(transports.PACKET_TRANSPORTS)
+            raise ConfigError(f"--param is for {ours}; {self.transport} has none of ours")
         check_sessions(self.sessions, [self.transport])
         if self.keylog and self.transport != "smt":
             raise ConfigError(f"--keylog is for transport smt, not for {self.transport}")
-        return (*options.param_words(self.params.param), *session_words(self.sessions, self.transport))
+        return (*param_words(self.params.param), *session_words(self.sessions, self.transport))
 
     def captures(self, net: SmtNet, running: Running) -> AbstractContextManager[Captures | None]:
         """The captures of a measurement, if it wants any."""

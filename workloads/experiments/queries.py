@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
@@ -20,16 +20,15 @@ from workloads.fleet.query import QueryRow
 from workloads.fleet.setup import Setup
 from workloads.load import distributions
 from workloads.load.queries import QueryLoad
-from workloads.options import common as options
-from workloads.options.common import JudgedResults, Params
+from workloads.options.common import JudgedResults, Params, param_words, parse_param, positive, transport_list
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.folder import csv_text
 from workloads.results.points import first_error, points, session_lines
 from workloads.results.row import Row, Times
 from workloads.results.table import aligned
-from workloads.transports import PACKET_TRANSPORTS
 from workloads.transports.table import compared
 
 #: Of each point.
@@ -45,7 +44,7 @@ _HEADERS, _ETHERNET, _OVERHEAD, _SHORTEST = 52, 14, 24, 84
 
 def numbers(text: str) -> list[int]:
     """Reads ``1,2,8``, in ascending order."""
-    return sorted({options.positive(part) for part in text.split(",")})
+    return sorted({positive(part) for part in text.split(",")})
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Queries:
     request: int = option("--request", type=quantities.BYTES, default=REQUEST_BYTES, metavar="B",
                           help="bytes each of them is sent (default: %(default)s)")
     transport: list[str] = option(
-        "--transport", type=options.transport_list, default=compared("queries"), metavar="T[,T...]",
+        "--transport", type=transport_list, default=compared("queries"), metavar="T[,T...]",
         help=f"any of {', '.join(transports.NAMES)}; they take turns "
              f"(default: {','.join(compared('queries'))})")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
@@ -65,21 +64,20 @@ class Queries:
     topo: str = option("--topo", default="", metavar="T",
                        help=f"{', '.join(TOPOS)} with arguments; the first host asks the next ones (default: "
                             "a star with as many hosts as needed)")
-    connections: int = option("--connections", type=options.positive, default=0, metavar="N",
+    connections: int = option("--connections", type=positive, default=0, metavar="N",
                               help="tcp, tls, ktls: connections to each server (default: one for each query under "
                                    "way, at most 8)")
     incast_control: int | None = option(
-        "--incast-control", type=options.positive, metavar="N",
+        "--incast-control", type=positive, metavar="N",
         help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
              "than N are outstanding, only the first bytes of the answer come without a grant")
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     timeout: float = option("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",
                             help="give up a query after this long (default: 10)")
-    trials: int | None = option("--trials", type=options.positive, metavar="N", help="(default: 3; --quick: 1)")
-    seed: int = option("--seed", type=options.positive, default=1, help="of arrivals, faults (default: 1)")
+    trials: int | None = option("--trials", type=positive, metavar="N", help="(default: 3; --quick: 1)")
+    seed: int = option("--seed", type=positive, default=1, help="of arrivals, faults (default: 1)")
     quick: bool = option("--quick", action="store_true", help="fewer and shorter points, one trial")
     network: Network = group(Network)
     end: JudgedResults = group(JudgedResults)
@@ -103,7 +101,7 @@ def filled(asked: Queries, most: int) -> Queries:
                           f"hosts, take star,{most + 1}")
     for name in asked.transport:
         transports.check(name)
-    options.param_words(asked.params.param)
+    param_words(asked.params.param)
     check_sessions(asked.sessions, asked.transport)
     if asked.incast_control and not {"smt", "homa"} & set(asked.transport):
         raise ConfigError("--incast-control is for smt and homa; name one of them in --transport")
@@ -122,14 +120,19 @@ def systems(asked: Queries, *further: str) -> list[tuple[Setup, str]]:
         if asked.incast_control and name in ("smt", "homa"):
             more.append(f"incast control {asked.incast_control}")
         for variant in more:
-            own = [*further, *options.param_words(asked.params.param), *session_words(asked.sessions, name)]
+            own = [*further, *param_words(asked.params.param), *session_words(asked.sessions, name)]
             if variant:
                 own += ["--param", f"incast_threshold={asked.incast_control}"]
-            found.append((Setup(name, asked.nic, "root", connections=asked.connections, poll_us=asked.poll_us,
+            found.append((Setup(name, asked.nic, "root", connections=asked.connections, wait=asked.waits.waiting(),
                                 session=asked.sessions.session or "",
-                                options=tuple(own) if name in PACKET_TRANSPORTS else (),
+                                options=tuple(own) if name in transports.PACKET_TRANSPORTS else (),
                                 server_options=("--response-size", str(asked.size))), variant))
     return found
+
+
+def steps(asked: Queries, name: str, points: int) -> tuple[str, int]:
+    """For progress, if each system has so many points."""
+    return f"run {name}, {','.join(asked.transport)} on {asked.topo}", len(systems(asked)) * asked.count() * points
 
 
 def ideal_us(leaves: int, size: int, request: int, links: LinkOptions, hops: int) -> float:
@@ -159,7 +162,7 @@ def _frame(data: int) -> int:
 def resend_ms(asked: Queries) -> float:
     """How long our transports wait for what does not come before they ask for it, milliseconds: their time-out,
     as the kernel's TCP has one of 200 ms at least."""
-    given: dict[str, Any] = dict(map(options.parse_param, asked.params.param))
+    given: dict[str, Any] = dict(map(parse_param, asked.params.param))
     assert asked.network.rate_mbps is not None, "there is a default"
     params = replace(software(max(1, int(asked.network.rate_mbps))), **given)
     return params.resend_ticks * params.tick_ns / 1e6
@@ -202,10 +205,15 @@ def middle_ms(times: Iterable[Times], name: str) -> float | None:
 
 
 def troubles(rows: Sequence[QueryRow]) -> dict[str, Any]:
-    """What went wrong in all trials of a point."""
+    """What went wrong in all trials of a point, whatever the transport counts: packets or segments sent again,
+    RESENDs of ours or retransmission time-outs of TCP."""
+    def counted(*names: str) -> int:
+        return sum(int(found.get(name, 0)) for found in cast(Sequence[Mapping[str, Any]], rows) for name in names)
+
     peaks = [row["queue_peak_bytes"] for row in rows if row["queue_peak_bytes"] is not None]
     return {"queue_peak": max(peaks, default=None), "lost_frames": sum(map(curves.lost, rows)),
-            "sent_again": sum(map(curves.sent_again, rows)), "resends_or_rtos": sum(map(curves.timed_out, rows)),
+            "sent_again": counted("resent_packets", "retransmits"),
+            "resends_or_rtos": counted("resends", "timeouts"),
             "errors": sum(row["errors"] for row in rows), "faithful": curves.faithful(rows)}
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from workloads.fleet.query import QueryRow
 from workloads.results.plots import Mark, curve, finish, line_keys, new_figure, styles_of, trials_text, y_axis
-from workloads.results.points import size_text
+from workloads.results.points import grouped, size_text
 from workloads.results.row import Row
 
 #: Inches.
@@ -48,11 +48,9 @@ class Spot:
 
 def spots(rows: Sequence[Row], mode: str) -> list[Spot]:
     """The points of the curves, in ascending order of leaves; controls are none."""
-    grouped: dict[tuple[str, int], list[QueryRow]] = {}
-    for row in cast(Sequence[QueryRow], rows):
-        if row["mode"] == mode and not row.get("control"):
-            grouped.setdefault((row["system"], row["concurrency"]), []).append(row)
-    return sorted((Spot(*key, tuple(trials)) for key, trials in grouped.items()), key=lambda spot: spot.leaves)
+    own = [row for row in cast(Sequence[QueryRow], rows) if row["mode"] == mode and not row.get("control")]
+    by_point = grouped(own, lambda row: (row["system"], row["concurrency"]))
+    return sorted((Spot(*key, tuple(trials)) for key, trials in by_point.items()), key=lambda spot: spot.leaves)
 
 
 def time_ms(name: str) -> Value:
@@ -67,16 +65,6 @@ def time_ms(name: str) -> Value:
 def lost(row: Row) -> int:
     """Frames that full queues of the network lost."""
     return int(row["drops"]["queues"])
-
-
-def sent_again(row: Row) -> int:
-    """Packets or segments, whatever the transport counts."""
-    return int(row.get("resent_packets", 0)) + int(row.get("retransmits", 0))
-
-
-def timed_out(row: Row) -> int:
-    """Times that a timer had to ask for what did not come: RESENDs of ours, retransmission time-outs of TCP."""
-    return int(row.get("resends", 0)) + int(row.get("timeouts", 0))
 
 
 def faithful(rows: Sequence[Row]) -> bool:
@@ -167,11 +155,8 @@ def _finish(figure: Any, path: Path, found: list[Spot], label: str, title: str) 
 
     handles = line_keys(list(dict.fromkeys(spot.system for spot in found)))
     handles.append(Line2D([], [], color="0.4", linestyle=(0, (1, 1)), linewidth=1.2, label="the link, never idle"))
-    return finish(figure, path, handles, label, said=_caption(found), alignment="left", title=title,
+    said = trials_text(max(len(spot.rows) for spot in found), "mark: median", "bar")
+    if weak := sum(spot.weak for spot in found):
+        said += f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)"
+    return finish(figure, path, handles, label, said=said, alignment="left", title=title,
                   title_fontsize=9)
-
-
-def _caption(found: list[Spot]) -> str:
-    text = trials_text(max(len(spot.rows) for spot in found), "mark: median", "bar")
-    weak = sum(spot.weak for spot in found)
-    return text + (f"; hollow: not faithful, or queries failed ({weak} of {len(found)} points)" if weak else "")

@@ -12,7 +12,7 @@ from typing import cast
 from workloads.fleet.kv import KvRow
 from workloads.results.kinds import Kind, Picture, Variant
 from workloads.results.plots import CAPTION, HEIGHT, LEGEND, WIDTH, caption, finish, new_figure, styles_of, y_axis
-from workloads.results.points import QuotedPoint, points, size_text
+from workloads.results.points import QuotedPoint, grouped, points, size_text
 from workloads.results.row import Row
 
 #: How much of the room between two workloads their bars take.
@@ -24,10 +24,8 @@ def throughput_by_workload(rows: Sequence[Row], path: Path) -> bool:
     found = [p for p in points(rows) if "workload" in p.quoted and p.quoted["mode"] == "loaded" and p.value]
     if not found:
         return False
-    panels: dict[tuple[str, str, str], list[QuotedPoint]] = {}
-    for point in sorted(found, key=lambda p: _stored(p)["value_bytes"]):
-        key = (point.quoted["topo"], point.quoted.get("poll") or "", size_text(_stored(point)["value_bytes"]))
-        panels.setdefault(key, []).append(point)
+    panels = grouped(sorted(found, key=lambda p: _stored(p)["value_bytes"]), lambda p: (
+        p.quoted["topo"], p.quoted.get("poll") or "", size_text(_stored(p)["value_bytes"])))
     labels = list(dict.fromkeys(point.label for point in found))
     letters = sorted({_stored(point)["workload"] for point in found})
     styles = styles_of(labels)

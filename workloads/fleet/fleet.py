@@ -24,6 +24,7 @@ import psutil
 
 from smtstack.errors import ConfigError
 from smtstack.transport.params import software
+from smtstack.waiting import AS_TCP, HYBRID
 from topo.dns import DnsServer
 from topo.host import SmtHost
 from topo.network import SmtNet
@@ -34,10 +35,10 @@ from workloads.fleet.programs import cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
-from workloads.load.measure import SIZES_SUFFIX
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import SIZES_SUFFIX, rtt_summary
+from workloads.options.waiting import wait_words
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
-from workloads.results.row import Answered, Lost, OpenLoopFigures, Row
+from workloads.results.row import BY_DEFAULT, HOW, Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
 
 #: Seconds between looks whether all processes are alive.
@@ -108,7 +109,14 @@ class Fleet:
         # The sandbox has a /run of its own, in memory: what is there goes with it, even if it is killed.
         self._keys = self._folder / "keys" if keep_keys else Path(tempfile.mkdtemp(dir="/run"), "keys")
         self._credentials = credentials.make(self._keys, setup.transport, hosts)
-        self._cores = split_cores([host.name for host in net.hosts], os.sched_getaffinity(0))
+        cores = os.sched_getaffinity(0)
+        self._cores = split_cores([host.name for host in net.hosts], cores)
+        self._edges = asked(setup.pattern, net)
+        self._waiting = setup.waiting
+        if self._waiting.mode == HYBRID and outnumber(self._processes_by_host(), len(net.emulator_pids()),
+                                                      self._cores, len(cores)):
+            # Who looks for a frame would keep those from a processor who are to send it.
+            self._waiting = AS_TCP
         self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
@@ -120,6 +128,13 @@ class Fleet:
     def keylog(self, host: SmtHost) -> Path:
         """Where a host writes down the secrets of its sessions, if keys are kept."""
         return self._keys / f"{host.name}.keylog"
+
+    def _processes_by_host(self) -> dict[str, int]:
+        """How many busy processes there will be on each host."""
+        found = dict.fromkeys((host.name for host in self._edges), self.setup.processes)
+        for host in {peer for peers in self._edges.values() for peer in peers}:
+            found[host.name] = found.get(host.name, 0) + self.setup.workers
+        return found
 
     def __enter__(self) -> Self:
         try:
@@ -151,8 +166,7 @@ class Fleet:
             if self.net.paths > 1:
                 # Else a receiver lets a peer send one long message at a time, which uses one of its paths.
                 options += ["--param", f"max_rpcs_per_peer={self.net.paths}"]
-        if setup.poll_us:
-            options += ["--poll-us", str(setup.poll_us)]
+        options += wait_words(self._waiting)
         if setup.session_mode is not None:
             options += ["--session", setup.session_mode]
         if self._dns is not None:
@@ -164,7 +178,7 @@ class Fleet:
 
     def _start(self) -> None:
         setup = self.setup
-        edges = asked(setup.pattern, self.net)
+        edges = self._edges
         if not edges:
             raise ConfigError(f"{len(self.net.hosts)} host is too few: one asks, another answers")
         if setup.needs_dns:
@@ -320,7 +334,7 @@ class Fleet:
             "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
             "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
-            "poll": "polling" if setup.poll_us else "interrupt",
+            "poll": BY_DEFAULT if setup.wait is None else HOW[setup.wait.mode], "wait": HOW[self._waiting.mode],
             "size": size_name(load.size), "concurrency": load.concurrency,
             "trial": trial, "rpcs": rpcs, "errors": sum(answer["errors"] for answer in done),
             "content_ok": all(answer["content_ok"] for answer in done),
@@ -388,6 +402,14 @@ def _together(load: Load, clients: Sequence[Mapping[str, Any]]) -> OpenLoopFigur
 
 def _per_rpc_us(seconds: float, rpcs: int) -> float | None:
     return round(seconds / rpcs * 1e6, 1) if rpcs else None
+
+
+def outnumber(processes: Mapping[str, int], others: int, cores: Mapping[str, Collection[int]],
+              all_cores: int) -> bool:
+    """Whether ``processes`` by host, and as many ``others`` anywhere, are more than there are processors: in all,
+    or on a host that has ``cores`` of its own."""
+    return (sum(processes.values()) + others > all_cores
+            or any(number > len(cores[host]) for host, number in processes.items() if host in cores))
 
 
 def split_cores(hosts: Sequence[str], cores: Collection[int]) -> dict[str, set[int]]:

@@ -70,9 +70,9 @@ class KvFleet(Fleet):
         self._direct = direct
         if direct:
             self.READY = _REDIS_READY
-        #: Redis servers behind ours, and the folders they work in.
+        #: Redis servers behind ours, and the folder they work in.
         self._behind: list[Program] = []
-        self._private: list[Path] = []
+        self._private: Path | None = None
 
     # -- processes -----------------------------------------------------------------------------------------
 
@@ -104,18 +104,17 @@ class KvFleet(Fleet):
         return Program(host, what, argv, log, answers=False, cores=self._cores.get(host.name))
 
     def _private_folder(self) -> Path:
-        if not self._private:
-            # The sandbox's own /run, in memory: it goes with the sandbox.
-            self._private.append(Path(tempfile.mkdtemp(prefix="redis-", dir="/run")))
-        return self._private[0]
+        # The sandbox's own /run, in memory: it goes with the sandbox.
+        self._private = self._private or Path(tempfile.mkdtemp(prefix="redis-", dir="/run"))
+        return self._private
 
     def stop(self) -> None:
         super().stop()
         for redis in self._behind:
             redis.stop()
-        for folder in self._private:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._behind, self._private = [], []
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+        self._behind, self._private = [], None
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
         return super()._processes() + [("server", psutil.Process(redis.pid)) for redis in self._behind]

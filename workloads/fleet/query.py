@@ -17,8 +17,8 @@ from topo.network import SmtNet
 from workloads.fleet.fleet import Fleet, Measured, Trial
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
+from workloads.load.measure import rtt_summary
 from workloads.load.queries import LEAVES_SUFFIX, QueryLoad
-from workloads.load.rtt import rtt_summary
 from workloads.results.fidelity import doubted
 from workloads.results.points import label
 from workloads.results.row import Answered, Row, Times
@@ -124,10 +124,6 @@ class QueryFleet(Fleet):
             measured.row["content_ok"] &= behind["content_ok"]
             measured.row.setdefault("first_error", f"background: {behind.get('first_error', 'wrong content')}")
         return measured
-
-    def measure(self, load: Load, trial: int = 1) -> Measured[QueryRow]:
-        """One trial."""
-        return cast("Measured[QueryRow]", super().measure(load, trial))
 
     def begin(self, trial: Trial) -> None:
         # All answers have to go through the switch's end of the client's link.

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from smtstack.errors import ConfigError
+from smtstack.waiting import Waiting
 from topo.host import SmtHost
 from topo.network import SmtNet
 from workloads.transports.sessions import FROM_TICKETS, MODE
@@ -37,8 +38,8 @@ class Setup:
     """Server processes a host, sharing one port."""
     connections: int = 0
     """Connections of a client process (streams only); 0: as many as it has RPCs under way."""
-    poll_us: int = 0
-    """Busy-wait before sleeping; 0: interrupt mode."""
+    wait: Waiting | None = None
+    """How servers and clients wait; None: as the transport does by default."""
     keys: str = ""
     """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
     session: str = ""
@@ -60,6 +61,11 @@ class Setup:
     def uses_nic(self) -> bool:
         """Whether our NIC is on the way at all."""
         return TABLE[self.transport].packets
+
+    @property
+    def waiting(self) -> Waiting:
+        """How servers and clients wait, where there are processors enough."""
+        return TABLE[self.transport].waiting if self.wait is None else self.wait
 
     @property
     def session_mode(self) -> str | None:

@@ -14,8 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from smtstack.errors import ConfigError, SmtError
-from workloads.kv import aof_file
-from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter
+from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter, write_snapshot
 from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
@@ -261,7 +260,7 @@ class Aof:
         temporary.unlink(missing_ok=True)
         file = open_locked(temporary)
         writer = EntryWriter(file.fileno())
-        for _entry in aof_file.write_snapshot(writer, keys.databases.snapshot()):
+        for _entry in write_snapshot(writer, keys.databases.snapshot()):
             pass
         os.fsync(file.fileno())
         os.rename(temporary, self._path)

@@ -7,11 +7,9 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from workloads.kv.resp import ONE, ZERO, Command
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import ONE, ZERO, Command, whole
 from workloads.kv.store import CommandError, Keyspace
 
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
@@ -103,20 +101,6 @@ class Wait:
     """The command's reply when the time is over."""
 
 
-#: Does a command (name included) and gives its encoded reply; raises CommandError.
-Handler = Callable[[Keyspace, Command, Session], bytes]
-
-
-def variant(handler: Callable[..., bytes], usage: str, about: str = "", **how: object) -> Handler:
-    """A command that differs from others by some arguments of the ``handler`` that they share.
-
-    ``usage``: how the command is called, its docstring; ``about``: its module, if not the handler's.
-    """
-    made = partial(handler, **how)
-    made.__doc__, made.__module__ = usage, about or handler.__module__
-    return made
-
-
 def has(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
     """Whether a member is in the value of a key, as the reply."""
     value = keys.typed(args[1], kind)
@@ -130,12 +114,12 @@ def remove(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) ->
         return ZERO
     gone = [member for member in dict.fromkeys(args[2:]) if member in value]
     keys.take(args[1], value, gone)
-    return integer_reply(len(gone))
+    return whole(len(gone))
 
 
 def length(keys: Keyspace, args: Command, _session: Session, kind: type[Any]) -> bytes:
     """How long the value of a key is, as the reply; where there is none, 0."""
-    return integer_reply(len(keys.typed(args[1], kind) or ()))
+    return whole(len(keys.typed(args[1], kind) or ()))
 
 
 def wait(keys: Keyspace, session: Session, what: Wait) -> bytes:
@@ -155,6 +139,14 @@ def integer(text: bytes, complaint: str = NOT_AN_INTEGER) -> int:
     if _INTEGER.fullmatch(text) is None or not MIN_INT <= (number := int(text)) <= MAX_INT:
         raise CommandError(complaint)
     return number
+
+
+def increased(old: bytes | None, amount: int, complaint: str = NOT_AN_INTEGER) -> int:
+    """What was there (None: nothing, so 0) and ``amount`` together."""
+    value = amount if old is None else integer(old, complaint) + amount
+    if not MIN_INT <= value <= MAX_INT:
+        raise CommandError("ERR increment or decrement would overflow")
+    return value
 
 
 def span(start: int, stop: int, size: int) -> tuple[int, int]:

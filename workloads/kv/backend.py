@@ -69,7 +69,7 @@ class EmbeddedStore(Backend):
         self._answers: list[Answer] = []
         self.facts.blocked = self._waiting.__len__
         if aof is not None:
-            keys.journal = Journal()
+            keys.databases.journal = Journal()
             keys.databases.persistence = aof
 
     def submit(self, session: Session, commands: deque[Command], done: Done, limit: int) -> bytes | None:
@@ -117,15 +117,15 @@ class EmbeddedStore(Backend):
         aof, keys = self._aof, self.keys
         while True:
             if aof is not None:
-                assert keys.journal is not None
-                aof.write(keys.journal.take(), now)
+                assert keys.databases.journal is not None
+                aof.write(keys.databases.journal.take(), now)
             answers, self._answers = self._answers, []
             for done, reply in answers:
                 done(reply)
             if not self._answers:
                 break
         # The contents of the file written anew are what is written down up to now, no more.
-        if aof is not None and not keys.journal:
+        if aof is not None and not keys.databases.journal:
             aof.turn(now)
 
     def counters(self) -> dict[str, int]:

@@ -26,7 +26,6 @@ from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
 from smtstack.socket import Address
 from workloads import transports
 from workloads.kv.commands import COMMANDS
-from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Call, Caller
 from workloads.transports.framing import FramingError, Inbox
 from workloads.transports.stream import Stream
@@ -155,10 +154,10 @@ class RespCaller(StreamCaller):
             stream.inbox.expect(call.number, call.commands)
 
 
-def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
+def open_caller(settings: transports.Settings, peers: Sequence[Address], connections: int = 0) -> Caller:
     """Open a caller for :class:`KvCall` s; arguments and errors as of :func:`workloads.transports.open_caller`."""
     require_hiredis()
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in transports.MESSAGE_TRANSPORTS:
         return transports.open_caller(settings, peers, connections)
     make = transports.stream_maker(settings, server=False)
 
@@ -168,7 +167,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
         return stream
 
     local_ip = settings.local[0] if settings.local is not None else None
-    return RespCaller(make_resp, peers, connections, local_ip, settings.poll_ns)
+    return RespCaller(make_resp, peers, connections, local_ip, settings.waiting)
 
 
 def finish(caller: Caller, call: Call, timeout_s: float) -> None:
@@ -206,14 +205,14 @@ class KvClient:
     begins with its SELECT: a message knows of no other, and a connection may be a new one.
     """
 
-    def __init__(self, settings: Settings, peer: Address, timeout_s: float = TIMEOUT_S,
+    def __init__(self, settings: transports.Settings, peer: Address, timeout_s: float = TIMEOUT_S,
                  retries: int = RETRIES, database: int | None = None) -> None:
         self._caller = open_caller(settings, [peer], 1)
         self._timeout_s = timeout_s
         self._retries = retries
         #: None: none was chosen.
         self._database: int | None = None
-        self._in_messages = settings.transport in PACKET_TRANSPORTS
+        self._in_messages = settings.transport in transports.MESSAGE_TRANSPORTS
         #: Of :meth:`watch`: versions by database and key, in messages; the connection that Redis's WATCH was said
         #: on.
         self._versions: dict[int | None, dict[bytes, int]] = {}
@@ -279,7 +278,7 @@ class KvClient:
     def watch(self, *keys: Arg) -> None:
         """The next :meth:`transaction` is done only if none of these keys is changed from now on."""
         if self._in_messages:
-            wanted = [_bytes(key) for key in keys]
+            wanted = [key if isinstance(key, bytes) else str(key).encode() for key in keys]
             for key, version in zip(wanted, self.command("SMT.VERSIONS", *wanted), strict=True):
                 self._versions.setdefault(self._database, {}).setdefault(key, version)
             return
@@ -335,10 +334,6 @@ class KvClient:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _bytes(part: Arg) -> bytes:
-    return part if isinstance(part, bytes) else str(part).encode()
 
 
 def _word(part: Arg) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
+from workloads.kv import entry
 from workloads.kv.arguments import SYNTAX, Session, integer
-from workloads.kv.resp import EMPTY_ARRAY, OK, Command, bulk, bulk_or_null, mapping, printable
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import EMPTY_ARRAY, OK, Command, bulk, bulk_or_null, mapping, printable, whole
 from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "connections")
 
 #: What we say we are to clients that look: commands, replies and errors are those of this version.
 REDIS_VERSION = "7.0.15"
@@ -15,8 +18,9 @@ REDIS_VERSION = "7.0.15"
 _LIBRARY = frozenset((b"LIB-NAME", b"LIB-VER"))
 
 
+@command("AUTH [username] password", local=True, no_script=True)
 def auth(_keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """AUTH [username] password: there are no passwords, who may connect is the transport's business"""
+    """There are no passwords, who may connect is the transport's business."""
     if len(args) > 3:
         raise CommandError(SYNTAX)
     if len(args) == 2:
@@ -31,8 +35,8 @@ def _check_user(user: bytes) -> None:
         raise CommandError("WRONGPASS invalid username-password pair or user is disabled.")
 
 
+@command("HELLO [2|3 [AUTH username password] [SETNAME name]]", local=True, no_script=True)
 def hello(_keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HELLO [2|3 [AUTH username password] [SETNAME name]]"""
     version = session.version
     if len(args) > 1:
         version = integer(args[1], "ERR Protocol version is not an integer or out of range")
@@ -51,22 +55,30 @@ def hello(_keys: Keyspace, args: Command, session: Session) -> bytes:
             raise CommandError(f"ERR Syntax error in HELLO option '{printable(args[at])}'")
     session.version, session.name = version, name
     return mapping([bulk(b"server"), bulk(b"redis"), bulk(b"version"), bulk(REDIS_VERSION.encode()),
-                    bulk(b"proto"), integer_reply(version), bulk(b"id"), integer_reply(session.number),
+                    bulk(b"proto"), whole(version), bulk(b"id"), whole(session.number),
                     bulk(b"mode"), bulk(b"standalone"), bulk(b"role"), bulk(b"master"),
                     bulk(b"modules"), EMPTY_ARRAY], version)
 
 
+@command("CLIENT ID|GETNAME|SETNAME name|SETINFO LIB-NAME|LIB-VER text|INFO|LIST [ID id ...]|NO-EVICT ON|OFF",
+         local=True, no_script=True, subcommands={
+             "id": 2, "getname": 2, "setname": 3, "setinfo": 4, "info": 2, "list": -2, "no-evict": 3})
 def client(_keys: Keyspace, args: Command, session: Session) -> bytes:
-    """CLIENT ID|GETNAME|SETNAME name|SETINFO LIB-NAME|LIB-VER text|INFO|LIST [ID id ...]|NO-EVICT ON|OFF"""
     what = args[1].upper()
     if what == b"ID":
-        return integer_reply(session.number)
+        return whole(session.number)
     if what == b"GETNAME":
         return bulk_or_null(session.name or None, session.version)
     if what == b"SETNAME":
         session.name = _client_name(args[2])
     elif what == b"SETINFO":
-        _set_library(session, args[2].upper(), args[3])
+        field, text = args[2].upper(), args[3]
+        if field not in _LIBRARY:
+            raise CommandError(f"ERR Unrecognized option '{printable(field)}'")
+        if not _is_name(text):
+            name = field.decode().lower()
+            raise CommandError(f"ERR {name} cannot contain spaces, newlines or special characters.")
+        session.lib_info[field] = text
     elif what == b"INFO":
         return bulk(_line(session))
     elif what == b"LIST":
@@ -75,14 +87,6 @@ def client(_keys: Keyspace, args: Command, session: Session) -> bytes:
     elif args[2].upper() not in {b"ON", b"OFF"}:
         raise CommandError(SYNTAX)
     return OK
-
-
-def _set_library(session: Session, what: bytes, text: bytes) -> None:
-    if what not in _LIBRARY:
-        raise CommandError(f"ERR Unrecognized option '{printable(what)}'")
-    if not _is_name(text):
-        raise CommandError(f"ERR {what.decode().lower()} cannot contain spaces, newlines or special characters.")
-    session.lib_info[what] = text
 
 
 def _listed(session: Session, options: Command) -> list[Session]:
@@ -121,14 +125,14 @@ def _client_name(name: bytes) -> bytes:
     return name
 
 
+@command("QUIT", arity=-1, local=True, immediate=True, no_script=True)
 def quit_(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """QUIT"""
     session.closing = True
     return OK
 
 
+@command("RESET", local=True, immediate=True, no_script=True)
 def reset(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """RESET"""
     session.version, session.name, session.database = 2, b"", 0
     session.forget_transaction()
     return b"+RESET\r\n"

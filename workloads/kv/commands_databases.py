@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from workloads.kv import entry
 from workloads.kv.arguments import SYNTAX, Session, integer
 from workloads.kv.resp import OK, ONE, ZERO, Command
 from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "databases")
 
 OUT_OF_RANGE = "ERR DB index is out of range"
 #: Bits of a number of a database, sign included.
@@ -25,14 +30,14 @@ def _plain_number(keys: Keyspace, text: bytes) -> int:
                    f"ERR value is out of range, value must between {-(1 << _INT - 1)} and {(1 << _INT - 1) - 1}")
 
 
+@command("SELECT database", local=True)
 def select(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SELECT database"""
     session.database = _plain_number(keys, args[1])
     return OK
 
 
+@command("MOVE key database", write=True)
 def move(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """MOVE key database"""
     key = args[1]
     target = keys.databases.all[_plain_number(keys, args[2])]
     if target is keys:
@@ -45,8 +50,8 @@ def move(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return ONE
 
 
+@command("SWAPDB database database", write=True)
 def swapdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SWAPDB database database"""
     numbers = [integer(text, f"ERR invalid {which} DB index")
                for which, text in zip(("first", "second"), args[1:], strict=True)]
     one, other = [keys.databases.all[_number(keys, b"%d" % number, "", f"ERR invalid {which} DB index")]
@@ -56,23 +61,15 @@ def swapdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
-def flushall(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """FLUSHALL [ASYNC|SYNC]"""
-    _check_flush(args)
-    keys.databases.flush()
-    return OK
-
-
-def flushdb(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """FLUSHDB [ASYNC|SYNC]"""
-    _check_flush(args)
-    keys.clear()
-    return OK
-
-
-def _check_flush(args: Command) -> None:
+def _flush(keys: Keyspace, args: Command, _session: Session, everything: bool) -> bytes:
     if len(args) > 2 or (len(args) == 2 and args[1].upper() not in {b"ASYNC", b"SYNC"}):
         raise CommandError(SYNTAX)
+    (keys.databases.flush if everything else keys.clear)()
+    return OK
+
+
+command("FLUSHALL [ASYNC|SYNC]", write=True)(partial(_flush, everything=True))
+command("FLUSHDB [ASYNC|SYNC]", write=True)(partial(_flush, everything=False))
 
 
 def section(keys: Keyspace) -> dict[str, object]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from functools import partial
 
-from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, Session, arity_error, has, integer, length, remove, variant
+from workloads.kv import entry, long_double
+from workloads.kv.arguments import Session, arity_error, has, increased, integer, length, remove
 from workloads.kv.commands_strings import MAX_REPLY
-from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, null
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, mapping, whole
 from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "hashes")
+
+
+def _fields(keys: Keyspace, key: bytes) -> dict[bytes, bytes]:
+    """To be looked at: of a key that is not there, none."""
+    return keys.typed(key, dict) or {}
 
 
 def _set_fields(keys: Keyspace, args: Command) -> int:
@@ -30,87 +36,62 @@ def _set_fields(keys: Keyspace, args: Command) -> int:
     return len(fields) - before
 
 
-def hset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSET key field value [field value ...]"""
-    return integer_reply(_set_fields(keys, args))
+command("HSET key field value [field value ...]", write=True)(
+    lambda keys, args, _session: whole(_set_fields(keys, args)))
 
 
+@command("HMSET key field value [field value ...]", write=True)
 def hmset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HMSET key field value [field value ...]"""
     _set_fields(keys, args)
     return OK
 
 
-def hget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HGET key field"""
-    fields = keys.typed(args[1], dict)
-    return bulk_or_null(None if fields is None else fields.get(args[2]), session.version)
+command("HGET key field")(
+    lambda keys, args, session: bulk_or_null(_fields(keys, args[1]).get(args[2]), session.version))
 
 
+@command("HMGET key field [field ...]")
 def hmget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HMGET key field [field ...]"""
-    fields = keys.typed(args[1], dict)
-    if fields is None:
-        return array([null(session.version)] * (len(args) - 2))
+    fields = _fields(keys, args[1])
     found = [fields.get(field) for field in args[2:]]
     if sum([len(value) for value in found if value is not None]) > MAX_REPLY:
         raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer fields")
     return array([bulk_or_null(value, session.version) for value in found])
 
 
-def hgetall(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """HGETALL key"""
-    fields = keys.typed(args[1], dict)
-    return mapping([bulk(x) for pair in (fields or {}).items() for x in pair], session.version)
+command("HGETALL key")(lambda keys, args, session: mapping(
+    [bulk(x) for pair in _fields(keys, args[1]).items() for x in pair], session.version))
+command("HDEL key field [field ...]", write=True)(partial(remove, kind=dict))
+command("HEXISTS key field")(partial(has, kind=dict))
+command("HLEN key")(partial(length, kind=dict))
+command("HKEYS key")(lambda keys, args, _session: array([*map(bulk, _fields(keys, args[1]))]))
+command("HVALS key")(lambda keys, args, _session: array([*map(bulk, _fields(keys, args[1]).values())]))
+command("HSTRLEN key field")(lambda keys, args, _session: whole(len(_fields(keys, args[1]).get(args[2], b""))))
 
 
-hdel = variant(remove, "HDEL key field [field ...]", __name__, kind=dict)
-hexists = variant(has, "HEXISTS key field", __name__, kind=dict)
-hlen = variant(length, "HLEN key", __name__, kind=dict)
-
-
-def hkeys(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HKEYS key"""
-    return array([bulk(field) for field in keys.typed(args[1], dict) or ()])
-
-
-def hvals(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HVALS key"""
-    return array([bulk(value) for value in (keys.typed(args[1], dict) or {}).values()])
-
-
-def hstrlen(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSTRLEN key field"""
-    return integer_reply(len((keys.typed(args[1], dict) or {}).get(args[2], b"")))
-
-
+@command("HSETNX key field value", write=True)
 def hsetnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HSETNX key field value"""
-    fields = keys.typed(args[1], dict)
-    if fields is not None and args[2] in fields:
+    if args[2] in _fields(keys, args[1]):
         return ZERO
     _set_fields(keys, [b"HSET", *args[1:]])
     return ONE
 
 
+@command("HINCRBY key field n", write=True)
 def hincrby(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HINCRBY key field n"""
     amount = integer(args[3])
-    old = (keys.typed(args[1], dict) or {}).get(args[2])
-    value = amount if old is None else integer(old, "ERR hash value is not an integer") + amount
-    if not MIN_INT <= value <= MAX_INT:
-        raise CommandError("ERR increment or decrement would overflow")
+    old = _fields(keys, args[1]).get(args[2])
+    value = increased(old, amount, "ERR hash value is not an integer")
     _set_fields(keys, [b"HSET", args[1], args[2], b"%d" % value])
-    return integer_reply(value)
+    return whole(value)
 
 
+@command("HINCRBYFLOAT key field n", write=True)
 def hincrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """HINCRBYFLOAT key field n"""
     amount = long_double.parse(args[3], "ERR value is not a valid float")
     if amount is None:
         raise CommandError("ERR value is NaN or Infinity")
-    old = (keys.typed(args[1], dict) or {}).get(args[2])
-    before = Fraction() if old is None else long_double.parse(old, "ERR hash value is not a float")
-    value = long_double.total(before, amount, "ERR increment would produce NaN or Infinity")
+    old = _fields(keys, args[1]).get(args[2])
+    value = long_double.increased(old, amount, "ERR hash value is not a float")
     _set_fields(keys, [b"HSET", args[1], args[2], value])
     return bulk(value)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer, variant
+from workloads.kv import entry
+from workloads.kv.arguments import NOT_AN_INTEGER, SYNTAX, Session, integer
 from workloads.kv.commands_strings import deadline, end_at
-from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, whole
 from workloads.kv.store import KINDS, CommandError, Keyspace
+
+command = partial(entry.command, "keys")
 
 #: Keys that one SCAN looks at, at most.
 _MAX_COUNT = 100_000
@@ -17,24 +19,24 @@ _MAX_COUNT = 100_000
 _MAX_PATTERN = 1024
 
 
+@command("UNLINK key [key ...]", write=True)
+@command("DEL key [key ...]", write=True)
 def delete(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """DEL key [key ...]"""
     gone = 0
     for key in args[1:]:
         if keys.delete(key):
             keys.log(b"DEL", key)
             gone += 1
-    return integer_reply(gone)
+    return whole(gone)
 
 
+@command("TOUCH key [key ...]")
+@command("EXISTS key [key ...]")
 def exists(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """EXISTS key [key ...]"""
-    return integer_reply(sum([keys.get(key) is not None for key in args[1:]]))
+    return whole(sum([keys.get(key) is not None for key in args[1:]]))
 
 
-def type_(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """TYPE key"""
-    return b"+%b\r\n" % _type_name(keys, args[1])
+command("TYPE key")(lambda keys, args, _session: b"+%b\r\n" % _type_name(keys, args[1]))
 
 
 def _type_name(keys: Keyspace, key: bytes) -> bytes:
@@ -64,24 +66,24 @@ def _expire(keys: Keyspace, args: Command, _session: Session, unit: int, absolut
     return ONE
 
 
-expire = variant(_expire, "EXPIRE key s [NX|XX|GT|LT]", unit=1000, absolute=False, command="expire")
-pexpire = variant(_expire, "PEXPIRE key ms [NX|XX|GT|LT]", unit=1, absolute=False, command="pexpire")
-expireat = variant(_expire, "EXPIREAT key s [NX|XX|GT|LT]", unit=1000, absolute=True, command="expireat")
-pexpireat = variant(_expire, "PEXPIREAT key ms [NX|XX|GT|LT]", unit=1, absolute=True, command="pexpireat")
+command("EXPIRE key s [NX|XX|GT|LT]", write=True)(partial(_expire, unit=1000, absolute=False, command="expire"))
+command("PEXPIRE key ms [NX|XX|GT|LT]", write=True)(partial(_expire, unit=1, absolute=False, command="pexpire"))
+command("EXPIREAT key s [NX|XX|GT|LT]", write=True)(partial(_expire, unit=1000, absolute=True, command="expireat"))
+command("PEXPIREAT key ms [NX|XX|GT|LT]", write=True)(partial(_expire, unit=1, absolute=True, command="pexpireat"))
 
 
 def _end(keys: Keyspace, args: Command, _session: Session, unit: int, absolute: bool) -> bytes:
     """When a key ends, rounded to units of so many milliseconds; -1: never, -2: there is none."""
     if keys.get(args[1]) is None:
-        return integer_reply(-2)
+        return whole(-2)
     at = keys.expires_at(args[1])
-    return integer_reply(-1 if at is None else (at - (0 if absolute else keys.databases.now) + unit // 2) // unit)
+    return whole(-1 if at is None else (at - (0 if absolute else keys.databases.now) + unit // 2) // unit)
 
 
-ttl = variant(_end, "TTL key", unit=1000, absolute=False)
-pttl = variant(_end, "PTTL key", unit=1, absolute=False)
-expiretime = variant(_end, "EXPIRETIME key", unit=1000, absolute=True)
-pexpiretime = variant(_end, "PEXPIRETIME key", unit=1, absolute=True)
+command("TTL key")(partial(_end, unit=1000, absolute=False))
+command("PTTL key")(partial(_end, unit=1, absolute=False))
+command("EXPIRETIME key")(partial(_end, unit=1000, absolute=True))
+command("PEXPIRETIME key")(partial(_end, unit=1, absolute=True))
 
 
 def _rename(keys: Keyspace, args: Command, _session: Session, new: bool) -> bytes:
@@ -99,25 +101,21 @@ def _rename(keys: Keyspace, args: Command, _session: Session, new: bool) -> byte
     return ONE if new else OK
 
 
-rename = variant(_rename, "RENAME key newkey", new=False)
-renamenx = variant(_rename, "RENAMENX key newkey", new=True)
+command("RENAME key newkey", write=True)(partial(_rename, new=False))
+command("RENAMENX key newkey", write=True)(partial(_rename, new=True))
+command("RANDOMKEY")(lambda keys, _args, session: bulk_or_null(keys.any(), session.version))
 
 
-def randomkey(keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """RANDOMKEY"""
-    return bulk_or_null(keys.any(), session.version)
-
-
+@command("PERSIST key", write=True)
 def persist(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PERSIST key"""
     if keys.get(args[1]) is None or not keys.persist(args[1]):
         return ZERO
     keys.log(*args)
     return ONE
 
 
+@command("SCAN cursor [MATCH pattern] [COUNT n] [TYPE t]")
 def scan(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SCAN cursor [MATCH pattern] [COUNT n] [TYPE t]"""
     cursor = args[1]
     if not (cursor.isdigit() and len(cursor) <= 20 and int(cursor) < 1 << 64):
         raise CommandError("ERR invalid cursor")
@@ -143,14 +141,8 @@ def scan(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return array([bulk(b"%d" % following), array([bulk(key) for key in found])])
 
 
-def keys_(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """KEYS pattern"""
-    return array([bulk(key) for key in _matching(keys.keys(), args[1])])
-
-
-def dbsize(keys: Keyspace, _args: Command, _session: Session) -> bytes:
-    """DBSIZE"""
-    return integer_reply(len(keys))
+command("KEYS pattern")(lambda keys, args, _session: array([bulk(key) for key in _matching(keys.keys(), args[1])]))
+command("DBSIZE")(lambda keys, _args, _session: whole(len(keys)))
 
 
 def _matching(found: list[bytes], pattern: bytes) -> list[bytes]:

@@ -7,10 +7,12 @@ from collections import deque
 from functools import partial
 from itertools import islice
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, span, variant, wait
-from workloads.kv.resp import OK, ZERO, Command, array, bulk, null, null_array
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv import entry
+from workloads.kv.arguments import SYNTAX, Session, Wait, arity_error, integer, length, number, span, wait
+from workloads.kv.resp import OK, ZERO, Command, array, bulk, null, null_array, whole
 from workloads.kv.store import CommandError, Keyspace, List
+
+command = partial(entry.command, "lists")
 
 _INDEX = "ERR index out of range"
 #: Milliseconds that a client can wait, so that no clock runs over.
@@ -27,13 +29,13 @@ def _push(keys: Keyspace, args: Command, _session: Session, left: bool, existing
         keys.put(args[1], items)
     (items.extendleft if left else items.extend)(args[2:])
     keys.log(b"LPUSH" if left else b"RPUSH", args[1], *args[2:])
-    return integer_reply(len(items))
+    return whole(len(items))
 
 
-lpush = variant(_push, "LPUSH key element [element ...]", left=True)
-rpush = variant(_push, "RPUSH key element [element ...]", left=False)
-lpushx = variant(_push, "LPUSHX key element [element ...]", left=True, existing=True)
-rpushx = variant(_push, "RPUSHX key element [element ...]", left=False, existing=True)
+command("LPUSH key element [element ...]", write=True)(partial(_push, left=True))
+command("RPUSH key element [element ...]", write=True)(partial(_push, left=False))
+command("LPUSHX key element [element ...]", write=True)(partial(_push, left=True, existing=True))
+command("RPUSHX key element [element ...]", write=True)(partial(_push, left=False, existing=True))
 
 
 def _take(keys: Keyspace, key: bytes, items: List, count: int, left: bool) -> list[bytes]:
@@ -61,9 +63,9 @@ def _pop(keys: Keyspace, args: Command, session: Session, left: bool) -> bytes:
     return array([bulk(item) for item in _take(keys, args[1], items, count, left)])
 
 
-lpop = variant(_pop, "LPOP key [count]", left=True)
-rpop = variant(_pop, "RPOP key [count]", left=False)
-llen = variant(length, "LLEN key", __name__, kind=deque)
+command("LPOP key [count]", write=True)(partial(_pop, left=True))
+command("RPOP key [count]", write=True)(partial(_pop, left=False))
+command("LLEN key")(partial(length, kind=deque))
 
 
 def _part(keys: Keyspace, args: Command) -> list[bytes] | None:
@@ -76,13 +78,12 @@ def _part(keys: Keyspace, args: Command) -> list[bytes] | None:
     return list(islice(items, first, first + count))
 
 
-def lrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LRANGE key start stop"""
-    return array([bulk(item) for item in _part(keys, args) or ()])
+command("LRANGE key start stop")(
+    lambda keys, args, _session: array([*map(bulk, _part(keys, args) or ())]))
 
 
+@command("LTRIM key start stop", write=True)
 def ltrim(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LTRIM key start stop"""
     kept = _part(keys, args)
     if kept is None:
         return OK
@@ -99,8 +100,8 @@ def _place(items: List, text: bytes) -> int | None:
     return at if -len(items) <= at < len(items) else None
 
 
+@command("LINDEX key index")
 def lindex(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """LINDEX key index"""
     items = keys.typed(args[1], deque)
     if items is None:
         return null(session.version)
@@ -108,8 +109,8 @@ def lindex(keys: Keyspace, args: Command, session: Session) -> bytes:
     return null(session.version) if at is None else bulk(items[at])
 
 
+@command("LSET key index element", write=True)
 def lset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LSET key index element"""
     items = keys.typed(args[1], deque)
     if items is None:
         raise CommandError("ERR no such key")
@@ -121,8 +122,8 @@ def lset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
+@command("LREM key count element", write=True)
 def lrem(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LREM key count element"""
     count = integer(args[2])
     items = keys.typed(args[1], deque)
     if items is None:
@@ -142,11 +143,11 @@ def lrem(keys: Keyspace, args: Command, _session: Session) -> bytes:
         else:
             keys.delete(args[1])
         keys.log(*args)
-    return integer_reply(gone)
+    return whole(gone)
 
 
+@command("LINSERT key BEFORE|AFTER pivot element", write=True)
 def linsert(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """LINSERT key BEFORE|AFTER pivot element"""
     where = args[2].upper()
     if where not in {b"BEFORE", b"AFTER"}:
         raise CommandError(SYNTAX)
@@ -156,10 +157,10 @@ def linsert(keys: Keyspace, args: Command, _session: Session) -> bytes:
     try:
         at = items.index(args[3])
     except ValueError:
-        return integer_reply(-1)
+        return whole(-1)
     items.insert(at + (where == b"AFTER"), args[4])
     keys.log(*args)
-    return integer_reply(len(items))
+    return whole(len(items))
 
 
 def _moved(keys: Keyspace, args: Command, session: Session, from_left: bool, to_left: bool) -> bytes | None:
@@ -185,8 +186,8 @@ def _move(keys: Keyspace, args: Command, session: Session, sides: tuple[bool, bo
     return _moved(keys, args, session, *(sides or _sides(args))) or null(session.version)
 
 
-lmove = variant(_move, "LMOVE source destination LEFT|RIGHT LEFT|RIGHT")
-rpoplpush = variant(_move, "RPOPLPUSH source destination", sides=(False, True))
+command("LMOVE source destination LEFT|RIGHT LEFT|RIGHT", write=True)(_move)
+command("RPOPLPUSH source destination", write=True)(partial(_move, sides=(False, True)))
 
 
 # -- those that wait -----------------------------------------------------------------------------------------
@@ -211,8 +212,10 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, left: bool) -
                                     null_array(session.version)))
 
 
-blpop = variant(_blocking_pop, "BLPOP key [key ...] timeout", left=True)
-brpop = variant(_blocking_pop, "BRPOP key [key ...] timeout", left=False)
+command("BLPOP key [key ...] timeout", write=True, stateful=True, no_script=True)(
+    partial(_blocking_pop, left=True))
+command("BRPOP key [key ...] timeout", write=True, stateful=True, no_script=True)(
+    partial(_blocking_pop, left=False))
 
 
 def _blocking_move(keys: Keyspace, args: Command, session: Session,
@@ -225,5 +228,7 @@ def _blocking_move(keys: Keyspace, args: Command, session: Session,
     return wait(keys, session, Wait([args[1]], deque, timeout_ms(args[-1]), serve, null(session.version)))
 
 
-blmove = variant(_blocking_move, "BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout")
-brpoplpush = variant(_blocking_move, "BRPOPLPUSH source destination timeout", sides=(False, True))
+command("BLMOVE source destination LEFT|RIGHT LEFT|RIGHT timeout", write=True, stateful=True, no_script=True)(
+    _blocking_move)
+command("BRPOPLPUSH source destination timeout", write=True, stateful=True, no_script=True)(
+    partial(_blocking_move, sides=(False, True)))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import dropwhile, islice, takewhile
 
-from workloads.kv.arguments import SYNTAX, Session, integer, number, span, variant
-from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv import entry
+from workloads.kv.arguments import SYNTAX, Session, integer, number, span
+from workloads.kv.resp import EMPTY_ARRAY, ZERO, Command, array, bulk, double, null, whole
 from workloads.kv.store import CommandError, Keyspace
 from workloads.kv.zset import Pair, SortedSet
+
+command = partial(entry.command, "ranges of sorted sets")
 
 _FLOAT_BOUND = "ERR min or max is not a float"
 _LEX_BOUND = "ERR min or max not valid string range item"
@@ -122,24 +125,24 @@ def _range(keys: Keyspace, args: Command, session: Session, by: bytes = b"", rev
     return _pairs(list(islice(_between(members, bounds, reverse), min(offset, size), stop)), scores, session)
 
 
-zrange = variant(_range, "ZRANGE key start stop [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]",
-                 more=frozenset((b"BYSCORE", b"BYLEX", b"REV")))
-zrevrange = variant(_range, "ZREVRANGE key start stop [WITHSCORES]", reverse=True)
-zrangebyscore = variant(_range, "ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]", by=b"BYSCORE")
-zrevrangebyscore = variant(_range, "ZREVRANGEBYSCORE key max min [WITHSCORES] [LIMIT offset count]",
-                           by=b"BYSCORE", reverse=True)
-zrangebylex = variant(_range, "ZRANGEBYLEX key min max [LIMIT offset count]", by=b"BYLEX")
-zrevrangebylex = variant(_range, "ZREVRANGEBYLEX key max min [LIMIT offset count]", by=b"BYLEX", reverse=True)
+command("ZRANGE key start stop [BYSCORE|BYLEX] [REV] [LIMIT offset count] [WITHSCORES]")(
+    partial(_range, more=frozenset((b"BYSCORE", b"BYLEX", b"REV"))))
+command("ZREVRANGE key start stop [WITHSCORES]")(partial(_range, reverse=True))
+command("ZRANGEBYSCORE key min max [WITHSCORES] [LIMIT offset count]")(partial(_range, by=b"BYSCORE"))
+command("ZREVRANGEBYSCORE key max min [WITHSCORES] [LIMIT offset count]")(
+    partial(_range, by=b"BYSCORE", reverse=True))
+command("ZRANGEBYLEX key min max [LIMIT offset count]")(partial(_range, by=b"BYLEX"))
+command("ZREVRANGEBYLEX key max min [LIMIT offset count]")(partial(_range, by=b"BYLEX", reverse=True))
 
 
 def _count(keys: Keyspace, args: Command, _session: Session, read: ReadBounds) -> bytes:
     bounds = read(args[2], args[3])
     members = keys.typed(args[1], SortedSet)
-    return ZERO if members is None else integer_reply(sum(1 for _pair in _between(members, bounds, reverse=False)))
+    return ZERO if members is None else whole(sum(1 for _pair in _between(members, bounds, reverse=False)))
 
 
-zcount = variant(_count, "ZCOUNT key min max", read=_by_score)
-zlexcount = variant(_count, "ZLEXCOUNT key min max", read=_by_member)
+command("ZCOUNT key min max")(partial(_count, read=_by_score))
+command("ZLEXCOUNT key min max")(partial(_count, read=_by_member))
 
 
 def _remove(keys: Keyspace, key: bytes, found: Callable[[SortedSet], list[Pair]]) -> bytes:
@@ -148,11 +151,11 @@ def _remove(keys: Keyspace, key: bytes, found: Callable[[SortedSet], list[Pair]]
         return ZERO
     gone = found(members)
     keys.take(key, members, [member for _score, member in gone])
-    return integer_reply(len(gone))
+    return whole(len(gone))
 
 
+@command("ZREMRANGEBYRANK key start stop", write=True)
 def zremrangebyrank(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ZREMRANGEBYRANK key start stop"""
     low, high = _ranks(args[2], args[3])
     return _remove(keys, args[1], lambda members: _by_rank(members, low, high, reverse=False))
 
@@ -162,8 +165,8 @@ def _remove_within(keys: Keyspace, args: Command, _session: Session, read: ReadB
     return _remove(keys, args[1], lambda members: list(_between(members, bounds, reverse=False)))
 
 
-zremrangebyscore = variant(_remove_within, "ZREMRANGEBYSCORE key min max", read=_by_score)
-zremrangebylex = variant(_remove_within, "ZREMRANGEBYLEX key min max", read=_by_member)
+command("ZREMRANGEBYSCORE key min max", write=True)(partial(_remove_within, read=_by_score))
+command("ZREMRANGEBYLEX key min max", write=True)(partial(_remove_within, read=_by_member))
 
 
 def _rank(keys: Keyspace, args: Command, session: Session, reverse: bool) -> bytes:
@@ -172,11 +175,11 @@ def _rank(keys: Keyspace, args: Command, session: Session, reverse: bool) -> byt
     if members is None or score is None:
         return null(session.version)
     rank = members.rank((score, args[2]))
-    return integer_reply(len(members) - 1 - rank if reverse else rank)
+    return whole(len(members) - 1 - rank if reverse else rank)
 
 
-zrank = variant(_rank, "ZRANK key member", reverse=False)
-zrevrank = variant(_rank, "ZREVRANK key member", reverse=True)
+command("ZRANK key member")(partial(_rank, reverse=False))
+command("ZREVRANK key member")(partial(_rank, reverse=True))
 
 
 def _pairs(found: list[Pair], scores: bool, session: Session) -> bytes:

@@ -1,40 +1,41 @@
-"""Commands about the server."""
+"""Commands about the server, and its append-only file."""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
-from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from smtstack import __version__
-from workloads.kv import commands_databases, commands_persistence
+from workloads.kv import commands_databases, entry
 from workloads.kv.arguments import Facts, Session, arity_error
 from workloads.kv.commands_clients import REDIS_VERSION
 from workloads.kv.commands_keys import glob
-from workloads.kv.resp import Command, array, bulk, mapping, null, printable
-from workloads.kv.resp import integer as integer_reply
-from workloads.kv.store import Keyspace
+from workloads.kv.resp import Command, array, bulk, mapping, null, printable, whole
+from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "server")
 
 #: What tools ask before they begin.
 _CONFIG = {b"save": b"", b"maxmemory": b"0", b"maxmemory-policy": b"noeviction", b"timeout": b"0"}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+@command("PING [message]", local=True)
 def ping(_keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """PING [message]"""
     if len(args) > 2:
         raise arity_error(b"ping")
     return b"+PONG\r\n" if len(args) == 1 else bulk(args[1])
 
 
-def echo(_keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """ECHO message"""
-    return bulk(args[1])
+command("ECHO message", local=True)(lambda _keys, args, _session: bulk(args[1]))
 
 
+@command("CONFIG GET pattern [pattern ...]", local=True, subcommands={"get": -3}, no_script=True)
 def config(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """CONFIG GET pattern [pattern ...]: what Redis's own tools look at"""
+    """What Redis's own tools look at."""
     patterns = [glob(pattern.lower()) for pattern in args[2:]]
     persistence = keys.databases.persistence
     kept: dict[str, object] = {"appendonly": "no"} if persistence is None else persistence.settings()
@@ -45,14 +46,22 @@ def config(keys: Keyspace, args: Command, session: Session) -> bytes:
     return mapping([bulk(x) for pair in found for x in pair], session.version)
 
 
-def time_(_keys: Keyspace, _args: Command, _session: Session) -> bytes:
-    """TIME"""
-    microseconds = time.time_ns() // 1000
-    return array([bulk(b"%d" % part) for part in divmod(microseconds, 1_000_000)])
+@entry.command("append-only file", "BGREWRITEAOF", no_script=True)
+def bgrewriteaof(keys: Keyspace, _args: Command, _session: Session) -> bytes:
+    persistence = keys.databases.persistence
+    if persistence is None:
+        raise CommandError("ERR there is no append-only file: start the server with --aof FILE")
+    if not persistence.ask_rewrite():
+        raise CommandError("ERR Background append only file rewriting already in progress")
+    return b"+Background append only file rewriting started\r\n"
 
 
+command("TIME")(lambda _keys, _args, _session: array(
+    [bulk(b"%d" % part) for part in divmod(time.time_ns() // 1000, 1_000_000)]))
+
+
+@command("INFO [section ...]")
 def info(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """INFO [section ...]"""
     wanted = {arg.lower() for arg in args[1:]}
     if wanted & {b"all", b"default", b"everything"}:
         wanted = set()
@@ -64,11 +73,12 @@ def info(keys: Keyspace, args: Command, session: Session) -> bytes:
 
 def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
     uptime_s = (time.monotonic_ns() - facts.started_ns) // 1_000_000_000
-    used = _resident()
+    used = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
     usage = resource.getrusage(resource.RUSAGE_SELF)
     peak = max(used, usage.ru_maxrss * 1024)
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
-    count = keys.databases.count
+    count, persistence = keys.databases.count, keys.databases.persistence
+    kept = {"loading": 0, "aof_enabled": 0} if persistence is None else persistence.info()
     memory: dict[str, object] = {}
     for name, value in (("used_memory", used), ("used_memory_rss", used), ("used_memory_peak", peak),
                         ("total_system_memory", total), ("maxmemory", 0)):
@@ -82,7 +92,7 @@ def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
         "Clients": {"connected_clients": len(facts.sessions), "blocked_clients": facts.blocked()},
         # Of the whole process: how much of it the keys take cannot be told apart.
         "Memory": {**memory, "maxmemory_policy": "noeviction", "mem_fragmentation_ratio": "1.00"},
-        "Persistence": {"rdb_bgsave_in_progress": 0, **commands_persistence.section(keys)},
+        "Persistence": {"rdb_bgsave_in_progress": 0, **kept},
         "Stats": {"total_connections_received": facts.connections, "total_messages_received": facts.messages,
                   "total_commands_processed": facts.commands, "expired_keys": count("expired"), "evicted_keys": 0,
                   "keyspace_hits": count("hits"), "keyspace_misses": count("misses")},
@@ -90,12 +100,6 @@ def _sections(keys: Keyspace, facts: Facts) -> dict[str, dict[str, object]]:
         "CPU": {"used_cpu_sys": f"{usage.ru_stime:.6f}", "used_cpu_user": f"{usage.ru_utime:.6f}"},
         "Keyspace": commands_databases.section(keys),
     }
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * _PAGE
 
 
 def _human(size: float) -> str:
@@ -106,17 +110,16 @@ def _human(size: float) -> str:
     return f"{size:.2f}{unit}" if unit != "B" else f"{size:.0f}B"
 
 
-def describe(table: Sequence[tuple[str, int, bool, tuple[int, int, int]]], args: Command,
-             session: Session) -> bytes:
-    """COMMAND [COUNT|DOCS|INFO name ...] of a table of (name, arity, write, keys)"""
+@command("COMMAND [COUNT|DOCS|INFO name ...]", local=True, subcommands={"count": 2, "docs": -2, "info": -2})
+def describe(_keys: Keyspace, args: Command, session: Session) -> bytes:
     what = args[1].upper() if len(args) > 1 else b"INFO"
     if what == b"COUNT":
-        return integer_reply(len(table))
+        return whole(len(entry.COMMANDS))
     if what == b"DOCS":
         return mapping([], session.version)
     flags = {True: array([b"+write\r\n"]), False: array([b"+readonly\r\n"])}
-    rows = {name: array([bulk(name.encode()), integer_reply(arity), flags[write], *map(integer_reply, keys)])
-            for name, arity, write, keys in table}
+    rows = {e.name: array([bulk(e.name.encode()), whole(e.arity), flags[e.write], *map(whole, e.keys)])
+            for e in entry.COMMANDS.values()}
     if len(args) > 2:
         return array([rows.get(printable(name).lower(), null(session.version)) for name in args[2:]])
     return array(list(rows.values()))

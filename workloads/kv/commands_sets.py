@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
-from workloads.kv.arguments import SYNTAX, Session, has, integer, length, remove, variant
+from workloads.kv import entry
+from workloads.kv.arguments import SYNTAX, Session, has, integer, length, remove
 from workloads.kv.commands_strings import MAX_REPLY
-from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import EMPTY_ARRAY, ONE, ZERO, Command, array, bulk, null, unordered, whole
 from workloads.kv.store import CommandError, Keyspace, Slots
+
+command = partial(entry.command, "sets")
 
 _POSITIVE = "ERR value is out of range, must be positive"
 #: Members that SRANDMEMBER gives at most, where it may give the same one again and again.
 _MAX_RANDOM = 1_000_000
 
 
+@command("SADD key member [member ...]", write=True)
 def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SADD key member [member ...]"""
     members = keys.typed(args[1], Slots)
     if members is None:
         members = Slots()
@@ -28,30 +31,30 @@ def sadd(keys: Keyspace, args: Command, _session: Session) -> bytes:
             members.add(member)
     if len(members) > before:
         keys.log(*args)
-    return integer_reply(len(members) - before)
+    return whole(len(members) - before)
 
 
-srem = variant(remove, "SREM key member [member ...]", __name__, kind=Slots)
-sismember = variant(has, "SISMEMBER key member", __name__, kind=Slots)
+command("SREM key member [member ...]", write=True)(partial(remove, kind=Slots))
+command("SISMEMBER key member")(partial(has, kind=Slots))
 
 
+@command("SMEMBERS key")
 def smembers(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SMEMBERS key"""
     members = keys.typed(args[1], Slots)
     return unordered([] if members is None else [bulk(member) for member in members.keys], session.version)
 
 
+@command("SMISMEMBER key member [member ...]")
 def smismember(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SMISMEMBER key member [member ...]"""
     members = keys.typed(args[1], Slots)
     return array([ONE if members is not None and member in members else ZERO for member in args[2:]])
 
 
-scard = variant(length, "SCARD key", __name__, kind=Slots)
+command("SCARD key")(partial(length, kind=Slots))
 
 
+@command("SPOP key [count]", write=True)
 def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SPOP key [count]"""
     count = _count(args, _POSITIVE)
     if count is not None and count < 0:
         raise CommandError(_POSITIVE)
@@ -66,8 +69,8 @@ def spop(keys: Keyspace, args: Command, session: Session) -> bytes:
     return bulk(gone[0]) if count is None else unordered([bulk(member) for member in gone], session.version)
 
 
+@command("SRANDMEMBER key [count]")
 def srandmember(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SRANDMEMBER key [count]"""
     count = _count(args)
     members = keys.typed(args[1], Slots)
     if count is None:
@@ -91,8 +94,8 @@ def _count(args: Command, complaint: str | None = None) -> int | None:
     return integer(args[2], complaint) if complaint else integer(args[2])
 
 
+@command("SMOVE source destination member", write=True)
 def smove(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SMOVE source destination member"""
     source, target, member = args[1:]
     members = keys.typed(source, Slots)
     if members is None:
@@ -115,6 +118,6 @@ def _combine(keys: Keyspace, args: Command, session: Session,
     return unordered([bulk(member) for member in first], session.version)
 
 
-sinter = variant(_combine, "SINTER key [key ...]", how=set.intersection)
-sunion = variant(_combine, "SUNION key [key ...]", how=set.union)
-sdiff = variant(_combine, "SDIFF key [key ...]", how=set.difference)
+command("SINTER key [key ...]")(partial(_combine, how=set.intersection))
+command("SUNION key [key ...]")(partial(_combine, how=set.union))
+command("SDIFF key [key ...]")(partial(_combine, how=set.difference))

@@ -5,19 +5,31 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from workloads.kv.arguments import SYNTAX, Session, Wait, integer, length, number, remove, variant, wait
+from workloads.kv import entry
+from workloads.kv.arguments import SYNTAX, Session, Wait, integer, length, number, remove, wait
 from workloads.kv.commands_lists import timeout_ms
-from workloads.kv.resp import EMPTY_ARRAY, Command, array, bulk, double, null, null_array
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import EMPTY_ARRAY, Command, array, bulk, double, null, null_array, whole
 from workloads.kv.store import CommandError, Keyspace
 from workloads.kv.zset import Pair, SortedSet
+
+command = partial(entry.command, "sorted sets")
 
 _OPTIONS = frozenset((b"NX", b"XX", b"GT", b"LT", b"CH", b"INCR"))
 _POSITIVE = "ERR value is out of range, must be positive"
 
 
+def _scores(keys: Keyspace, key: bytes) -> dict[bytes, float]:
+    """To be looked at, by member: of a key that is not there, none."""
+    members = keys.typed(key, SortedSet)
+    return {} if members is None else members.scores
+
+
+def _score(score: float | None, session: Session) -> bytes:
+    return null(session.version) if score is None else double(score, session.version)
+
+
+@command("ZADD key [NX|XX] [GT|LT] [CH] [INCR] score member [score member ...]", write=True)
 def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZADD key [NX|XX] [GT|LT] [CH] [INCR] score member [score member ...]"""
     key = args[1]
     options = set()
     at = 2
@@ -61,31 +73,23 @@ def zadd(keys: Keyspace, args: Command, session: Session) -> bytes:
         entries = [x for m in present for x in (repr(new.scores[m]).encode(), m)]
         keys.log(b"ZADD", key, *entries)
     if b"INCR" in options:
-        return null(session.version) if last is None else double(last, session.version)
-    return integer_reply(added + changed if b"CH" in options else added)
+        return _score(last, session)
+    return whole(added + changed if b"CH" in options else added)
 
 
-zrem = variant(remove, "ZREM key member [member ...]", __name__, kind=SortedSet)
-zcard = variant(length, "ZCARD key", __name__, kind=SortedSet)
+command("ZREM key member [member ...]", write=True)(partial(remove, kind=SortedSet))
+command("ZCARD key")(partial(length, kind=SortedSet))
+command("ZSCORE key member")(lambda keys, args, session: _score(_scores(keys, args[1]).get(args[2]), session))
 
 
-def zscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZSCORE key member"""
-    members = keys.typed(args[1], SortedSet)
-    score = None if members is None else members.scores.get(args[2])
-    return null(session.version) if score is None else double(score, session.version)
-
-
+@command("ZMSCORE key member [member ...]")
 def zmscore(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZMSCORE key member [member ...]"""
-    members = keys.typed(args[1], SortedSet)
-    scores = [None if members is None else members.scores.get(member) for member in args[2:]]
-    return array([null(session.version) if score is None else double(score, session.version) for score in scores])
+    found = _scores(keys, args[1])
+    return array([_score(found.get(member), session) for member in args[2:]])
 
 
-def zincrby(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """ZINCRBY key n member"""
-    return zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session)
+command("ZINCRBY key n member", write=True)(
+    lambda keys, args, session: zadd(keys, [b"ZADD", args[1], b"INCR", *args[2:]], session))
 
 
 def _ends(members: SortedSet, count: int, highest: bool) -> list[Pair]:
@@ -112,8 +116,8 @@ def _pop(keys: Keyspace, args: Command, session: Session, highest: bool) -> byte
     return array([x for score, member in found for x in (bulk(member), double(score, session.version))])
 
 
-zpopmin = variant(_pop, "ZPOPMIN key [count]", highest=False)
-zpopmax = variant(_pop, "ZPOPMAX key [count]", highest=True)
+command("ZPOPMIN key [count]", write=True)(partial(_pop, highest=False))
+command("ZPOPMAX key [count]", write=True)(partial(_pop, highest=True))
 
 
 def _first(keys: Keyspace, key: bytes, highest: bool, version: int) -> bytes | None:
@@ -132,5 +136,7 @@ def _blocking_pop(keys: Keyspace, args: Command, session: Session, highest: bool
     return wait(keys, session, what)
 
 
-bzpopmin = variant(_blocking_pop, "BZPOPMIN key [key ...] timeout", highest=False)
-bzpopmax = variant(_blocking_pop, "BZPOPMAX key [key ...] timeout", highest=True)
+command("BZPOPMIN key [key ...] timeout", write=True, stateful=True, no_script=True)(
+    partial(_blocking_pop, highest=False))
+command("BZPOPMAX key [key ...] timeout", write=True, stateful=True, no_script=True)(
+    partial(_blocking_pop, highest=True))

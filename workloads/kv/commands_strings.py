@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from functools import partial
 
-from workloads.kv import long_double
-from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, integer, length, variant
-from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, null
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv import entry, long_double
+from workloads.kv.arguments import MAX_INT, MIN_INT, SYNTAX, Session, arity_error, increased, integer, length
+from workloads.kv.resp import OK, ONE, ZERO, Command, array, bulk, bulk_or_null, null, whole
 from workloads.kv.store import CommandError, Keyspace
+
+command = partial(entry.command, "strings")
 
 #: Bytes of all strings in one reply.
 MAX_REPLY = 64 << 20
@@ -16,8 +17,8 @@ MAX_REPLY = 64 << 20
 _UNITS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True), b"PXAT": (1, True)}
 
 
+@command("GET key")
 def get(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """GET key"""
     value = keys.typed(args[1], bytes)
     if value is None:
         keys.misses += 1
@@ -26,8 +27,8 @@ def get(keys: Keyspace, args: Command, session: Session) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+@command("SET key value [NX|XX] [GET] [EX s|PX ms|EXAT s|PXAT ms|KEEPTTL]", write=True)
 def set_(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SET key value [NX|XX] [GET] [EX s|PX ms|EXAT s|PXAT ms|KEEPTTL]"""
     key, value = args[1], args[2]
     if len(args) == 3:
         keys.put(key, value)
@@ -86,28 +87,26 @@ def deadline(keys: Keyspace, text: bytes, unit: int, absolute: bool, command: st
     return at
 
 
+@command("MGET key [key ...]")
 def mget(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """MGET key [key ...]"""
     found = []
     size = 0
     for key in args[1:]:
         value = keys.get(key)
-        if not isinstance(value, bytes):
-            value = None
-        else:
+        if isinstance(value, bytes):
             size += len(value)
             if size > MAX_REPLY:
                 raise CommandError(f"ERR the reply would be more than {MAX_REPLY} bytes; ask for fewer keys")
-        if value is None:
-            keys.misses += 1
-        else:
             keys.hits += 1
+        else:
+            value = None
+            keys.misses += 1
         found.append(bulk_or_null(value, session.version))
     return array(found)
 
 
+@command("MSET key value [key value ...]", write=True)
 def mset(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """MSET key value [key value ...]"""
     if len(args) % 2 == 0:
         raise arity_error(b"mset")
     for key, value in zip(args[1::2], args[2::2], strict=True):
@@ -116,62 +115,53 @@ def mset(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return OK
 
 
+@command("APPEND key value", write=True)
 def append(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """APPEND key value"""
     old = keys.typed(args[1], bytes)
     value = args[2] if old is None else old + args[2]
     if len(value) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     keys.put(args[1], value, keep_ttl=True)
     keys.log(*args)
-    return integer_reply(len(value))
+    return whole(len(value))
 
 
-strlen = variant(length, "STRLEN key", __name__, kind=bytes)
+command("STRLEN key")(partial(length, kind=bytes))
 
 
 def _add(keys: Keyspace, args: Command, _session: Session, amount: int) -> bytes:
     key = args[1]
-    old = keys.typed(key, bytes)
-    value = amount if old is None else integer(old) + amount
-    if not MIN_INT <= value <= MAX_INT:
-        raise CommandError("ERR increment or decrement would overflow")
+    value = increased(keys.typed(key, bytes), amount)
     keys.put(key, b"%d" % value, keep_ttl=True)
     keys.log(b"INCRBY", key, b"%d" % amount)
-    return integer_reply(value)
+    return whole(value)
 
 
-incr = variant(_add, "INCR key", amount=1)
-decr = variant(_add, "DECR key", amount=-1)
+command("INCR key", write=True)(partial(_add, amount=1))
+command("DECR key", write=True)(partial(_add, amount=-1))
+command("INCRBY key n", write=True)(lambda keys, args, session: _add(keys, args, session, integer(args[2])))
 
 
-def incrby(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """INCRBY key n"""
-    return _add(keys, args, session, integer(args[2]))
-
-
+@command("DECRBY key n", write=True)
 def decrby(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """DECRBY key n"""
     amount = integer(args[2])
     if amount == MIN_INT:
         raise CommandError("ERR decrement would overflow")
     return _add(keys, args, session, -amount)
 
 
+@command("INCRBYFLOAT key n", write=True)
 def incrbyfloat(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """INCRBYFLOAT key n"""
     old = keys.typed(args[1], bytes)
     complaint = "ERR value is not a valid float"
-    before = Fraction() if old is None else long_double.parse(old, complaint)
-    value = long_double.total(before, long_double.parse(args[2], complaint),
-                              "ERR increment would produce NaN or Infinity")
+    value = long_double.increased(old, long_double.parse(args[2], complaint), complaint)
     keys.put(args[1], value, keep_ttl=True)
     keys.log(b"SET", args[1], value, b"KEEPTTL")
     return bulk(value)
 
 
+@command("SETNX key value", write=True)
 def setnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SETNX key value"""
     if keys.get(args[1]) is not None:
         return ZERO
     keys.put(args[1], args[2])
@@ -179,8 +169,8 @@ def setnx(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return ONE
 
 
+@command("MSETNX key value [key value ...]", write=True)
 def msetnx(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """MSETNX key value [key value ...]"""
     if len(args) % 2 == 0:
         raise arity_error(b"msetnx")
     if any(keys.get(key) is not None for key in args[1::2]):
@@ -197,28 +187,28 @@ def _setex(keys: Keyspace, args: Command, _session: Session, unit: int, command:
     return OK
 
 
-setex = variant(_setex, "SETEX key s value", unit=1000, command="setex")
-psetex = variant(_setex, "PSETEX key ms value", unit=1, command="psetex")
+command("SETEX key s value", write=True)(partial(_setex, unit=1000, command="setex"))
+command("PSETEX key ms value", write=True)(partial(_setex, unit=1, command="psetex"))
 
 
+@command("GETSET key value", write=True)
 def getset(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """GETSET key value"""
     old = get(keys, args, session)
     keys.put(args[1], args[2])
     keys.log(b"SET", args[1], args[2])
     return old
 
 
+@command("GETDEL key", write=True)
 def getdel(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """GETDEL key"""
     old = get(keys, args, session)
     if keys.delete(args[1]):
         keys.log(b"DEL", args[1])
     return old
 
 
+@command("GETEX key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]", write=True)
 def getex(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """GETEX key [EX s|PX ms|EXAT s|PXAT ms|PERSIST]"""
     words, timer = _options(args[2:], b"PERSIST")
     value = get(keys, args, session)
     if keys.get(args[1]) is None:
@@ -231,8 +221,8 @@ def getex(keys: Keyspace, args: Command, session: Session) -> bytes:
     return value
 
 
+@command("GETRANGE key start end")
 def getrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """GETRANGE key start end"""
     start, end = integer(args[2]), integer(args[3])
     value = keys.typed(args[1], bytes) or b""
     size = len(value)
@@ -243,14 +233,14 @@ def getrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     return bulk(value[start:end + 1])
 
 
+@command("SETRANGE key offset value", write=True)
 def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SETRANGE key offset value"""
     offset = integer(args[2])
     if offset < 0:
         raise CommandError("ERR offset is out of range")
     old = keys.typed(args[1], bytes)
     if not args[3]:
-        return integer_reply(len(old or b""))
+        return whole(len(old or b""))
     if offset + len(args[3]) > keys.databases.longest:
         raise CommandError("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
     value = bytearray(old or b"")
@@ -258,4 +248,4 @@ def setrange(keys: Keyspace, args: Command, _session: Session) -> bytes:
     value[offset:offset + len(args[3])] = args[3]
     keys.put(args[1], bytes(value), keep_ttl=True)
     keys.log(*args)
-    return integer_reply(len(value))
+    return whole(len(value))

@@ -7,11 +7,15 @@ that they are still the same. The server keeps nothing of a client between messa
 
 from __future__ import annotations
 
-from workloads.kv.arguments import Handler, Session, arity_error, integer
+from functools import partial
+
+from workloads.kv import entry
+from workloads.kv.arguments import Session, arity_error, integer
 from workloads.kv.commands_strings import MAX_REPLY
-from workloads.kv.resp import OK, Command, array, error, null_array
-from workloads.kv.resp import integer as integer_reply
+from workloads.kv.resp import OK, Command, array, error, null_array, whole
 from workloads.kv.store import MAX_WATCHED, CommandError, Keyspace
+
+command = partial(entry.command, "transactions")
 
 QUEUED = b"+QUEUED\r\n"
 #: Bytes of commands that wait for their EXEC, with what each argument takes besides.
@@ -31,24 +35,24 @@ def enqueue(session: Session, args: Command) -> bytes:
     return QUEUED
 
 
+@command("MULTI", stateful=True, immediate=True, no_script=True)
 def multi(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """MULTI"""
     if session.queue is not None:
         raise CommandError("ERR MULTI calls can not be nested")
     session.queue = []
     return OK
 
 
+@command("DISCARD", stateful=True, immediate=True, no_script=True)
 def discard(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """DISCARD"""
     if session.queue is None:
         raise CommandError("ERR DISCARD without MULTI")
     session.forget_transaction()
     return OK
 
 
-def run_queue(keys: Keyspace, session: Session, do: Handler) -> bytes:
-    """EXEC, each command by ``do``."""
+@command("EXEC", stateful=True, immediate=True, no_script=True)
+def exec_(keys: Keyspace, _args: Command, session: Session) -> bytes:
     queue = session.queue
     if queue is None:
         raise CommandError("ERR EXEC without MULTI")
@@ -63,7 +67,8 @@ def run_queue(keys: Keyspace, session: Session, do: Handler) -> bytes:
     patient, session.patient = session.patient, False
     for args in queue:
         try:
-            reply = do(keys, args, session)
+            # A command before this one may have selected another database.
+            reply = entry.look_up(args).handler(keys.databases.all[session.database], args, session)
         except CommandError as e:
             reply = error(str(e))
         if size > MAX_REPLY and len(reply) > _SHORT:
@@ -81,8 +86,8 @@ def changed_since(keys: Keyspace, session: Session) -> bool:
                    for (number, key), version in session.watching.items())
 
 
+@command("WATCH key [key ...]", stateful=True, immediate=True, no_script=True)
 def watch(keys: Keyspace, args: Command, session: Session) -> bytes:
-    """WATCH key [key ...]"""
     _check_watch(session, len(args) - 1)
     for key in args[1:]:
         # Watched twice, it must not have changed since the first time.
@@ -90,21 +95,23 @@ def watch(keys: Keyspace, args: Command, session: Session) -> bytes:
     return OK
 
 
+@command("UNWATCH", stateful=True, no_script=True)
 def unwatch(_keys: Keyspace, _args: Command, session: Session) -> bytes:
-    """UNWATCH"""
     session.watching = {}
     return OK
 
 
+@command("SMT.VERSIONS key [key ...]", ours=True)
 def versions(keys: Keyspace, args: Command, _session: Session) -> bytes:
-    """SMT.VERSIONS key [key ...]: a number each, another one once the key was changed"""
+    """A number each, another one once the key was changed."""
     if len(args) - 1 > MAX_WATCHED:
         raise _too_many()
-    return array([integer_reply(keys.version(key)) for key in args[1:]])
+    return array([whole(keys.version(key)) for key in args[1:]])
 
 
+@command("SMT.WATCH key version [key version ...]", immediate=True, ours=True, no_script=True)
 def watch_versions(_keys: Keyspace, args: Command, session: Session) -> bytes:
-    """SMT.WATCH key version [key version ...]: WATCH, since these versions"""
+    """WATCH, since these versions."""
     if len(args) % 2 == 0:
         raise arity_error(args[0])
     _check_watch(session, len(args) // 2)
@@ -125,3 +132,34 @@ def _check_watch(session: Session, more: int) -> None:
 
 def _too_many() -> CommandError:
     return CommandError(f"ERR more than {MAX_WATCHED} keys cannot be watched")
+
+
+# -- doing one, or keeping it for EXEC -----------------------------------------------------------------------
+
+def rejected(args: Command, session: Session, why: CommandError) -> CommandError:
+    """The error for what cannot be kept for EXEC, or is no command at all; no EXEC will do what is before it."""
+    if args[0].lower() == b"exec":
+        session.forget_transaction()
+        return CommandError(f"EXECABORT Transaction discarded because of: {str(why).removeprefix('ERR ')}")
+    session.aborted = session.queue is not None
+    return why
+
+
+def execute(keys: Keyspace, args: Command, session: Session, now: int) -> bytes:
+    """Do a command on the database that the session has selected; its reply, encoded, or nothing if the session
+    waits now. Never raises.
+
+    ``keys``: any of the databases. ``now``: milliseconds since the epoch.
+    """
+    databases = keys.databases
+    databases.now = now
+    try:
+        try:
+            found = entry.look_up(args)
+            if session.queue is not None and not found.immediate:
+                return enqueue(session, args)
+        except CommandError as e:
+            raise rejected(args, session, e) from None
+        return found.handler(databases.all[session.database], args, session)
+    except CommandError as e:
+        return error(str(e))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 _BYTES = re.compile(r"([0-9]{1,15})(b|k|kb|m|mb|g|gb)?", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 1000, "kb": 1 << 10, "m": 1000**2, "mb": 1 << 20, "g": 1000**3, "gb": 1 << 30}
@@ -18,18 +19,18 @@ def byte_count(text: str) -> int:
     return int(found[1]) * _UNITS[(found[2] or "b").lower()]
 
 
+def _limit(default: int, option: str, what: str) -> Any:
+    return field(default=default, metadata={"option": (option, what)})
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one client may take. The defaults are Redis's, and the options that set them have its names."""
 
-    bulk: int = 512 << 20
-    """Bytes of an argument, and of a value that APPEND makes."""
-    arguments: int = 1 << 20
-    """Most arguments of a command, its name included."""
-    query: int = 1 << 30
-    """Bytes of a command on the wire."""
-    inline: int = 64 << 10
-    """Bytes of a command that is a line of text."""
+    bulk: int = _limit(512 << 20, "proto-max-bulk-len", "bytes of an argument, and of a string that grows")
+    arguments: int = _limit(1 << 20, "proto-max-multibulk-len", "arguments of a command")
+    query: int = _limit(1 << 30, "client-query-buffer-limit", "bytes of a command")
+    inline: int = _limit(64 << 10, "proto-inline-max-size", "bytes of a command that is a line of text")
     message: bool = False
     """They are those of a message."""
 
@@ -42,10 +43,7 @@ class Limits:
 
 
 #: The option of each limit, and what it is for people.
-OPTIONS = {"bulk": ("proto-max-bulk-len", "bytes of an argument, and of a string that grows"),
-           "arguments": ("proto-max-multibulk-len", "arguments of a command"),
-           "query": ("client-query-buffer-limit", "bytes of a command"),
-           "inline": ("proto-inline-max-size", "bytes of a command that is a line of text")}
+OPTIONS: dict[str, tuple[str, str]] = {f.name: f.metadata["option"] for f in fields(Limits) if f.metadata}
 
 
 def of_message(limit: int) -> Limits:

@@ -34,11 +34,13 @@ def parse(text: bytes, complaint: str) -> Fraction | None:
     return _rounded(Fraction(exact))
 
 
-def total(old: Fraction | None, amount: Fraction | None, complaint: str) -> bytes:
-    """Their sum, as Redis writes it. Raises :class:`CommandError` if it is infinite."""
-    if old is None or amount is None:
-        raise CommandError(complaint)
-    scaled = round(_rounded(old + amount) * 10 ** _DIGITS)
+def increased(old: bytes | None, amount: Fraction | None, complaint: str) -> bytes:
+    """What was there (None: nothing, so 0) and ``amount`` together, as Redis writes it. Raises
+    :class:`CommandError`: ``complaint`` if ``old`` is no number, another one if the sum is infinite."""
+    before = Fraction() if old is None else parse(old, complaint)
+    if before is None or amount is None:
+        raise CommandError("ERR increment would produce NaN or Infinity")
+    scaled = round(_rounded(before + amount) * 10 ** _DIGITS)
     # Decimal, as an int that long is not written by Python.
     whole, fraction = (f"{Decimal(part):f}" for part in divmod(abs(scaled), 10 ** _DIGITS))
     text = f"{whole}.{fraction:0>{_DIGITS}}".rstrip("0").rstrip(".")

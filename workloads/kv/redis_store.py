@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from smtstack.errors import ConfigError
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
-from workloads.kv.commands import Entry, execute, look_up, rejected
-from workloads.kv.commands_transactions import enqueue
+from workloads.kv.commands_transactions import enqueue, execute, rejected
+from workloads.kv.entry import Entry, look_up
 from workloads.kv.resp import OK, Command, ReplyCutter, RespError, command, error, printable
 from workloads.kv.store import MAX_DATABASES, CommandError, open_databases
 from workloads.kv.waiting import Done
@@ -219,7 +219,7 @@ class RedisStore(Backend):
                     replies.append(local)
                     continue
                 where: _Where = session if own else (version, database)
-                connection = self._connections.get(where) or self._reconnect(where, session)
+                connection = self._connections.get(where) or self._connect(where, session)
                 if alone and session.watching:
                     raise CommandError(f"ERR {entry.name.upper()} is not possible between WATCH and EXEC with "
                                        f"--store redis in a message")
@@ -322,21 +322,18 @@ class RedisStore(Backend):
             connection.close()
         self._epoll.close()
 
-    def _connect(self, where: _Where, session: Session, patience_s: float) -> _Connection:
-        connection = self._connections[where] = _Connection(self._where, patience_s, session.version,
-                                                            session.database)
-        self._epoll.register(connection, select.EPOLLIN)
-        return connection
-
-    def _reconnect(self, where: _Where, session: Session) -> _Connection:
+    def _connect(self, where: _Where, session: Session, patience_s: float = _IMPATIENCE_S) -> _Connection:
         now = time.monotonic_ns()
         if now < self._retry_at:
             raise _Lost("tried just now")
         try:
-            return self._connect(where, session, _IMPATIENCE_S)
+            connection = _Connection(self._where, patience_s, session.version, session.database)
         except _Lost:
             self._retry_at = now + _RETRY_NS
             raise
+        self._connections[where] = connection
+        self._epoll.register(connection, select.EPOLLIN)
+        return connection
 
     def _settle(self, batch: _Batch, index: int, reply: bytes) -> None:
         if batch.replies:

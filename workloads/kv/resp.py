@@ -378,7 +378,7 @@ def bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
-def integer(number: int) -> bytes:
+def whole(number: int) -> bytes:
     """A whole number."""
     return b":%d\r\n" % number
 

@@ -18,16 +18,19 @@ from contextlib import suppress
 from functools import partial
 
 from smtstack.errors import ConfigError
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address
+from smtstack.waiting import AS_TCP, Waiter, Waiting
 from workloads import transports
 from workloads.kv.arguments import Session
 from workloads.kv.backend import Backend
-from workloads.kv.commands import COMMANDS, look_up
+from workloads.kv.commands import COMMANDS
+from workloads.kv.entry import look_up
 from workloads.kv.limits import Limits
 from workloads.kv.resp import Command, CommandParser, RespError, error, parse_message
 from workloads.kv.store import CommandError
 from workloads.kv.strangers import InlineGuard, Stranger
-from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports import MESSAGE_TRANSPORTS, Settings
 from workloads.transports.contract import Incoming, Server
 from workloads.transports.epoll import StreamMaker, wait
 from workloads.transports.stream import Stream, StreamError
@@ -80,8 +83,8 @@ class RespStreamServer(StreamServer):
     """RESP on streams, one command after the other for each client."""
 
     def __init__(self, make: StreamMaker, local: Address, limits: Limits, store: Backend,
-                 poll_ns: int = 0) -> None:
-        super().__init__(make, local, limits.query, lambda _request: None, poll_ns)
+                 waiting: Waiting = AS_TCP) -> None:
+        super().__init__(make, local, limits.query, lambda _request: None, waiting)
         self._limits = limits
         self._store = store
         #: Clients that were told that it is over, and when they are cut off.
@@ -91,8 +94,9 @@ class RespStreamServer(StreamServer):
     def received(self, stream: Stream, data: bytes) -> None:
         client = self._clients.get(stream.fd)
         if client is None:
-            client = self._clients[stream.fd] = _Connection(stream, self._limits, self._session(stream),
-                                                            self._answer)
+            session = self._store.facts.connect(*[f"{ip}:{port}" for ip, port in (stream.peer, self.address)])
+            session.patient = True
+            client = self._clients[stream.fd] = _Connection(stream, self._limits, session, self._answer)
         if client.session.closing:
             client.drained += len(data)
             if client.drained > _DRAIN:
@@ -103,11 +107,6 @@ class RespStreamServer(StreamServer):
         commands, client.wrong = client.parser.take(data)
         client.commands += commands
         self._advance(client)
-
-    def _session(self, stream: Stream) -> Session:
-        session = self._store.facts.connect(*[f"{ip}:{port}" for ip, port in (stream.peer, self.address)])
-        session.patient = True
-        return session
 
     def interest(self, stream: Stream) -> None:
         """Wait for what it waits for now; a client that has read its replies gets more."""
@@ -205,7 +204,8 @@ class RespMessages:
             self.protocol_errors += 1
             request.reply(wrong.reply())
             return
-        if _unfinished(commands):
+        last = next((name for args in reversed(commands) if (name := args[0].upper()) in _TRANSACTION), b"")
+        if last == b"MULTI":
             request.reply(_UNFINISHED * len(commands))
             return
         self._store.facts.messages += 1
@@ -238,33 +238,27 @@ _UNFINISHED = error("ERR MULTI without EXEC: a transaction is one message, from 
                     "message was done")
 
 
-def _unfinished(commands: Sequence[Command]) -> bool:
-    """Whether a transaction begins that does not end."""
-    last = next((name for args in reversed(commands) if (name := args[0].upper()) in _TRANSACTION), b"")
-    return last == b"MULTI"
-
-
 def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Server, RespMessages | None]:
     """A front end at ``settings.local``; ``limits`` are those of clients on streams.
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
-    if settings.transport in PACKET_TRANSPORTS:
+    if settings.transport in MESSAGE_TRANSPORTS:
         messages = RespMessages(store, settings.limit)
         return transports.open_server(settings, messages.handle), messages
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, limits, store,
-                            settings.poll_ns), None
+                            settings.waiting), None
 
 
 class Service:
     """Front ends and their store, driven together."""
 
-    def __init__(self, servers: Sequence[Server], store: Backend, poll_ns: int = 0) -> None:
+    def __init__(self, servers: Sequence[Server], store: Backend, waiting: Waiting = AS_TCP) -> None:
         self._servers = list(servers)
         self._store = store
-        self._poll_ns = poll_ns
+        self._waiter = Waiter(waiting, outnumbered)
         self._epoll: select.epoll | None = None
         own = store.fileno()
         if len(servers) > 1 or own is not None:
@@ -282,7 +276,7 @@ class Service:
         if self._epoll is None:
             self._servers[0].drive(timeout_s)
         else:
-            wait(self._epoll, self._poll_ns, timeout_s)
+            wait(self._epoll, self._waiter, timeout_s)
             for server in self._servers:
                 server.poll()
         self._store.turn()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from workloads.kv.databases import Databases, Journal
+from workloads.kv.databases import Databases
 from workloads.kv.resp import Command
 from workloads.kv.zset import SortedSet
 
@@ -120,8 +120,8 @@ KINDS: dict[type, Kind] = {
 
 
 class Keyspace:
-    """All keys of one database. Every change is told to :meth:`log`: from there it is in :attr:`journal`, if there
-    is one, in order, and whoever watches the key learns of it.
+    """All keys of one database. Every change is told to :meth:`log`: from there it is in the databases'
+    journal, if there is one, in order, and whoever watches the key learns of it.
 
     A journal entry is a command that gives the same change when it is replayed, whenever that is. ``databases``:
     those that this one joins; without, it is the first of its own. Whatever takes the keys of a server takes any
@@ -150,15 +150,6 @@ class Keyspace:
 
     def __len__(self) -> int:
         return len(self._values)
-
-    @property
-    def journal(self) -> Journal | None:
-        """Where changes are noted."""
-        return self.databases.journal
-
-    @journal.setter
-    def journal(self, journal: Journal | None) -> None:
-        self.databases.journal = journal
 
     # -- values ----------------------------------------------------------------------------------------------
 
@@ -218,8 +209,8 @@ class Keyspace:
     def clear(self) -> None:
         """Delete everything."""
         self.empty()
-        if self.journal is not None:
-            self.journal.add(self.number, [b"FLUSHDB"])
+        if self.databases.journal is not None:
+            self.databases.journal.add(self.number, [b"FLUSHDB"])
 
     def empty(self) -> None:
         """Forget every key of a database; the journal is the caller's business."""
@@ -244,8 +235,8 @@ class Keyspace:
             for key in keys.awaited:
                 if key in keys._values:
                     self.databases.ready[keys.number, key] = None
-        if self.journal is not None:
-            self.journal.add(self.number, [b"SWAPDB", b"%d" % self.number, b"%d" % other.number])
+        if self.databases.journal is not None:
+            self.databases.journal.add(self.number, [b"SWAPDB", b"%d" % self.number, b"%d" % other.number])
 
     def _drop(self, key: bytes) -> bool:
         if self._values.pop(key, None) is None:

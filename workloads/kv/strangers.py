@@ -82,14 +82,12 @@ class InlineGuard:
         if not whole:
             return True
         words = line.split()
-        if _is_request(words) or _is_memcached(words):
+        # Method, target, version.
+        if len(words) > 2 and _VERSION.fullmatch(words[-1]) and _TARGET.match(words[1]):
+            return False
+        if _is_memcached(words):
             return False
         return not first or self._valid(split_arguments(line))
-
-
-def _is_request(words: list[bytes]) -> bool:
-    """Method, target, version."""
-    return len(words) > 2 and _VERSION.fullmatch(words[-1]) is not None and _TARGET.match(words[1]) is not None
 
 
 def _is_memcached(words: list[bytes]) -> bool:

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from smtstack.errors import ConfigError
 from workloads.load import distributions
-from workloads.load.distributions import Distribution
 from workloads.results.waits import Waits
 from workloads.transports.contract import Call, Caller
 
@@ -39,7 +38,7 @@ _DRAIN_NS = 50_000_000
 Clock = Callable[[], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Load:
     """What to send, and how often. Checked when made; :class:`ConfigError` names the culprit."""
 
@@ -75,7 +74,7 @@ class Load:
                 raise ConfigError("--also needs --count: among how many others?")
 
 
-def parse_size(text: str) -> int | Distribution:
+def parse_size(text: str) -> int | distributions.Distribution:
     """``64``, ``w3`` or ``sizes.csv``. Raises :class:`ConfigError`."""
     if text.isascii() and text.isdecimal():
         return _checked(int(text))
@@ -160,6 +159,10 @@ class Tally:
     rtt_ns: array[int] = field(default_factory=lambda: array("Q"))
     sizes: array[int] = field(default_factory=lambda: array("Q"))
     """Request bytes of each of these."""
+    ended_ns: array[int] = field(default_factory=lambda: array("Q"))
+    """When each of these ended, on the clock of the loop: ``time.perf_counter_ns``."""
+    began_ns: int = 0
+    """When the series began."""
     errors: int = 0
     wrong: int = 0
     first_error: str = ""
@@ -182,6 +185,7 @@ class Tally:
         """Add what another process has counted at the same time."""
         self.rtt_ns += other.rtt_ns
         self.sizes += other.sizes
+        self.ended_ns += other.ended_ns
         self.late_ns += other.late_ns
         self.errors += other.errors
         self.wrong += other.wrong
@@ -258,15 +262,12 @@ class Loop:
                 ip, port = self.caller.peers[call.peer]
                 tally.first_error = tally.first_error or f"RPC to {ip}:{port}: the answer's bytes are wrong"
             else:
-                self._record(tally, call)
+                tally.rtt_ns.append(call.ended - call.started)
+                tally.sizes.append(len(call.data))
+                tally.ended_ns.append(call.ended)
                 self._last_good = call.ended
                 continue
             self._note_failure(call)
-
-    def _record(self, tally: Tally, call: Call) -> None:
-        """``call`` was answered as it should be."""
-        tally.rtt_ns.append(call.ended - call.started)
-        tally.sizes.append(len(call.data))
 
     def _note_failure(self, call: Call) -> None:
         if call.ended - self._last_good > _HOPELESS_NS:
@@ -285,7 +286,7 @@ class ClosedLoop(Loop):
         """``count`` RPCs, or as many as begin within ``seconds``. Stops early when all have failed for a while."""
         tally = self.TALLY()
         clock, make, begin, under_way = self._clock, requests.make, self.caller.begin, self._open
-        start = self._begin_series()
+        start = tally.began_ns = self._begin_series()
         end = None if seconds is None else start + int(seconds * 1e9)
         left = -1 if count is None else count
         while True:
@@ -320,7 +321,7 @@ class OpenLoop(Loop):
         """``count`` RPCs, or those due within ``seconds``. Stops early when all have failed for a while."""
         tally = self.TALLY()
         clock, under_way, interval = self._clock, self._open, self._random.expovariate
-        start = self._begin_series()
+        start = tally.began_ns = self._begin_series()
         end = None if seconds is None else start + int(seconds * 1e9)
         last = start
         due = start + int(interval(self._per_ns))

@@ -14,13 +14,14 @@ from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
-from workloads.load.rtt import percentile, rtt_summary
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import Verdict
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Caller
 from workloads.transports.sessions import summary
 
+#: Of round trips: exact, over every sample.
+PERCENTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))
 #: Seconds after the last RPC in which a server may ask for acknowledgements; it asks after 2 ms.
 LINGER_S = 0.02
 #: Beside a file of round trips, where messages are of different sizes: theirs.
@@ -176,3 +177,21 @@ def write_values(path: Path, values: array[int]) -> None:
             ordered.tofile(f)
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
+
+
+def percentile(ordered: array[int], share: float) -> int:
+    """Nearest rank: the smallest value that at least ``share`` of all do not exceed. Exact, not a bucket."""
+    # In integers of 1/1000: a float product just above a whole number would take the next rank.
+    rank = -(-len(ordered) * round(share * 1000) // 1000)
+    return ordered[max(rank, 1) - 1]
+
+
+def rtt_summary(rtt_ns: array[int]) -> dict[str, float | None]:
+    """min, percentiles, max and mean in microseconds; None if nothing was measured."""
+    names = ("min", *(name for name, _share in PERCENTILES), "max", "mean")
+    if not rtt_ns:
+        return dict.fromkeys(names)
+    ordered = array("Q", sorted(rtt_ns))
+    values = (ordered[0], *(percentile(ordered, share) for _name, share in PERCENTILES), ordered[-1],
+              sum(ordered) / len(ordered))
+    return {name: round(value / 1000, 3) for name, value in zip(names, values, strict=True)}

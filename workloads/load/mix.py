@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
 from workloads.load import measure
-from workloads.load.loops import Load, OpenLoop, Tally
-from workloads.load.measure import SIZES_SUFFIX, Point, Series
+from workloads.load.loops import Load, Tally
 from workloads.transports import Settings
-from workloads.transports.contract import Call
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MixLoad(Load):
     """``seconds`` of an open loop. Or, without ``rate``, what a :class:`Load` is."""
 
@@ -26,8 +24,7 @@ class MixLoad(Load):
     """Seconds at the end whose RPCs load the network and are not measured."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is made anew, and super() knows the first one.
-        Load.__post_init__(self)
+        super().__post_init__()
         if self.rate and self.seconds is None:
             raise ConfigError("traffic at a rate goes on for some seconds, not for a count")
         if self.before < 0 or self.after < 0 or (self.seconds is not None
@@ -41,57 +38,33 @@ class MixLoad(Load):
         return self.before * 1e9 <= at_ns < (self.seconds - self.after) * 1e9
 
 
-@dataclass(slots=True)
-class MixTally(Tally):
-    """A tally that knows when each RPC was due as well."""
-
-    due_ns: array[int] = field(default_factory=lambda: array("Q"))
-    """Since the start, of each round trip."""
-
-
-class MixLoop(OpenLoop):
-    """An open loop that notes when its RPCs were due."""
-
-    TALLY = MixTally
-    _start = 0
-
-    def _begin_series(self) -> int:
-        self._start = super()._begin_series()
-        return self._start
-
-    def _record(self, tally: Tally, call: Call) -> None:
-        assert isinstance(tally, MixTally)
-        super()._record(tally, call)
-        tally.due_ns.append(call.started - self._start)
-
-
-class MixSeries(Series):
+class MixSeries(measure.Series):
     """Traffic on one caller."""
 
     LOAD = MixLoad
-    OPEN = MixLoop
 
-    def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
+    def result(self, settings: Settings, load: Load, point: measure.Point) -> dict[str, Any]:
         """What echo's has; of an open loop also ``due`` and ``done``: RPCs by request bytes that were due, and
         that were answered, in the time that is measured."""
-        answer = super().result(settings, load, point)
-        tally = point.tally
-        if isinstance(tally, MixTally):
+        answer, tally = super().result(settings, load, point), point.tally
+        if tally.late_ns:
             assert isinstance(load, MixLoad)
             due: Counter[int] = Counter()
             done: Counter[int] = Counter()
-            for at, rtt, size in zip(tally.due_ns, tally.rtt_ns, tally.sizes, strict=True):
-                due[size] += load.measured(at)
-                done[size] += load.measured(at + rtt)
+            for ended, rtt, size in zip(tally.ended_ns, tally.rtt_ns, tally.sizes, strict=True):
+                at = ended - tally.began_ns
+                due[size] += load.measured(at - rtt)
+                done[size] += load.measured(at)
             answer |= {"due": due, "done": done}
         return answer
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """The round trips that are measured, and their sizes."""
-        if not isinstance(tally, MixTally):
+        if not tally.late_ns:
             measure.write_raw(path, load, tally)
             return
         assert isinstance(load, MixLoad)
-        kept = [index for index, at in enumerate(tally.due_ns) if load.measured(at)]
-        for name, values in ((path, tally.rtt_ns), (path.with_name(path.name + SIZES_SUFFIX), tally.sizes)):
-            measure.write_values(name, array("Q", (values[index] for index in kept)))
+        kept = [index for index, (ended, rtt) in enumerate(zip(tally.ended_ns, tally.rtt_ns, strict=True))
+                if load.measured(ended - rtt - tally.began_ns)]
+        for ending, values in (("", tally.rtt_ns), (measure.SIZES_SUFFIX, tally.sizes)):
+            measure.write_values(path.with_name(path.name + ending), array("Q", (values[index] for index in kept)))

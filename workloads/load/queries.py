@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
-from workloads.load import measure
 from workloads.load.loops import Load, Tally, echo_reply
-from workloads.load.measure import Point, Series
-from workloads.load.rtt import rtt_summary
+from workloads.load.measure import Point, Series, rtt_summary, write_values
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 
@@ -26,7 +24,7 @@ LEAVES_SUFFIX = ".leaves"
 _CONNECTIONS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QueryLoad(Load):
     """Queries. ``size`` is what each leaf is sent in bytes, ``response_size`` what it answers; ``count``,
     ``concurrency`` and ``rate`` are of queries. With ``concurrency`` 1 all begin in step: rounds of incast."""
@@ -39,8 +37,7 @@ class QueryLoad(Load):
     """Queries before those that count."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is made anew, and super() knows the first one.
-        Load.__post_init__(self)
+        super().__post_init__()
         if not self.size.isdecimal() or self.also or self.response_size is None:
             raise ConfigError("a query has a size in bytes, and so have its answers")
         if self.leaves < 1:
@@ -197,8 +194,8 @@ class QuerySeries(Series):
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every query's time, and in a second file those of its leaves."""
-        measure.write_values(path, tally.rtt_ns)
-        measure.write_values(path.with_name(path.name + LEAVES_SUFFIX), self._leaf_ns(load, tally))
+        write_values(path, tally.rtt_ns)
+        write_values(path.with_name(path.name + LEAVES_SUFFIX), self._leaf_ns(load, tally))
 
     def _leaf_ns(self, load: Load, tally: Tally) -> array[int]:
         """Without those of the warm-up."""

@@ -27,8 +27,6 @@ MOST_FAILURES = 100_000
 class TimedTally(Tally):
     """What came of a series, and when."""
 
-    ended_ns: array[int] = field(default_factory=lambda: array("Q"))
-    """When each round trip ended."""
     failed_ns: array[int] = field(default_factory=lambda: array("Q"))
     """When each RPC failed, or was answered wrongly."""
 
@@ -39,11 +37,6 @@ class _Timed(loops.Loop):
     def _begin_series(self) -> int:
         self._failed_ns = array("Q")
         return super()._begin_series()
-
-    def _record(self, tally: Tally, call: Call) -> None:
-        assert isinstance(tally, TimedTally)
-        super()._record(tally, call)
-        tally.ended_ns.append(call.ended)
 
     def _note_failure(self, call: Call) -> None:
         """Nothing but failures is what a fault may bring: no reason to stop."""

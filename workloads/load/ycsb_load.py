@@ -13,23 +13,9 @@ from typing import Any, NotRequired, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
-from workloads.load import measure
+from workloads.load import ycsb
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
-from workloads.load.measure import Point, Series
-from workloads.load.rtt import rtt_summary
-from workloads.load.ycsb import (
-    FIELDS,
-    KINDS,
-    Command,
-    Keyspace,
-    Loading,
-    Operations,
-    Records,
-    Steps,
-    Workload,
-    chooser,
-    workload,
-)
+from workloads.load.measure import Point, Series, rtt_summary, write_values
 from workloads.load.ycsb_history import History
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
@@ -40,10 +26,10 @@ LOAD_PHASE, RUN_PHASE = "load", "run"
 KINDS_SUFFIX = ".kinds"
 #: Beside the records: which load the store holds, and how many processes have asked for a number.
 _LOAD_KEY, _WRITER_KEY = b"_smtnet_load", b"_smtnet_writers"
-_KIND_INDEX = {kind: index for index, kind in enumerate(KINDS)}
+_KIND_INDEX = {kind: index for index, kind in enumerate(ycsb.KINDS)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class YcsbLoad(Load):
     """A phase of a workload. ``size`` is what a record holds in bytes, ``concurrency`` are YCSB's threads."""
 
@@ -55,7 +41,7 @@ class YcsbLoad(Load):
     phase: str = RUN_PHASE
     """``load``: empty the store and insert ``records``, whatever the workload."""
     records: int = 1000
-    fields: int = FIELDS
+    fields: int = ycsb.FIELDS
     distribution: str = ""
     """Other than the workload's own."""
     index: int = 0
@@ -63,8 +49,7 @@ class YcsbLoad(Load):
     """Which of how many processes that share the load this is."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is made anew, and super() knows the first one.
-        Load.__post_init__(self)
+        super().__post_init__()
         kind = self.kind
         if not self.size.isdecimal() or int(self.size) % self.fields:
             raise ConfigError(f"a value of {self.size} bytes in {self.fields} fields; all are as long, so "
@@ -72,15 +57,15 @@ class YcsbLoad(Load):
         if self.records <= kind.first or self.phase not in (LOAD_PHASE, RUN_PHASE):
             raise ConfigError(f"{self.records - kind.first} records, phase {self.phase!r}: at least one, "
                               "load or run")
-        Records(self.fields, int(self.size) // self.fields, kind)
+        ycsb.Records(self.fields, int(self.size) // self.fields, kind)
         # That of "latest" takes a while to make, and cannot be wrong where no records are left out.
         if kind.first or (self.distribution or kind.distribution) != "latest":
-            chooser(kind, self.distribution, Keyspace(self.records, first=kind.first), 1, Random(0))
+            ycsb.chooser(kind, self.distribution, ycsb.Keyspace(self.records, first=kind.first), 1, Random(0))
 
     @property
-    def kind(self) -> Workload:
+    def kind(self) -> ycsb.Workload:
         """What operations there are."""
-        return workload(self.workload, self.properties)
+        return ycsb.workload(self.workload, self.properties)
 
 
 @dataclass(slots=True)
@@ -98,7 +83,7 @@ class YcsbCall(KvCall):
 
     __slots__ = ("kind", "steps")
 
-    def __init__(self, commands: Sequence[Command], kind: str, steps: Steps) -> None:
+    def __init__(self, commands: Sequence[ycsb.Command], kind: str, steps: ycsb.Steps) -> None:
         super().__init__(commands)
         self.kind = kind
         self.steps = steps
@@ -107,7 +92,7 @@ class YcsbCall(KvCall):
 class YcsbRequests:
     """The first step of each operation."""
 
-    def __init__(self, operations: Operations | Loading) -> None:
+    def __init__(self, operations: ycsb.Operations | ycsb.Loading) -> None:
         self._operations = operations
 
     def make(self) -> Call:
@@ -155,6 +140,7 @@ class _YcsbLoop(Loop):
                 continue
             tally.rtt_ns.append(call.ended - call.started)
             tally.sizes.append(len(call.data))
+            tally.ended_ns.append(call.ended)
             tally.kinds.append(_KIND_INDEX[call.kind])
             self._last_good = call.ended
 
@@ -182,7 +168,7 @@ class YcsbSeries(Series):
     def __init__(self, caller: Caller) -> None:
         super().__init__(caller)
         self._space = 0, 0, 1, 0
-        self._keys = Keyspace(*self._space)
+        self._keys = ycsb.Keyspace(*self._space)
         self._history = History(1, 1)
         #: Which load the store holds, and how many fields its records have: the history is of these.
         self._loaded: tuple[Any, int] = None, 0
@@ -202,10 +188,10 @@ class YcsbSeries(Series):
                 self._loaded = token, load.fields
                 self._history = History(writer, load.fields)
         if load.phase == LOAD_PHASE or self._space != space:
-            self._keys, self._space = Keyspace(*space), space
+            self._keys, self._space = ycsb.Keyspace(*space), space
         return super().measure(load, barrier)
 
-    def _ask(self, load: YcsbLoad, commands: list[Command]) -> list[Any]:
+    def _ask(self, load: YcsbLoad, commands: list[ycsb.Command]) -> list[Any]:
         """What the store answers; raises :class:`PeerError`."""
         self._caller.prepare(1)
         call = KvCall(commands)
@@ -219,13 +205,13 @@ class YcsbSeries(Series):
     def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
         assert isinstance(load, YcsbLoad)
         kind = load.kind
-        records = Records(load.fields, int(load.size) // load.fields, kind)
+        records = ycsb.Records(load.fields, int(load.size) // load.fields, kind)
         if load.phase == LOAD_PHASE:
-            loading = Loading(records, load.records, load.index, load.of, kind.first)
+            loading = ycsb.Loading(records, load.records, load.index, load.of, kind.first)
             return YcsbRequests(loading), loading.total
         self._seeds += 1
-        operations = Operations(kind, load.distribution, records, self._keys, self._history,
-                                load.seed * 1000 + self._seeds, load.count)
+        operations = ycsb.Operations(kind, load.distribution, records, self._keys, self._history,
+                                     load.seed * 1000 + self._seeds, load.count)
         return YcsbRequests(operations), load.count
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
@@ -239,8 +225,8 @@ class YcsbSeries(Series):
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every operation's time, and in a second file its kind."""
         assert isinstance(tally, YcsbTally)
-        measure.write_values(path, tally.rtt_ns)
-        measure.write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
+        write_values(path, tally.rtt_ns)
+        write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
 class Described(TypedDict):
@@ -274,7 +260,7 @@ def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, in
     """By kind: how many succeeded, how many failed, and how long they took."""
     by_kind: dict[str, array[int]] = {}
     for time_ns, kind in zip(rtt_ns, kinds, strict=True):
-        by_kind.setdefault(KINDS[kind], array("Q")).append(time_ns)
+        by_kind.setdefault(ycsb.KINDS[kind], array("Q")).append(time_ns)
     return {kind: {"count": len(by_kind.get(kind, ())), "errors": failed.get(kind, 0),
                    "rtt_us": rtt_summary(by_kind.get(kind, array("Q")))}
-            for kind in KINDS if kind in by_kind or failed.get(kind)}
+            for kind in ycsb.KINDS if kind in by_kind or failed.get(kind)}

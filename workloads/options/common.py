@@ -19,8 +19,9 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
-from workloads.options.declare import option, read
-from workloads.options.session import EndSessions, add_session_options, check_no_sessions, session_settings
+from workloads.options.declare import add, option, read
+from workloads.options.session import EndSessions, check_no_sessions, session_settings
+from workloads.options.waiting import Waits
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
 from workloads.transports.sessions import SessionSettings
 from workloads.transports.table import TABLE
@@ -68,9 +69,8 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
-    parser.add_argument("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                        help="busy-wait this long before sleeping: lower latency for a whole core (default: 0)")
-    add_session_options(parser)
+    add(Waits, parser)
+    add(EndSessions, parser)
     packets = parser.add_argument_group("smt, homa, linux")
     packets.add_argument("--trace", metavar="FILE|FOLDER",
                          help="write what the engine does and why, for 'smtnet trace' (docs/trace.md), to a new "
@@ -130,18 +130,22 @@ def param_words(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for text in texts for word in ("--param", text))
 
 
-class Reported:
-    """What becomes of an experiment's results. The two ways to say whether a run that was not faithful has failed
-    (``--strict``, ``--allow-unfaithful``) are :attr:`judged`."""
-
-    results: Path
-    json: bool
-    judged: bool
-
-
 _RESULTS: Any = option("--results", type=Path, default=Path("results"), metavar="DIR",
                        help="where the result folder goes (default: %(default)s)")
 _JSON: Any = option("--json", action="store_true", help="one JSON object on stdout")
+
+
+class Reported:
+    """What becomes of an experiment's results."""
+
+    results: Path
+    json: bool
+
+    @property
+    def judged(self) -> bool:
+        """Whether a run that was not faithful has failed, as ``--strict`` or ``--allow-unfaithful`` says."""
+        told = vars(self)
+        return bool(told["strict"] if "strict" in told else not told.get("allow_unfaithful", True))
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,6 @@ class PlainResults(Reported):
 
     results: Path = _RESULTS
     json: bool = _JSON
-
-    @property
-    def judged(self) -> bool:  # type: ignore[override]
-        """Never: see above."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,6 @@ class JudgedResults(Reported):
                                     help="exit 0 even if the run was not faithful")
     json: bool = _JSON
 
-    @property
-    def judged(self) -> bool:  # type: ignore[override]
-        """Whether a run that was not faithful has failed."""
-        return not self.allow_unfaithful
-
 
 @dataclass(frozen=True)
 class QuotedResults(Reported):
@@ -180,11 +174,6 @@ class QuotedResults(Reported):
     results: Path = _RESULTS
     strict: bool = option("--strict", action="store_true", help="exit 4 if any trial was not faithful")
     json: bool = _JSON
-
-    @property
-    def judged(self) -> bool:  # type: ignore[override]
-        """Whether a run that was not faithful has failed."""
-        return self.strict
 
 
 def transport_list(text: str) -> list[str]:
@@ -255,5 +244,6 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
         if local[0] not in own:
             raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
-    return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic, args.poll_us * 1000,
-                    params, session, args.trace if args.transport in PACKET_TRANSPORTS else None)
+    return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
+                    read(Waits, args).waiting(), params, session,
+                    args.trace if args.transport in PACKET_TRANSPORTS else None)

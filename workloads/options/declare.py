@@ -110,13 +110,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], n
     parser.set_defaults(run=run)
 
 
-def parse(kind: type[T], *words: str) -> T:
-    """Options as if ``words`` had been typed; the program ends with a usage message where they cannot be."""
-    parser = argparse.ArgumentParser()
-    add(kind, parser)
-    return read(kind, parser.parse_args(words))
-
-
 def as_dict(options: Any) -> dict[str, Any]:
     """All options by their names, for run.json: groups are taken apart, paths are text, and an option that stands
     for others (``--link``) is what it stands for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from smtstack.errors import ConfigError
 from smtstack.session.established import MODES
 from smtstack.socket import Address
 from topo.commands import program
-from workloads.options.declare import add, as_dict, group, option
+from workloads.options.declare import as_dict, group, option
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS, MODE, SessionSettings
 
 _TITLE = "sessions of smt (docs/sessions.md)"
@@ -81,11 +80,6 @@ class EndSessions:
         help="add the secrets of every session to this file, for 'smtnet pcap decrypt': who has it "
              "reads everything (default: written nowhere)")
     agreed: Agreed = group(Agreed)
-
-
-def add_session_options(parser: argparse.ArgumentParser) -> None:
-    """The options of one end (:class:`EndSessions`)."""
-    add(EndSessions, parser)
 
 
 def check_sessions(told: Sessions, transports: Collection[str]) -> None:

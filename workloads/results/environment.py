@@ -14,9 +14,8 @@ from typing import Any
 
 import psutil
 
-from smtstack import __version__
+from smtstack import __version__, compiled
 from topo.interpreter import ROOT
-from topo.probes import is_compiled
 
 #: Kernel settings that change what is measured here. Private to a namespace are those of ipv4.
 SYSCTLS = (
@@ -32,7 +31,7 @@ def environment() -> dict[str, Any]:
     return {
         "smtnet": __version__,
         **git_state(ROOT),
-        "compiled": is_compiled(),
+        "protocol_code": compiled.description(),
         "python": platform.python_version(),
         "os": os_name(),
         "kernel": platform.release(),

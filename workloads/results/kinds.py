@@ -7,9 +7,9 @@ mode that nobody registered is judged by RPC/s; ``smtnet report`` loads every ex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from workloads.results.row import Row
 
@@ -65,35 +65,33 @@ class Section:
 
 
 Kind: TypeAlias = Mode | Variant | Picture | Section
+K = TypeVar("K", Mode, Variant, Picture, Section)
 
-_MODES: dict[str, Mode] = {}
-_VARIANTS: dict[str, Variant] = {}
-_PICTURES: dict[str, Picture] = {}
-_SECTIONS: dict[str, Section] = {}
+#: By class and by name, prefix, file or title.
+_KNOWN: dict[tuple[type, str], Kind] = {}
 
 
 def register(*kinds: Kind) -> None:
     """Make them known. The same picture may be that of several experiments; a name that means two things is an
     error in a program: AssertionError."""
     for kind in kinds:
-        match kind:
-            case Mode(name=name):
-                assert _MODES.setdefault(name, kind) == kind, f"two modes {name}"
-            case Variant(prefix=prefix):
-                assert _VARIANTS.setdefault(prefix, kind) == kind, f"two variants {prefix}"
-            case Picture(file=file):
-                assert _PICTURES.setdefault(file, kind) == kind, f"two pictures {file}"
-            case Section(title=title):
-                assert _SECTIONS.setdefault(title, kind) == kind, f"two sections {title}"
+        name = getattr(kind, fields(kind)[0].name)
+        assert _KNOWN.setdefault((type(kind), name), kind) == kind, f"two {type(kind).__name__.lower()}s {name}"
+
+
+def all_of(kind: type[K]) -> tuple[K, ...]:
+    """All that were registered."""
+    return tuple(one for one in _KNOWN.values() if isinstance(one, kind))
 
 
 def mode(name: str) -> Mode:
     """The one of that name."""
-    return _MODES.get(name) or Mode(name)
+    found = _KNOWN.get((Mode, name))
+    return found if isinstance(found, Mode) else Mode(name)
 
 
 def _variant(text: str) -> Variant | None:
-    return next((kind for prefix, kind in _VARIANTS.items() if text.startswith(prefix)), None)
+    return next((kind for kind in all_of(Variant) if text.startswith(kind.prefix)), None)
 
 
 def rate(variant: str) -> str:
@@ -105,16 +103,6 @@ def rate(variant: str) -> str:
 def apart(row: Row) -> bool:
     """Whether a row is something else than RPCs in a mode that RPCs have, too (:class:`Variant`)."""
     return _variant(row.get("variant") or "") is not None
-
-
-def pictures() -> tuple[Picture, ...]:
-    """All that a report may have."""
-    return tuple(_PICTURES.values())
-
-
-def sections() -> tuple[Section, ...]:
-    """All that a report may have."""
-    return tuple(_SECTIONS.values())
 
 
 register(Mode("unloaded", "p50", "median round trip in us", alone=True), Mode("loaded"))

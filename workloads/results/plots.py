@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from smtstack.errors import Unsupported
 from workloads.results import kinds
-from workloads.results.points import QuotedPoint, points, size_text
+from workloads.results.points import QuotedPoint, grouped, points, size_text
 from workloads.results.row import Row
 from workloads.transports.table import TABLE
 
@@ -80,9 +80,7 @@ def _draw(path: Path, found: list[QuotedPoint], panel_of: Callable[[QuotedPoint]
     found = [point for point in found if point.value is not None]
     if not found:
         return False
-    panels: dict[tuple[str, ...], list[QuotedPoint]] = {}
-    for point in found:
-        panels.setdefault(panel_of(point), []).append(point)
+    panels = grouped(found, panel_of)
     labels = list(dict.fromkeys(point.label for point in found))
     styles = styles_of(labels)
     across = min(len(panels), max(across, 2))

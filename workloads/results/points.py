@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from workloads.results import kinds
 from workloads.results.row import Row, Verdict
 from workloads.transports.table import BASELINE, system_label
 
+T = TypeVar("T")
+K = TypeVar("K")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 #: What makes two rows trials of the same point.
 _POINT = ("topo", "transport", "nic", "mode", "poll", "variant", "size", "concurrency")
@@ -92,23 +94,19 @@ def metric(row: Row) -> float | None:
 
 def middle(rows: Sequence[Row]) -> QuotedPoint:
     """The trials of one point as one: of an even number the worse of the two in the middle."""
-    timed = kinds.mode(rows[0]["mode"]).timed
+    mode = kinds.mode(rows[0]["mode"])
+    timed = mode.timed
     # A trial without a single answer is the worst there is, not one to leave out.
     worst = math.inf if timed else 0.0
     values = sorted(((metric(row) or worst, index) for index, row in enumerate(rows)), reverse=not timed)
     value, index = values[len(values) // 2]
     known = [v for v, _i in values if v != worst]
     # A median can stand where a tail cannot.
-    reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, figure_of(row)))
+    reasons = _by_kind((reason, row) for row in rows for reason in figure_reasons(row, mode.figure))
     return QuotedPoint(
         rows[index], None if value == worst else value, min(known, default=None), max(known, default=None),
         len(rows), sum(row["errors"] for row in rows), all(row["content_ok"] for row in rows),
         tuple(max(found, key=_amount)[0] for found in reasons))
-
-
-def figure_of(row: Row) -> str:
-    """The name of what a trial is judged by."""
-    return kinds.mode(row["mode"]).figure
 
 
 def figure_reasons(row: Row, figure: str) -> list[str]:
@@ -130,10 +128,15 @@ def _reasons(row: Row) -> list[str]:
 
 def points(rows: Iterable[Row]) -> list[QuotedPoint]:
     """Every point, in the order its first trial stands in."""
-    grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        grouped.setdefault(tuple(row.get(name) for name in _POINT), []).append(row)
-    return [middle(trials) for trials in grouped.values()]
+    return [middle(trials) for trials in grouped(rows, lambda row: tuple(map(row.get, _POINT))).values()]
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by their key, in the order in which the first of each comes."""
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def ratio(point: QuotedPoint, among: Iterable[QuotedPoint]) -> float | None:
@@ -147,10 +150,7 @@ def ratio(point: QuotedPoint, among: Iterable[QuotedPoint]) -> float | None:
 
 def _by_kind(reasons: Iterable[tuple[str, Row]]) -> list[list[tuple[str, Row]]]:
     """Reasons that differ in their numbers only, together."""
-    kinds: dict[str, list[tuple[str, Row]]] = {}
-    for reason, row in reasons:
-        kinds.setdefault(_NUMBER.sub("#", reason), []).append((reason, row))
-    return list(kinds.values())
+    return list(grouped(reasons, lambda reason: _NUMBER.sub("#", reason[0])).values())
 
 
 def _amount(reason: tuple[str, Row]) -> float:
@@ -191,7 +191,7 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
     load = "" if kinds.mode(row["mode"]).alone else f" x{row['concurrency']}"
-    poll = " polling" if row.get("poll") == "polling" else ""
+    poll = f" {row['poll']}" if row.get("poll") in ("hybrid", "polling") else ""
     variant = f" {row['variant']}" if row.get("variant") else ""
     return (f"{label(row)} {row['topo']} {row['mode']}{poll}{variant} {size_text(row['size'])}{load} "
             f"trial {row.get('trial', 1)}")

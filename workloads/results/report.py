@@ -16,7 +16,6 @@ from urllib.parse import quote
 from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
 from workloads.results.folder import ResultFolder, Run
-from workloads.results.kinds import Picture
 from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio
 from workloads.results.row import Row
 from workloads.results.table import column_name, heading, number, panels
@@ -25,8 +24,8 @@ from workloads.transports.table import BASELINE
 #: The page, and the table as text.
 PAGE, SUMMARY = "index.html", "summary.txt"
 kinds.register(
-    Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
-    Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
+    kinds.Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
+    kinds.Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
@@ -58,14 +57,14 @@ def make(folder: ResultFolder) -> tuple[Path, list[Path], str]:
     made: list[tuple[Path, str]] = []
     missing = ""
     try:
-        for picture in kinds.pictures():
+        for picture in kinds.all_of(kinds.Picture):
             path = folder.path / picture.file
             try:
                 if picture.draw(run.results, path):
                     made.append((path, picture.title))
             except Unsupported as e:
                 missing = str(e)
-        texts = [text for section in kinds.sections() if (text := section.text(run.results))]
+        texts = [text for section in kinds.all_of(kinds.Section) if (text := section.text(run.results))]
         folder.write(SUMMARY, "\n".join([*texts, table.text(run.results)]))
         page = folder.write(PAGE, _page(run, made, missing, _files(folder.path)))
     except OSError as e:
@@ -101,21 +100,17 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
                      f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
-    for section in kinds.sections():
+    for section in kinds.all_of(kinds.Section):
         if text := section.text(rows):
             parts += [f"<h2>{escape(section.title)}</h2>", f"<pre>{escape(text)}</pre>"]
     parts += ["<h2>What was asked for</h2>", _facts(run.parameters),
               "<h2>What it ran on</h2>", _facts(run.environment), "<h2>Files</h2>", "<ul>"]
-    parts += [f'<li><a href="{escape(_link(name))}">{escape(title)}</a></li>' for name, title in files]
+    # "./": a file called "javascript:x" is a file.
+    parts += [f'<li><a href="./{escape(quote(name))}">{escape(title)}</a></li>' for name, title in files]
     parts.append("</ul>")
     body = "\n".join(parts)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{escape(run.name)}</title>\n'
             f"<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
-
-
-def _link(name: str) -> str:
-    # "./": a file called "javascript:x" is a file.
-    return "./" + quote(name)
 
 
 def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:

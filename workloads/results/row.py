@@ -14,6 +14,12 @@ from typing import Any, TypeAlias, TypedDict
 Times: TypeAlias = Mapping[str, float | None]
 
 
+#: Nobody said how to wait: each transport does as it does by default.
+BY_DEFAULT = "by default"
+#: What rows say of the ways to wait (:mod:`smtstack.waiting`).
+HOW = {"hybrid": "hybrid", "interrupt": "interrupt", "poll": "polling"}
+
+
 class _Judged(TypedDict):
     ok: bool
     reasons: list[str]
@@ -108,7 +114,11 @@ class Answered(_Always, total=False):
     trial: int
     """From 1 on."""
     poll: str
-    """How who waits for frames does it: ``interrupt``, ``polling``."""
+    """How who waits for frames was told to do it: :data:`BY_DEFAULT`, ``hybrid``, ``interrupt``, ``polling``. Only
+    those told the same are compared."""
+    wait: str
+    """How they did: the default of a transport has a name, and where processes outnumber processors, those that
+    are hybrid sleep."""
     variant: str
     """What else makes it a point of its own: ``tso off``."""
     first_error: str

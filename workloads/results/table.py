@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from workloads.results import kinds
-from workloads.results.points import Column, QuotedPoint, overall, points, ratio, size_text
+from workloads.results.points import Column, QuotedPoint, grouped, overall, points, ratio, size_text
 from workloads.results.row import Row
 from workloads.transports.table import BASELINE
 
@@ -47,10 +47,7 @@ def figure(point: QuotedPoint, among: Iterable[QuotedPoint]) -> str:
 
 def panels(found: Iterable[QuotedPoint]) -> dict[tuple[str, str, str, str], list[QuotedPoint]]:
     """The points by what may stand in one table."""
-    grouped: dict[tuple[str, str, str, str], list[QuotedPoint]] = {}
-    for point in found:
-        grouped.setdefault(point.panel, []).append(point)
-    return grouped
+    return grouped(found, lambda point: point.panel)
 
 
 def _columns(found: list[QuotedPoint], labels: list[str]) -> list[tuple[int | str, list[str]]]:

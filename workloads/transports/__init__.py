@@ -18,12 +18,13 @@ from workloads.transports.messages import MessageCaller, MessageServer
 from workloads.transports.sessions import FROM_TICKETS
 from workloads.transports.stream_caller import StreamCaller
 from workloads.transports.stream_server import StreamServer
-from workloads.transports.table import TABLE
+from workloads.transports.table import TABLE, Ends
 from workloads.transports.table import Settings as Settings
 
-#: On packets of our own (need root and an interface), and on the kernel's TCP.
+#: On packets of our own (need root and an interface), on the kernel's TCP, and all that are not on a bytestream.
 PACKET_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.packets)
-STREAM_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if not kind.packets)
+STREAM_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.streams is not None)
+MESSAGE_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.streams is None)
 #: All of them, in the table's order.
 NAMES = tuple(TABLE)
 #: Nobody on the wire can read what these carry.
@@ -53,8 +54,11 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
             socket.close()
             raise
         return MessageCaller(socket, peers)
+    ends = _ends(settings)
+    if ends is not None:
+        return ends[0](settings, peers)
     local_ip = settings.local[0] if settings.local is not None else None
-    return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.poll_ns)
+    return StreamCaller(stream_maker(settings, server=False), peers, connections, local_ip, settings.waiting)
 
 
 def check_ways(interface: str, peers: Sequence[Address]) -> None:
@@ -85,10 +89,13 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
         publish = settings.session.mode in FROM_TICKETS
         context = replace(context, shared_port=shared, publish=publish, state=settings.session.state)
         return MessageServer(SmtSocket(local, context), handler)
+    ends = _ends(settings)
+    if ends is not None:
+        return ends[1](settings, handler)
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
-                        settings.poll_ns, shared is not None)
+                        settings.waiting, shared is not None)
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:
@@ -97,7 +104,7 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
         raise ConfigError(f"{settings.transport} needs --iface and --addr: it sends its own packets")
     session = settings.session
     context = SmtContext(settings.interface, settings.transport, settings.keys, settings.params,
-                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.poll_ns, certs=settings.certs,
+                         NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.waiting, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
                          key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
                          trace=settings.trace)
@@ -106,8 +113,21 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
 
 def stream_maker(settings: Settings, server: bool) -> StreamMaker:
     """Connections of a stream transport. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
-    kind = TABLE[settings.transport]
-    assert kind.streams is not None
-    if kind.certified and settings.certs is None:
-        raise ConfigError(f"{kind.name} needs --certs FOLDER: 'smtnet ca' makes one for each host")
-    return kind.streams(settings, server)
+    _check_certs(settings)
+    streams = TABLE[settings.transport].streams
+    assert streams is not None
+    return streams(settings, server)
+
+
+def _ends(settings: Settings) -> Ends | None:
+    """What makes the ends of a transport that has its own. Raises ConfigError, Unsupported."""
+    ends = TABLE[settings.transport].ends
+    if ends is not None:
+        check(settings.transport)
+        _check_certs(settings)
+    return ends
+
+
+def _check_certs(settings: Settings) -> None:
+    if TABLE[settings.transport].certified and settings.certs is None:
+        raise ConfigError(f"{settings.transport} needs --certs FOLDER: 'smtnet ca' makes one for each host")

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from smtstack.errors import ConfigError
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address
+from smtstack.waiting import STALL_NS, Waiter, Waiting
 from workloads.transports.contract import Transport
 from workloads.transports.stream import Stream
 
@@ -25,11 +27,11 @@ _SELECT_LIMIT = 1024
 
 
 class EpollTransport(Transport):
-    """Watches, waits, counts. ``poll_ns``: busy-wait before blocking (0: never)."""
+    """Watches, waits, counts."""
 
-    def __init__(self, poll_ns: int) -> None:
+    def __init__(self, waiting: Waiting) -> None:
         self._epoll = select.epoll()
-        self._poll_ns = poll_ns
+        self._waiter = Waiter(waiting, outnumbered)
         self._streams: dict[int, Stream] = {}
         self._counters: Counter[str] = Counter()
 
@@ -68,22 +70,35 @@ class EpollTransport(Transport):
         self._epoll.close()
 
 
-def wait(epoll: select.epoll, poll_ns: int, timeout_s: float) -> list[tuple[int, int]]:
-    """Events, after a busy-wait of at most ``poll_ns``; [] if nothing has come in that time."""
+def wait(epoll: select.epoll, waiter: Waiter, timeout_s: float) -> list[tuple[int, int]]:
+    """Events; [] if nothing has come in that time. Looks for them as long as ``waiter`` says, then sleeps."""
+    if not waiter.looks:
+        return _sleep(epoll, timeout_s)
     poll = epoll.poll
-    if poll_ns:
-        start = now = time.monotonic_ns()
-        spin_until = start + min(poll_ns, int(timeout_s * 1e9))
-        while now < spin_until:
-            if events := poll(0):
-                return events
-            now = time.monotonic_ns()
-        timeout_s -= (now - start) / 1e9
+    now = time.monotonic_ns()
+    end = now + int(timeout_s * 1e9)
+    until = min(waiter.begin(now), end)
+    events: list[tuple[int, int]] = []
+    while now < until and not events:
+        events = poll(0)
+        at = time.monotonic_ns()
+        if at - now > STALL_NS and not events:
+            waiter.stalled()
+            until = at
+        now = at
+    if not events and now < end:
+        events = _sleep(epoll, (end - now) / 1e9)
+        now = time.monotonic_ns()
+    waiter.end(now, bool(events))
+    return events
+
+
+def _sleep(epoll: select.epoll, timeout_s: float) -> list[tuple[int, int]]:
     if timeout_s >= _COARSE_S or epoll.fileno() >= _SELECT_LIMIT:
-        return poll(timeout_s)
+        return epoll.poll(timeout_s)
     if timeout_s > 0:
         select.select([epoll], [], [], timeout_s)
-    return poll(0)
+    return epoll.poll(0)
 
 
 def address_error(error: OSError, local: Address) -> ConfigError:

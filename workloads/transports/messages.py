@@ -159,7 +159,8 @@ class MessageCaller(_OnSocket, Caller):
             if isinstance(event, events.Response):
                 call.response = event.data
             elif isinstance(event, events.Failed):
-                call.error = _error(self.socket, event)
+                text = f"RPC to {event.rpc.peer}: {self.socket.failure_text(event)}"
+                call.error = RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)
             call.ended = time.perf_counter_ns()
             self.finished.append(call)
 
@@ -226,7 +227,3 @@ class _Request:
         """Answer; False if the client gave up meanwhile."""
         return self._server.answer(self._rpc, data)
 
-
-def _error(socket: SmtSocket, event: events.Failed) -> PeerError:
-    text = f"RPC to {event.rpc.peer}: {socket.failure_text(event)}"
-    return RpcTimeout(text) if event.reason is events.Reason.TIMEOUT else RpcError(text)

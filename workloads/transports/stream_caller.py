@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from smtstack.errors import ConfigError, PeerError, Unsupported
 from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address, RpcError, RpcTimeout
+from smtstack.waiting import AS_TCP, Waiting
 from smtstack.wire.ipv4 import address
 from workloads.transports.contract import Call, Caller
 from workloads.transports.epoll import EpollTransport, StreamMaker, address_error, wait
@@ -37,9 +38,9 @@ class StreamCaller(EpollTransport, Caller):
     """
 
     def __init__(self, make: StreamMaker, peers: Sequence[Address], connections: int = 0,
-                 local_ip: str | None = None, poll_ns: int = 0) -> None:
+                 local_ip: str | None = None, waiting: Waiting = AS_TCP) -> None:
         Caller.__init__(self, peers)
-        EpollTransport.__init__(self, poll_ns)
+        EpollTransport.__init__(self, waiting)
         self._make = make
         self._connections = connections
         self._local_ip = local_ip
@@ -93,7 +94,7 @@ class StreamCaller(EpollTransport, Caller):
 
     def drive(self, timeout_s: float) -> None:
         if not self.finished:
-            self._handle(wait(self._epoll, self._poll_ns, timeout_s))
+            self._handle(wait(self._epoll, self._waiter, timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         # The kernel acknowledges for us.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from smtstack.errors import ConfigError
 from smtstack.socket import Address
+from smtstack.waiting import AS_TCP, Waiting
 from workloads.transports.contract import Handler, Server
 from workloads.transports.epoll import EpollTransport, StreamMaker, address_error, wait
 from workloads.transports.framing import FramingError, frame
@@ -58,9 +59,9 @@ class StreamServer(EpollTransport, Server):
     ConfigError for an address that is taken or not ours.
     """
 
-    def __init__(self, make: StreamMaker, local: Address, limit: int, handler: Handler, poll_ns: int = 0,
-                 shared: bool = False) -> None:
-        super().__init__(poll_ns)
+    def __init__(self, make: StreamMaker, local: Address, limit: int, handler: Handler,
+                 waiting: Waiting = AS_TCP, shared: bool = False) -> None:
+        super().__init__(waiting)
         self._make = make
         self.limit = limit
         self._handler = handler
@@ -82,13 +83,13 @@ class StreamServer(EpollTransport, Server):
         self._handle(self._epoll.poll(0))
 
     def drive(self, timeout_s: float) -> None:
-        self._handle(wait(self._epoll, self._poll_ns, timeout_s))
+        self._handle(wait(self._epoll, self._waiter, timeout_s))
 
     def linger(self, timeout_s: float) -> None:
         """Until every answer is with the kernel, which delivers it even when we are gone."""
         until = time.monotonic() + timeout_s
         while any(s.writing for s in self._streams.values()) and (left := until - time.monotonic()) > 0:
-            self._handle(wait(self._epoll, self._poll_ns, left))
+            self._handle(wait(self._epoll, self._waiter, left))
 
     def close(self) -> None:
         self._listener.close()

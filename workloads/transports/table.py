@@ -9,7 +9,7 @@ may add records by :func:`register`; the programs that a run starts on hosts inh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 from smtstack.errors import ConfigError
 from smtstack.socket import Address
 from smtstack.transport.params import TransportParams
+from smtstack.waiting import AS_HOMA, AS_TCP, Waiting
+from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.sessions import SessionSettings
 from workloads.transports.stream import Stream
@@ -51,14 +53,19 @@ class Settings:
     certs: Path | None = None
     """Folder of this host's certificate (smt, tls, ktls)."""
     nic: str = "sw"
-    poll_ns: int = 0
-    """Busy-wait this long before blocking."""
+    wait: Waiting | None = None
+    """How it waits; None: as its transport does by default (:attr:`waiting`)."""
     params: TransportParams | None = None
     """Packet transports; ``max_message_length`` is everybody's."""
     session: SessionSettings = field(default_factory=SessionSettings)
     """How sessions of smt begin, if not with keys from a file."""
     trace: str | None = None
     """Packet transports: file or folder for what the engine does (docs/trace.md)."""
+
+    @property
+    def waiting(self) -> Waiting:
+        """How it waits."""
+        return TABLE[self.transport].waiting if self.wait is None else self.wait
 
     @property
     def limit(self) -> int:
@@ -73,6 +80,10 @@ class Settings:
         return "keys" if self.certs is None else self.session.mode
 
 
+#: Makes a caller of peers, and a server with a handler. Each raises ConfigError, Unsupported.
+Ends = tuple[Callable[[Settings, Sequence[Address]], Caller], Callable[[Settings, Handler], Server]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportKind:
     """All there is to know about a transport but how its bytes go."""
@@ -81,8 +92,10 @@ class TransportKind:
     about: str = ""
     """What the help says of it; empty: its name says it."""
     streams: Callable[[Settings, bool], StreamMaker] | None = None
-    """Makes its connections, as a server (True) or a client; None: it sends its own packets, through our NIC,
-    under the profile of its name. Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`."""
+    """Makes its connections on TCP, as a server (True) or a client. Raises :class:`ConfigError`,
+    :class:`~smtstack.errors.Unsupported`."""
+    ends: Ends | None = None
+    """Makes a caller of peers, and a server: a transport that is neither on TCP nor packets of ours."""
     encrypted: bool = False
     """Nobody on the wire can read what it carries."""
     keyed: bool = False
@@ -103,8 +116,14 @@ class TransportKind:
 
     @property
     def packets(self) -> bool:
-        """Whether it sends its own packets: needs root, an interface, and uses our NIC."""
-        return self.streams is None
+        """Whether it sends packets of ours, under the profile of its name: needs root, an interface, and uses our
+        NIC."""
+        return self.streams is None and self.ends is None
+
+    @property
+    def waiting(self) -> Waiting:
+        """How its ends wait by default: ours as Homa does, those on the kernel's TCP as that does."""
+        return AS_HOMA if self.packets else AS_TCP
 
     def label(self, nic: str | None) -> str:
         """The system as tables call it: ``smt-sw``, ``tcp``. Where a NIC does nothing for it, it is not named."""

@@ -7,6 +7,7 @@ Vectors of the kernel module's branch main (profile ``linux``). Kinds: a DATA me
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,18 +29,8 @@ from smtstack.transport.rpc import Host, Peer, Rpc
 from smtstack.wire import homa, ipv4
 from smtstack.wire.ethernet import HEADER_LEN as ETHERNET_LEN
 from smtstack.wire.ethernet import Ethernet
+from workloads.vectors import state
 from workloads.vectors.file import Problem, Vector, first_difference
-from workloads.vectors.state import (
-    NotApplicableError,
-    acks_of,
-    body_number,
-    check_known,
-    cutoffs_of,
-    named,
-    rec_seq_starts_at_zero,
-    ride,
-    state_of,
-)
 
 _MAC = b"\2\0\0\0\0\1"
 _TICK_NS = 1_000_000
@@ -54,6 +45,10 @@ _BASED_INPUTS = {"based_on", "packet_index"}
 _CONTROL_FIELDS: dict[int, tuple[str, ...]] = {
     homa.GRANT: ("offset", "priority"), homa.RESEND: ("offset", "length", "priority"), homa.UNKNOWN: (),
     homa.BUSY: (), homa.CUTOFFS: ("cutoffs",), homa.FREEZE: (), homa.NEED_ACK: (), homa.ACK: ("acks",)}
+#: Those with no other fields, or numbers only.
+_CONTROLS: dict[int, type[homa.Control]] = {
+    homa.GRANT: homa.Grant, homa.RESEND: homa.Resend, homa.UNKNOWN: homa.Unknown, homa.BUSY: homa.Busy,
+    homa.FREEZE: homa.Freeze, homa.NEED_ACK: homa.NeedAck}
 _EVERY_BYTE = re.compile(r"every byte 0x([0-9a-fA-F]{2})\b")
 _RESEND_PRIORITY = 7
 
@@ -100,17 +95,17 @@ class DataCase:
 
     def __init__(self, vector: Vector, roles: dict[str, DirectionKeys]) -> None:
         self.vector = vector
-        check_known(vector, _DATA_INPUTS, "acks", "cutoffs", "grant", "offset", "priority", "payload")
+        state.check_known(vector, _DATA_INPUTS, "acks", "cutoffs", "grant", "offset", "priority", "payload")
         role = vector.get(vector.inputs, "key_role", str)
         own = linux_keys(vector.hex(vector.inputs, "key"), vector.hex(vector.inputs, "salt"))
         set_name, _underscore, side = role.rpartition("_")
         prefix = f"{set_name}_" if set_name else ""
         if side not in ("client", "server") or role not in roles:
-            raise NotApplicableError("key_role", f"{role} is none of the keys in the file")
+            raise state.NotApplicableError("key_role", f"{role} is none of the keys in the file")
         both = {"client": roles[f"{prefix}client"], "server": roles[f"{prefix}server"], side: own}
         vector.hex(vector.inputs, "registered_iv_8")
-        if not rec_seq_starts_at_zero(vector):
-            raise NotApplicableError("registered_rec_seq_8", "records of ours are numbered from 0")
+        if not state.rec_seq_starts_at_zero(vector):
+            raise state.NotApplicableError("registered_rec_seq_8", "records of ours are numbered from 0")
         self.keys = own
         self.rpc_id = vector.number("rpc_id", 1 << 64)
         if (side == "client") != (self.rpc_id & 1 == 0):
@@ -119,7 +114,7 @@ class DataCase:
         self.params = TransportParams(mtu=vector.number("mtu"), max_gso_size=vector.number("max_gso_size"),
                                       unsched_bytes=vector.number("unsched_bytes", 1 << 32))
         self.payload = _payload(vector)
-        self.state = state_of(vector, len(self.payload))
+        self.state = state.state_of(vector, len(self.payload))
         self.src = vector.address("src_ip"), vector.number("src_port")
         self.dst = vector.address("dst_ip"), vector.number("dst_port")
 
@@ -135,7 +130,7 @@ class DataCase:
                                             self.vector.number("cutoff_version")))
         rpc = self._reply(sender) if self.rpc_id & 1 else (
             sender.endpoint.send_request(*self.dst, self.payload, sender.now))
-        ride(rpc, self.state.acks)
+        state.ride(rpc, self.state.acks)
         packets = sender.transmit()
         for offset, priority in self.state.grants or self._grants_shown(packets):
             self._tell(sender, homa.Grant(self.dst[1], self.src[1], self.rpc_id ^ 1, offset, priority))
@@ -199,7 +194,7 @@ def check(vector: Vector, by_name: dict[str, Vector], roles: dict[str, Direction
         elif "type" in vector.inputs:
             problems += _check_control(vector)
         else:
-            raise NotApplicableError("inputs", "unknown kind of vector: neither records, based_on nor type")
+            raise state.NotApplicableError("inputs", "unknown kind of vector: neither records, based_on nor type")
     except ContradictionError as e:
         problems.append(Problem(str(e)))
     except BadPacket as e:
@@ -213,7 +208,7 @@ def _type(packet: bytes) -> int:
 
 def _payload(vector: Vector) -> bytes:
     length = vector.number("payload_len", 1_000_001)
-    for name in named(vector, "payload"):
+    for name in state.named(vector, "payload"):
         given = vector.hex(vector.inputs, name)
         if len(given) != length:
             raise ContradictionError(f"{name} has {len(given)} bytes, payload_len says {length}")
@@ -223,7 +218,7 @@ def _payload(vector: Vector) -> bytes:
         return bytes([int(match[1], 16)]) * length
     if rule == "byte i = i mod 256":
         return bytes(i % 256 for i in range(length))
-    raise NotApplicableError("payload_rule", f"{rule!r} is unknown here")
+    raise state.NotApplicableError("payload_rule", f"{rule!r} is unknown here")
 
 
 def _compare(what: str, vector: Vector, got: list[bytes], dont_care: list[tuple[int, int]]) -> list[Problem]:
@@ -316,18 +311,18 @@ def _check_records(case: DataCase, packets: list[bytes]) -> list[Problem]:
     claimed: dict[str, Any] = vector.get(vector.entry, "derived", dict)
     for field in claimed:
         if field not in derived:
-            raise NotApplicableError(f"derived.{field}", "a field that is unknown here")
+            raise state.NotApplicableError(f"derived.{field}", "a field that is unknown here")
     return out + [Problem(f"derived {field} differs") for field, value in claimed.items()
                   if derived[field] != value]
 
 
 def _check_retransmission(vector: Vector, by_name: dict[str, Vector],
                           roles: dict[str, DirectionKeys]) -> list[Problem]:
-    check_known(vector, _BASED_INPUTS, "priority")
+    state.check_known(vector, _BASED_INPUTS, "priority")
     base = by_name.get(vector.get(vector.inputs, "based_on", str))
     if base is None or "records" not in base.entry:
-        raise NotApplicableError("based_on", "names no message in the file")
-    priority = body_number(vector, "priority", homa.NUM_PRIORITIES, _RESEND_PRIORITY)
+        raise state.NotApplicableError("based_on", "names no message in the file")
+    priority = state.body_number(vector, "priority", homa.NUM_PRIORITIES, _RESEND_PRIORITY)
     case = DataCase(base, roles)
     number = vector.number("packet_index")
     if not 0 <= number < len(base.packets):
@@ -375,33 +370,29 @@ def _control(vector: Vector) -> homa.Control:
     i = vector.number("sender_id", 1 << 64)
     fields = _CONTROL_FIELDS.get(kind)
     if fields is None:
-        raise NotApplicableError("type", f"{kind} is no control packet known here")
-    check_known(vector, {*_CONTROL_INPUTS, *(("cutoff_version",) if kind == homa.CUTOFFS else ())}, *fields)
+        raise state.NotApplicableError("type", f"{kind} is no control packet known here")
+    state.check_known(vector, {*_CONTROL_INPUTS, *(("cutoff_version",) if kind == homa.CUTOFFS else ())}, *fields)
     shown = _shown(vector, kind)
     known: dict[str, Any] = _BODIES.get(vector.name, {})
 
     def number(what: str, limit: int = 1 << 32) -> int:
-        return body_number(vector, what, limit, known.get(what, getattr(shown, what, 0)))
+        return state.body_number(vector, what, limit, known.get(what, getattr(shown, what, 0)))
 
-    if kind == homa.GRANT:
-        return homa.Grant(s, d, i, number("offset"), number("priority", homa.NUM_PRIORITIES))
-    if kind == homa.RESEND:
-        return homa.Resend(s, d, i, number("offset"), number("length"), number("priority", homa.NUM_PRIORITIES))
     if kind == homa.CUTOFFS:
         version = vector.number("cutoff_version") if "cutoff_version" in vector.inputs else (
             known.get("cutoff_version", getattr(shown, "cutoff_version", 0)))
-        table = cutoffs_of(vector) or known.get("cutoffs", getattr(shown, "cutoffs", (0,) * 8))
+        table = state.cutoffs_of(vector) or known.get("cutoffs", getattr(shown, "cutoffs", (0,) * 8))
         return homa.Cutoffs(s, d, i, table, version)
     if kind == homa.ACK:
-        acks = acks_of(vector)
+        acks = state.acks_of(vector)
         if acks is None:
             acks = known.get("acks", getattr(shown, "acks", ()))
         if len(acks) > homa.MAX_ACKS:
-            raise NotApplicableError("acks", f"{len(acks)} entries, of which {homa.MAX_ACKS} fit")
+            raise state.NotApplicableError("acks", f"{len(acks)} entries, of which {homa.MAX_ACKS} fit")
         return homa.Ack(s, d, i, tuple(homa.AckEntry(*entry) for entry in acks))
-    bare: dict[int, type[homa.Unknown | homa.Busy | homa.Freeze | homa.NeedAck]] = {
-        homa.UNKNOWN: homa.Unknown, homa.BUSY: homa.Busy, homa.FREEZE: homa.Freeze, homa.NEED_ACK: homa.NeedAck}
-    return bare[kind](s, d, i)
+    limits = {"priority": homa.NUM_PRIORITIES}
+    make: Callable[..., homa.Control] = _CONTROLS[kind]
+    return make(s, d, i, *(number(field, limits.get(field, 1 << 32)) for field in fields))
 
 
 def _shown(vector: Vector, kind: int) -> homa.Packet | None:

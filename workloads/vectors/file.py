@@ -29,14 +29,11 @@ class Vector:
         self.inputs: dict[str, Any] = self.get(entry, "inputs", dict)
         packets: list[Any] = self.get(entry, "packets", list)
         self.packets = [self.hex(p, "ip_packet") for p in packets]
-        self.dont_care = [(int(a), int(b)) for a, b in self._ranges()]
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        ranges = self.entry.get("dont_care_transport_bytes", [])
+        ranges = entry.get("dont_care_transport_bytes", [])
         if not isinstance(ranges, list) or not all(
                 isinstance(r, list) and len(r) == 2 and all(isinstance(n, int) for n in r) for r in ranges):
             raise ConfigError(f"vector {self.name}: dont_care_transport_bytes is not a list of pairs")
-        return [(a, b) for a, b in ranges]
+        self.dont_care: list[tuple[int, int]] = [(int(a), int(b)) for a, b in ranges]
 
     def get(self, table: Any, field: str, kind: type) -> Any:
         """``table[field]``, which must be a ``kind``."""

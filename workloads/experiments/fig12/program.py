@@ -25,14 +25,12 @@ from smtstack.io.packet_socket import interface_mtu
 from smtstack.session.established import MODES
 from smtstack.socket import Address, SmtContext, SmtSocket
 from smtstack.transport.params import SOFTWARE
+from smtstack.waiting import AS_TCP
 from smtstack.wire.ipv4 import address
-from workloads.experiments.fig12.report import BASE, INIT, INIT_DNS, INIT_FS, INIT_FS_DNS, ONE_RTT, RSMP, RSMP_FS
+from workloads.experiments.fig12.report import BASE, ONE_RTT, WAYS
 from workloads.fleet.programs import run_on_host
 from workloads.options.common import parse_address
 
-#: The session mode of each way, and whether its ticket is looked up in the measured time.
-WAYS = {ONE_RTT: ("tls", False), INIT: ("ticket", False), INIT_FS: ("ticket-fs", False), RSMP: ("psk", False),
-        RSMP_FS: ("psk-fs", False), INIT_DNS: ("ticket", True), INIT_FS_DNS: ("ticket-fs", True)}
 #: Seconds one RPC, or a session's end, may take.
 _PATIENCE_S = 5.0
 #: Seconds between looks at the stop flag.
@@ -61,7 +59,9 @@ def _context(args: argparse.Namespace, mode: str, publish: bool = False) -> SmtC
     if args.mutual and mode == "tls":
         mode = "mtls"
     params = replace(SOFTWARE, mtu=min(interface_mtu(args.iface), 65535))
-    return SmtContext(args.iface, params=params, certs=args.certs, session=mode, client_auth=args.mutual,
+    # First RPCs come one by one, to servers that sleep.
+    return SmtContext(args.iface, params=params, wait=AS_TCP, certs=args.certs, session=mode,
+                      client_auth=args.mutual,
                       dns=parse_address(args.dns) if mode.startswith("ticket") else None, publish=publish)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from workloads.results import plots
 from workloads.results.folder import csv_text
-from workloads.results.points import points, size_text
+from workloads.results.points import grouped, points, size_text
 from workloads.results.row import Row
 
 #: Ways to begin a session, as the paper names them. ``+ DNS``: with the ticket's lookup and check in the time.
@@ -17,7 +17,9 @@ ONE_RTT, INIT, INIT_FS, RSMP, RSMP_FS = "Init-1RTT", "Init", "Init-FS", "Rsmp", 
 INIT_DNS, INIT_FS_DNS = "Init + DNS", "Init-FS + DNS"
 #: An RPC of a session that exists.
 BASE = "established"
-WAYS = (ONE_RTT, INIT, INIT_FS, RSMP, RSMP_FS, INIT_DNS, INIT_FS_DNS)
+#: The session mode of each way, and whether its ticket is looked up in the measured time.
+WAYS = {ONE_RTT: ("tls", False), INIT: ("ticket", False), INIT_FS: ("ticket-fs", False), RSMP: ("psk", False),
+        RSMP_FS: ("psk-fs", False), INIT_DNS: ("ticket", True), INIT_FS_DNS: ("ticket-fs", True)}
 #: What the paper's text says is saved of Init-1RTT, as shares (smt-paper Fig. 12).
 PAPER_SAVED = {INIT: (0.52, 0.55), INIT_FS: (0.37, 0.44)}
 #: Microseconds that Rsmp-FS takes more than Rsmp, by its text; and of its bars, read off the figure.
@@ -36,10 +38,8 @@ def comparison(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry for each size: ``us`` and ``quartiles_us`` of every way (the middle trial), what is ``saved`` of
     Init-1RTT (the median over the trials), ``above_base_us`` what beginning the session adds to an RPC, the share
     of that which is saved, and what forward secrecy costs when resuming."""
-    by_point: dict[tuple[int, str], list[Row]] = {}
-    for row in rows:
-        if row["mode"] == MODE:
-            by_point.setdefault((int(row["size"]), row["transport"]), []).append(row)
+    measured = [row for row in rows if row["mode"] == MODE]
+    by_point = grouped(measured, lambda row: (int(row["size"]), row["transport"]))
     out = []
     for size in sorted({size for size, _way in by_point}):
         own = {way: trials for (found, way), trials in by_point.items() if found == size}
@@ -98,7 +98,7 @@ def as_text(table: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{way:<18}" + "".join(f"{cell:>22}" for cell in cells) + f"{PAPER_US.get(way, ''):>8}")
     lines += ["", f"{'saved of Init-1RTT':<18}" + "".join(f"{size_text(entry['size']):>22}" for entry in table)
               + f"{'paper':>8}", "(in brackets: of what it adds to an RPC of an established session)"]
-    for way in WAYS[1:]:
+    for way in list(WAYS)[1:]:
         claim = PAPER_SAVED.get(way)
         beside = f"{claim[0]:.0%}-{claim[1]:.0%}" if claim else ""
         cells = [_saved_cell(entry, way) for entry in table]

@@ -7,6 +7,7 @@ session, asks, ends it and goes on with another way, so that a slow moment of th
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,17 +19,13 @@ import psutil
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
-from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.fig12 import report as fig12_report
-from workloads.experiments.fig12.program import WAYS
-from workloads.experiments.fig12.report import MODE, as_csv, as_text, comparison, reading
+from workloads.experiments.fig12.report import MODE, WAYS, as_csv, as_text, comparison, picture, reading
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.load.rtt import percentile, rtt_summary
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.load.measure import percentile, rtt_summary
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.kinds import Mode, Picture
@@ -57,9 +54,9 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="one short trial, two sizes")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
-    samples: int | None = option("--samples", type=options.positive, metavar="N",
+    samples: int | None = option("--samples", type=positive, metavar="N",
                                  help=f"sessions of each way and size in a trial (default: {SAMPLES})")
     mutual: bool = option(
         "--mutual", action="store_true",
@@ -158,11 +155,11 @@ def _programs(net: SmtNet, keys: Path, logs: Path, mutual: bool) -> Iterator[tup
 
 EXPERIMENT = Experiment(
     "fig12", command="reproduce", help="latency of the first RPC by how its session begins",
-    description=paper.filled(
+    description=textwrap.fill(
         "Time of the first RPC of a session, set-up included: TLS 1.3 handshake (Init-1RTT), ticket without and "
         "with forward secrecy (Init, Init-FS), resumption without and with it (Rsmp, Rsmp-FS), and tickets "
-        "that are looked up by DNS meanwhile; what is saved, beside the paper's."),
+        "that are looked up by DNS meanwhile; what is saved, beside the paper's.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("fig12", 1 + plan.trials), needs_pictures=True, place=20,
     kinds=(Mode(MODE, "p50", "median of the first RPC in us, session set-up included", alone=True),
-           Picture("first-rpc.png", fig12_report.picture, "The first RPC of a session, set-up included")))
+           Picture("first-rpc.png", picture, "The first RPC of a session, set-up included")))

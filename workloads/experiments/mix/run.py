@@ -19,16 +19,15 @@ from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
 from workloads.experiments.mix.fleet import MixFleet, MixRow, judge
 from workloads.experiments.slowdown import report as slowdown
-from workloads.experiments.slowdown.report import Message, Published
 from workloads.experiments.slowdown.run import REPLY_BYTES
 from workloads.fleet.setup import Setup
 from workloads.load.distributions import WORKLOADS
 from workloads.load.measure import OPEN_LOOP_CONNECTIONS
-from workloads.options import common as options
-from workloads.options.common import JudgedResults, Params
+from workloads.options.common import JudgedResults, Params, positive, transport_list
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.options.session import Sessions, check_sessions, session_words
+from workloads.options.waiting import Waits
 from workloads.results.kinds import Picture, Section
 from workloads.results.points import session_lines
 from workloads.transports.table import compared
@@ -72,38 +71,37 @@ class Options:
         "--load", type=quantities.FRACTION, default=0.8, metavar="P",
         help="share of every host's link, in each direction, for the DATA packets of requests and answers, "
              "headers included, as homa packs them (default: %(default)s)")
-    hosts: int = option("--hosts", type=options.positive, default=8, metavar="N", either="where",
+    hosts: int = option("--hosts", type=positive, default=8, metavar="N", either="where",
                         help="hosts at one switch (default: %(default)s)")
     topo: str = option("--topo", default="", metavar="T", either="where",
                       help="another topology, as leafspine,2,2,4")
     transport: list[str] = option(
-        "--transport", type=options.transport_list, default=compared("mix"), metavar="T[,T...]",
+        "--transport", type=transport_list, default=compared("mix"), metavar="T[,T...]",
         help=f"some of {', '.join(transports.NAMES)} (default: {','.join(compared('mix'))})")
     messages: int | None = option(
-        "--messages", type=options.positive, metavar="N", either="limit",
+        "--messages", type=positive, metavar="N", either="limit",
         help="about so many of each transport and trial are measured, for as long as they take "
              f"at this load (default: {_NORMAL[0]})")
     seconds: float | None = option("--seconds", type=quantities.SECONDS, metavar="S", either="limit",
                                    help="measure for so long instead")
-    trials: int = option("--trials", type=options.positive, default=1, metavar="N",
+    trials: int = option("--trials", type=positive, default=1, metavar="N",
                          help="each with other messages; their samples are put together (default: %(default)s)")
     quick: bool = option("--quick", action="store_true",
                          help=f"{_QUICK[0]} messages, and fewer sizes measured alone: to see whether it works")
     connections: int = option(
-        "--connections", type=options.positive, default=0, metavar="N",
+        "--connections", type=positive, default=0, metavar="N",
         help="tcp, tls, ktls: connections of each client to each server, RPCs pipelined when all are taken "
              f"(default: {OPEN_LOOP_CONNECTIONS})")
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records (default: %(default)s)")
-    poll_us: int = option("--poll-us", type=quantities.WHOLE_MICROSECONDS, default=0, metavar="US",
-                          help="busy-wait this long before sleeping (default: 0)")
+    waits: Waits = group(Waits)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     timeout: float = option("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
                             help="give up a message after this long (default: 60)")
     reference: Path | None = option("--reference", type=Path, metavar="CSV",
                                     help="published slowdowns to print beside")
-    seed: int = option("--seed", type=options.positive, default=1, help="of sizes, arrivals, faults (default: 1)")
+    seed: int = option("--seed", type=positive, default=1, help="of sizes, arrivals, faults (default: 1)")
     network: Network = group(Network, rate_mbps=_DEFAULT_MBPS)
     end: JudgedResults = group(JudgedResults)
 
@@ -127,7 +125,7 @@ class Plan:
     alone_count: tuple[int, int]
     """Messages, at least and at most, with which a size is measured alone."""
     connections: int
-    published: Published
+    published: slowdown.Published
     """To print beside."""
 
     def count(self, size: int) -> int:
@@ -192,14 +190,14 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
     """(rows of what is measured alone and of every trial, round trips alone)."""
     asked, folder, progress = plan.asked, running.folder, running.progress
     rows: list[MixRow] = []
-    messages: dict[str, list[Message]] = {name: [] for name in plan.names}
+    messages: dict[str, list[slowdown.Message]] = {name: [] for name in plan.names}
     title = plan.mix.title(asked.topo)
     fleets: dict[str, MixFleet] = {}
     with ExitStack() as stack:
         for number, name in enumerate(dict.fromkeys([*plan.names, _YARDSTICK])):
             progress.say(f"starting {2 * plan.mix.hosts} processes of {name}")
             own = plan.mix.options() if name in transports.PACKET_TRANSPORTS else ()
-            setup = Setup(name, asked.nic, "all", connections=asked.connections, poll_us=asked.poll_us,
+            setup = Setup(name, asked.nic, "all", connections=asked.connections, wait=asked.waits.waiting(),
                           session=asked.sessions.session or "",
                           options=(*own, *session_words(asked.sessions, name)),
                           server_options=("--response-size", str(REPLY_BYTES)))
@@ -210,8 +208,10 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
             progress.step(f"{size} B alone, by {_YARDSTICK}")
             measured = fleets[_YARDSTICK].measure(
                 fleets[_YARDSTICK].alone(size, plan.count(size), asked.timeout, asked.seed))
-            rows.append(measured.row)
-            _refuse_failures(measured.row)
+            rows.append(row := measured.row)
+            if row["errors"] or not row["content_ok"]:
+                why = row.get("first_error", "an answer was wrong")
+                raise PeerError(f"{size} B alone, by {_YARDSTICK}: {why}")
             alone[size] = median(measured.rtt_ns)
         unloaded = Unloaded(alone)
         for trial in range(1, plan.trials + 1):
@@ -231,12 +231,6 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
     counters = {name: fleet.counters for name, fleet in fleets.items()}
     folder.write("counters.json", json.dumps(counters, indent=1) + "\n")
     return rows, unloaded
-
-
-def _refuse_failures(row: MixRow) -> None:
-    """What is measured alone must not fail."""
-    if row["errors"] or not row["content_ok"]:
-        raise PeerError(f"{row['size']} B alone, by {_YARDSTICK}: {row.get('first_error', 'an answer was wrong')}")
 
 
 EXPERIMENT = Experiment(

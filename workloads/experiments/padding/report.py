@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, cast
 from workloads.experiments.padding.model import POLICIES, Cost, costs
 from workloads.results import plots
 from workloads.results.folder import csv_text
-from workloads.results.points import metric, size_text
+from workloads.results.points import grouped, metric, size_text
 from workloads.results.row import Row
 
 
@@ -36,9 +36,7 @@ class PaddingRow(Row):
 def comparison(computed: Sequence[Cost], rows: Sequence[PaddingRow]) -> dict[str, list[dict[str, Any]]]:
     """``bytes``: by workload and policy what is computed, and what was counted; ``times``: by load and policy the
     median figure and the median of the trials' ratios to no padding."""
-    by_point: dict[tuple[Any, ...], list[PaddingRow]] = {}
-    for row in rows:
-        by_point.setdefault((row["size"], row["concurrency"], row["policy"]), []).append(row)
+    by_point = grouped(rows, lambda row: (row["size"], row["concurrency"], row["policy"]))
     counted = [{**asdict(cost), "measured_share": _wire_share(by_point, cost.workload, cost.policy)}
                for cost in computed]
     times = []

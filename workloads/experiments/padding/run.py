@@ -7,6 +7,7 @@ measured in the same run, with every policy's processes up and their trials taki
 from __future__ import annotations
 
 import json
+import textwrap
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from smtstack.errors import SmtError
 from topo.commands import run as run_tool
 from topo.host import SmtHost
 from topo.network import open_network
-from workloads.experiments import paper
 from workloads.experiments.demo import timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.padding.model import POLICIES, costs, sent_bytes
@@ -22,8 +22,7 @@ from workloads.experiments.padding.report import PaddingRow, Wire, as_csv, as_te
 from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.kinds import Picture
 from workloads.results.row import Row
@@ -54,7 +53,7 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="one short trial of each point")
     end: QuotedResults = group(QuotedResults)
-    trials: int | None = option("--trials", type=options.positive, metavar="N",
+    trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
 
 
@@ -69,15 +68,12 @@ class Plan:
 
 def check(asked: Options) -> Plan:
     """What the user left open, filled in."""
-    return Plan(_loads(asked.quick), asked.trials or (1 if asked.quick else TRIALS), asked.quick)
-
-
-def _loads(quick: bool) -> list[Load]:
-    share = QUICK_SHARE if quick else 1
+    quick = asked.quick
     loads = [timed(size, QUICK_S if quick else UNLOADED_S) for size in UNLOADED_SIZES]
     loads.append(timed(LOADED_SIZE, QUICK_S if quick else LOADED_S, CONCURRENCY))
-    return loads + [Load(name, count=count // share, concurrency=MIX_CONCURRENCY, timeout=60.0)
-                    for name, count in MIXES]
+    loads += [Load(name, count=count // (QUICK_SHARE if quick else 1), concurrency=MIX_CONCURRENCY, timeout=60.0)
+              for name, count in MIXES]
+    return Plan(loads, asked.trials or (1 if quick else TRIALS), quick)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -124,9 +120,9 @@ def _row(measured: Measured[Row], load: Load, policy: str, moved: int) -> Paddin
 
 EXPERIMENT = Experiment(
     "padding", command="reproduce", help="length concealment: bytes and time by padding policy",
-    description=paper.filled(
+    description=textwrap.fill(
         "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
-        "echo round trips and RPC/s, for the policies none, power-of-two and buckets."),
+        "echo round trips and RPC/s, for the policies none, power-of-two and buckets.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("padding", len(POLICIES) * len(plan.loads) * plan.trials), needs_pictures=True, place=40,
     kinds=(Picture("padding.png", picture, "Bytes that padding adds, by workload"),))

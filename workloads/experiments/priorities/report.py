@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from workloads.experiments.priorities.arithmetic import MODE
 from workloads.experiments.priorities.port import PriorityRow
 from workloads.results.plots import finish, new_figure, trials_text, y_axis
+from workloads.results.points import grouped
 from workloads.results.row import Row
 
 #: Inches, of a class's bars and of what is beside them.
@@ -20,11 +21,8 @@ _OFFERED, _GOT = "#BBBBBB", "#0072B2"
 
 def scenarios(rows: Sequence[Row]) -> dict[str, list[PriorityRow]]:
     """The trials of each, in the order they were measured in."""
-    found: dict[str, list[PriorityRow]] = {}
-    for row in cast(Sequence[PriorityRow], rows):
-        if row["mode"] == MODE:
-            found.setdefault(row["variant"], []).append(row)
-    return found
+    own = [row for row in cast(Sequence[PriorityRow], rows) if row["mode"] == MODE]
+    return grouped(own, lambda row: row["variant"])
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -61,15 +59,18 @@ def picture(rows: Sequence[Row], path: Path) -> bool:
     grid = figure.subplots(1, len(found), squeeze=False, sharey=True, width_ratios=widths)
     for axes, (name, trials) in zip(grid.flat, found.items(), strict=True):
         _panel(axes, name, trials)
-    one = next(iter(found.values()))[0]
-    most = max(max(entry["offered"], entry["got"]) for trials in found.values() for row in trials
-               for entry in row["classes"].values())
+    measured = [row for trials in found.values() for row in trials]
+    one = measured[0]
+    most = max(max(entry["offered"], entry["got"]) for row in measured for entry in row["classes"].values())
     grid[0, 0].set_ylim(0, 1.05 * most * one["rate_mbps"])
     grid[0, 0].set_ylabel("Mbit/s on the cable", fontsize=10)
+    said = trials_text(max(map(len, found.values())), "bar: median", "line")
+    if weak := sum(not row["fidelity"]["ok"] or bool(row["errors"]) for row in measured):
+        said += f"; hollow: not faithful, or not strict ({weak} of {len(measured)} trials)"
     handles = [Patch(color=_OFFERED, label="offered"), Patch(facecolor=_GOT, edgecolor=_GOT, label="got"),
                Line2D([], [], color="black", linewidth=1.4, label="strict priority")]
     return finish(figure, path, handles, "class: the upper three bits of the DSCP, 7 the highest",
-                  said=_caption(found), alignment="left",
+                  said=said, alignment="left",
                   title=f"port of {one['rate_mbps']:g} Mbit/s\n{one['switch']}", title_fontsize=9)
 
 
@@ -90,10 +91,3 @@ def _panel(axes: Any, name: str, trials: list[PriorityRow]) -> None:
     axes.set_title(name, fontsize=10)
     y_axis(axes, log=False)
     axes.set_axisbelow(True)
-
-
-def _caption(found: dict[str, list[PriorityRow]]) -> str:
-    text = trials_text(max(map(len, found.values())), "bar: median", "line")
-    weak = sum(not row["fidelity"]["ok"] or bool(row["errors"]) for rows in found.values() for row in rows)
-    return text + (f"; hollow: not faithful, or not strict ({weak} of {sum(map(len, found.values()))} trials)"
-                   if weak else "")

@@ -14,8 +14,7 @@ from workloads.experiments.priorities import report as priority_report
 from workloads.experiments.priorities.arithmetic import MODE, Shares, all_classes, classes, named
 from workloads.experiments.priorities.port import OnePort, PriorityPort, PriorityRow
 from workloads.experiments.queries import as_text
-from workloads.options import common as options
-from workloads.options.common import JudgedResults
+from workloads.options.common import JudgedResults, positive
 from workloads.options.declare import group, option
 from workloads.options.network import Network
 from workloads.results.folder import csv_text
@@ -62,7 +61,7 @@ class Options:
         help="these instead, as 7:75%%,0:0.75 (repeatable)")
     seconds: float = option("--seconds", type=quantities.SECONDS, default=5.0, metavar="S",
                             help="that count of each trial, after one in which buffers fill (default: 5)")
-    trials: int = option("--trials", type=options.positive, default=3, metavar="N", help="(default: %(default)s)")
+    trials: int = option("--trials", type=positive, default=3, metavar="N", help="(default: %(default)s)")
     network: Network = group(Network, rate_mbps=RATE_MBPS)
     end: JudgedResults = group(JudgedResults)
 

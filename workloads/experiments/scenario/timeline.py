@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, TypedDict
 
 from workloads.experiments.scenario.schedule import Span, intervals, outside
-from workloads.load.rtt import percentile
+from workloads.load.measure import percentile
 from workloads.results.folder import csv_text
 from workloads.results.row import Row
 

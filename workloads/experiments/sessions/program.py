@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.session.config import SessionConfig
@@ -24,9 +23,8 @@ from smtstack.session.pool import KeyPool
 from smtstack.session.resumption import PskStore
 from smtstack.session_io.identity_files import load_identity
 from smtstack.session_io.ticket_dns import DnsTickets
-from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE
-from workloads.experiments.sessions.swarm import Swarm, SwarmTally
+from workloads.experiments.sessions.swarm import Swarm
 from workloads.fleet.programs import run_on_host
 from workloads.options.common import parse_address, positive
 
@@ -58,6 +56,7 @@ def _serve(args: argparse.Namespace) -> None:
     # What an application would have once, all endpoints share.
     psks, pool = PskStore(), KeyPool()
     tickets = None if args.dns is None else DnsTickets(config.identity, parse_address(args.dns))
+    timeout_s = max(_LEAST_S, args.count * _EACH_S)
 
     def manager() -> SessionManager:
         return SessionManager(config, time.time_ns, tickets=tickets, psks=psks, pool=pool)
@@ -65,25 +64,16 @@ def _serve(args: argparse.Namespace) -> None:
     with Swarm(args.iface, ip, range(first, first + args.count), manager, params) as swarm:
         print("ready", file=sys.stderr, flush=True)
         for line in sys.stdin:
-            what = json.loads(line)["do"]
-            tally = _do(what, swarm, peer, args)
+            closing = json.loads(line)["do"] == "closed"
+            tally = (swarm.end(peer, args.window, timeout_s) if closing else
+                     swarm.echo(peer, args.size, args.window, timeout_s))
             swarm.linger(_LINGER_S)
-            if what == "closed":
+            if closing:
                 swarm.forget()
-            print(json.dumps(_said(tally)), flush=True)
-
-
-def _do(what: str, swarm: Swarm, peer: Address, args: argparse.Namespace) -> SwarmTally:
-    timeout_s = max(_LEAST_S, args.count * _EACH_S)
-    if what == "closed":
-        return swarm.end(peer, args.window, timeout_s)
-    return swarm.echo(peer, args.size, args.window, timeout_s)
-
-
-def _said(tally: SwarmTally) -> dict[str, Any]:
-    times = tally.times_ns
-    return {"done": tally.done, "failed": tally.failed, "wrong": tally.wrong, "first_error": tally.first_error,
-            "seconds": tally.seconds, "median_us": round(statistics.median(times) / 1000, 1) if times else None}
+            median_us = round(statistics.median(tally.times_ns) / 1000, 1) if tally.times_ns else None
+            print(json.dumps({"done": tally.done, "failed": tally.failed, "wrong": tally.wrong,
+                              "first_error": tally.first_error, "seconds": tally.seconds,
+                              "median_us": median_us}), flush=True)
 
 
 if __name__ == "__main__":

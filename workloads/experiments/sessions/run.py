@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,13 +25,11 @@ from smtstack.session.established import MODES
 from topo.host import SmtHost
 from topo.network import SmtNet, open_network
 from topo.running import Program, python_program
-from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.fleet import split_cores
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.folder import csv_text
@@ -86,8 +85,8 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help=f"{QUICK_COUNT} sessions")
     end: QuotedResults = group(QuotedResults)
-    count: int | None = option("--count", type=options.positive, metavar="N", help=f"sessions (default: {COUNT})")
-    rounds: int = option("--rounds", type=options.positive, default=ROUNDS, metavar="R",
+    count: int | None = option("--count", type=positive, metavar="N", help=f"sessions (default: {COUNT})")
+    rounds: int = option("--rounds", type=positive, default=ROUNDS, metavar="R",
                          help="how often they begin and end (default: %(default)s)")
     session: str = option("--session", choices=MODES, default="mtls",
                           help="how they begin; psk: from the second round on (default: %(default)s)")
@@ -237,8 +236,8 @@ def as_text(session: str, stages: Sequence[Stage], verdict: dict[str, Any]) -> s
 EXPERIMENT = Experiment(
     "sessions", command="reproduce",
     help="thousands of concurrent sessions: a server's memory, and what stays of it",
-    description=paper.filled(
+    description=textwrap.fill(
         "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
-        "second, and memory after all were closed."),
+        "second, and memory after all were closed.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def buckets(transport: str, messages: Iterable[Message], published: Published) -
     known = [Message(message.quantile * 100, message.size, message.slowdown) for message in messages]
     largest = max((message.size for message in known), default=0)
     out = []
-    for low, high in _ranges():
+    for low, high in pairwise((0.0, *EDGES, EDGES[-1])):
         if low == high:
             chosen = [message for message in known if message.size == largest]
         else:
@@ -110,14 +111,6 @@ def buckets(transport: str, messages: Iterable[Message], published: Published) -
             count, sum(ordered) / count, rank(ordered, 0.5), rank(ordered, 0.99) if count >= MIN_SAMPLES else None,
             count >= FIRM_SAMPLES, median, p99))
     return out
-
-
-def _ranges() -> Iterator[tuple[float, float]]:
-    low = 0.0
-    for high in EDGES:
-        yield low, high
-        low = high
-    yield low, low
 
 
 def _place(row: Bucket) -> tuple[bool, float]:

@@ -16,9 +16,7 @@ from smtstack.session.hello import EarlyClient, EarlyServer
 from smtstack.session.identity import Identity
 from smtstack.session.offer import Offer, choose
 from smtstack.session.pool import POOL_SIZE, KeyPool
-from smtstack.session.resumption import Psk
 from smtstack.session.state import MemoryState
-from smtstack.session.tickets import Ticket
 from smtstack.session.tls import TlsClient, TlsServer
 from smtstack.wire.ipv4 import address
 from workloads.fleet.authority import Authority, make_key
@@ -152,14 +150,14 @@ def _early(ends: Ends, mode: str, ahead: bool) -> Flow:
     return Flow(mode + (", keys made ahead" if ahead else ""), shake, prepare)
 
 
-def _ticket(ends: Ends, state: MemoryState, offer: Offer) -> Ticket:
+def _ticket(ends: Ends, state: MemoryState, offer: Offer) -> tickets.Ticket:
     secret = tickets.issue(ends.server, ends.server_ip, SERVER_PORT, offer, forward_secret_only=False,
                            client_auth=False, utc=ends.utc)
     state.add_ticket(secret)
     return secret.ticket
 
 
-def _psk(state: MemoryState, offer: Offer, ends: Ends) -> Psk:
+def _psk(state: MemoryState, offer: Offer, ends: Ends) -> resumption.Psk:
     resume = bytes(range(32))
     given = resumption.grant(state, resume, ends.client_ip, "", offer, forward_secret_only=False, utc=ends.utc)
     return resumption.psk_untrusted(given, resume, SERVER[0])
@@ -178,18 +176,17 @@ def ticket_check() -> Flow:
     return Flow("ticket, parse and verify", check)
 
 
-def measure(found: Sequence[Flow], rounds: int, calls: int) -> dict[str, list[tuple[float, float, float]]]:
-    """(client, server, processor time of both) in microseconds of every session, by name; the flows take turns."""
+def measure(found: Sequence[Flow], calls: int) -> dict[str, list[tuple[float, float, float]]]:
+    """(client, server, processor time of both) in microseconds of every session, by name."""
     times: dict[str, list[tuple[float, float, float]]] = {flow.name: [] for flow in found}
     for flow in found:
         flow.prepare()
         flow.shake(Stopwatch())
-    for _ in range(rounds):
-        for flow in found:
-            for _call in range(calls):
-                flow.prepare()
-                watch, cpu = Stopwatch(), time.process_time_ns()
-                flow.shake(watch)
-                cpu = time.process_time_ns() - cpu
-                times[flow.name].append((watch.client_ns / 1000, watch.server_ns / 1000, cpu / 1000))
+    for flow in found:
+        for _call in range(calls):
+            flow.prepare()
+            watch, cpu = Stopwatch(), time.process_time_ns()
+            flow.shake(watch)
+            cpu = time.process_time_ns() - cpu
+            times[flow.name].append((watch.client_ns / 1000, watch.server_ns / 1000, cpu / 1000))
     return times

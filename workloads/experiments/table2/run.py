@@ -7,18 +7,17 @@ them. What of a handshake is none of these operations is messages, the library a
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workloads.experiments import paper
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.table2 import flows as handshake_flows
 from workloads.experiments.table2 import steps as handshake_steps
 from workloads.experiments.table2.steps import Step, quartiles
-from workloads.options import common as options
-from workloads.options.common import QuotedResults
+from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results import plots
 from workloads.results.fidelity import FidelityMonitor
@@ -55,7 +54,7 @@ class Options:
 
     quick: bool = option("--quick", action="store_true", help="a tenth of the repetitions")
     end: QuotedResults = group(QuotedResults)
-    rounds: int | None = option("--rounds", type=options.positive, metavar="N",
+    rounds: int | None = option("--rounds", type=positive, metavar="N",
                                 help=f"how often all of them take turns (default: {ROUNDS})")
 
 
@@ -74,9 +73,9 @@ def measure(rounds: int, running: Running) -> Outcome:
     monitor.start()
     for number in range(1, rounds + 1):
         running.progress.step(f"round {number} of {rounds}")
-        for name, found in handshake_steps.measure(steps, 1, STEP_CALLS).items():
+        for name, found in handshake_steps.measure(steps, STEP_CALLS).items():
             step_times.setdefault(name, []).extend(found)
-        for name, sessions in handshake_flows.measure(flows, 1, FLOW_CALLS).items():
+        for name, sessions in handshake_flows.measure(flows, FLOW_CALLS).items():
             flow_times.setdefault(name, []).extend(sessions)
     fidelity = monitor.stop()
     alone, whole = step_table(steps, step_times), flow_table(flow_times)
@@ -176,8 +175,8 @@ def picture(tls: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 EXPERIMENT = Experiment(
     "table2", command="reproduce", help="where the time of a handshake goes",
-    description=paper.filled(
+    description=textwrap.fill(
         "Time of each operation of a handshake, and of whole handshakes by TLS, ticket and PSK, client and server "
-        "apart, beside the paper's Table 2."),
+        "apart, beside the paper's Table 2.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, steps=lambda rounds: ("table2", rounds),
     sandboxed=False, needs_pictures=True, ends_with="results", place=30)

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -55,30 +56,32 @@ def steps() -> list[Step]:
         Step("secrets (HKDF)", "both", lambda: secrets_of(bytes(32), _TRANSCRIPT), {"server": 49, "client": 49}),
         Step("Finished", "both", lambda: finished(bytes(32), _TRANSCRIPT), {"server": 44, "client": 43}),
         Step("verify certificate, CA at hand", "client", chains.verify, {"client": 483}),
-        Step("verify certificate, one intermediate", "client",
-             chains.verify_far, {}),
+        Step("verify certificate, one intermediate", "client", chains.verify_far, {}),
     ]
+    sha256 = hashes.SHA256()
+    ecdsa = _signature(ec.generate_private_key(ec.SECP256R1()), content, ec.ECDSA(sha256))
+    pss = padding.PSS(padding.MGF1(sha256), 32)
+    rsa_pss = _signature(rsa.generate_private_key(65537, 2048), content, pss, sha256)
+    eddsa = _signature(ed25519.Ed25519PrivateKey.generate(), content)
     for name, (sign, verify), server_us, client_us in (
-            ("ECDSA P-256", _ecdsa(content), 138, 196), ("RSA 2048", _rsa(content), 1344, 67),
-            ("Ed25519", _ed25519(content), None, None)):
+            ("ECDSA P-256", ecdsa, 138, 196), ("RSA 2048", rsa_pss, 1344, 67), ("Ed25519", eddsa, None, None)):
         found += [Step(f"CertVerify sign, {name}", "server", sign, {"server": server_us} if server_us else {}),
                   Step(f"CertVerify verify, {name}", "client", verify, {"client": client_us} if client_us else {})]
     return found
 
 
-def measure(found: Sequence[Step], rounds: int, calls: int) -> dict[str, list[float]]:
-    """Microseconds of every call, by name of the step. The steps take turns, ``calls`` in a row each."""
+def measure(found: Sequence[Step], calls: int) -> dict[str, list[float]]:
+    """Microseconds of every call, by name of the step. ``calls`` in a row each."""
     times: dict[str, list[float]] = {step.name: [] for step in found}
     for step in found:
         step.run()
     clock = time.perf_counter_ns
-    for _ in range(rounds):
-        for step in found:
-            run, out = step.run, times[step.name]
-            for _call in range(calls):
-                start = clock()
-                run()
-                out.append((clock() - start) / 1000)
+    for step in found:
+        run, out = step.run, times[step.name]
+        for _call in range(calls):
+            start = clock()
+            run()
+            out.append((clock() - start) / 1000)
     return times
 
 
@@ -92,16 +95,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 # -- what is timed ---------------------------------------------------------------------------------------------
 
-def _extract(salt: bytes, secret: bytes) -> bytes:
-    return hmac.digest(salt, secret, "sha256")
-
-
 def secrets_of(shared: bytes, transcript: bytes) -> list[bytes]:
     """The whole key schedule of RFC 8446 §7.1 for one session without a PSK, and the keys of both directions."""
     zero, nothing = bytes(SECRET_LEN), hashlib.sha256().digest()
-    early = _extract(zero, zero)
-    handshake = _extract(expand_label(early, "derived", nothing, SECRET_LEN), shared)
-    master = _extract(expand_label(handshake, "derived", nothing, SECRET_LEN), zero)
+    early = hmac.digest(zero, zero, "sha256")
+    handshake = hmac.digest(expand_label(early, "derived", nothing, SECRET_LEN), shared, "sha256")
+    master = hmac.digest(expand_label(handshake, "derived", nothing, SECRET_LEN), zero, "sha256")
     traffic = [expand_label(secret, label, transcript, SECRET_LEN)
                for secret, label in ((handshake, "c hs traffic"), (handshake, "s hs traffic"),
                                      (master, "c ap traffic"), (master, "s ap traffic"))]
@@ -124,23 +123,10 @@ def _checked(verify: Operation) -> Operation:
     return verify
 
 
-def _ecdsa(content: bytes) -> tuple[Operation, Operation]:
-    key, how = ec.generate_private_key(ec.SECP256R1()), ec.ECDSA(hashes.SHA256())
-    public, signature = key.public_key(), key.sign(content, how)
-    return lambda: key.sign(content, how), _checked(lambda: public.verify(signature, content, how))
-
-
-def _rsa(content: bytes) -> tuple[Operation, Operation]:
-    key, how = rsa.generate_private_key(65537, 2048), padding.PSS(padding.MGF1(hashes.SHA256()), 32)
-    public, signature = key.public_key(), key.sign(content, how, hashes.SHA256())
-    return (lambda: key.sign(content, how, hashes.SHA256()),
-            _checked(lambda: public.verify(signature, content, how, hashes.SHA256())))
-
-
-def _ed25519(content: bytes) -> tuple[Operation, Operation]:
-    key = ed25519.Ed25519PrivateKey.generate()
-    public, signature = key.public_key(), key.sign(content)
-    return lambda: key.sign(content), _checked(lambda: public.verify(signature, content))
+def _signature(key: Any, content: bytes, *how: Any) -> tuple[Operation, Operation]:
+    """Signing ``content``, and verifying that; ``how``: further arguments of the key's methods."""
+    public, signature = key.public_key(), key.sign(content, *how)
+    return lambda: key.sign(content, *how), _checked(lambda: public.verify(signature, content, *how))
 
 
 class _Chains:
