@@ -15,8 +15,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +188,10 @@ class RyuController(Controller):
 
     def ask(self, path: str) -> Any:
         """GET from its REST interface; what the JSON says."""
+        # Half of what this module takes to import, and most networks have no controller.
+        import urllib.error
+        import urllib.request
+
         if self._process is None:
             raise SmtError(f"controller {self.name} does not run")
         url = f"http://{_LOCALHOST}:{self.rest_port}{path}"

@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
 
     # What the forks would import and build, each by itself.
     parsers = {only: cli.build_parser(only) for only in (None, *cli.COMMANDS)}
-    cli.build_parser = parsers.__getitem__  # type: ignore[assignment]
+    cli.build_parser = lambda only=None, what=None: parsers.get(only, parsers[None])
     gc.freeze()
     orders = json.load(sys.stdin)
     os.chdir(folder)

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from topo import running
+from workloads import experiments
 from workloads.fleet.fleet import share_of, split_cores
 from workloads.load.loops import Load, parse_also
 
@@ -56,3 +59,28 @@ def test_a_process_that_does_not_end_is_killed_and_named(monkeypatch, capsys):
         assert running.finish(process) == ""
     assert process.returncode == -signal.SIGKILL
     assert "was killed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experiment", [e for e in experiments.load() if e.command in ("run", "reproduce")],
+                         ids=lambda experiment: experiment.name)
+def test_an_experiment_is_found_by_the_name_of_its_file(experiment):
+    assert experiments.asked(experiment.command, experiment.name) == [experiment]
+
+
+@pytest.mark.parametrize("name", [None, "--help", "nonsense", "fig8", "slowdown", "experiment", "queries"])
+def test_where_no_experiment_is_called_so_all_are_found(name):
+    assert experiments.asked("run", name) == experiments.load("run")
+
+
+@pytest.mark.parametrize(("words", "needless"), [
+    ("run echo", "workloads.experiments.demo"), ("reproduce fig12", "workloads.experiments.fig8"),
+    ("serve echo", "workloads.kv"), ("call echo", "workloads.kv"), ("--version", "smtstack.socket"),
+    ("serve echo", "cryptography.x509"), ("run echo", "matplotlib")])
+def test_what_a_command_does_not_need_is_not_imported(words, needless):
+    program = ("import atexit, sys; atexit.register(lambda: print(sys.argv[-1] in sys.modules, file=sys.stderr)); "
+               "from workloads.commands.main import main; main(sys.argv[1:-1])")
+    asked = [*words.split(), *["--help"] * (words[0] != "-")]
+    done = subprocess.run([sys.executable, "-c", program, *asked, needless], capture_output=True, text=True,
+                          check=False, cwd=ROOT)
+    assert done.stdout.startswith(("usage: smtnet ", "smtnet "))
+    assert done.stderr == "False\n"

@@ -44,10 +44,8 @@ docs/echo.md is the how-to.
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``call`` and its subcommands ``echo`` and ``kv``."""
-    from workloads.commands import call_kv
-
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None) -> None:
+    """Add ``call`` and its subcommands ``echo`` and ``kv``, which is left out if ``only`` echo is asked for."""
     call = commands.add_parser("call", help="clients on an interface", description="Clients on an interface.")
     actions = call.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -84,7 +82,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="every round trip in ns, as little-endian u64; sizes that differ go to FILE.sizes")
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout")
     echo.set_defaults(run=run_echo)
-    call_kv.add_parser(actions)
+    if only != "echo":
+        from workloads.commands import call_kv
+
+        call_kv.add_parser(actions)
 
 
 def run_echo(args: argparse.Namespace) -> int:

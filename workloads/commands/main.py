@@ -52,6 +52,10 @@ COMMANDS = {
 }
 
 
+#: Those that import but what the word after them needs: their ``add_parser`` takes it, too.
+_CHOOSY = ("run", "reproduce", "serve", "call")
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage; lines of its help stay as they are written. Those of
     subcommands are of this class, too."""
@@ -65,8 +69,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {text} ('{self.prog} --help' has all options)\n")
 
 
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The whole command line; with ``only`` that subcommand's part of it.
+def build_parser(only: str | None = None, what: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line; with ``only`` that subcommand's part of it, or none if it is no subcommand; with
+    ``what``, the word after it, perhaps no more of that than what it needs.
 
     Hosts start many of these processes, and Mininet alone takes half a second to import: so only what is
     asked for is.
@@ -77,8 +82,9 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version",
                         version=f"smtnet {__version__} ({compiled.description()})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS if only is None else (only,):
-        import_module(f"workloads.commands.{COMMANDS[command]}").add_parser(commands)
+    for command in COMMANDS if only is None else {only} & COMMANDS.keys():
+        add = import_module(f"workloads.commands.{COMMANDS[command]}").add_parser
+        add(commands, *[what] * (command in _CHOOSY))
     return parser
 
 
@@ -90,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """What a command line says; the program ends with a message where it says nothing."""
-    return build_parser(argv[0] if argv and argv[0] in COMMANDS else None).parse_args(argv)
+    known = bool(argv) and argv[0] in (*COMMANDS, "--version")
+    return build_parser(*argv[:2] if known else ()).parse_args(argv)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -13,8 +13,8 @@ _EXAMPLES = """examples:
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``run`` and its experiments."""
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None) -> None:
+    """Add ``run`` and its experiments, or of those the one asked for."""
     parser = commands.add_parser("run", help="experiments on emulated topologies",
                                  description="Experiments on emulated topologies. Need root.", epilog=_EXAMPLES,
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,7 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                         help="instead of WHAT: the run of this result folder once more, with the same options, "
                              "and those that follow, which win")
     actions = parser.add_subparsers(dest="action", metavar="WHAT")
-    for experiment in experiments.load("run"):
+    for experiment in experiments.asked("run", only):
         experiment.add(actions)
 
     def nothing(found: argparse.Namespace) -> NoReturn:

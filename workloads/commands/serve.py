@@ -21,7 +21,6 @@ from smtstack.io.shared_port import SharedPort
 from smtstack.wire.homa import FORMATS
 from smtstack.wire.ipv4 import address
 from workloads import transports
-from workloads.commands import serve_kv
 from workloads.load.loops import echo_reply
 from workloads.load.measure import merge_fidelity
 from workloads.load.workers import FORK, Workers
@@ -51,8 +50,8 @@ Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/echo.m
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``serve`` and its subcommands ``echo`` and ``kv``."""
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None) -> None:
+    """Add ``serve`` and its subcommands ``echo`` and ``kv``, which is left out if ``only`` echo is asked for."""
     serve = commands.add_parser("serve", help="servers on an interface", description="Servers on an interface.")
     actions = serve.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -67,7 +66,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                       help="answer with B bytes, the request repeated or cut (default: as it came)")
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     echo.set_defaults(run=run_echo)
-    serve_kv.add_parser(actions)
+    if only != "echo":
+        from workloads.commands import serve_kv
+
+        serve_kv.add_parser(actions)
 
 
 class Quota:

@@ -1,6 +1,7 @@
 """Experiments: a module here that has an ``EXPERIMENT``, or the ``run`` of a folder that has one, is a command.
 
-Nothing lists them. How to write one is in :mod:`workloads.experiments.experiment`.
+Nothing lists them. One that is called as its file or folder is found without a look at the others. How to write
+one is in :mod:`workloads.experiments.experiment`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,25 @@ def load(command: str | None = None) -> list[Experiment[Any, Any]]:
 
     Imports all of them: for commands that need an experiment, and for who reads any experiment's results.
     """
-    found = [experiment for module in _modules()
-             if (experiment := getattr(import_module(module), "EXPERIMENT", None)) is not None]
-    return sorted((experiment for experiment in found if command in (None, experiment.command)),
+    found = (_experiment(module) for module in _modules())
+    return sorted((experiment for experiment in found
+                   if experiment is not None and command in (None, experiment.command)),
                   key=lambda experiment: (experiment.place, experiment.name))
+
+
+def asked(command: str, name: str | None) -> list[Experiment[Any, Any]]:
+    """What a command has to know, ``name`` being the word after it: the experiment in the file or folder of that
+    name; every one of the command if there is none. All of them take half as long again to import."""
+    for module in _modules():
+        if name is not None and name in module.split(".")[2:3]:
+            experiment = _experiment(module)
+            if experiment is not None and (experiment.command, experiment.name) == (command, name):
+                return [experiment]
+    return load(command)
+
+
+def _experiment(module: str) -> Experiment[Any, Any] | None:
+    return getattr(import_module(module), "EXPERIMENT", None)
 
 
 def _modules() -> Iterator[str]:
