@@ -139,7 +139,7 @@ _RATES: Final = (((64, 1024), 50, 1.41, 0.6), ((64, 1024), 150, 1.41, 0.75), ((8
 
 
 def wire_aims(table: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
-    """Of points as :func:`workloads.experiments.bench_wire.ratios` makes them."""
+    """The aims on a cable; ``table`` is what :func:`workloads.experiments.bench_wire.ratios` makes."""
     name = f"{OURS}/tls"
 
     def point(size: int, poll: str, concurrency: int, variant: str = "tso on") -> Mapping[str, Any]:
@@ -168,7 +168,7 @@ def wire_aims(table: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
 
 
 def ycsb_aims(table: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
-    """Of points as :func:`workloads.experiments.fig8.comparison` makes them."""
+    """The aims of YCSB; ``table`` is what :func:`workloads.experiments.fig8.comparison` makes."""
     for point in table:
         what = f"YCSB {point['workload'].upper()}, {size_text(point['value_bytes'])}, {OURS}/tls"
         yield Aim("ycsb", what, 1.24, True, point["ratio"][f"{OURS}/tls"])

@@ -77,7 +77,7 @@ def command(about: str, usage: str, **more: Any) -> Callable[[H], H]:
 
 
 def _arity(usage: str, subcommands: bool) -> int:
-    """Of words that are subcommands, each with arguments of its own, one is needed."""
+    """A signature for words that are subcommands, each with arguments of its own, one is needed."""
     needed, before = usage, ""
     while needed != before:
         needed, before = _OPTIONAL.sub("", needed), needed
