@@ -40,13 +40,14 @@ class Forked:
         self._said = b""
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that ended it; None while it runs."""
+        """The program's exit code, or minus the signal that ended it; None while it runs."""
         if self.returncode is None:
             self._server.hear(0.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same when it has ended; :class:`subprocess.TimeoutExpired` after that many seconds."""
+        """Until it has ended: what :meth:`poll` says then. :class:`subprocess.TimeoutExpired` after so many
+        seconds."""
         end = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
             self._server.hear(self._left(end, timeout))

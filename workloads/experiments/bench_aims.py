@@ -78,7 +78,8 @@ class Aim:
     """``bound`` is the least that it should be, not the most."""
     value: float
     before: float | None = None
-    """What it was on 2026-11-27, on two cores, interpreted or compiled, whichever people got then."""
+    """What it was on 2026-11-27 (hosts: two days later), on two cores, interpreted or compiled, whichever people
+    got then."""
 
     @property
     def reached(self) -> bool:
@@ -215,7 +216,8 @@ def hosts_aims(running: Running) -> Iterator[Aim]:
             seconds = time.perf_counter() - start
             memory = [_private_bytes(process) for process in fleet.processes()]
     yield Aim("hosts", f"s until all of {_STAR} serve or can ask", 5, False, round(seconds, 2), 19.0)
-    yield Aim("hosts", "MB of its own, each of them", 10, False, round(statistics.median(memory) / 1e6, 1), 21.6)
+    yield Aim("hosts", "MB of its own each, receive ring apart", 10, False,
+              round(statistics.median(memory) / 1e6, 1), 21.6)
 
 
 def _private_bytes(process: psutil.Process) -> int:
