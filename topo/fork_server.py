@@ -121,7 +121,7 @@ def _become(order: Order, streams: Sequence[int], server: int) -> None:
 
 
 def _stream(number: int, like: object) -> io.TextIOWrapper:
-    """A standard stream as Python opens it when it starts: whether it is a terminal or can seek is remembered from then."""
+    """A standard stream as Python opens it at its start: it remembers whether that is a terminal, or can seek."""
     assert isinstance(like, io.TextIOWrapper)
     mode = "r" if number == 0 else "w"
     raw = io.FileIO(number, mode, closefd=False)
