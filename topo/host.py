@@ -11,6 +11,7 @@ from mininet.node import Host
 
 from smtstack.errors import ConfigError
 from topo.commands import batch, die_with_parent
+from topo.forked import Forked
 from topo.interpreter import host_environment, host_python
 
 #: Seconds a program gets to end by itself.
@@ -26,7 +27,7 @@ class SmtHost(Host):
 
     def __init__(self, name: str, session: str = "", **params: Any) -> None:
         self.session = session
-        self._programs: list[subprocess.Popen[Any]] = []
+        self._programs: list[subprocess.Popen[Any] | Forked] = []
         super().__init__(name, **params)
         if not self.inNamespace:
             return  # these would be the machine's settings
@@ -57,7 +58,7 @@ class SmtHost(Host):
         self.keep(program)
         return program
 
-    def keep(self, program: subprocess.Popen[Any]) -> None:
+    def keep(self, program: subprocess.Popen[Any] | Forked) -> None:
         """See to it that a program on this host ends with it."""
         self._programs = [p for p in self._programs if p.poll() is None]
         self._programs.append(program)

@@ -146,7 +146,7 @@ def ask(work: str, client: Any, server: Any, number: int, arguments: Sequence[st
         said = program.last_line()
     numbers: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
-        numbers = json.loads(output)
+        numbers = json.loads(output or "")
     return Answer(numbers, program.process.returncode in (0, EXIT_UNFAITHFUL),
                   bool(numbers.get("fidelity", {}).get("ok")), said)
 

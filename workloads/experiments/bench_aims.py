@@ -16,12 +16,16 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
+import psutil
+
 from smtstack import compiled, quantities
 from smtstack.errors import SmtError
+from topo.network import open_network
 from workloads.experiments import bench_wire, fig8
 from workloads.experiments.bench_wire import BULK_SIZE
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.slowdown.run import LoadRun, Setting
+from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load import memory_echo
@@ -38,6 +42,7 @@ PARTS: Final = {
     "ycsb": "YCSB A to D beside tls",
     "memory": "the protocol code alone",
     "sim": "the simulator",
+    "hosts": "servers and clients of many hosts: their start, and their memory",
 }
 _QUIC: Final = "workloads.transports.quic"
 _PAIRS: Final = ((OURS, "tls"),)
@@ -46,6 +51,7 @@ _ROUNDS: Final = 5
 #: RPCs of a round in memory; messages of a simulated run of so many hosts.
 _SMALL, _BULK = 20_000, 100
 _SIM_HOSTS, _SIM_MESSAGES = 100, 2_000
+_STAR: Final = "star,64"
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ class Aim:
     """``bound`` is the least that it should be, not the most."""
     value: float
     before: float | None = None
-    """What it was on 2026-11-27, on two cores, interpreted or compiled, whichever people got then."""
+    """What it was on 2026-11-27 (hosts: two days later), on two cores, interpreted or compiled, whichever people
+    got then."""
 
     @property
     def reached(self) -> bool:
@@ -117,6 +124,8 @@ def measure(asked: Options, running: Running) -> Outcome:
             aims += ycsb_aims(fig8.comparison(found, _PAIRS))
         elif part == "memory":
             aims += memory_aims(running)
+        elif part == "hosts":
+            aims += hosts_aims(running)
         else:
             aims.append(_simulator(running))
     return Outcome(rows, {"aims": [asdict(aim) | {"reached": aim.reached} for aim in aims],
@@ -194,6 +203,27 @@ def _simulator(running: Running) -> Aim:
         raise SmtError(f"{result.undelivered} simulated messages did not arrive")
     rate = result.frames / (time.process_time() - start)
     return Aim("sim", f"simulated frames/s, {_SIM_HOSTS} hosts", 100_000, True, round(rate), 36_000)
+
+
+def hosts_aims(running: Running) -> Iterator[Aim]:
+    """One host serves and all others are about to ask it, with nothing started before. A receive ring stands for
+    memory of a NIC, so it is not a program's own."""
+    running.progress.say(f"starting {_STAR}")
+    with open_network(_STAR, progress=running.progress.say) as net:
+        fleet = Fleet(net, _STAR, Setup("smt", "sw", "one", 1), running.folder.path / "hosts")
+        start = time.perf_counter()
+        with fleet:
+            seconds = time.perf_counter() - start
+            memory = [_private_bytes(process) for process in fleet.processes()]
+    yield Aim("hosts", f"s until all of {_STAR} serve or can ask", 5, False, round(seconds, 2), 12.3)
+    yield Aim("hosts", "MB of its own each, receive ring apart", 10, False,
+              round(statistics.median(memory) / 1e6, 1), 20.6)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    """Memory that nobody shares with it, but receive rings."""
+    return sum(part.private_clean + part.private_dirty for part in process.memory_maps()
+               if not part.path.startswith("socket:"))
 
 
 def as_text(aims: Sequence[Aim]) -> str:

@@ -31,7 +31,7 @@ from topo.network import SmtNet
 from topo.running import Program, finish, python_program
 from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
-from workloads.fleet.programs import cpu_s, take_raw
+from workloads.fleet.programs import IMPORTS, cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
@@ -212,12 +212,17 @@ class Fleet:
     def _program(self, host: SmtHost, role: str, log: Path, module: str, *arguments: str) -> Program:
         """A program of ours on a host, with its credentials and processors."""
         return Program(host, f"{self.WORK} {role}", python_program(module, *arguments), log,
-                       environment=self._credentials.environment(host.name), cores=self._cores.get(host.name))
+                       environment=self._credentials.environment(host.name), cores=self._cores.get(host.name),
+                       imports=IMPORTS)
 
     def server_pids(self, host: str) -> list[int]:
         """Processes of the servers on that host, workers included; none: nobody is asked there."""
         parents = [psutil.Process(server.pid) for server in self._servers if server.host.name == host]
         return [process.pid for parent in parents for process in (parent, *parent.children(recursive=True))]
+
+    def processes(self) -> list[psutil.Process]:
+        """Servers and clients."""
+        return [process for kind, process in self._processes() if kind != "switch"]
 
     def sent_again(self) -> int:
         """Packets (tcp, tls, ktls: segments) that all hosts have sent again, as far as it is known by now."""

@@ -16,6 +16,13 @@ from smtstack.io.standard_streams import run_program
 
 T = TypeVar("T")
 
+#: What servers and clients of a fleet import sooner or later: they share it (topo/forked.py).
+IMPORTS = ("workloads.commands.main", "workloads.commands.serve", "workloads.commands.serve_kv",
+           "workloads.fleet.agent", "workloads.kv.client", "workloads.kv.server", "workloads.transports.messages",
+           "workloads.transports.tls", "smtstack.session_io.host", "smtstack.session_io.ticket_dns",
+           "workloads.load.ycsb_load", "workloads.load.queries",
+           "workloads.load.mix", "workloads.load.timed")
+
 
 def run_on_host(read: Callable[[], T], work: Callable[[T], None]) -> NoReturn:
     """A whole program: ``work`` with what ``read`` made of the command line. Errors are one line on stderr, exit

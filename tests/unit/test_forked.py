@@ -1,0 +1,75 @@
+"""Which programs are forked from one process, what that has imported, and how its end is told; root's part is
+tests/net/test_forked.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from topo import forked
+from topo.interpreter import host_environment
+from workloads.fleet.programs import IMPORTS
+
+
+class _Server:
+    """Counts as one that runs."""
+
+    def __init__(self, environment, imports):
+        self.process = self
+
+    def poll(self):
+        return None
+
+
+@pytest.fixture(autouse=True)
+def servers(monkeypatch):
+    monkeypatch.setattr(forked, "ForkServer", _Server)
+    monkeypatch.setattr(forked, "_servers", {})
+
+
+def test_programs_share_a_server_unless_imports_would_differ(tmp_path):
+    for name, text in (("a", "same"), ("b", "same"), ("c", "other")):
+        (tmp_path / name).write_text(text)
+    one = forked.fork_server({"OPENSSL_CONF": str(tmp_path / "a"), "HOME": "/"}, ["json"])
+    assert forked.fork_server({"OPENSSL_CONF": str(tmp_path / "b"), "HOME": "/root"}, ["json"]) is one
+    for environment in ({"OPENSSL_CONF": str(tmp_path / "c")}, {}, {"OPENSSL_CONF": str(tmp_path / "missing")},
+                        {"OPENSSL_CONF": str(tmp_path / "a"), "SMTNET_TRANSPORTS": "toy"},
+                        {"OPENSSL_CONF": str(tmp_path / "a"), "PYTHONPATH": "/elsewhere"}):
+        assert forked.fork_server(environment, ["json"]) is not one
+    assert forked.fork_server({"OPENSSL_CONF": str(tmp_path / "a")}, ["csv"]) is not one
+
+
+def test_what_a_fleet_imports_brings_no_network_and_no_pictures_and_no_thread():
+    code = ("import importlib, json, os, sys\n"
+            "for name in sys.argv[1:]: importlib.import_module(name)\n"
+            "print(json.dumps([len(os.listdir('/proc/self/task')), sorted(sys.modules)]))")
+    said = subprocess.run([sys.executable, "-c", code, "topo.fork_server", *IMPORTS], env=host_environment(),
+                          check=True, capture_output=True, text=True).stdout
+    threads, modules = json.loads(said)
+    assert threads == 1
+    # The control: these are what programs come for.
+    assert {"ssl", "cryptography", "smtstack.session.manager", "workloads.fleet.agent"} <= set(modules)
+    assert not {"mininet", "matplotlib", "numpy", "topo.network"} & set(modules)
+
+
+def test_with_the_server_its_programs_have_ended(monkeypatch):
+    monkeypatch.undo()
+    server = forked.ForkServer(host_environment(), [])
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w") as stdin:
+        program = forked.Forked(server, ["nothing"], 1 << 30, stdin, None)
+        server._running[program.pid] = program
+        assert program.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.0)
+        server.process.kill()
+        assert program.wait() == -signal.SIGKILL
+        # Nobody is there to be sent a signal.
+        program.terminate()
+        assert program.communicate() == (None, None)
+    server.close()
