@@ -88,15 +88,20 @@ class Aim:
 
 
 def check(asked: Options) -> Options:
-    """What a part lacks. Where aioquic is installed, quic is among the transports from here on."""
+    """What a part lacks."""
     if "ycsb" in _parts(asked):
         require_hiredis()
-    if "rtt" in _parts(asked) and find_spec("aioquic") is not None:
-        names = [name for name in os.environ.get("SMTNET_TRANSPORTS", "").split(",") if name]
-        if _QUIC not in names:
-            import_module(_QUIC)
-            os.environ["SMTNET_TRANSPORTS"] = ",".join([*names, _QUIC])
     return asked
+
+
+def _add_quic() -> bool:
+    """Where aioquic is installed, quic is a transport from here on, for us and for the programs on hosts."""
+    if find_spec("aioquic") is None:
+        return False
+    import_module(_QUIC)
+    names = [name for name in os.environ.get("SMTNET_TRANSPORTS", "").split(",") if name]
+    os.environ["SMTNET_TRANSPORTS"] = ",".join(dict.fromkeys([*names, _QUIC]))
+    return True
 
 
 def _parts(asked: Options) -> Sequence[str]:
@@ -109,7 +114,7 @@ def measure(asked: Options, running: Running) -> Outcome:
     aims: list[Aim] = []
     for part in _parts(asked):
         if part == "rtt":
-            quic = _QUIC in os.environ.get("SMTNET_TRANSPORTS", "")
+            quic = _add_quic()
             compared = [("smt", "sw"), ("tls", "sw"), *([("quic", "sw")] if quic else [])]
             found = bench_wire.rows_of(compared, asked.trials, running)
             _check(found)
