@@ -77,7 +77,8 @@ def command(about: str, usage: str, **more: Any) -> Callable[[H], H]:
 
 
 def _arity(usage: str, subcommands: bool) -> int:
-    """A signature for words that are subcommands, each with arguments of its own, one is needed."""
+    """How many words a command has, itself included, as Redis counts; negative: at least so many. Of subcommands,
+    each of which has arguments of its own, one is needed."""
     needed, before = usage, ""
     while needed != before:
         needed, before = _OPTIONAL.sub("", needed), needed
