@@ -262,12 +262,12 @@ def stubborn() -> None:
 
 def hold(topo: str, *options: str) -> None:
     """A network that stays until it is interrupted; then says what is left."""
-    with open_network(topo, LinkOptions().changed(dict(o.split("=", 1) for o in options))):
-        with suppress(KeyboardInterrupt):
-            # Whoever reads that may interrupt before we are back from saying it.
-            say(up=True)
-            sys.stdout.flush()
-            time.sleep(60)
+    changed = LinkOptions().changed(dict(o.split("=", 1) for o in options))
+    with open_network(topo, changed), suppress(KeyboardInterrupt):
+        # Whoever reads that may interrupt before we are back from saying it.
+        say(up=True)
+        sys.stdout.flush()
+        time.sleep(60)
     say(left=processes(), links=run(["ip", "-br", "link"]).split("\n")[1:])
     sys.exit(7)
 
