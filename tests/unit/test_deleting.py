@@ -40,6 +40,9 @@ PLACES = {
     "topo.devices silence": _BESIDE,
     "topo.dns DnsServer._write": _OWN,
     "topo.dns DnsServer.stop": _OWN,
+    "topo.forked Forked.kill": _OWN,
+    "topo.forked Forked.send_signal": _OWN,
+    "topo.forked Forked.terminate": _OWN,
     "topo.host SmtHost.end_programs": _OWN,
     "topo.host SmtHost.set_neighbours": _BESIDE,
     "topo.host SmtHost.terminate": _OWN,
@@ -133,12 +136,14 @@ def test_places_are_found(source: str):
 
 
 def test_processes_are_ended_by_those_who_started_them():
-    """Signals go to objects of subprocess, children, or numbers out of our own pid files; never to a name."""
+    """Signals go to objects of subprocess, children, what our own fork server has started and has not said to have
+    ended, or numbers out of our own pid files; never to a name."""
+    forked = ROOT / "topo" / "forked.py"
     for path in [*(ROOT / "topo").glob("*.py"), *(ROOT / "controllers").glob("*.py")]:
         text = path.read_text()
         assert not re.search(r"pkill|killall|process_iter|pidof", text), path
         for kill in re.findall(r"os\.kill\((.*?)\)", text):
-            assert kill == "child, number", path
+            assert kill == ("self.pid, number" if path == forked else "child, number"), path
 
 
 def test_what_has_been_made_anew_is_not_removed(monkeypatch: pytest.MonkeyPatch):
