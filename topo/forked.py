@@ -105,6 +105,8 @@ class ForkServer:
         self._environment = dict(environment)
         self._running: dict[int, Forked] = {}
         self._started: int | None = None
+        #: Exit codes of those that ended before we had read that they were started.
+        self._ended: dict[int, int] = {}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # A session of its own: Ctrl-C in a terminal is the run's.
@@ -138,7 +140,9 @@ class ForkServer:
             os.close(writer)
         program = Forked(self, [host_python(), "-m", module, *arguments], self._started, os.fdopen(stdin, "w"),
                          os.fdopen(stdout) if answers else None)
-        self._running[program.pid] = program
+        program.returncode = self._ended.pop(program.pid, None)
+        if program.returncode is None:
+            self._running[program.pid] = program
         return program
 
     def hear(self, timeout: float | None) -> bool:
@@ -165,7 +169,9 @@ class ForkServer:
             self._started = message["started"]
             return
         program = self._running.pop(message["ended"], None)
-        if program is not None:
+        if program is None:
+            self._ended[message["ended"]] = message["code"]
+        else:
             program.returncode = message["code"]
 
     def close(self) -> None:

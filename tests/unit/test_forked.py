@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -55,6 +56,25 @@ def test_what_a_fleet_imports_brings_no_network_and_no_pictures_and_no_thread():
     # The control: these are what programs come for.
     assert {"ssl", "cryptography", "smtstack.session.manager", "workloads.fleet.agent"} <= set(modules)
     assert not {"mininet", "matplotlib", "numpy", "topo.network"} & set(modules)
+
+
+def test_an_end_that_is_told_together_with_the_start_is_not_lost(monkeypatch):
+    """A program that fails at once may have ended before anybody reads that it was started."""
+    monkeypatch.undo()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server = object.__new__(forked.ForkServer)
+    server._environment, server._running, server._ended, server._control = {}, {}, {}, ours
+    with ours, theirs, open(os.devnull, "w") as errors:
+        for message in ({"started": 1 << 30}, {"ended": 1 << 30, "code": 3}):
+            theirs.send(json.dumps(message).encode())
+        program = server.start(os.getpid(), "nothing", [], {}, errors)
+        assert program.poll() == 3
+        assert program.wait(0.0) == 3
+        # What the program would have had.
+        _order, streams, _flags, _address = socket.recv_fds(theirs, forked.LONGEST, 3)
+        for stream in streams:
+            os.close(stream)
+        assert program.communicate() == ("", None)
 
 
 def test_with_the_server_its_programs_have_ended(monkeypatch):
