@@ -1,8 +1,9 @@
 """Drives one stack on a real interface: frames in, timers, frames out; looks for more, then sleeps.
 
 Between the wake-up and the answer stands what the answer needs, and nothing else: frames are read and handed to
-the endpoint, the application gets them, and what it says is sent. Timers, counters, settings and routes come
-behind that, before the next wait. Whoever wakes up is cold: each line costs three times what it does in a loop.
+the endpoint, the application gets them, and what it says is sent. Timers, counters and routes come behind that,
+before the next wait; settings of the NIC before it where there are new ones. Whoever wakes up is cold: each line
+costs three times what it does in a loop.
 
 A frame waits in two places. The kernel's ring is the wire's end: a host that runs takes everything out of it at
 once, and after a stall finds there what came meanwhile. All that goes through the device into its receive rings,

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from topo import forked
+from topo import fork_server, forked
 from topo.interpreter import host_environment
 from workloads.fleet.programs import IMPORTS
 
@@ -71,7 +71,7 @@ def test_an_end_that_is_told_together_with_the_start_is_not_lost(monkeypatch):
         assert program.poll() == 3
         assert program.wait(0.0) == 3
         # What the program would have had.
-        _order, streams, _flags, _address = socket.recv_fds(theirs, forked.LONGEST, 3)
+        _order, streams, _flags, _address = socket.recv_fds(theirs, fork_server.LONGEST, 3)
         for stream in streams:
             os.close(stream)
         assert program.communicate() == ("", None)

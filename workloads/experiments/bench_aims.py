@@ -117,7 +117,8 @@ def measure(asked: Options, running: Running) -> Outcome:
             quic = _add_quic()
             compared = [("smt", "sw"), ("tls", "sw"), *([("quic", "sw")] if quic else [])]
             found = bench_wire.rows_of(compared, asked.trials, running)
-            _check(found)
+            if failed := bench_wire.failure(found):
+                raise SmtError(failed)
             rows += found
             aims += wire_aims(bench_wire.ratios(found, _QUIC_PAIRS if quic else _PAIRS))
         elif part == "ycsb":
@@ -136,12 +137,6 @@ def measure(asked: Options, running: Running) -> Outcome:
     return Outcome(rows, {"aims": [asdict(aim) | {"reached": aim.reached} for aim in aims],
                           "environment": environment()},
                    as_text(aims), table=False, parameters={"trials": asked.trials, "parts": list(_parts(asked))})
-
-
-def _check(rows: Sequence[Row]) -> None:
-    failed = [row for row in rows if row["errors"] or not row["content_ok"]]
-    if failed:
-        raise SmtError(f"{len(failed)} trials failed, first: {failed[0].get('first_error', 'wrong content')}")
 
 
 #: (sizes, how all wait, at most, what it was before): round trips of one RPC after the other.

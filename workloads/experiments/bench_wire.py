@@ -64,14 +64,18 @@ def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running) 
     return rows
 
 
+def failure(rows: Sequence[Row]) -> str:
+    """How many trials failed, and why the first did; empty: none did."""
+    failed = [row for row in rows if row["errors"] or not row["content_ok"]]
+    return f"{len(failed)} trials failed, first: {failed[0].get('first_error', 'wrong content')}" if failed else ""
+
+
 def measure(asked: Options, running: Running) -> Outcome:
     """All systems."""
     rows = rows_of(SYSTEMS, asked.trials, running)
     parameters = {"trials": asked.trials}
-    failed = [row for row in rows if row["errors"] or not row["content_ok"]]
-    if failed:
-        why = failed[0].get("first_error", "wrong content")
-        return Outcome(rows, parameters=parameters, failed=f"{len(failed)} trials failed, first: {why}")
+    if failed := failure(rows):
+        return Outcome(rows, parameters=parameters, failed=failed)
     table = ratios(rows)
     return Outcome(rows, {"ratios": table, "environment": environment()}, as_text(table), table=False,
                    parameters=parameters)

@@ -12,6 +12,7 @@ Times are ``time.perf_counter_ns()`` where they are measured, ``time.monotonic_n
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +20,11 @@ from typing import Protocol, Self
 
 from smtstack.errors import PeerError
 from smtstack.socket import Address
+
+
+def rpc_to(peer: Address) -> str:
+    """What failed, for people."""
+    return f"RPC to {peer[0]}:{peer[1]}"
 
 
 class Call:
@@ -121,6 +127,12 @@ class Caller(Transport):
     @abstractmethod
     def abort(self, call: Call) -> None:
         """Give up a call that is under way: it finishes now, with an error."""
+
+    def fail(self, call: Call, error: PeerError) -> None:
+        """The call finishes now, with this error."""
+        call.error = error
+        call.ended = time.perf_counter_ns()
+        self.finished.append(call)
 
 
 class Server(Transport):

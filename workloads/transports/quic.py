@@ -14,6 +14,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from smtstack.io.processors import outnumbered
 from smtstack.socket import Address, RpcError, RpcTimeout
 from smtstack.waiting import Waiter, Waiting
 from workloads.transports import tls
-from workloads.transports.contract import Call, Caller, Handler, Server, Transport
+from workloads.transports.contract import Call, Caller, Handler, Server, Transport, rpc_to
 from workloads.transports.epoll import address_error, wait
 from workloads.transports.table import Look, Settings, TransportKind, register
 
@@ -216,10 +217,11 @@ class QuicEnd(Transport):
             elif isinstance(event, events.ConnectionIdIssued | events.ConnectionIdRetired):
                 self._renamed(link, event)
 
+    @abstractmethod
     def _message(self, link: Link, stream: int, data: bytes) -> None:
         """A stream has ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lost(self, link: Link) -> None:
         """A connection has ended."""
 
@@ -252,16 +254,16 @@ class QuicCaller(QuicEnd, Caller):
             while not link.ready:
                 left = end - time.monotonic()
                 if link.end:
-                    raise PeerError(f"RPC to {link.peer[0]}:{link.peer[1]}: handshake failed: {link.end}")
+                    raise PeerError(f"{rpc_to(link.peer)}: handshake failed: {link.end}")
                 if left <= 0:
-                    raise PeerError(f"RPC to {link.peer[0]}:{link.peer[1]}: no connection within {CONNECT_S:.0f} s"
+                    raise PeerError(f"{rpc_to(link.peer)}: no connection within {CONNECT_S:.0f} s"
                                     "; is the server running?")
                 self.drive(left)
 
     def begin(self, call: Call) -> None:
         link = self._by_peer[call.peer]
         if link.end:
-            self._finish(call, RpcError(f"RPC to {link.peer[0]}:{link.peer[1]}: {link.end}"))
+            self.fail(call, RpcError(f"{rpc_to(link.peer)}: {link.end}"))
             return
         stream = call.number = link.connection.get_next_available_stream_id()
         call.handle = link
@@ -274,8 +276,7 @@ class QuicCaller(QuicEnd, Caller):
         if isinstance(link, Link) and link.calls.pop(call.number, None) is not None and not link.end:
             link.connection.stop_stream(call.number, _STREAM_ABORTED)
             self.touch(link)
-        self._finish(call, RpcTimeout(f"RPC to {self.peers[call.peer][0]}:{self.peers[call.peer][1]}: "
-                                      "no answer in time"))
+        self.fail(call, RpcTimeout(f"{rpc_to(self.peers[call.peer])}: no answer in time"))
 
     def drive(self, timeout_s: float) -> None:
         if not self.finished:
@@ -291,13 +292,8 @@ class QuicCaller(QuicEnd, Caller):
     def _lost(self, link: Link) -> None:
         self._counters["connections_lost"] += 1
         for call in list(link.calls.values()):
-            self._finish(call, RpcError(f"RPC to {link.peer[0]}:{link.peer[1]}: {link.end}"))
+            self.fail(call, RpcError(f"{rpc_to(link.peer)}: {link.end}"))
         link.calls.clear()
-
-    def _finish(self, call: Call, error: PeerError) -> None:
-        call.error = error
-        call.ended = time.perf_counter_ns()
-        self.finished.append(call)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ from smtstack.io.neighbours import obstacle
 from smtstack.socket import Address, RpcError, RpcTimeout
 from smtstack.waiting import AS_TCP, Waiting
 from smtstack.wire.ipv4 import address
-from workloads.transports.contract import Call, Caller
+from workloads.transports.contract import Call, Caller, rpc_to
 from workloads.transports.epoll import EpollTransport, StreamMaker, address_error, wait
 from workloads.transports.framing import ID_MASK, FramingError, frame
 from workloads.transports.stream import Stream, StreamError
@@ -65,7 +65,7 @@ class StreamCaller(EpollTransport, Caller):
         else:
             alive = self._alive[call.peer]
             if not alive:
-                self._finish(call, RpcError(f"{_rpc_to(self.peers[call.peer])}: no connection is left"))
+                self.fail(call, RpcError(f"{rpc_to(self.peers[call.peer])}: no connection is left"))
                 return
             stream = alive[0]
             alive.rotate(-1)
@@ -87,7 +87,7 @@ class StreamCaller(EpollTransport, Caller):
         if isinstance(stream, Stream) and stream.pending.get(call.number) is call:
             # Its answer may still come, and nothing else can before it has.
             stream.pending[call.number] = None
-        self._finish(call, RpcTimeout(f"{_rpc_to(self.peers[call.peer])}: no answer in time"))
+        self.fail(call, RpcTimeout(f"{rpc_to(self.peers[call.peer])}: no answer in time"))
 
     def poll(self) -> None:
         self._handle(self._epoll.poll(0))
@@ -141,12 +141,7 @@ class StreamCaller(EpollTransport, Caller):
             idle.remove(stream)
         for call in list(stream.pending.values()):
             if call is not None:
-                self._finish(call, RpcError(f"{_rpc_to(stream.peer)}: {reason}"))
-
-    def _finish(self, call: Call, error: PeerError) -> None:
-        call.error = error
-        call.ended = time.perf_counter_ns()
-        self.finished.append(call)
+                self.fail(call, RpcError(f"{rpc_to(stream.peer)}: {reason}"))
 
 
 def _connect(make: StreamMaker, peer: Address, local_ip: str | None) -> Stream:
@@ -172,7 +167,7 @@ def _connect(make: StreamMaker, peer: Address, local_ip: str | None) -> Stream:
         return stream
     if stream is not None:
         stream.close()
-    raise PeerError(f"{_rpc_to(peer)}: {reason}")
+    raise PeerError(f"{rpc_to(peer)}: {reason}")
 
 
 def _connected(peer: Address, local_ip: str | None) -> socket.socket:
@@ -205,7 +200,3 @@ def _shake_hands(stream: Stream) -> None:
             raise TimeoutError
         waiter.poll(left * 1000)
     stream.ready = True
-
-
-def _rpc_to(peer: Address) -> str:
-    return f"RPC to {peer[0]}:{peer[1]}"
