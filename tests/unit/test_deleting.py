@@ -73,6 +73,7 @@ PLACES = {
     "topo.running finish": _OWN,
     "topo.sandbox _first_process.hand_on": _OWN,
     "topo.sandbox _hand_on": _OWN,
+    "topo.sandbox _prepare": f"{_TOPO}test_two_sandboxes_do_not_meet",
     "topo.shaping set_aside": _STAYS,
     "topo.shaping shape": _BESIDE,
     "topo.switches AutoSwitch._start_bridge": _STAYS,
