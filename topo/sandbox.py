@@ -138,7 +138,7 @@ def _forbidden(error: Exception) -> NoReturn:
 
 
 def _exit_code(status: int) -> int:
-    """Of what ``wait`` says."""
+    """The exit code of a process of which ``wait`` said this."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
