@@ -12,13 +12,17 @@ import resource
 import select
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtstack.aio import AioSocket
-from smtstack.io import bpf, neighbours
+from smtstack.io import bpf, neighbours, packet_socket
 from smtstack.io.packet_socket import PacketSocket, filter_program
+from smtstack.io.send_batch import SendBatch
 from smtstack.io.shared_port import worker_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext
@@ -320,3 +324,49 @@ def test_waiting_for_descriptors_beyond_what_select_takes():
             packets._both.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def on_a_pair(ours: socket.socket, frame_size: int) -> PacketSocket:
+    """A packet socket that sends by another kind of socket."""
+    packets = PacketSocket.__new__(PacketSocket)
+    packets._sock, packets._interface, packets.send_drops = ours, "e0", 0
+    packets._batch = SendBatch(ours, frame_size)
+    return packets
+
+
+@given(sizes=st.lists(st.one_of(st.integers(1, 100), st.sampled_from([99, 100, 101, 500])), max_size=150))
+def test_many_frames_by_one_call_are_those_of_many_calls(sizes):
+    """Of whatever length, more than a slot holds, too, and in their order."""
+    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, peer:
+        frames = [bytes([number]) * size for number, size in enumerate(sizes)]
+        on_a_pair(ours, 100).send(frames)
+        ours.shutdown(socket.SHUT_WR)
+        assert list(iter(lambda: peer.recv(1000), b"")) == frames
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_full_queue_loses_what_does_not_fit_and_no_more(monkeypatch, more):
+    monkeypatch.setattr(packet_socket, "SEND_PATIENCE_MS", 1)
+    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, peer:
+        ours.setblocking(False)
+        peer.setblocking(False)
+
+        def drained() -> list[bytes]:
+            came = []
+            with suppress(BlockingIOError):
+                while True:
+                    came.append(peer.recv(1000))
+            return came
+
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(b"x")
+        room = len(drained())
+        packets = on_a_pair(ours, 100)
+        for _turn in range(2):
+            frames = [number.to_bytes(4, "big") for number in range(room + more)]
+            packets.send(frames)
+            assert drained() == frames[:room]
+        assert packets.send_drops == 2 * more
