@@ -7,6 +7,7 @@ import json
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,13 +18,14 @@ from typing import Any
 
 from smtstack.aio import AioSocket
 from smtstack.errors import SmtError
+from smtstack.io.neighbours import Neighbours
 from smtstack.io.packet_socket import PacketSocket
 from smtstack.nic.descriptors import Route
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from smtstack.wire.ethernet import Ethernet
-from smtstack.wire.homa import PROTO_HOMA
+from smtstack.wire.homa import DATA, PROTO_HOMA
 from smtstack.wire.ipv4 import address
 from tests.net.netns import IFACE, A, B
 from workloads import transports
@@ -208,6 +210,43 @@ def batches() -> None:
         down_lost=down_lost - sum(len(frame) > 600 for frame in mixed), up=up, removed=removed)
 
 
+def flood(seconds: str, frames: str) -> None:
+    """Junk for the server's port and for others, from our address and from strangers', in bursts, until SIGTERM or
+    one of the bounds; how many frames for its port, and for others."""
+    rng = random.Random(1)
+    ether = Neighbours(IFACE)
+    mac = None
+    while mac is None:
+        mac = ether(address(B))
+    routes = [Route(Ethernet(mac, bytes(6)), address(source), address(B), PROTO_HOMA)
+              for source in (A, "10.9.0.3", "10.9.0.77")]
+    types = [DATA, *range(0x10, 0x20)]
+    junk: dict[int, list[bytes]] = {2000: [], 2001: [], 9999: []}
+    for port, made in junk.items():
+        while len(made) < 256:
+            header = bytearray(rng.randbytes(40))
+            header[2:4] = port.to_bytes(2, "big")
+            header[13] = rng.choice(types)
+            made.append(rng.choice(routes).frame(0, 0, bytes(header), rng.randbytes(rng.choice([0, 20, 1400]))))
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
+    sent = dict.fromkeys(junk, 0)
+    end = time.monotonic() + float(seconds)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((IFACE, 0))
+        while not stopped and time.monotonic() < end and sum(sent.values()) < int(frames):
+            for port, made in junk.items():
+                for frame in made:
+                    sock.send(frame)
+                sent[port] += len(made)
+            if sum(sent.values()) == 768 * 4:
+                print("flooding", file=sys.stderr, flush=True)
+            # The receiving end's work, too, is done here: what comes faster than it is read is lost there, and a
+            # link that loses everything proves nothing.
+            time.sleep(0.002)
+    say(stopped=bool(stopped), server=sent[2000], others=sent[2001] + sent[9999])
+
+
 def say(**numbers: Any) -> None:
     """The result."""
     print(json.dumps(numbers))
@@ -215,7 +254,7 @@ def say(**numbers: Any) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     "lossy": lossy, "canary": canary, "removed": removed, "down": down, "gather": gather, "aio_serve": aio_serve,
-    "two_transports": two_transports, "batches": batches}
+    "two_transports": two_transports, "batches": batches, "flood": flood}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*sys.argv[2:])
