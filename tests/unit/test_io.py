@@ -10,23 +10,29 @@ import asyncio
 import fcntl
 import resource
 import select
+import selectors
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtstack import aio
 from smtstack.aio import AioSocket
 from smtstack.io import bpf, neighbours, packet_socket
 from smtstack.io.packet_socket import PacketSocket, filter_program
 from smtstack.io.send_batch import SendBatch
 from smtstack.io.shared_port import worker_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
-from smtstack.socket import RpcError, SmtContext
+from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
+from smtstack.waiting import INTERRUPT, POLL, Waiting
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4, address
 from tests.cable import connect
@@ -276,6 +282,59 @@ def test_the_event_loop_wakes_for_delayed_frames():
             assert await asked == b"!"
 
     asyncio.run(main())
+
+
+class Watched(selectors.DefaultSelector):
+    """What an event loop asks of its descriptors: ``looks``, which do not wait, until ``enough`` of them, or one
+    that waits, bring ``frame``."""
+
+    def __init__(self, enough: int) -> None:
+        super().__init__()
+        self.enough = enough
+        self.frame: Callable[[], object] | None = None
+        self.looks = 0
+        self.slept = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.frame is not None:
+            sleeps = timeout is None or timeout > 0
+            self.looks += not sleeps
+            if sleeps or self.looks == self.enough:
+                self.slept = sleeps
+                bring, self.frame = self.frame, None
+                bring()
+        return super().select(timeout)
+
+
+@pytest.mark.usefixtures("cable")
+@pytest.mark.parametrize(("how", "stalls", "looks", "slept"), [
+    (Waiting(POLL, 10**12), False, 50, False),
+    (Waiting(INTERRUPT), False, 2, True),
+    # Others have the event loop all the time.
+    (Waiting(POLL, 10**12), True, 3, True)])
+def test_the_event_loop_looks_again_and_again_or_sleeps(monkeypatch, how, stalls, looks, slept):
+    monkeypatch.setattr(aio, "STALL_NS", -1 if stalls else 1 << 62)
+    selector = Watched(50)
+
+    async def main() -> None:
+        quiet = SmtContext("e0", "homa", params=PATIENT, wait=Waiting(INTERRUPT))
+        async with AioSocket(("10.0.0.1", 40_000), replace(quiet, wait=how)) as client:
+            with SmtSocket(("10.0.0.2", PORT), quiet) as server:
+                asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
+                await asyncio.sleep(0)
+                request = server.receive(1.0)
+                assert request is not None
+                selector.frame = partial(request.reply, b"!")
+                assert await asked == b"!"
+
+    loop = asyncio.SelectorEventLoop(selector)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert selector.slept is slept
+    assert selector.looks <= looks
+    assert slept or selector.looks == looks
 
 
 @pytest.mark.usefixtures("cable")
