@@ -2,6 +2,9 @@
 
     >>> async with AioSocket(("10.0.0.1", 40000), SmtContext("h1-eth0", certs=Path("certs/h1"))) as sock:
     ...     replies = await asyncio.gather(*(sock.request(server, q, timeout=1.0) for q in queries))
+
+A socket waits as its context says (smtstack/waiting.py). To look for frames again and again, it keeps the event
+loop from sleeping: that goes on asking all its descriptors, without waiting, and runs whatever else is ready.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 
+from smtstack.io.processors import outnumbered
 from smtstack.socket import Address, IncomingRequest, RpcFuture, RpcTimeout, SmtContext, SmtSocket
 from smtstack.transport import events
 from smtstack.transport.rpc import Rpc
+from smtstack.waiting import STALL_NS, Waiter
 from smtstack.wire.ipv4 import address
 
 
@@ -58,6 +63,10 @@ class AioSocket:
         self.socket = _TimedSocket(local, context, self._arm)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._waiter = Waiter(context.wait, outnumbered)
+        #: The next look, until when to look, and when the last one was.
+        self._look: asyncio.Handle | None = None
+        self._look_until = self._looked = 0
         self._arrived: asyncio.Queue[IncomingRequest] = asyncio.Queue()
         #: Something may have happened.
         self._stirred = asyncio.Event()
@@ -109,20 +118,45 @@ class AioSocket:
             yield await self._arrived.get()
 
     def _pump(self) -> None:
-        self.socket.poll()
+        came = self.socket.poll()
+        if self._waiter.looks:
+            self._waiter.end(time.monotonic_ns(), came)
         self._stirred.set()
         while (request := self.socket.receive(0)) is not None:
             self._arrived.put_nowait(request)
         self._arm()
 
     def _arm(self) -> None:
+        """Nothing is to be done now: say when there will be, at the latest, and begin to wait."""
+        self._disarm()
+        wake = self.socket.loop.next_wake()
+        now = time.monotonic_ns()
+        if wake is not None:
+            self._timer = self._loop.call_later(max(0, wake - now) / 1e9, self._pump)
+        if self._waiter.looks:
+            self._look_until = self._waiter.begin(now)
+            self._look_again(now)
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wake = self.socket.loop.next_wake()
-        if wake is not None:
-            delay = max(0, wake - time.monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(delay, self._pump)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _look_again(self, now: int) -> None:
+        """Something that is ready at once keeps the event loop awake, which then looks at our descriptor."""
+        self._looked = now
+        self._look = self._loop.call_soon(self._looks) if now < self._look_until else None
+
+    def _looks(self) -> None:
+        now = time.monotonic_ns()
+        if now - self._looked > STALL_NS:
+            # Another program had the processor, or another task the event loop.
+            self._waiter.stalled()
+            self._look_until = now
+        self._look_again(now)
 
     def close(self) -> None:
         """Leave the event loop and close the socket. Requests under way end with an RpcError.
@@ -135,8 +169,7 @@ class AioSocket:
         for future in list(self._asked):
             self.socket.abort(future)
         self._loop.remove_reader(self.socket.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         self.socket.close()
 
     async def __aenter__(self) -> AioSocket:

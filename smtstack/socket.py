@@ -348,11 +348,12 @@ class SmtSocket:
         if self.endpoint.grants_due():
             self.loop.flush()
 
-    def poll(self) -> None:
-        """Move the protocol without waiting: for event loops."""
-        self.loop.step(0)
+    def poll(self) -> bool:
+        """Move the protocol without waiting: for event loops. Whether there was anything to do."""
+        busy = self.loop.step(0)
         self._dispatch()
         self.loop.flush()
+        return busy
 
     def _dispatch(self) -> None:
         next_event = self.endpoint.next_event

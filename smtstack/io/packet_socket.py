@@ -13,6 +13,7 @@ from smtstack.compiled import mypyc_attr
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
+from smtstack.io.send_batch import MOST, WORTH, SendBatch
 from smtstack.io.shared_port import SharedPort
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
@@ -56,6 +57,7 @@ class PacketSocket:
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
             self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
+            self._batch = SendBatch(self._sock, mtu + HEADER_LEN)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if shared is not None:
                 self._join(shared, protocol)
@@ -117,6 +119,19 @@ class PacketSocket:
 
         Raises :class:`Unsupported` when the interface was removed: no other of that name takes its place.
         """
+        count = len(frames)
+        at = 0
+        while count - at >= WORTH:
+            stop = min(at + MOST, count)
+            at += self._batch.send(frames, at)
+            if at < stop:
+                # One at a time, so that what is wrong is known, and dealt with, of each.
+                self._send_each(frames[at:stop])
+                at = stop
+        if at < count:
+            self._send_each(frames[at:] if at else frames)
+
+    def _send_each(self, frames: list[bytes]) -> None:
         send = self._sock.send
         for frame in frames:
             try:

@@ -7,6 +7,7 @@ import json
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,9 +18,15 @@ from typing import Any
 
 from smtstack.aio import AioSocket
 from smtstack.errors import SmtError
+from smtstack.io.neighbours import Neighbours
+from smtstack.io.packet_socket import PacketSocket
+from smtstack.nic.descriptors import Route
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
+from smtstack.wire.ethernet import Ethernet
+from smtstack.wire.homa import DATA, PROTO_HOMA
+from smtstack.wire.ipv4 import address
 from tests.net.netns import IFACE, A, B
 from workloads import transports
 from workloads.transports import Settings
@@ -155,6 +162,90 @@ def two_transports(port: str, certs: str) -> None:
                 tcp.poll()
 
 
+def batches() -> None:
+    """Batches of all lengths between two packet sockets on a cable of their own, and through its troubles: what
+    came of each."""
+    link = ["ip", "link", "set", "s0"]
+
+    def ip(*words: str) -> None:
+        subprocess.run([*link, *words], check=True)
+
+    subprocess.run(["ip", "link", "add", "s0", "type", "veth", "peer", "r0"], check=True)
+    ip("up")
+    subprocess.run(["ip", "link", "set", "r0", "up"], check=True)
+    near, far = address("10.8.0.1"), address("10.8.0.2")
+    sender = PacketSocket("s0", near, 1, PROTO_HOMA, 1500)
+    receiver = PacketSocket("r0", far, 1, PROTO_HOMA, 1500)
+    route = Route(Ethernet(receiver.mac, sender.mac), near, far, PROTO_HOMA)
+    header = bytes(2) + (1).to_bytes(2, "big") + bytes(36)
+    rng = random.Random(1)
+
+    def frames(count: int, sizes: list[int]) -> list[bytes]:
+        return [route.frame(0, 0, header, rng.randbytes(rng.choice(sizes))) for _ in range(count)]
+
+    def arrived(sent: list[bytes]) -> list[bytes]:
+        sender.send(sent)
+        return receiver.receive(4096)
+
+    whole = sum(arrived(sent) == sent for n in range(200) for sent in [frames(n, [1, 30, 700, 1440])])
+    ip("mtu", "600")
+    mixed = frames(200, [20, 1000])
+    short = arrived(mixed) == [frame for frame in mixed if len(frame) < 600]
+    long_lost = sender.send_drops == sum(len(frame) > 600 for frame in mixed)
+    ip("down")
+    down = len(arrived(frames(100, [20])))
+    down_lost = sender.send_drops
+    ip("mtu", "1500", "up")
+    again = frames(100, [20, 1440])
+    up = arrived(again) == again
+    subprocess.run(["ip", "link", "del", "s0"], check=True)
+    removed = ""
+    try:
+        sender.send(again)
+    except SmtError as e:
+        removed = f"{type(e).__name__}: {e}"
+    sender.close()
+    receiver.close()
+    say(whole=whole, short=short, long_lost=long_lost, down=down,
+        down_lost=down_lost - sum(len(frame) > 600 for frame in mixed), up=up, removed=removed)
+
+
+def flood(seconds: str, frames: str) -> None:
+    """Junk for the server's port and for others, of our address and of strangers, without a pause, until SIGTERM
+    or one of the bounds; how many frames for its port, and for others."""
+    rng = random.Random(1)
+    ether = Neighbours(IFACE)
+    mac = None
+    while mac is None:
+        mac = ether(address(B))
+    routes = [Route(Ethernet(mac, bytes(6)), address(source), address(B), PROTO_HOMA)
+              for source in (A, "10.9.0.3", "10.9.0.77")]
+    types = [DATA, *range(0x10, 0x20)]
+    junk: dict[int, list[bytes]] = {2000: [], 2001: [], 9999: []}
+    for port, made in junk.items():
+        while len(made) < 256:
+            header = bytearray(rng.randbytes(40))
+            header[2:4] = port.to_bytes(2, "big")
+            header[13] = rng.choice(types)
+            made.append(rng.choice(routes).frame(0, 0, bytes(header), rng.randbytes(rng.choice([0, 20, 1400]))))
+    # One of each in turn: the server never has a pause.
+    mixed = [pair for turn in zip(*([(port, frame) for frame in made] for port, made in junk.items()), strict=True)
+             for pair in turn]
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
+    sent = dict.fromkeys(junk, 0)
+    end = time.monotonic() + float(seconds)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((IFACE, 0))
+        while not stopped and time.monotonic() < end and sum(sent.values()) < int(frames):
+            for port, frame in mixed:
+                sock.send(frame)
+                sent[port] += 1
+            if sum(sent.values()) == 768 * 4:
+                print("flooding", file=sys.stderr, flush=True)
+    say(stopped=bool(stopped), server=sent[2000], others=sent[2001] + sent[9999])
+
+
 def say(**numbers: Any) -> None:
     """The result."""
     print(json.dumps(numbers))
@@ -162,7 +253,7 @@ def say(**numbers: Any) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     "lossy": lossy, "canary": canary, "removed": removed, "down": down, "gather": gather, "aio_serve": aio_serve,
-    "two_transports": two_transports}
+    "two_transports": two_transports, "batches": batches, "flood": flood}
 
 if __name__ == "__main__":
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

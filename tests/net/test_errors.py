@@ -167,3 +167,9 @@ def test_the_interface_is_removed(net: Net):
     assert result["known"] == f"Unsupported: interface {IFACE} was removed"
     # Nobody can be asked for its address any more; but an acknowledgement may be due to the other before.
     assert result["unknown"] in {"RpcTimeout", "Unsupported"}
+
+
+def test_of_many_frames_by_one_call_each_has_its_own_fate(net: Net):
+    """Which are too long, or come while the interface is down, are lost; all others arrive as they are."""
+    assert net.drive("batches") == {"whole": 200, "short": True, "long_lost": True, "down": 0, "down_lost": 100,
+                                    "up": True, "removed": "Unsupported: interface s0 was removed"}

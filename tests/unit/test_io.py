@@ -10,19 +10,29 @@ import asyncio
 import fcntl
 import resource
 import select
+import selectors
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from smtstack import aio
 from smtstack.aio import AioSocket
-from smtstack.io import bpf, neighbours
+from smtstack.io import bpf, neighbours, packet_socket
 from smtstack.io.packet_socket import PacketSocket, filter_program
+from smtstack.io.send_batch import SendBatch
 from smtstack.io.shared_port import worker_program
 from smtstack.nic.impairments import ImpairmentRates, Impairments
-from smtstack.socket import RpcError, SmtContext
+from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
+from smtstack.waiting import INTERRUPT, POLL, Waiting
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4, address
 from tests.cable import connect
@@ -274,6 +284,59 @@ def test_the_event_loop_wakes_for_delayed_frames():
     asyncio.run(main())
 
 
+class Watched(selectors.DefaultSelector):
+    """What an event loop asks of its descriptors: ``looks``, which do not wait, until ``enough`` of them, or one
+    that waits, bring ``frame``."""
+
+    def __init__(self, enough: int) -> None:
+        super().__init__()
+        self.enough = enough
+        self.frame: Callable[[], object] | None = None
+        self.looks = 0
+        self.slept = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.frame is not None:
+            sleeps = timeout is None or timeout > 0
+            self.looks += not sleeps
+            if sleeps or self.looks == self.enough:
+                self.slept = sleeps
+                bring, self.frame = self.frame, None
+                bring()
+        return super().select(timeout)
+
+
+@pytest.mark.usefixtures("cable")
+@pytest.mark.parametrize(("how", "stalls", "looks", "slept"), [
+    (Waiting(POLL, 10**12), False, 50, False),
+    (Waiting(INTERRUPT), False, 2, True),
+    # Others have the event loop all the time.
+    (Waiting(POLL, 10**12), True, 3, True)])
+def test_the_event_loop_looks_again_and_again_or_sleeps(monkeypatch, how, stalls, looks, slept):
+    monkeypatch.setattr(aio, "STALL_NS", -1 if stalls else 1 << 62)
+    selector = Watched(50)
+
+    async def main() -> None:
+        quiet = SmtContext("e0", "homa", params=PATIENT, wait=Waiting(INTERRUPT))
+        async with AioSocket(("10.0.0.1", 40_000), replace(quiet, wait=how)) as client:
+            with SmtSocket(("10.0.0.2", PORT), quiet) as server:
+                asked = asyncio.create_task(client.request(("10.0.0.2", PORT), b"?"))
+                await asyncio.sleep(0)
+                request = server.receive(1.0)
+                assert request is not None
+                selector.frame = partial(request.reply, b"!")
+                assert await asked == b"!"
+
+    loop = asyncio.SelectorEventLoop(selector)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    assert selector.slept is slept
+    assert selector.looks <= looks
+    assert slept or selector.looks == looks
+
+
 @pytest.mark.usefixtures("cable")
 def test_cancelling_aborts():
     async def main() -> None:
@@ -320,3 +383,49 @@ def test_waiting_for_descriptors_beyond_what_select_takes():
             packets._both.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def on_a_pair(ours: socket.socket, frame_size: int) -> PacketSocket:
+    """A packet socket that sends by another kind of socket."""
+    packets = PacketSocket.__new__(PacketSocket)
+    packets._sock, packets._interface, packets.send_drops = ours, "e0", 0
+    packets._batch = SendBatch(ours, frame_size)
+    return packets
+
+
+@given(sizes=st.lists(st.one_of(st.integers(1, 100), st.sampled_from([99, 100, 101, 500])), max_size=150))
+def test_many_frames_by_one_call_are_those_of_many_calls(sizes):
+    """Of whatever length, more than a slot holds, too, and in their order."""
+    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, peer:
+        frames = [bytes([number]) * size for number, size in enumerate(sizes)]
+        on_a_pair(ours, 100).send(frames)
+        ours.shutdown(socket.SHUT_WR)
+        assert list(iter(lambda: peer.recv(1000), b"")) == frames
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_full_queue_loses_what_does_not_fit_and_no_more(monkeypatch, more):
+    monkeypatch.setattr(packet_socket, "SEND_PATIENCE_MS", 1)
+    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, peer:
+        ours.setblocking(False)
+        peer.setblocking(False)
+
+        def drained() -> list[bytes]:
+            came = []
+            with suppress(BlockingIOError):
+                while True:
+                    came.append(peer.recv(1000))
+            return came
+
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(b"x")
+        room = len(drained())
+        packets = on_a_pair(ours, 100)
+        for _turn in range(2):
+            frames = [number.to_bytes(4, "big") for number in range(room + more)]
+            packets.send(frames)
+            assert drained() == frames[:room]
+        assert packets.send_drops == 2 * more

@@ -18,6 +18,7 @@ from smtstack.errors import ConfigError
 from tests.rows import comparison, row
 from workloads.commands import report as report_command
 from workloads.results import report
+from workloads.results.compared import what_is_compared
 from workloads.results.folder import ResultFolder
 from workloads.results.points import overall
 from workloads.results.row import Row
@@ -47,8 +48,8 @@ class Page(HTMLParser):
 
 def _folder(base: Path, rows: Sequence[Row], **parameters: Any) -> ResultFolder:
     folder = ResultFolder.create("demo", base)
-    folder.write_run(parameters, {"cpu": "Abacus", "sysctl": {"net.core.rmem_max": "1"}}, 1, overall(rows), rows,
-                     "smtnet demo --quick")
+    environment = {"cpu": "Abacus", "protocol_code": "compiled", "sysctl": {"net.core.rmem_max": "1"}}
+    folder.write_run(parameters, environment, 1, overall(rows), rows, "smtnet demo --quick")
     return folder
 
 
@@ -80,6 +81,32 @@ def test_page_has_everything_and_needs_nothing(tmp_path: Path):
     assert all((folder.path / href).exists() for href in page.all("a", "href"))
     assert "http" not in page.source.replace("base64", "")[:page.source.index("data:image")]
     assert "url(" not in page.source
+
+
+def test_who_sees_it_first_is_told_what_is_compared_and_shown_it(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    rows: list[Any] = comparison()
+    for r in rows:
+        looks = r["topo"] == "back2back" and r["transport"] in {"smt", "homa"}
+        r["wait"] = "hybrid" if looks else "interrupt"
+    text = Page(report.make(_folder(tmp_path, rows))[0]).text
+    order = ["smt-sw, smt-hw, homa in Python in user space (compiled)", "tcp, tls in C in the kernel", "OpenSSL",
+             "Waiting on back2back: smt-sw, smt-hw, homa hybrid; tcp, tls interrupt.",
+             "Waiting on star,4: all interrupt.", "Faithful.", "Pictures", "Round trip of one RPC", "Results"]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("transports", [["smt", "homa"], ["tcp", "tls"], ["smt", "somebody's"], []])
+def test_nothing_is_said_of_what_is_of_one_kind(transports):
+    assert what_is_compared([row(transport) for transport in transports], "compiled") == ""
+
+
+def test_a_way_to_wait_that_nobody_knows_is_left_out():
+    text = what_is_compared([row("smt"), row("tcp", None)], "")
+    assert "user space, packet by packet, with tcp in C in the kernel; clients" in text
+    assert "Waiting" not in text
+    assert "OpenSSL" not in text
 
 
 @pytest.mark.parametrize("field", ["topo", "transport", "nic", "poll", "variant", "size", "first_error", "reason"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
+from smtstack import compiled
 from smtstack.errors import Unsupported
 from topo.link_options import LinkOptions
 from topo.network import open_network
@@ -16,6 +18,7 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.results.compared import what_is_compared
 from workloads.results.folder import ResultFolder
 from workloads.results.points import points
 from workloads.results.progress import Progress
@@ -92,7 +95,8 @@ def measure(plan: Plan, running: Running) -> Outcome:
     failed = [point for point in points(rows) if point.failed]
     why = f"{len(failed)} points failed: {failed[0].quoted.get('first_error', 'wrong content')}" if failed else ""
     return Outcome(
-        rows, {"ok": not failed, "skipped": plan.skipped, "points": rows}, failed=why,
+        rows, {"ok": not failed, "skipped": plan.skipped, "points": rows},
+        textwrap.fill(what_is_compared(rows, compiled.description()), 110), failed=why,
         parameters={"topologies": TOPOLOGIES, "trials": plan.trials, "skipped": plan.skipped},
         remarks=[f"smtnet: {line}" for line in plan.skipped])
 

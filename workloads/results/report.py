@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
+from workloads.results.compared import what_is_compared
 from workloads.results.folder import ResultFolder, Run
 from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio
 from workloads.results.row import Row
@@ -92,7 +93,7 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         f"<h1>{escape(run.name)}</h1>",
         f'<p class="when">{escape(run.created)}, seed {escape(str(run.seed))}</p>',
         f"<pre>{escape(run.command)}</pre>",
-        _verdict(run.fidelity, rows), "<h2>Results</h2>", _reading(rows), *_tables(rows), "<h2>Pictures</h2>",
+        _compared(run), _verdict(run.fidelity, rows), "<h2>Pictures</h2>",
     ]
     if missing:
         parts.append(f"<p>Left out: {escape(missing)}</p>")
@@ -100,6 +101,7 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
                      f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')
+    parts += ["<h2>Results</h2>", _reading(rows), *_tables(rows)]
     for section in kinds.all_of(kinds.Section):
         if text := section.text(rows):
             parts += [f"<h2>{escape(section.title)}</h2>", f"<pre>{escape(text)}</pre>"]
@@ -111,6 +113,11 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
     body = "\n".join(parts)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{escape(run.name)}</title>\n'
             f"<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
+
+
+def _compared(run: Run) -> str:
+    text = what_is_compared(run.results, str(run.environment.get("protocol_code", "")))
+    return f"<p>{escape(text)}</p>" if text else ""
 
 
 def _verdict(fidelity: Mapping[str, Any], rows: Sequence[Row]) -> str:
