@@ -136,8 +136,9 @@ def play(scenario: Scenario, net: SmtNet, transport: str, trial: int, first: int
                     faults.begin(step.number)
                     begun[step.number] = clock.now()
                 case What.FAULT_ENDS:
-                    faults.end(step.number)
+                    # Before: what a stopped server answers once it goes on is not of the time in which it stood.
                     ended[step.number] = clock.now()
+                    faults.end(step.number)
         for tick in ticks:
             _look(clock, tick, fleets[0], looks)
         measured = [one.collect(prepared) for one, prepared in zip(fleets, trials, strict=True)]

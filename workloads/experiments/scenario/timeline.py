@@ -26,7 +26,7 @@ class Happened(TypedDict):
     begin_s: float
     """When it had taken effect ..."""
     end_s: float
-    """... and when it had no effect any more."""
+    """... and when its end began: between the two it held."""
     asked_begin_s: float
     asked_end_s: float
 
