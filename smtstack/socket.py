@@ -35,9 +35,9 @@ from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.state import Port
 from smtstack.session.offer import Offer
 from smtstack.transport import events
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.transport.upstream_endpoint import make_endpoint
 from smtstack.waiting import AS_HOMA, Waiter, Waiting
 from smtstack.wire.ipv4 import address, format_address
 
@@ -109,7 +109,7 @@ class SmtContext:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
         if self.profile == "smt" and self.keys == "demo":
             raise ConfigError("profile smt takes no demo keys: everybody knows them; make a key file")
-        if self.profile != "homa" and self.keys is None:
+        if self.profile not in ("homa", "upstream") and self.keys is None:
             others = "'demo' for the public ones" if self.profile == "linux" else "certs, made by 'smtnet ca'"
             raise ConfigError(f"profile {self.profile} needs keys, a file made by 'smtnet keys', or {others}")
         # A process that starts over with the same keys and port must not start over with its ids.
@@ -213,7 +213,7 @@ class SmtSocket:
             if self.sessions is not None:
                 undo.callback(self.sessions.close)
             keys = self.sessions.manager if self.sessions is not None else context.load_keys()
-            self.endpoint = Endpoint(ip, local[1], context.profile, keys, params)
+            self.endpoint = make_endpoint(ip, local[1], context.profile, keys, params)
             self._trace: TraceFile | None = None
             if context.trace is not None:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
