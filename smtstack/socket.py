@@ -220,7 +220,7 @@ class SmtSocket:
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.shared_port)
+                                  context.shared_port, self.endpoint.profile.fmt.tcp_shaped)
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:

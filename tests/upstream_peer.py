@@ -1,9 +1,9 @@
 """Upstream Homa's module as its peers see it, scripted from what was read and measured of it, in virtual time.
 
-Not our engine's rules but the module's (HomaModule 9edb958): silence counted by RPC; RESENDs at 5, 10, ... 95 silent
-ticks, one for every gap and one for the rest, (0, -1) while nothing is here; ETIMEDOUT at 100; NEED_ACK every tick
-and for ever; GRANTs that repeat; a packet that overlaps the edge of a gap is dropped whole; offsets in the sequence
-alone, resolved where GRO runs; a socket's own shape, native or TCP's, both taken where GRO runs.
+Not our engine's rules but the module's (HomaModule 9edb958): silence counted by RPC; RESENDs at 5, 10, ... 95
+silent ticks, one for every gap and one for the rest, (0, -1) while nothing is here; ETIMEDOUT at 100; NEED_ACK
+every tick and for ever; GRANTs that repeat; a packet that overlaps the edge of a gap is dropped whole; offsets in
+the sequence alone, resolved where GRO runs; a socket's own shape, native or TCP's, both taken where GRO runs.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class UpstreamPeer:
     def _retransmit(self, rpc: PeerRpc, start: int, stop: int) -> None:
         assert rpc.out is not None
         for a, b in boundaries(len(rpc.out)):
-            if a < stop and start < b and b <= rpc.sent:
+            if a < stop and start < b <= rpc.sent:
                 self._data(rpc, a, min(stop, len(rpc.out)), True)
 
     # -- time --------------------------------------------------------------------------------------------
@@ -269,7 +269,8 @@ class UpstreamPeer:
         own = packet.sender_id ^ 1
         rpc = self.rpcs.get(own)
         if isinstance(packet, homa.Ack):
-            for client_id in (packet.sender_id, *(a.client_id for a in packet.acks if a.server_port == MODULE_PORT)):
+            entries = [a.client_id for a in packet.acks if a.server_port == MODULE_PORT]
+            for client_id in (packet.sender_id, *entries):
                 self._acked(client_id)
         elif isinstance(packet, homa.Cutoffs):
             self.cutoff_version = packet.cutoff_version

@@ -61,7 +61,7 @@ def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa
 
 def carries(protocol: int, transport: bytes, fmt: homa.WireFormat) -> bool:
     """Whether an IP packet of ``protocol`` may be of this format."""
-    return protocol == fmt.protocol or (fmt is homa.UPSTREAM and protocol == homa.PROTO_TCP
+    return protocol == fmt.protocol or (fmt.tcp_shaped and protocol == homa.PROTO_TCP
                                         and upstream.tcp_shaped(transport))
 
 

@@ -108,13 +108,16 @@ class WireFormat:
     #: Where the packet type is, and how long the header of DATA.
     type_offset: int = TYPE_OFFSET
     data_len: int = DATA_LEN
+    #: Packets may as well look like TCP's: protocol 6 and a pattern that no TCP sends.
+    tcp_shaped: bool = False
 
 
 SMT: Final = WireFormat("smt", PROTO_HOMA, extended=True, ack_proof=True)
 HOMA: Final = WireFormat("homa", PROTO_HOMA, extended=True, ack_proof=False)
 LINUX: Final = WireFormat("linux", PROTO_LINUX, extended=False, ack_proof=False)
 #: Homa's own module. Also in the shape of TCP. Parsed and packed by :mod:`~smtstack.wire.upstream`.
-UPSTREAM: Final = WireFormat("upstream", PROTO_HOMA, extended=False, ack_proof=False, type_offset=11, data_len=56)
+UPSTREAM: Final = WireFormat("upstream", PROTO_HOMA, extended=False, ack_proof=False, type_offset=11, data_len=56,
+                             tcp_shaped=True)
 FORMATS: Final = {f.name: f for f in (SMT, HOMA, LINUX, UPSTREAM)}
 
 

@@ -1,4 +1,4 @@
-"""RPCs with upstream Homa's module as it behaves: both roles, both shapes and mixed, lost, late, dead, vanished."""
+"""RPCs with upstream Homa's module: both roles, both shapes and mixed, lost, late, dead, vanished."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_dead_peer_is_asked_nineteen_times_and_given_up(size: int) -> None:
 
 
 def test_the_timing_of_the_module_itself() -> None:
-    """In captures: its ticks took 1.2 to 1.4 ms each, in an emulator. Ours by the same count are above and below."""
+    """In captures, where its ticks took 1.2 to 1.4 ms: it ran in an emulator. Its counts are our tests'."""
     for times in times_in("dead-peer-default-timers.pcap", homa.RESEND):
         assert len(times) == 19
         tick = (times[-1] - times[0]) / 90

@@ -59,7 +59,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
                         help="; ".join(f"{kind.name}: {kind.about}" if kind.about else kind.name
                                        for kind in TABLE.values()) + " (default: %(default)s)")
-    parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
+    parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux, upstream)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
                         help="smt, tls, ktls: this host's certificate ('smtnet ca' makes one for each host)")
@@ -71,7 +71,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "(default: %(default)s)")
     add(Waits, parser)
     add(EndSessions, parser)
-    packets = parser.add_argument_group("smt, homa, linux")
+    packets = parser.add_argument_group("smt, homa, linux, upstream")
     packets.add_argument("--trace", metavar="FILE|FOLDER",
                          help="write what the engine does and why, for 'smtnet trace' (docs/trace.md), to a new "
                               "file, or a folder in which each process makes one; no keys, no plaintext")
@@ -119,7 +119,7 @@ class Params:
     """Parameters of our transports, of an experiment."""
 
     param: list[str] = option("--param", action="append", default=[], metavar="NAME=VALUE",
-                              help="smt, homa, linux: a parameter of the transport, as max_overcommit=4 "
+                              help="smt, homa, linux, upstream: a parameter of the transport, as max_overcommit=4 "
                                    "(repeatable; default: by the link's rate)")
 
 

@@ -189,6 +189,8 @@ for _kind in (
     TransportKind(name="homa", about="the same in clear", beside="tcp", looks={"sw": Look("#009E73", "^", "-")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
     TransportKind(name="linux", about="as the SMT kernel module", encrypted=True, keyed=True),
+    TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
+                  compared=frozenset({"mn"})),
     TransportKind(name="tcp", streams=_tcp, looks={"sw": Look("#E69F00", "v", "--")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
     TransportKind(name="tls", about="by OpenSSL", streams=_tls, encrypted=True, certified=True,
