@@ -44,6 +44,7 @@ TYPE_OFFSET: Final = 11
 FLAGS_OFFSET: Final = 13
 CHECKSUM_OFFSET: Final = 16
 URGENT_OFFSET: Final = 18
+PLACE_OFFSET: Final = 52
 DATA_LEN: Final = 56
 ACK_LEN: Final = 80
 FLAGS: Final = 0x06
