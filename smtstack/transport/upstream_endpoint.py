@@ -127,8 +127,10 @@ class UpstreamEndpoint(Endpoint):
             if whole and rpc.is_client and rpc.inm is None:
                 self._finish_response(rpc, payload, tick)
                 return
-        # Any packet of it ends its silence, new or not.
-        rpc.alive(tick)
+        inm = rpc.inm
+        if inm is None or inm.length == length:
+            # Any packet of it ends its silence, new or not; but one that is of no use does not help it.
+            rpc.alive(tick)
         self._receive(rpc, at, 0, 0, length, incoming, payload, tick)
 
     def _begin(self, peer: Peer, key: int, sender_id: int, length: int, whole: bytes | None,

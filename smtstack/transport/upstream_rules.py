@@ -169,17 +169,23 @@ class UpstreamRecovery(Recovery):
         if not lost or (rpc.state is OUTGOING and out is not None and out.sendable()):
             # For ourselves: we have not granted more, or not sent what we may.
             rpc.alive(tick)
-        due = max(rpc.heard_tick + p.resend_ticks, rpc.resend_tick + self._gap(rpc))
-        end = max(rpc.heard_tick + p.timeout_ticks, rpc.resend_tick + p.resend_interval)
+        due, end = self._due(rpc), self._end(rpc)
         look = min(due, end)
-        if tick < look:
-            self._table.timers.arm(rpc, look)
-        elif tick >= end and tick - look <= p.resend_ticks:
-            self._give_up(rpc, tick)
-        else:
+        if tick >= look:
+            if tick >= end and tick - look <= p.resend_ticks:
+                self._give_up(rpc, tick)
+                return
             # Who looks much later did not run: what it waits for may have been there for long.
             self.ask_again(rpc, lost, tick, "silence")
-            self._table.timers.arm(rpc, tick + self._gap(rpc))
+            look = min(self._due(rpc), self._end(rpc))
+        self._table.timers.arm(rpc, look)
+
+    def _due(self, rpc: Rpc) -> int:
+        """Tick of the next RESEND."""
+        return max(rpc.heard_tick + self._p.resend_ticks, rpc.resend_tick + self._gap(rpc))
+
+    def _end(self, rpc: Rpc) -> int:
+        return max(rpc.heard_tick + self._p.timeout_ticks, rpc.resend_tick + self._p.resend_interval)
 
     def _check_response(self, rpc: Rpc, tick: int) -> None:
         """Our response waits: for grants, which its client would ask for, or to be acknowledged."""
@@ -239,8 +245,9 @@ class UpstreamControl(ControlPackets):
             return
         out = rpc.out
         if out is None:
+            # The module says BUSY whatever the reason, and a request that can never be whole keeps both waiting.
             if not rpc.is_client:
-                self._busy(rpc)
+                self._still_receiving(rpc, tick)
             return
         if not rpc.is_client:
             # The client lives, so the response is worth keeping.
@@ -251,7 +258,9 @@ class UpstreamControl(ControlPackets):
             # Asking for bytes allows them: the GRANT for them was lost.
             self._allow(rpc, out, stop)
         if packet.offset >= sent_end:
-            self._busy(rpc)
+            # Beyond the message there is nothing to wait for.
+            if packet.offset < out.length:
+                self._busy(rpc)
             return
         stop = min(stop, sent_end)
         again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority, tick)
