@@ -253,8 +253,9 @@ class SmtSocket:
         return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
 
     def mtu_hint(self) -> str:
-        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it."""
-        if self.sessions is not None:
+        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it, or
+        it need not be the same."""
+        if self.sessions is not None or self.context.profile == "upstream":
             return ""
         # Interfaces drop packets that are too long without a word to anybody; few let a little more pass.
         mtu = self.endpoint.params.mtu
