@@ -31,8 +31,8 @@ class Needs(NamedTuple):
 
 
 #: What can be asked for by name here, as workloads/transports/table.py has it; a test compares the two.
-TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "upstream": Needs(True, False),
-              "tcp": Needs(False, False), "tls": Needs(False, True)}
+TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "tcp": Needs(False, False),
+              "tls": Needs(False, True), "upstream": Needs(True, False)}
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
 #: Of the credentials, in a folder that goes with them.

@@ -170,8 +170,8 @@ def _look(packet: bytes, transport: bytes) -> str:
 
 
 def _look_upstream(transport: bytes) -> str:
-    """Of a packet with the pattern of upstream Homa. The module's branch smt-ng has the same, and in DATA the
-    offset of a record, then that, where upstream has nothing and the packet's own offset (reference §11.2)."""
+    """The profile of a packet with upstream Homa's pattern, which the module's branch smt-ng has as well: that has
+    a record and its offset where upstream's DATA has the packet's own offset and nothing (reference §11.2)."""
     if transport[upstream.TYPE_OFFSET] != homa.DATA or len(transport) <= upstream.DATA_LEN:
         return ""
     length = int.from_bytes(transport[homa.COMMON_LEN:_LENGTH_END], "big")

@@ -189,8 +189,6 @@ for _kind in (
     TransportKind(name="homa", about="the same in clear", beside="tcp", looks={"sw": Look("#009E73", "^", "-")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
     TransportKind(name="linux", about="as the SMT kernel module", encrypted=True, keyed=True),
-    TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
-                  compared=frozenset({"mn"})),
     TransportKind(name="tcp", streams=_tcp, looks={"sw": Look("#E69F00", "v", "--")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
     TransportKind(name="tls", about="by OpenSSL", streams=_tls, encrypted=True, certified=True,
@@ -198,6 +196,8 @@ for _kind in (
                   compared=frozenset({"demo", "wire", "mix", "queries", "mn"})),
     TransportKind(name="ktls", about="by the kernel", streams=_ktls, encrypted=True, certified=True,
                   looks={"sw": Look("#CC79A7", "P", "--")}, compared=frozenset({"demo"}), check=_check_ktls),
+    TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
+                  compared=frozenset({"mn"})),
 ):
     register(_kind)
 for _module in filter(None, os.environ.get("SMTNET_TRANSPORTS", "").split(",")):
