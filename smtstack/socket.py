@@ -384,13 +384,15 @@ class SmtSocket:
     def close(self, farewell: bool = True) -> None:
         """Close. Peers in mid-RPC time out, or with ``farewell`` fail: :meth:`linger` first to be kind.
 
-        ``farewell``: tell peers that their sessions are over, which takes ``FAREWELL_S`` if they are gone.
-        Without, they find out by a request that times out.
+        ``farewell``: tell peers that their sessions are over, which takes ``FAREWELL_S`` if they are gone; and in
+        profile ``upstream`` acknowledge the last answers. Without, they find out by a request that times out.
         """
         if self._closed:
             return
         self._closed = True
         try:
+            if farewell:
+                self._acknowledge()
             if self.sessions is not None and farewell:
                 self._say_farewell(self.sessions.manager)
         finally:
@@ -401,6 +403,12 @@ class SmtSocket:
                     self.sessions.close()
                 if self._trace is not None:
                     self._trace.close()
+
+    def _acknowledge(self) -> None:
+        # Nothing here is worth an error, as below.
+        with suppress(SmtError):
+            self.endpoint.acknowledge()
+            self.loop.flush()
 
     def _say_farewell(self, manager: SessionManager) -> None:
         # Whatever is wrong with the interface by now is not worth an error.

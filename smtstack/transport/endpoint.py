@@ -210,6 +210,10 @@ class Endpoint:
             self.counters.failed += 1
             self._events.append(Failed(rpc, Reason.ABORTED))
 
+    def acknowledge(self) -> None:
+        """Before the endpoint goes: tell servers what was answered, where they would ask for ever."""
+        self._control.acknowledge()
+
     def next_event(self) -> Event | None:
         """The next thing the application should know."""
         if not self._events:

@@ -25,6 +25,7 @@ from smtstack.transport.states import DEAD, IN_SERVICE, OUTGOING
 from smtstack.transport.table import RpcTable
 from smtstack.transport.upstream_message import UpstreamOut
 from smtstack.wire import homa, upstream
+from smtstack.wire.naming import peer_key
 
 #: ``Rpc.flags`` and ``Peer.flags``: in the shape of TCP.
 TCP_SHAPED: Final = 1
@@ -307,6 +308,15 @@ class UpstreamControl(ControlPackets):
             self._send_acks(peer, rpc.id)
         else:
             acks.append((rpc.id, peer.port))
+
+    def acknowledge(self) -> None:
+        # A module asks each of these hosts every millisecond, for ever.
+        for host in self._table.hosts.values():
+            if host.acks:
+                head, port = host.acks[0]
+                peer = self._table.peers.get(peer_key(host.ip, port))
+                if peer is not None:
+                    self._send_acks(peer, head)
 
     def _send_acks(self, peer: Peer, head: int) -> None:
         acks = peer.host.acks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -58,6 +59,16 @@ def test_both_shapes_at_one_server(net: Net, server: tuple[str, str]) -> None:
     assert all(shaped(frame) for frame in tcp)
     assert all(upstream.tcp_checksum(int.from_bytes(f[26:30], "big"), int.from_bytes(f[30:34], "big"),
                                      f[34:14 + int.from_bytes(f[16:18], "big")]) == 0 for f in tcp)
+
+
+def test_a_client_that_ends_leaves_nothing_to_be_asked_for(net: Net) -> None:
+    with net.serve("upstream", *PATIENT) as server:
+        good(net.call("upstream", *PATIENT, "--size", "64", "--count", "20"), 20)
+        frames: list[bytes] = []
+        with net.sniff(frames):
+            time.sleep(0.5)
+        server.stop()
+    assert [f for f in of_protocol(frames, homa.PROTO_HOMA) if f[45] == homa.NEED_ACK] == []
 
 
 def test_the_hosts_own_tcp_stays_whole_and_silent(net: Net) -> None:

@@ -331,6 +331,25 @@ def test_the_sixth_goes_in_the_header() -> None:
     assert all(isinstance(e, Response) for e in end.events)
 
 
+def test_who_goes_acknowledges_what_is_left() -> None:
+    end = End()
+    for n in range(3):
+        rpc = end.ask(64, THEIRS + n % 2)
+        end.data(rpc.id | 1, b"answer", sport=THEIRS + n % 2)
+    # Two of them rode on the next request.
+    end.endpoint.acknowledge()
+    assert end.said() == [homa.Ack(PORT, THEIRS, rpc.id)]
+    rpcs = [end.ask(64, THEIRS + n) for n in range(3)]
+    for n, rpc in enumerate(rpcs):
+        end.data(rpc.id | 1, b"answer", sport=THEIRS + n)
+    end.endpoint.acknowledge()
+    (ack,) = end.said()
+    assert isinstance(ack, homa.Ack)
+    assert (ack.sender_id, [e.client_id for e in ack.acks]) == (rpcs[0].id, [r.id for r in rpcs[1:]])
+    end.endpoint.acknowledge()
+    assert end.said() == []
+
+
 def test_acks_ride_on_responses_as_well() -> None:
     end = End()
     rpc = end.ask(64)
