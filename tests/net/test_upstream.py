@@ -127,3 +127,31 @@ def test_no_connection_of_the_hosts_gets_our_port(net: Net) -> None:
     # Only as long as we are there, and other profiles leave TCP's ports alone.
     with net.serve("homa"):
         assert run([*command, "2000"]).returncode == 0
+
+
+def interop(net: Net, *options: str) -> tuple[dict[str, Any], str, int]:
+    done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "workloads", "interop", "--iface", IFACE,
+                "--addr", f"{A}:{net.port()}", "--peer", f"{B}:2000", "--json", *options])
+    return json.loads(done.stdout) if done.stdout.startswith("{") else {}, done.stderr, done.returncode
+
+
+def test_the_matrix_of_interop(net: Net) -> None:
+    with net.serve("upstream", *PATIENT):
+        result, errors, code = interop(net, "--sizes", "1,1425,100000", "--under-way", "1,8", "--loss", "0,5%",
+                                       "--count", "8", *PATIENT)
+    assert code == 0, errors
+    assert result["ok"]
+    assert len(result["cells"]) == len(errors.splitlines()) == 2 * 2 * 2 * 3
+    assert {(c["answered"], c["failed"], c["wrong"]) for c in result["cells"]} == {(8, 0, 0)}
+    lossy = [c["packets_resent"] + c["resends"] for c in result["cells"] if c["loss"]]
+    assert sum(lossy) > 0
+
+
+def test_interop_says_what_fails(net: Net) -> None:
+    result, errors, code = interop(net, "--sizes", "64", "--under-way", "1", "--count", "2", "--param",
+                                   "timeout_ticks=50")
+    assert code == 1
+    assert "2 FAILED: RPC to 10.9.0.2:2000: the peer stopped answering" in errors
+    assert not result["ok"]
+    assert interop(net, "--loss", "100%")[2] == 2
+    assert interop(net, "--profile", "linux")[2] == 2

@@ -56,7 +56,7 @@ class Rush:
 @pytest.mark.parametrize("rate", [20, 100, 500])
 @pytest.mark.parametrize("profile", ["smt", "homa", "upstream"])
 def test_one_sender_fills_the_link(profile, rate, sizes):
-    """Full packets carry 92 (smt), 93 or (upstream) 92.5 % of the link's bytes; the pacer leaves one more per cent."""
+    """Full packets carry 92 (smt), 93 or 92.5 % (upstream) of the link's bytes; the pacer leaves one per cent."""
     rush = Rush(profile, rate, sizes)
     assert rush.lost == 0
     assert rush.goodput >= (0.89 if profile == "upstream" else 0.9)
