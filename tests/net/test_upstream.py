@@ -154,4 +154,5 @@ def test_interop_says_what_fails(net: Net) -> None:
     assert "2 FAILED: RPC to 10.9.0.2:2000: the peer stopped answering" in errors
     assert not result["ok"]
     assert interop(net, "--loss", "100%")[2] == 2
+    assert "10.9.0.9 is no address of e0" in interop(net, "--addr", "10.9.0.9:4000")[1]
     assert interop(net, "--profile", "linux")[2] == 2

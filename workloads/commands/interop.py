@@ -13,7 +13,7 @@ from smtstack.io.packet_socket import interface_mtu
 from smtstack.socket import SmtContext
 from smtstack.transport.params import SOFTWARE
 from workloads.load.interop import SHAPES, Outcome, cells, measure
-from workloads.options.common import parse_address, parse_param
+from workloads.options.common import check_address, parse_address, parse_param
 
 _EXAMPLES = """examples:
   smtnet interop --iface eth0 --addr 10.8.0.2:40000 --peer 10.8.0.1:2500
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"sizes: a message has at most {params.max_message_length} bytes")
     context = SmtContext(args.iface, args.profile, args.keys, params)
     local, peer = parse_address(args.addr), parse_address(args.peer)
+    check_address(args.iface, local)
     outcomes = []
     for outcome in measure(cells(args.profile, losses, under_way, sizes), args.count, context, local, peer):
         outcomes.append(outcome)

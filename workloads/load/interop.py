@@ -48,7 +48,7 @@ class Outcome:
     resends: int = 0
     """RESENDs that we sent."""
     error: str = ""
-    """Of the first that failed."""
+    """Why the first of those failed; empty: none did."""
 
     @property
     def good(self) -> bool:

@@ -240,10 +240,15 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         raise ConfigError(f"--trace is for {', '.join(PACKET_TRANSPORTS)}: of {args.transport} the engine is the "
                           "kernel's")
     if args.iface is not None and local is not None:
-        # Without the address the kernel answers no ARP for us, and every peer would just time out.
-        own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
-        if local[0] not in own:
-            raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
+        check_address(args.iface, local)
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
                     read(Waits, args).waiting(), params, session,
                     args.trace if args.transport in PACKET_TRANSPORTS else None)
+
+
+def check_address(interface: str, local: Address) -> None:
+    """Raises :class:`ConfigError` for an address that the interface does not have."""
+    # Without it the kernel answers no ARP for us, and every peer would just time out.
+    own = [a.address for a in psutil.net_if_addrs().get(interface, []) if "." in a.address]
+    if local[0] not in own:
+        raise ConfigError(f"{local[0]} is no address of {interface}, which has {', '.join(own) or 'none'}")
