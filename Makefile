@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 JOBS ?= 2
-ROOT_JOBS ?= $(shell expr 3 '*' $(JOBS))
+ROOT_JOBS ?= $(shell expr 3 '*' $(JOBS) - 1)
 ARGS ?=
 
 VENV := .venv
@@ -61,7 +61,7 @@ endef
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
-	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (those of root'\''s tests), ARGS= (for pytest, demo or bench wire)'
+	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (as root: half of its tests mostly wait), ARGS= (for pytest, demo or bench wire)'
 
 venv: built  ## build or repair .venv, with the command .venv/bin/smtnet
 
@@ -94,8 +94,14 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 	wait $$mypy || failed=$$?
 	exit $$failed
 
-test: $(if $(filter 0,$(shell id -u)),system) lint built  ## lint, then all tests (those marked root only when root)
+test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests (those marked root only when root)
 	@pytest="$(BIN)/python -m pytest"
+	# pytest rewrites every test's asserts and keeps that: here once, beside the linters, or each worker would do it.
+	$$pytest -q --collect-only >/dev/null 2>&1 & collecting=$$!
+	trap 'kill $$collecting 2>/dev/null || true' EXIT
+	$(MAKE) --no-print-directory lint
+	wait $$collecting || true  # what is wrong there, the tests say
+	$(MAKE) --no-print-directory built
 	# Where a build can be, it is what is tested, and none would be an error. The sources then pass what touches it.
 	if $(CAN_COMPILE); then
 		echo 'test: $(JOBS) workers, the sources of what is compiled (tests/builds.py)'
@@ -105,18 +111,16 @@ test: $(if $(filter 0,$(shell id -u)),system) lint built  ## lint, then all test
 	if [ "$$(id -u)" -ne 0 ]; then
 		exec $$pytest -n $(JOBS) --dist worksteal $(ARGS)  # conftest.py skips the root tests and says why
 	fi
-	echo 'test: $(JOBS) workers, all but the tests marked root'
-	$$pytest -n $(JOBS) --dist worksteal -m 'not root' $(ARGS)
-	# Those mostly wait, so there are more workers than cores. tests/conftest.py says why they do not meet.
-	# pytest's 5 is "none selected", which only ARGS can bring about: say nothing then. Other trouble shows in the run.
+	# Those marked root mostly wait, so there are more workers than cores, and all have some of them, each in a sandbox
+	# of its own: tests/conftest.py. pytest's 5 is "none selected", which only ARGS can bring about: say nothing then.
 	some() { $(if $(strip $(ARGS)),$$pytest -q --collect-only -m "$$1" $(ARGS) >/dev/null 2>&1 || [ $$? -ne 5 ],:); }
-	if some 'root and not alone'; then
-		echo 'test: $(ROOT_JOBS) workers, each in a sandbox, the tests marked root'
-		$$pytest -n $(ROOT_JOBS) --dist worksteal -m 'root and not alone' $(or $(ARGS),tests/net)
+	if some 'not alone'; then
+		echo 'test: $(ROOT_JOBS) workers, each in a sandbox'
+		$$pytest -n $(ROOT_JOBS) --dist worksteal -m 'not alone' $(ARGS)
 	fi
-	if some 'root and alone'; then
-		echo 'test: one by one, the tests marked root that need the machine to themselves'
-		$$pytest -n 1 -q -m 'root and alone' $(or $(ARGS),tests/net)
+	if some 'alone'; then
+		echo 'test: one by one, the tests that need the machine to themselves'
+		$$pytest -n 1 -q -m alone $(or $(ARGS),tests/net)
 	fi
 
 lint: $(STAMP)  ## ruff and mypy

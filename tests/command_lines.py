@@ -23,6 +23,8 @@ _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 #: As in "'smtnet doctor' says what".
 _QUOTED = re.compile(r"'((?:sudo )?(?:smtnet|mn|make) [^'\n{}]+)'")
+#: What a module without which has no command line in its texts: to read all of them takes a second.
+_PROGRAM = re.compile(r"(?:smtnet|mn|make|python -m [\w.]+) ")
 #: Of docstrings and help texts: indented, and not the beginning of a sentence.
 _INDENTED = re.compile(r"(?: {2,}|examples?: )((?:sudo )?(?:(?:\.venv/bin/)?smtnet|mn|python -m [\w.]+) "
                        r"(?!\w+s? [a-z]+ [a-z]+ ).*)")
@@ -86,7 +88,8 @@ def all_lines() -> tuple[CommandLine, ...]:
             found += of_text(where, text or "")
     for package in _PACKAGES:
         for source in sorted((ROOT / package).rglob("*.py")):
-            for number, text in texts_of(source.read_text()):
+            content = source.read_text()
+            for number, text in texts_of(content) if _PROGRAM.search(content) else ():
                 found += of_text(f"{source.relative_to(ROOT).as_posix()}:{number}", text)
     once: dict[tuple[tuple[str, ...], bool], CommandLine] = {}
     for line in found:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in marked:
         if ROOT / "tests" / "net" not in item.path.parents:
             raise pytest.UsageError(f"{item.nodeid}: marked root, and not in tests/net, where 'make test' looks")
+    items[:] = _mixed(items, {item.path for item in marked})
     if os.geteuid() != 0:
         skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
         for item in marked:
             item.add_marker(skip)
+
+
+def _mixed(items: list[pytest.Item], waiting: Collection[Path]) -> list[pytest.Item]:
+    """File by file, those that mostly wait spread evenly among those that compute: a worker's share of the tests
+    is a stretch of them, and so each has something of both. A file's tests stay together, with what they share."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    # Where in its own half each test's file begins, as a share of that half.
+    places: dict[Path, float] = {}
+    for kind in (True, False):
+        half = [path for path in files if (path in waiting) == kind]
+        whole, before = sum(len(files[path]) for path in half), 0
+        for path in half:
+            places[path] = before / whole
+            before += len(files[path])
+    return [item for path in sorted(files, key=lambda path: places[path]) for item in files[path]]

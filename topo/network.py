@@ -254,7 +254,7 @@ def open_network(topo: str | SmtTopo, links: LinkOptions | None = None, switch: 
     description = make_topo(topo) if isinstance(topo, str) else topo
     options = links or LinkOptions()
     if not sandbox.inside():
-        raise SmtError("a network is made in a sandbox only: topo.sandbox.run")
+        raise SmtError("a network is made in a sandbox only: topo.sandbox.enter")
     with ExitStack() as stack:
         if controller is not None:
             stack.callback(controller.stop)

@@ -35,6 +35,10 @@ TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "tcp": Needs
               "tls": Needs(False, True), "upstream": Needs(True, False)}
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
+#: What servers and clients import sooner or later: they share it (topo/forked.py).
+_IMPORTS = ("workloads.commands.main", "workloads.commands.serve", "workloads.commands.serve_kv",
+            "workloads.commands.call", "workloads.transports.messages", "workloads.transports.tls",
+            "smtstack.session_io.host", "smtstack.session_io.ticket_dns")
 #: Of the credentials, in a folder that goes with them.
 _CERTS = "certs"
 
@@ -115,7 +119,7 @@ def serving(work: str, pairs: Sequence[tuple[Any, Any]], transport: str, nic: st
             if mode.startswith("ticket"):
                 dns = stack.enter_context(DnsServer(first, read_tsig(folder / _CERTS / TSIG)))
                 secrets.add("--dns", "{}:{}".format(*dns.address))
-        # All are started, then waited for: each takes half a second to import what it needs.
+        # All are started, then waited for.
         programs = []
         for host in servers:
             programs.append(_start(host, f"{work} server", folder, secrets, "serve", work,
@@ -181,4 +185,4 @@ def _options(host: Any, port: int, transport: str, nic: str) -> list[str]:
 def _start(host: Any, what: str, folder: Path, secrets: Secrets, *words: str) -> Program:
     """A ``smtnet`` command on ``host``."""
     return Program(host, what, python_program("workloads", *words, *secrets.options.get(host.name, [])),
-                   folder / f"{host.name}.log", environment=secrets.environment.get(host.name))
+                   folder / f"{host.name}.log", environment=secrets.environment.get(host.name), imports=_IMPORTS)

@@ -1,12 +1,13 @@
 """Scripted runs happen in network, mount and process namespaces of their own.
 
 Two runs never meet, nothing is left behind, and nothing needs cleaning: when the first process of the sandbox
-ends, for whatever reason, the kernel ends all others and removes their interfaces. The processes::
+ends, for whatever reason, the kernel ends all others and removes their interfaces. The processes, each a fork of
+the one before, so that nothing is imported twice::
 
-    the command                    waits, hands signals on
-      unshare                      util-linux; dies with the command, and takes the sandbox along
-        python -m topo.sandbox     process 1 inside: prepares it, collects orphans
-          the command again        inside() is true here
+    the command            waits, hands signals on
+      the keeper           made the namespaces; dies with the command, and takes the sandbox along
+        process 1          inside: prepares the sandbox, hands signals on, collects orphans
+          the command      goes on: inside() is true here
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
 from smtstack.errors import SmtError, Unsupported
+from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_INTERRUPTED
 from smtstack.io.namespaces import pid_namespace
-from topo.commands import die_with_parent, program
+from topo.commands import die_with_parent
 from topo.commands import run as run_tool
 from topo.interpreter import host_environment
 
@@ -35,11 +38,16 @@ VARIABLE = "SMTNET_SANDBOX"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Folders of /run that are empty inside: what Open vSwitch, "ip netns" and this project keep there.
 _PRIVATE = ("openvswitch", "netns", "smtnet")
-# Linux <sys/mount.h>, <linux/capability.h>.
-_MS_BIND, _MS_REC = 0x1000, 0x4000
+# Linux <linux/sched.h>, <sys/mount.h>, <linux/capability.h>.
+_CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _CAP_SYS_ADMIN = 21
 #: Seconds the sandbox's first process has to appear, for a signal that comes at once.
 _PATIENCE_S = 5.0
+#: What shells exit with where there is no such command.
+_NO_COMMAND = 127
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def inside() -> bool:
@@ -47,60 +55,109 @@ def inside() -> bool:
     return os.environ.get(VARIABLE) == str(pid_namespace())
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run ``smtnet argv`` in a new sandbox; its exit code (128 + n if signal n ended it).
+def enter() -> int | None:
+    """Go on in a new sandbox. Like ``fork`` it returns twice: None inside, and outside, once that has ended, its
+    exit code (128 + n if signal n ended it).
 
-    SIGINT, SIGTERM and SIGHUP are handed on to it. Raises :class:`Unsupported` without root.
+    SIGINT, SIGTERM and SIGHUP are handed on to it. For a process with one thread. Raises :class:`Unsupported`
+    without root. Where the machine forbids what a sandbox needs, e.g. in a container without the right to mount, a
+    line on stderr says so, and the exit code.
     """
-    return run_command([sys.executable, "-m", "workloads", *argv])
-
-
-def run_command(command: Sequence[str]) -> int:
-    """Run any command in a sandbox, as :func:`run` does for ``smtnet``'s own."""
     if os.geteuid() != 0:
         raise Unsupported("a network of namespaces needs root: run it with sudo")
     if not _may_make_namespaces():
         raise Unsupported("this root may not make namespaces (no CAP_SYS_ADMIN): run it outside of the container, "
                           "or in one with --privileged")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # or it would be written twice
     # They are blocked until process 1 is ready for them: the kernel throws others away there.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        # A session of its own: the terminal's Ctrl-C reaches it once, through us.
-        process = subprocess.Popen(
-            [program("unshare"), "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
-             sys.executable, "-m", "topo.sandbox", *command],
-            env=host_environment(), start_new_session=True,
-            preexec_fn=die_with_parent)  # noqa: PLW1509 - one system call, which takes no lock
-        with _handled(lambda number: _hand_on(process.pid, number)):
+        outside = os.getpid()
+        keeper = os.fork()
+        if keeper == 0:
+            _keep(outside)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            code = process.wait()
+            return None
+        with _handled(lambda number: _hand_on(keeper, number)):
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return _exit_code(os.waitpid(keeper, 0)[1])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run any command in a sandbox: its exit code, as :func:`enter` has it, and raises as that does."""
+    code = enter()
+    if code is not None:
+        return code
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606 - as sudo and env do
+    except OSError as e:
+        print(f"smtnet: {command[0]}: {e.strerror}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("smtnet: interrupted", file=sys.stderr)
+        os._exit(EXIT_INTERRUPTED)
+    os._exit(_NO_COMMAND)
+
+
+def _keep(outside: int) -> None:
+    """In the keeper: make the namespaces, and keep them for as long as process 1 lives. Returns in the command
+    alone."""
+    # A session of its own: the terminal's Ctrl-C reaches the sandbox once, through the command outside.
+    os.setsid()
+    die_with_parent()
+    if os.getppid() != outside:
+        os._exit(EXIT_FAILED)
+    alive, ours = os.pipe()
+    try:
+        _call(_libc.unshare, _CLONE_NEWNET | _CLONE_NEWNS | _CLONE_NEWPID)
+    except OSError as e:
+        _forbidden(e)
+    first = os.fork()
+    if first:
+        os.close(alive)
+        os._exit(_exit_code(os.waitpid(first, 0)[1]))
+    # In there the keeper has no number: whether it lives, its end of the pipe tells.
+    os.close(ours)
+    die_with_parent()
+    if select.select([alive], [], [], 0)[0]:
+        os._exit(EXIT_FAILED)
+    os.close(alive)
+    try:
+        _prepare()
+    except (SmtError, OSError) as e:
+        _forbidden(e)
+    _first_process()
+
+
+def _forbidden(error: Exception) -> NoReturn:
+    print(f"smtnet: no private namespaces here ({error}): run as root outside of a container, or in one with "
+          "--privileged", file=sys.stderr)
+    os._exit(EXIT_ENVIRONMENT)
+
+
+def _exit_code(status: int) -> int:
+    """Of what ``wait`` says."""
+    code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
-def enter() -> None:
-    """Prepare new namespaces, as process 1 in them; does nothing in a sandbox that is prepared.
-
-    Raises :class:`Unsupported` where the machine forbids it, e.g. in a container without the right to mount.
-    """
-    if inside():
-        return
-    if os.getpid() != 1:
-        raise SmtError("topo.sandbox is started by the commands that need it, not by hand")
-    try:
-        _cover_run()
-        for folder in ("/etc/openvswitch", "/var/log/openvswitch"):
-            if Path(folder).is_dir():
-                run_tool(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder])
-        run_tool(["ip", "link", "set", "dev", "lo", "up"])
-    except (SmtError, OSError) as e:
-        raise Unsupported(f"no private namespaces here ({e}): run as root outside of a container, or in one with "
-                          "--privileged") from None
+def _prepare() -> None:
+    """Make new namespaces a place of our own, as process 1 in them. Raises :class:`OSError`, :class:`SmtError`."""
+    # What is mounted in here is nobody's affair outside.
+    _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
+    _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _cover_run()
+    for folder in ("/etc/openvswitch", "/var/log/openvswitch"):
+        if Path(folder).is_dir():
+            _mount("tmpfs", folder, "tmpfs", 0, "mode=755")
+    run_tool(["ip", "link", "set", "dev", "lo", "up"])
     for scope in ("all", "default"):
         # Where /proc/sys is read-only, a few router solicitations are on the wires: no harm.
         with contextlib.suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+    os.environ.update(host_environment())
     os.environ[VARIABLE] = str(pid_namespace())
 
 
@@ -108,20 +165,30 @@ def _cover_run() -> None:
     """A /run with our folders empty and the others as they are. They need not exist outside, nor come to."""
     outside = os.open("/run", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        run_tool(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
-        mount = ctypes.CDLL(None, use_errno=True).mount
+        _mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
         for entry in os.scandir(outside):
             path, target = f"/proc/self/fd/{outside}/{entry.name}", Path("/run", entry.name)
             if entry.is_symlink():
                 target.symlink_to(os.readlink(path))
             elif entry.is_dir() and entry.name not in _PRIVATE:
                 target.mkdir()
-                if mount(path.encode(), str(target).encode(), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None):
-                    raise OSError(ctypes.get_errno(), f"{target}: {os.strerror(ctypes.get_errno())}")
+                _mount(path, str(target), "", _MS_BIND | _MS_REC)
     finally:
         os.close(outside)
     for name in _PRIVATE:
         Path("/run", name).mkdir(mode=0o700 if name == "smtnet" else 0o755)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """``mount(2)``."""
+    _call(_libc.mount, source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode(),
+          what=f"mount {target}")
+
+
+def _call(function: Callable[..., int], *arguments: object, what: str = "unshare") -> None:
+    """A function of libc. Raises :class:`OSError`."""
+    if function(*arguments):
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
 def _may_make_namespaces() -> bool:
@@ -143,12 +210,12 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _hand_on(unshare: int, number: int) -> None:
-    """To process 1 of the sandbox, the only child of unshare (which itself ignores signals while it waits)."""
+def _hand_on(keeper: int, number: int) -> None:
+    """To process 1 of the sandbox, the only child of the keeper (which itself blocks signals while it waits)."""
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
         try:
-            children = psutil.Process(unshare).children()
+            children = psutil.Process(keeper).children()
             if children:
                 children[0].send_signal(number)
                 return
@@ -157,19 +224,12 @@ def _hand_on(unshare: int, number: int) -> None:
         time.sleep(0.01)
 
 
-def _first_process(command: Sequence[str]) -> int:
-    """Start the command, hand signals on, collect orphans; its exit code."""
+def _first_process() -> None:
+    """Hand signals on to the command, collect orphans, and end with the command, and so does the sandbox. Returns
+    in the command alone."""
     child = os.fork()
     if child == 0:
-        try:
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execvp(command[0], list(command))  # noqa: S606 - as sudo and env do
-        except KeyboardInterrupt:
-            print("smtnet: interrupted", file=sys.stderr)
-            os._exit(130)
-        except OSError as e:
-            print(f"smtnet: {command[0]}: {e.strerror}", file=sys.stderr)
-            os._exit(127)
+        return
 
     def hand_on(number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has just ended
@@ -180,19 +240,4 @@ def _first_process(command: Sequence[str]) -> int:
         while True:
             pid, status = os.wait()
             if pid == child:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-
-
-def main(argv: Sequence[str]) -> int:
-    """Process 1: the sandbox lasts as long as it does."""
-    try:
-        enter()
-    except SmtError as e:
-        print(f"smtnet: {e}", file=sys.stderr)
-        return 3
-    return _first_process(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+                os._exit(_exit_code(status))

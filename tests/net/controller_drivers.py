@@ -23,6 +23,7 @@ from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
 from smtstack.nicshare.state import NicState
 from smtstack.wire.ethernet import path_mac
+from tests.net.inside import go_inside
 from tests.net.topo_drivers import arrivals, complaint, ends, frame, say
 from topo import programs
 from topo.commands import run
@@ -430,4 +431,5 @@ PROGRAMS: dict[str, Callable[[], None]] = {
     p.__name__: p for p in (fat_tree, leaf_spine, full_link, restarts, wrong_switches)}
 
 if __name__ == "__main__":
+    go_inside()
     PROGRAMS[sys.argv[1]]()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.nicshare.state import NicState
+from tests.net.inside import go_inside
 from tests.net.mn_driver import leftovers
 from topo import ovs
 from topo.commands import run
-from topo.sandbox import inside, run_command
 
 _PATIENCE_S = 30.0
 _SETTINGS = ("ipv4/{}/arp_ignore", "ipv4/{}/rp_filter", "ipv4/{}/accept_local", "ipv6/{}/disable_ipv6")
@@ -168,8 +168,7 @@ def main(name: str, program: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if not inside():
-        sys.exit(run_command([sys.executable, "-m", "tests.net.foreign_driver", *sys.argv[1:]]))
+    go_inside()
     arguments = sys.argv[1:]
     with ovs.PrivateOvs() if arguments[0] == "--ovs" else contextlib.nullcontext():
         case_name, *rest = arguments[arguments[0] == "--ovs":]

@@ -26,13 +26,13 @@ from mininet.net import Mininet
 from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
 from smtstack.wire.ipv4 import IPv4, address
+from tests.net.inside import go_inside
 from topo import devices, links, ovs, shaping, switches
 from topo.commands import run
 from topo.host import SmtHost
 from topo.link_options import LinkOptions
 from topo.links import SmtLink
 from topo.reach import echo
-from topo.sandbox import inside, run_command
 from topo.switches import AutoSwitch
 
 #: The machine's, which no emulated host has.
@@ -258,8 +258,7 @@ def main() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if not inside():
-        sys.exit(run_command([sys.executable, "-m", "tests.net.isolation_driver", *sys.argv[1:]]))
+    go_inside()
     if sys.argv[1:] == ["--ovs"]:
         with ovs.PrivateOvs():
             print(json.dumps(main()))

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from smtstack.nicshare.file import sweep
+from tests.net.inside import go_inside
 from topo import ovs
 from topo.commands import run
-from topo.sandbox import inside, run_command
 
 #: Seconds. What was ended by a signal needs a moment to be gone.
 _PATIENCE_S = 10.0
@@ -75,8 +75,7 @@ def drive(command: list[str], script: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    if not inside():
-        sys.exit(run_command([sys.executable, "-m", "tests.net.mn_driver", *sys.argv[1:]]))
+    go_inside()
     with ovs.PrivateOvs() if sys.argv[1] == "--ovs" else contextlib.nullcontext():
         result = drive(sys.argv[1 + (sys.argv[1] == "--ovs"):], sys.stdin.read())
     print(json.dumps(result))

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from smtstack.capture.pcapfile import Reader
+from tests.net import starting
+from tests.net.starting import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 A, B = "10.9.0.1", "10.9.0.2"
 #: The interface's name in either namespace.
 IFACE = "e0"
@@ -42,8 +43,7 @@ class Running:
     """A process in a namespace, ready when it has said so on stderr; stopped at the end, whatever happens."""
 
     def __init__(self, argv: list[str], ready: str) -> None:
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
-                                         env=run_environment())
+        self._process = starting.popen(argv, run_environment())
         self.errors = ""
         self.output = ""
         self.code: int | None = None
@@ -71,7 +71,7 @@ class Running:
     def wait(self) -> None:
         """Until it ends by itself."""
         if self.code is None:
-            output, errors = self._process.communicate(timeout=PATIENCE)
+            output, errors = self._process.communicate("", PATIENCE)
             self.output += output
             self.errors += errors
             self.code = self._process.returncode
@@ -122,6 +122,7 @@ class Net:
     def down(self) -> None:
         """Remove them, as far as they are there."""
         for name in (self.a, self.b):
+            starting.leave(name)
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
     def make_keys(self, name: str) -> str:
@@ -181,8 +182,7 @@ class Net:
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
     """A command to its end."""
-    return subprocess.run(argv, capture_output=True, text=True, timeout=2 * PATIENCE, check=False, cwd="/",
-                          env=run_environment())
+    return starting.run(argv, timeout=2 * PATIENCE, environment=run_environment())
 
 
 def _ip(*args: str) -> None:

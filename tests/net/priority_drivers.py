@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from tests.net.inside import go_inside
 from topo.commands import run
 from topo.link_options import LinkOptions
 from topo.network import open_network
@@ -24,4 +25,5 @@ def flat() -> None:
 
 
 if __name__ == "__main__":
+    go_inside()
     flat()

@@ -13,6 +13,7 @@ from typing import Any
 
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import read_tsig
+from tests.net.inside import go_inside
 from topo.dns import DnsServer, LocalHost
 from topo.link_options import LinkOptions
 from topo.network import open_network
@@ -53,4 +54,5 @@ def dns(ip: str, key: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "dns":
         dns(*sys.argv[2:])
+    go_inside()
     print(json.dumps(modes(*sys.argv[2:])))

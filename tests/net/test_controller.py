@@ -4,25 +4,23 @@ done inside."""
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from tests.net.netns import PATIENCE, ROOT
+from tests.net import starting
+from tests.net.netns import PATIENCE
 from topo import ovs
 
 pytestmark = [pytest.mark.root,
               pytest.mark.skipif(not ovs.is_installed(), reason="Open vSwitch is not installed")]
-DRIVERS = [sys.executable, "-c", "import sys; from topo import sandbox; sys.exit(sandbox.run_command("
-           "[sys.executable, '-m', 'tests.net.controller_drivers', *sys.argv[1:]]))"]
+DRIVERS = [sys.executable, "-m", "tests.net.controller_drivers"]
 
 
 def inside(name: str) -> dict[str, Any]:
     """What a program of controller_drivers.py prints."""
-    done = subprocess.run([*DRIVERS, name], capture_output=True, text=True, check=False, cwd=ROOT,
-                          timeout=4 * PATIENCE)
+    done = starting.run([*DRIVERS, name], timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

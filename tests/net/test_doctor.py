@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.netns import ROOT
+from tests.net.starting import ROOT
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.netns import PATIENCE, ROOT, Net, run
+from tests.net import starting
+from tests.net.netns import PATIENCE, Net, run
+from tests.net.starting import ROOT
 
 pytestmark = pytest.mark.root
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
@@ -53,8 +55,8 @@ def test_a_topology_in_plain_mn() -> None:
     line = re.search(r"^ +sudo mn (.*)$", EXAMPLES["own_topology"].read_text().replace("\\\n", ""), re.MULTILINE)
     assert line is not None
     # In a sandbox: nobody else's switches are there.
-    done = subprocess.run([sys.executable, "-m", "tests.net.mn_driver", str(program), *line[1].split()], cwd=ROOT,
-                          capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
+    done = starting.run([sys.executable, "-m", "tests.net.mn_driver", str(program), *line[1].split()],
+                        timeout=4 * PATIENCE)
     result = json.loads(done.stdout)
     assert result["code"] == 0, result["said"]
     assert "smtecho" in result["said"]

@@ -10,7 +10,8 @@ import sys
 import psutil
 import pytest
 
-from tests.net.netns import PATIENCE, ROOT, run
+from tests.net.netns import PATIENCE, run
+from tests.net.starting import ROOT
 
 pytestmark = pytest.mark.root
 

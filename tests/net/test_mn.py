@@ -15,7 +15,9 @@ from mininet.util import splitArgs
 
 from smtstack.capture.pcapfile import Reader
 from smtstack.errors import ConfigError
-from tests.net.netns import PATIENCE, ROOT
+from tests.net import starting
+from tests.net.netns import PATIENCE
+from tests.net.starting import ROOT
 from topo import ovs
 from topo.topologies import TOPOS
 
@@ -38,10 +40,8 @@ def mn(*options: str, script: str = "", program: str = OWN_MN, switches: bool = 
     """``mn`` with the plug-in in a sandbox (``switches``: with Open vSwitch): exit code, words, leftovers."""
     if not Path(program).exists() or shutil.which("mnexec") is None:
         pytest.skip(f"{program} or mnexec is not installed (apt-get install mininet)")
-    done = subprocess.run([sys.executable, "-m", "tests.net.mn_driver", *(["--ovs"] if switches else []), program,
-                           *PLUGIN, *options], input=script,
-                          capture_output=True, text=True, check=False, timeout=4 * PATIENCE, cwd=ROOT,
-                          env=environment())
+    done = starting.run([sys.executable, "-m", "tests.net.mn_driver", *(["--ovs"] if switches else []), program,
+                         *PLUGIN, *options], text=script, timeout=4 * PATIENCE, environment=environment())
     assert done.stdout.startswith("{"), done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert "Traceback" not in result["said"], result["said"]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from functools import cache
 from typing import Any
 
 import pytest
 
-from tests.net import foreign_driver, isolation_driver
-from tests.net.netns import PATIENCE, ROOT
+from tests.net import foreign_driver, isolation_driver, starting
+from tests.net.netns import PATIENCE
 from tests.net.test_mn import PLUGIN, SYSTEM_MN, environment
 from topo import ovs
 
@@ -27,9 +26,8 @@ def results(driver: str, *arguments: str) -> dict[str, Any]:
         pytest.skip("mnexec is not installed (apt-get install mininet)")
     if "--ovs" in arguments and not ovs.is_installed():
         pytest.skip("Open vSwitch is not installed (apt-get install openvswitch-switch)")
-    done = subprocess.run([sys.executable, "-m", f"tests.net.{driver}", *arguments], capture_output=True,
-                          text=True, check=False, timeout=16 * PATIENCE, cwd=ROOT,
-                          env=environment())
+    done = starting.run([sys.executable, "-m", f"tests.net.{driver}", *arguments], timeout=16 * PATIENCE,
+                        environment=environment())
     assert done.stdout.startswith("{"), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.net.netns import ROOT
+from tests.net import starting
 from workloads.experiments.fig12.report import BASE, WAYS
 from workloads.experiments.padding.model import POLICIES
 
@@ -24,7 +23,7 @@ def reproduce(folder: Path, *args: str):
     """(its JSON, its folder)."""
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-m", "workloads", "reproduce", *args, "--results", str(folder), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = starting.run(command, timeout=PATIENCE)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, run
+from tests.net import starting
+from tests.net.netns import IFACE, PATIENT, A, B, Net, run
+from tests.net.starting import ROOT
 from tests.net.test_mn import SMT, answers, mn
 from workloads.fleet import redis as redis_program
 
@@ -32,8 +34,7 @@ def command(folder: Path, *args: str) -> list[str]:
 
 def run_kv(folder: Path, *args: str):
     """(its JSON, its stderr, exit code)."""
-    done = subprocess.run(command(folder, *args), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
-                          check=False)
+    done = starting.run(command(folder, *args), timeout=PATIENCE)
     assert "Traceback" not in done.stderr, done.stderr
     return json.loads(done.stdout) if done.stdout else None, done.stderr, done.returncode
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.netns import PATIENCE, ROOT, run
+from tests.net.netns import PATIENCE, run
+from tests.net.starting import ROOT
 from topo import ovs
 
 pytestmark = pytest.mark.root

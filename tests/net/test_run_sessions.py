@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +13,19 @@ import pytest
 
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import TSIG, make_tsig, write_tsig
-from tests.net import session_drivers
-from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, Running, run
+from tests.net import session_drivers, starting
+from tests.net.netns import IFACE, PATIENT, A, B, Net, Running, run
 from tests.net.test_run import CANARY, check, smtnet
 
 pytestmark = pytest.mark.root
 
 USAGE, FAILED = 2, 1
 #: Runs a program of session_drivers.py in a sandbox.
-DRIVERS = [sys.executable, "-c", "import sys; from topo import sandbox; sys.exit(sandbox.run_command("
-           "[sys.executable, '-m', 'tests.net.session_drivers', *sys.argv[1:]]))"]
+DRIVERS = [sys.executable, "-m", "tests.net.session_drivers"]
 
 
 def test_echo_and_kv_in_every_mode(tmp_path: Path):
-    done = subprocess.run([*DRIVERS, "modes", str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=240, check=False)
+    done = starting.run([*DRIVERS, "modes", str(tmp_path)], timeout=240)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert tuple(found) == MODES

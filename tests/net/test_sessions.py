@@ -17,7 +17,8 @@ import pytest
 
 from smtstack.session.established import MODES
 from smtstack.session_io.tsig_file import read_tsig
-from tests.net.netns import IFACE, PATIENT, ROOT, A, B, Net, Running, run
+from tests.net.netns import IFACE, PATIENT, A, B, Net, Running, run
+from tests.net.starting import ROOT
 from topo.dns import DnsServer
 from workloads.fleet import authority as ca
 

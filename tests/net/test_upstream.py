@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from smtstack.transport.params import SOFTWARE
 from smtstack.wire import homa, upstream
 from smtstack.wire.ethernet import Ethernet, parse_mac
 from smtstack.wire.ipv4 import IPv4, address
+from tests.net import starting
 from tests.net.netns import IFACE, PATIENCE, A, B, Net, run, run_environment
 from tests.net.test_cable import of_protocol
 
@@ -76,13 +76,13 @@ def test_the_hosts_own_tcp_stays_whole_and_silent(net: Net) -> None:
     with net.serve("upstream", *TCP, *PATIENT):
         command = ["ip", "netns", "exec", net.a, *net.call_command(
             "upstream", *TCP, *PATIENT, "--size", "3000", "--count", "1500")]
-        with net.start(net.b, "tests.net.tcp_driver", "serve", B, "5001", ready="serving") as sink, \
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                 cwd="/", env=run_environment()) as caller:
+        with net.start(net.b, "tests.net.tcp_driver", "serve", B, "5001", ready="serving") as sink:
+            caller = starting.popen(command, run_environment())
             done = run(["ip", "netns", "exec", net.a, sys.executable, "-m", "tests.net.tcp_driver", "send", B,
                         "5001", "40"])
             out, errors = caller.communicate(timeout=2 * PATIENCE)
             sink.wait()
+    assert caller.returncode is not None
     assert done.stdout.strip() == sink.output.strip() != ""
     good((json.loads(out), errors, caller.returncode), 1500)
     assert resets(net) == before

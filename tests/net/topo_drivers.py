@@ -17,6 +17,7 @@ from smtstack.errors import SmtError
 from smtstack.io.namespaces import within
 from smtstack.nicshare.state import NicState
 from smtstack.wire.ipv4 import IPv4, address
+from tests.net.inside import go_inside
 from topo import host as host_module
 from topo import network, ovs
 from topo.commands import run
@@ -331,4 +332,5 @@ PROGRAMS: dict[str, Callable[..., None]] = {
                             mininets, hold, fail)}
 
 if __name__ == "__main__":
+    go_inside()
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

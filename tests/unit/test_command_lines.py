@@ -164,7 +164,7 @@ def test_our_lines_are_parsed(line, tmp_path, monkeypatch):
     # An experiment: what it finds wrong before it would go on in namespaces of its own.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sandbox, "inside", lambda: False)
-    monkeypatch.setattr(sandbox, "run", lambda _argv: PARSED)
+    monkeypatch.setattr(sandbox, "enter", lambda: PARSED)
     try:
         assert args.run(args) == PARSED
     except Unsupported:

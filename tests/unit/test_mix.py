@@ -330,10 +330,10 @@ def parse(*argv: str) -> run_mix.Options:
     (["--rate-mbps", "2.5"], "whole"),
     (["--reference", "/nowhere.csv"], "nowhere"), (["--multipath", "message"], "controller")])
 def test_mistakes_are_named_before_anything_is_made(argv, word, monkeypatch):
-    monkeypatch.setattr(sandbox, "run", lambda _argv: pytest.fail("a sandbox was made"))
+    monkeypatch.setattr(sandbox, "enter", lambda: pytest.fail("a sandbox was made"))
     asked = parse(*argv)
     with pytest.raises(SmtError, match=word):
-        run(run_mix.EXPERIMENT, asked, argv)
+        run(run_mix.EXPERIMENT, asked)
 
 
 def test_an_unknown_transport_is_named(capsys):

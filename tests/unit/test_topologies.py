@@ -229,11 +229,9 @@ def test_a_program_that_is_missing_and_one_that_refuses(monkeypatch, tmp_path):
 def test_a_sandbox_needs_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Unsupported, match="sudo"):
-        sandbox.run(["doctor"])
+        sandbox.enter()
 
 
 def test_the_mark_of_another_sandbox_does_not_count(monkeypatch):
     monkeypatch.setenv(sandbox.VARIABLE, "1")
     assert not sandbox.inside()
-    with pytest.raises(SmtError, match="not by hand"):
-        sandbox.enter()

@@ -149,16 +149,17 @@ class Experiment(Generic[O, P]):
                             help=self.help, description=self.description or self.help, epilog=self.examples)
 
 
-def run(experiment: Experiment[O, P], options: O, argv: Sequence[str] | None = None) -> int:
-    """From options to the exit code. ``argv`` is the command line that the sandbox runs again, by default that of
-    this process."""
+def run(experiment: Experiment[O, P], options: O) -> int:
+    """From options to the exit code."""
     end = declare.part(options, Reported)
     assert end is not None, f"{experiment.name}: no group of its options is a Reported"
     if experiment.needs_pictures:
         plots.require_matplotlib()
     plan = experiment.check(options)
     if experiment.sandboxed and not sandbox.inside():
-        return sandbox.run(sys.argv[1:] if argv is None else argv)
+        code = sandbox.enter()
+        if code is not None:
+            return code
     folder = ResultFolder.create(experiment.folder or experiment.name, end.results)
     title = f"{experiment.command} {experiment.name}".strip()
     what, steps = experiment.steps(plan) if experiment.steps else (title, None)
