@@ -29,6 +29,18 @@ docs/real-module.md says what to set at the module.
 _SIZES = "1,64,1424,1425,20000,40001,100000,500000"
 
 
+def _sizes(text: str) -> list[int]:
+    return [quantities.BYTES(part) for part in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [quantities.POSITIVE(part) for part in text.split(",")]
+
+
+def _shares(text: str) -> list[float]:
+    return [quantities.FRACTION(part) for part in text.split(",")]
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``interop``."""
     parser = commands.add_parser(
@@ -40,10 +52,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--peer", required=True, metavar="IP:PORT", help="the server")
     parser.add_argument("--profile", choices=tuple(SHAPES), default="upstream", help="(default: %(default)s)")
     parser.add_argument("--keys", metavar="FILE|demo", help="of profile linux")
-    parser.add_argument("--sizes", default=_SIZES, metavar="N,...", help="bytes (default: %(default)s)")
-    parser.add_argument("--under-way", default="1,16", metavar="N,...",
+    parser.add_argument("--sizes", type=_sizes, default=_SIZES, metavar="N,...",
+                        help="bytes (default: %(default)s)")
+    parser.add_argument("--under-way", type=_numbers, default="1,16", metavar="N,...",
                         help="RPCs at a time (default: %(default)s)")
-    parser.add_argument("--loss", default="0", metavar="SHARE,...",
+    parser.add_argument("--loss", type=_shares, default="0", metavar="SHARE,...",
                         help="of the frames, each way, at our emulated NIC, as 0,10%% (default: %(default)s)")
     parser.add_argument("--count", type=quantities.POSITIVE, default=20, metavar="N",
                         help="RPCs of a cell (default: %(default)s)")
@@ -57,20 +70,18 @@ def run(args: argparse.Namespace) -> int:
     """The subcommand."""
     if args.profile == "linux" and args.keys is None:
         raise ConfigError("linux needs --keys FILE, or --keys demo: the module's public keys")
-    losses = [quantities.FRACTION.read("loss", part) for part in args.loss.split(",")]
-    if any(loss >= 1 for loss in losses):
+    if any(loss >= 1 for loss in args.loss):
         raise ConfigError("with a loss of 100% there is nothing to be seen")
-    under_way = [quantities.POSITIVE.read("under-way", part) for part in args.under_way.split(",")]
-    sizes = [quantities.BYTES.read("sizes", part) for part in args.sizes.split(",")]
     given = dict(map(parse_param, args.param))
     params = dataclasses.replace(SOFTWARE, **{"mtu": min(interface_mtu(args.iface), 65535), **given})
-    if max(sizes) > params.max_message_length:
+    if max(args.sizes) > params.max_message_length:
         raise ConfigError(f"sizes: a message has at most {params.max_message_length} bytes")
     context = SmtContext(args.iface, args.profile, args.keys, params)
     local, peer = parse_address(args.addr), parse_address(args.peer)
     check_address(args.iface, local)
     outcomes = []
-    for outcome in measure(cells(args.profile, losses, under_way, sizes), args.count, context, local, peer):
+    wanted = cells(args.profile, args.loss, args.under_way, args.sizes)
+    for outcome in measure(wanted, args.count, context, local, peer):
         outcomes.append(outcome)
         print(_line(outcome), file=sys.stderr if args.json else sys.stdout, flush=True)
     good = all(outcome.good for outcome in outcomes)
