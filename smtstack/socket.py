@@ -35,9 +35,9 @@ from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.state import Port
 from smtstack.session.offer import Offer
 from smtstack.transport import events
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.transport.upstream_endpoint import make_endpoint
 from smtstack.waiting import AS_HOMA, Waiter, Waiting
 from smtstack.wire.ipv4 import address, format_address
 
@@ -109,7 +109,7 @@ class SmtContext:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
         if self.profile == "smt" and self.keys == "demo":
             raise ConfigError("profile smt takes no demo keys: everybody knows them; make a key file")
-        if self.profile != "homa" and self.keys is None:
+        if self.profile not in ("homa", "upstream") and self.keys is None:
             others = "'demo' for the public ones" if self.profile == "linux" else "certs, made by 'smtnet ca'"
             raise ConfigError(f"profile {self.profile} needs keys, a file made by 'smtnet keys', or {others}")
         # A process that starts over with the same keys and port must not start over with its ids.
@@ -213,14 +213,14 @@ class SmtSocket:
             if self.sessions is not None:
                 undo.callback(self.sessions.close)
             keys = self.sessions.manager if self.sessions is not None else context.load_keys()
-            self.endpoint = Endpoint(ip, local[1], context.profile, keys, params)
+            self.endpoint = make_endpoint(ip, local[1], context.profile, keys, params)
             self._trace: TraceFile | None = None
             if context.trace is not None:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.shared_port)
+                                  context.shared_port, self.endpoint.profile.fmt.tcp_shaped)
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
@@ -253,8 +253,9 @@ class SmtSocket:
         return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
 
     def mtu_hint(self) -> str:
-        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it."""
-        if self.sessions is not None:
+        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it, or
+        it need not be the same."""
+        if self.sessions is not None or self.context.profile == "upstream":
             return ""
         # Interfaces drop packets that are too long without a word to anybody; few let a little more pass.
         mtu = self.endpoint.params.mtu
@@ -384,13 +385,15 @@ class SmtSocket:
     def close(self, farewell: bool = True) -> None:
         """Close. Peers in mid-RPC time out, or with ``farewell`` fail: :meth:`linger` first to be kind.
 
-        ``farewell``: tell peers that their sessions are over, which takes ``FAREWELL_S`` if they are gone.
-        Without, they find out by a request that times out.
+        ``farewell``: tell peers that their sessions are over, which takes ``FAREWELL_S`` if they are gone; and in
+        profile ``upstream`` acknowledge the last answers. Without, they find out by a request that times out.
         """
         if self._closed:
             return
         self._closed = True
         try:
+            if farewell:
+                self._acknowledge()
             if self.sessions is not None and farewell:
                 self._say_farewell(self.sessions.manager)
         finally:
@@ -401,6 +404,12 @@ class SmtSocket:
                     self.sessions.close()
                 if self._trace is not None:
                     self._trace.close()
+
+    def _acknowledge(self) -> None:
+        # Nothing here is worth an error, as below.
+        with suppress(SmtError):
+            self.endpoint.acknowledge()
+            self.loop.flush()
 
     def _say_farewell(self, manager: SessionManager) -> None:
         # Whatever is wrong with the interface by now is not worth an error.

@@ -19,6 +19,7 @@ from smtstack.nic.driver import Neighbours, NicDriver
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import TransportParams
 from smtstack.transport.segment import Segment
+from smtstack.transport.upstream_endpoint import make_endpoint
 
 
 class Stack:
@@ -112,6 +113,6 @@ class Stack:
 def make_stack(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
                nic: SmartNic | NicConfig | None, mac: bytes, neighbours: Neighbours) -> Stack:
     """An end with a NIC of its own. Raises :class:`ConfigError` for a port, profile or NIC that cannot be."""
-    endpoint = Endpoint(ip, port, profile, keys, params)
+    endpoint = make_endpoint(ip, port, profile, keys, params)
     device = nic if isinstance(nic, SmartNic) else SmartNic(nic)
     return Stack(endpoint, NicDriver(device, mac, ip, endpoint.protocol, neighbours))

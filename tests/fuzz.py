@@ -32,7 +32,7 @@ from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
-from smtstack.wire import ethernet, homa, ipv4, show
+from smtstack.wire import ethernet, homa, ipv4, show, upstream
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
@@ -44,7 +44,7 @@ PARSER_SHARE = 0.6
 #: Endpoint rounds: profile, whether the attacker has the keys, and inputs. The long one makes more peers than
 #: an endpoint remembers.
 ROUNDS = [("smt", False, 50_000), ("homa", False, 10_000), ("linux", False, 10_000), ("smt", False, 10_000),
-          ("smt", True, 10_000), ("linux", True, 10_000)]
+          ("upstream", False, 10_000), ("smt", True, 10_000), ("linux", True, 10_000), ("upstream", False, 10_000)]
 
 #: Inputs that are kept, in folders by function.
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -111,6 +111,7 @@ def _module_of(function: str) -> str:
 def genuine_frames(profile: str) -> list[bytes]:
     """A conversation with losses, so that every packet type of the profile occurs."""
     rng = Random(7)
+    fmt = homa.FORMATS[profile]
     pair = Pair(profile, wire=lambda f: [f] if rng.random() > 0.15 else [])
     for number, size in enumerate((1, 60, 1400, 1430, 5000, 30_000) * 3):
         pair.request(pattern(size, number))
@@ -118,9 +119,10 @@ def genuine_frames(profile: str) -> list[bytes]:
     pair.run(settle=True)
     by_type: dict[int, list[bytes]] = {}
     for frame in pair.frames:
-        by_type.setdefault(frame[wire_frame.TYPE_AT], []).append(frame)
+        by_type.setdefault(frame[wire_frame.TRANSPORT_OFFSET + fmt.type_offset], []).append(frame)
+    others = (homa.Unknown(1, 2, 3), homa.Freeze(1, 2, 3), homa.Busy(1, 2, 3))
     spare = [ethernet.Ethernet(b"\2abcde", b"\2fghij").pack() + ipv4.IPv4(1, 2, 146, 20 + len(p)).pack() + p
-             for p in (homa.Unknown(1, 2, 3).pack(), homa.Freeze(1, 2, 3).pack(), homa.Busy(1, 2, 3).pack())]
+             for p in (upstream.pack(o) if fmt is homa.UPSTREAM else o.pack() for o in others)]
     return [f for frames in by_type.values() for f in frames[:12]] + spare
 
 
@@ -138,11 +140,11 @@ def _fix_frame(frame: bytes) -> bytes:
 
 def _packet(fmt: homa.WireFormat) -> Callable[[bytes], object]:
     def call(buf: bytes) -> None:
-        packet = homa.parse_untrusted(buf, fmt)
+        packet = wire_frame.packet_untrusted(buf, fmt)
         if buf[-1] & 7 == 0:
             # What was accepted means something: packed and parsed again it is the same.
-            again = packet.pack() + (b"x" if isinstance(packet, homa.Data) else b"")
-            if homa.parse_untrusted(again, fmt) != packet:
+            again = upstream.pack(packet) if fmt is homa.UPSTREAM else packet.pack()
+            if wire_frame.packet_untrusted(again + b"x" * isinstance(packet, homa.Data), fmt) != packet:
                 raise FuzzError(f"{packet} does not survive packing")
 
     return call
@@ -315,7 +317,9 @@ def targets() -> list[Target]:
         frames = genuine_frames(fmt.name)
         every += frames
         by_profile[fmt.name] = frames
-        out += [Target(f"{wire}.homa.parse_untrusted", _packet(fmt), [f[34:] for f in frames]),
+        out += [Target(f"{wire}.{'upstream' if fmt is homa.UPSTREAM else 'homa'}.parse_untrusted", _packet(fmt),
+                       [f[34:] for f in frames]),
+                Target(f"{wire}.frame.packet_untrusted", _packet(fmt), [f[34:] for f in frames], share=0.1),
                 Target(f"{wire}.frame.parse_untrusted", partial(wire_frame.parse_untrusted, fmt=fmt), frames,
                        fix=_fix_frame),
                 Target(f"{capture}.decode.Decoder._packet_untrusted", _Decode(fmt.name), frames, (), _fix_frame,
@@ -448,7 +452,7 @@ class Report:
         """All of them."""
         return self.parser_inputs + self.engine_inputs
 
-    def of_rounds(self, kind: str, profiles: tuple[str, ...] = ("smt", "homa", "linux"),
+    def of_rounds(self, kind: str, profiles: tuple[str, ...] = ("smt", "homa", "linux", "upstream"),
                   insider: bool = True) -> list[str]:
         """Findings of one kind, with the round that repeats them."""
         return [f"Round({profile!r}, {seed}, {inside}).run(): {what}"

@@ -8,7 +8,7 @@ delivered that nobody sent, no state left beyond its bounds.
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from smtstack.crypto import tls12, tls13
@@ -19,7 +19,7 @@ from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
-from smtstack.wire import homa
+from smtstack.wire import homa, upstream
 from tests.fake_negotiator import Fake
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair
 
@@ -41,8 +41,9 @@ BACK = Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT)
 FIELDS = [(12, 2), (14, 1), (15, 1), (16, 2), (18, 2), (20, 2), (22, 1), (23, 1), (24, 2), (26, 4), (30, 4),
           (34, 2), (36, 2), (38, 4), (42, 2), (44, 1), (45, 1), (46, 1), (47, 1), (48, 2), (50, 2), (52, 2),
           (54, 8), (62, 4), (66, 4), (70, 2), (72, 1), (73, 1), (74, 1), (75, 2), (77, 2), (79, 8)]
-#: Those after the addresses: the packet still reaches an RPC, most of the time.
-INNER = [f for f in FIELDS if f[0] >= 38]
+#: Those of upstream Homa's format.
+UPSTREAM_FIELDS = [*(f for f in FIELDS if f[0] < 38), (38, 4), (45, 1), (46, 1), (47, 1), (52, 2), (54, 8),
+                   (62, 4), (66, 4), (70, 8), (78, 2), (80, 2), (82, 1), (86, 4)]
 SENDER_ID = (54, 8)
 
 
@@ -82,8 +83,12 @@ class Round:
         self.early = bool(seed & 16)
         self.handshaken = False
         self.store = store
+        self.fields = UPSTREAM_FIELDS if profile == "upstream" else FIELDS
+        #: Those after the addresses: the packet still reaches an RPC, most of the time.
+        self.inner = [f for f in self.fields if f[0] >= 38]
         make = Fake if self.negotiated else lambda: demo_keys("smt", params) if profile == "smt" else store
-        self.pair = Pair(profile, keys=make, params=PARAMS, config=NicConfig(tls_hw_tx_offload=bool(seed & 4)))
+        self.pair = Pair(profile, keys=make, params=replace(PARAMS, hijack_tcp=seed & 1),
+                         config=NicConfig(tls_hw_tx_offload=bool(seed & 4)))
         negotiator = self.pair.client.endpoint._negotiator
         if self.early and isinstance(negotiator, Fake):
             negotiator.on_want = self.begin_early
@@ -97,6 +102,11 @@ class Round:
         self.last_tick = 0
         #: What is being handled, for the report of an exception.
         self.frame = b""
+
+    @property
+    def sealing(self) -> bool:
+        """Whether nobody can forge what is delivered."""
+        return self.profile not in ("homa", "upstream")
 
     # -- the genuine conversation --------------------------------------------------------------------------
 
@@ -138,7 +148,7 @@ class Round:
         while (event := pair.client.endpoint.next_event()) is not None:
             if isinstance(event, Response):
                 self.open.pop(event.rpc, None)
-                if event.data != self.asked[event.rpc][::-1] and self.profile != "homa" and not self.insider:
+                if event.data != self.asked[event.rpc][::-1] and self.sealing and not self.insider:
                     self.findings.forged.append(f"response of {event.rpc}: {event.data[:16]!r}...")
             elif isinstance(event, Failed):
                 self.open.pop(event.rpc, None)
@@ -152,7 +162,7 @@ class Round:
             # client authenticates, and only there.
             return
         count = self.delivered[event.data] = self.delivered.get(event.data, 0) + 1
-        if self.profile != "homa" and not self.insider and (count > 1 or event.data not in self.asked.values()):
+        if self.sealing and not self.insider and (count > 1 or event.data not in self.asked.values()):
             self.findings.forged.append(f"request {event.data[:16]!r}..., {count} times")
 
     def carry(self) -> bool:
@@ -213,7 +223,7 @@ class Round:
             return self.envelope(base, base[34:cut] + rng.randbytes(rng.getrandbits(6)))
         changed = bytearray(base)
         for _ in range(1 + (kind & 3)):
-            at, size = rng.choice(FIELDS if kind > 13 else INNER)
+            at, size = rng.choice(self.fields if kind > 13 else self.inner)
             if at + size <= len(changed):
                 changed[at:at + size] = self.value(changed, at, size)
         if kind == 15:
@@ -259,6 +269,8 @@ class Round:
             body = bytes(2) + body[2:]
         kind = 0x0F + int(11 * rng.random())
         sender = self.live_id() if rng.getrandbits(3) else rng.getrandbits(64)
+        if self.profile == "upstream":
+            return (base[34:38] + bytes(7) + bytes((kind,)) + base[46:54] + sender.to_bytes(8, "big") + body)
         epoch = bytes((base[44] - (not rng.getrandbits(2)) & 0xFF,))
         return (base[34:38] + bytes(6) + epoch + bytes((0, 0, kind)) + bytes(6) + sender.to_bytes(8, "big") + body)
 
@@ -273,6 +285,14 @@ class Round:
         if rng.getrandbits(1):
             claimed = (17, size - 5, size, 16401, 8635, rng.getrandbits(15))[int(6 * rng.random())]
             payload = b"\x17\x03\x03" + max(0, claimed).to_bytes(2, "big") + payload[5:]
+        if self.profile == "upstream":
+            place = (offset, offset, rng.getrandbits(32))[int(3 * rng.random())]
+            ends = int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big")
+            of_data = homa.Data(*ends, sender, length, rng.getrandbits(15), offset,
+                                cutoff_version=rng.getrandbits(1), placed=rng.getrandbits(1) == 1,
+                                packet_offset=place - offset,
+                                acked_id=0 if rng.getrandbits(2) else self.live_id(), acked_port=SERVER_PORT)
+            return upstream.pack(of_data) + payload
         if self.insider and rng.getrandbits(1):
             payload = self.sealed(base[26:30] == CLIENT_IP, sender, rng.randbytes(rng.getrandbits(7) + 1))
             if rng.getrandbits(1):

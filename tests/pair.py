@@ -9,10 +9,10 @@ from smtstack.crypto.keys import KeyStore, demo_keys
 from smtstack.nic.device import Arbiter, NicConfig, SmartNic
 from smtstack.nic.driver import ContextPolicy, NicDriver
 from smtstack.stack import Stack
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.transport.upstream_endpoint import make_endpoint
 from smtstack.wire import homa, show
 from smtstack.wire.ipv4 import address
 
@@ -49,7 +49,7 @@ def make_side(ip: int, port: int, profile: str, keys: KeyStore, params: Transpor
               config: NicConfig | None = None, policy: ContextPolicy = ContextPolicy.PER_QUEUE,
               arbiter: Arbiter | None = None) -> Stack:
     """An end at one of the addresses of ``MACS``."""
-    endpoint = Endpoint(ip, port, profile, keys, params)
+    endpoint = make_endpoint(ip, port, profile, keys, params)
     return Stack(endpoint, NicDriver(SmartNic(config, arbiter), MACS[ip], ip, endpoint.protocol, MACS.get, policy))
 
 

@@ -23,6 +23,7 @@ from smtstack.crypto.keys import KeyStore
 from smtstack.errors import BadPacket
 from smtstack.transport.params import TransportParams
 from smtstack.transport.profile import SmtProfile
+from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, ipv4
 from smtstack.wire.naming import EPOCHS, wire_epoch
 
@@ -80,10 +81,10 @@ class Message(NamedTuple):
 class Decoder:
     """Takes frames one by one, gives a :class:`Result` in the end.
 
-    ``profile`` is smt, homa or linux. Profile ``homa`` reads both our own layout and that of the kernel
-    module, by IP protocol; ``linux`` reads the module's plain Homa as well. ``protocol`` is for captures
-    made with another IP protocol number than the profile's; the layout is then the profile's own.
-    ``on_message`` gets every message when it is judged.
+    ``profile`` is smt, homa, linux or upstream, whose packets may have TCP's protocol. Profile ``homa`` reads both
+    our own layout and that of the kernel module, by IP protocol; ``linux`` reads the module's plain Homa as well.
+    ``protocol`` is for captures made with another IP protocol number than the profile's; the layout is then the
+    profile's own. ``on_message`` gets every message when it is judged.
     """
 
     def __init__(self, profile: str, keys: KeyStore, protocol: int | None = None, *,
@@ -99,6 +100,8 @@ class Decoder:
         self._acks_proven = 0
         self._acks_unproven = 0
         self._handshake = 0
+        #: Of the packets of profile ``upstream``: those in the shape of TCP.
+        self.tcp_shaped = 0
         self._window = Window(self._judge)
         self._tally = Tally()
         self._messages = 0
@@ -127,16 +130,17 @@ class Decoder:
             homa.parse_untrusted(transport, homa.HOMA)
             self._handshake += 1
             return
-        header = homa.parse_untrusted(transport, fmt)
+        header = wire_frame.packet_untrusted(transport, fmt)
         flow = Flow(ip.src, header.sport, ip.dst, header.dport)
-        self._packets[homa.TYPE_NAMES[transport[homa.TYPE_OFFSET]]] += 1
+        self._packets[homa.TYPE_NAMES[transport[fmt.type_offset]]] += 1
+        self.tcp_shaped += fmt.tcp_shaped and ip.protocol == homa.PROTO_TCP
         if isinstance(header, homa.Ack) and fmt.ack_proof:
             self._acks[flow, header] = self._acks.get((flow, header), 0) + 1
             if len(self._acks) > _MAX_ACKS:
                 self._judge_ack(*self._acks.popitem(last=False))
         if not isinstance(header, homa.Data):
             return
-        payload = transport[homa.DATA_LEN:]
+        payload = transport[fmt.data_len:]
         self._retransmitted += header.retransmit != 0
         key = (flow, header.sender_id, header.epoch, self._round(flow, header.epoch))
         index = header.index_in_segment(ip.identification)
@@ -246,7 +250,7 @@ class Decoder:
     def why_nothing(self) -> str:
         """Why nothing of this capture was verified, in one sentence; "": something was."""
         result = self.result()
-        if self._own is homa.HOMA and self.sorter.looks_like():
+        if self._own in (homa.HOMA, homa.UPSTREAM) and self.sorter.looks_like():
             # Records look like any other data to whoever knows no records.
             return self.sorter.why_nothing()
         if result.records_ok or result.messages_complete or self._acks_proven:

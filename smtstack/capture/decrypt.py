@@ -27,6 +27,7 @@ from smtstack.errors import BadPacket
 from smtstack.session.flights import MAX_FLIGHT, Flight
 from smtstack.transport.params import TransportParams
 from smtstack.transport.profile import SmtProfile
+from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, ipv4
 from smtstack.wire.show import message_name
 
@@ -140,7 +141,7 @@ class Decrypter:
     def why_nothing(self) -> str:
         """Why nothing of this capture was opened, in one sentence; "": something was. After :meth:`finish`."""
         counts, own = self.counts, self._own
-        if own is homa.HOMA and self.sorter.looks_like():
+        if own in (homa.HOMA, homa.UPSTREAM) and self.sorter.looks_like():
             return self.sorter.why_nothing()
         if counts.records:
             return ""
@@ -162,7 +163,7 @@ class Decrypter:
         ip = ipv4.parse_untrusted(packet)
         transport = packet[ipv4.HEADER_LEN:ip.total_length]
         handshake = fmt is homa.SMT and of_handshake(transport)
-        header = homa.parse_untrusted(transport, homa.HOMA if handshake else fmt)
+        header = wire_frame.packet_untrusted(transport, homa.HOMA if handshake else fmt)
         flow = Flow(ip.src, header.sport, ip.dst, header.dport)
         counts = self.counts
         counts.packets += 1
@@ -174,7 +175,7 @@ class Decrypter:
             return
         key = flow, header.sender_id, header.epoch, handshake
         fed = self._feed(key, fmt, header, header.index_in_segment(ip.identification),
-                         transport[homa.DATA_LEN:], captured)
+                         transport[fmt.data_len:], captured)
         if fed is None:
             counts.unknown += 1
             said.append("no session of these ends is known: not decrypted")
@@ -236,7 +237,7 @@ class Decrypter:
 
     def _new(self, key: _Key, fmt: homa.WireFormat, header: homa.Data, payload: bytes) -> Incoming | None:
         flow, sender_id, epoch, handshake = key
-        if handshake or self._own is homa.HOMA:
+        if handshake or self._own in (homa.HOMA, homa.UPSTREAM):
             return PlainIncoming(module=fmt is homa.LINUX)
         if self._own is homa.SMT:
             way = self._flows.smt(flow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtstack.capture.captured import HOST_SIDE, NS, Captured
 from smtstack.capture.links import find_untrusted
-from smtstack.capture.sorting import Sorter
+from smtstack.capture.sorting import Sorter, is_tcp
 from smtstack.wire.ipv4 import IDENTIFICATION_OFFSET, PROTOCOL_OFFSET, TOTAL_LENGTH_OFFSET
 from smtstack.wire.show import packet_untrusted
 
@@ -28,7 +28,7 @@ class Lines:
         if captured.interface.endswith(HOST_SIDE):
             return ""
         packet = find_untrusted(captured.link_type, captured.frame, self._formats).packet
-        if packet is None:
+        if packet is None or is_tcp(packet):
             return ""
         cut = ""
         if captured.missing:

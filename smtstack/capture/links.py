@@ -201,7 +201,7 @@ class _Walk:
             protocol, at = self._u8(at), at + 8 + 8 * self._u8(at + 1)
         if protocol == _FRAGMENT:
             return Frame(None, "IPv6 fragments")
-        if protocol in self._wanted:
+        if protocol in self._wanted and protocol != _TCP:
             # It would be of ours, but all profiles are for IPv4.
             return Frame(None, f"IPv6 with protocol {protocol} of ours, which is read over IPv4 only")
         return self._upper(protocol, at, "IPv6 ")

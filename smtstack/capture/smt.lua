@@ -1,5 +1,6 @@
--- Wireshark dissector for SMT and Homa as smtnet and the SMT kernel module (branch main) speak them:
--- IP protocols 146 and 253, the handshake plane of SMT, and the plaintext twins of "smtnet pcap decrypt".
+-- Wireshark dissector for SMT and Homa as smtnet, the SMT kernel module (branch main) and upstream Homa speak them:
+-- IP protocols 146 and 253, and what of TCP's has the pattern of upstream Homa; the handshake plane of SMT, and the
+-- plaintext twins of "smtnet pcap decrypt".
 -- The formats are described in docs/protocol.md. Runs in Wireshark 4.0 (Lua 5.2) and later.
 
 local DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK =
@@ -13,9 +14,15 @@ local LENGTHS = {
   [DATA] = 41, [GRANT] = 33, [RESEND] = 37, [UNKNOWN] = 28, [BUSY] = 28, [CUTOFFS] = 62, [FREEZE] = 28,
   [NEED_ACK] = 28, [ACK] = 90,
 }
-local PROTOCOL, PROTOCOL_LINUX = 146, 253
+local PROTOCOL, PROTOCOL_LINUX, PROTOCOL_TCP = 146, 253, 6
 local COMMON_LEN, DATA_LEN, ACK_LEN, PROOF_LEN, MAX_ACKS, SEGMENT_HEADER_LEN = 28, 40, 90, 16, 5, 20
 local MAX_FLIGHT = 65536
+-- Upstream Homa: where its type is, the pattern by which it is known, headers, and an entry of an ACK.
+local UPSTREAM_TYPE, UPSTREAM_FLAGS, UPSTREAM_URGENT, UPSTREAM_DATA_LEN, UPSTREAM_ENTRY = 11, 0x06, 0xb97d, 56, 10
+local UPSTREAM_LENGTHS = {
+  [DATA] = 57, [GRANT] = 33, [RESEND] = 37, [UNKNOWN] = 28, [BUSY] = 28, [CUTOFFS] = 62, [FREEZE] = 28,
+  [NEED_ACK] = 28, [ACK] = 80,
+}
 
 local KINDS = {
   [1] = "client hello", [2] = "server hello", [3] = "client finish", [4] = "server done", [5] = "0-RTT hello",
@@ -34,6 +41,7 @@ local FLIGHTS = {
 
 local smt = Proto("smt", "SMT and Homa transport")
 local twin = Proto("smt.plaintext", "SMT plaintext")
+local shaped = Proto("smt.shaped", "TCP, or Homa in its shape")
 
 local F = {
   sport = ProtoField.uint16("smt.srcport", "Source port"),
@@ -70,6 +78,12 @@ local F = {
   ack_client_port = ProtoField.uint16("smt.ack.client_port", "Its client's port"),
   ack_server_port = ProtoField.uint16("smt.ack.server_port", "Its server's port"),
   proof = ProtoField.bytes("smt.ack.proof", "Proof"),
+  upstream = ProtoField.bool("smt.upstream", "Upstream Homa's format"),
+  tcp_shaped = ProtoField.bool("smt.tcp_shaped", "In the shape of TCP"),
+  sequence = ProtoField.uint32("smt.sequence", "Sequence, to which a segmenting NIC adds"),
+  tcp_flags = ProtoField.uint8("smt.tcp_flags", "TCP's flags", base.HEX),
+  urgent = ProtoField.uint16("smt.urgent", "TCP's urgent pointer", base.HEX),
+  place = ProtoField.uint32("smt.place", "Offset in the message; 4294967295: as the sequence says"),
   record_type = ProtoField.uint8("smt.record.type", "TLS record type"),
   record_version = ProtoField.uint16("smt.record.version", "TLS record version", base.HEX),
   record_length = ProtoField.uint16("smt.record.length", "TLS record length"),
@@ -387,7 +401,94 @@ local function add_id(tree, range, sender_id)
   return id, server
 end
 
+-- Upstream Homa: the same packets in other bytes.
+local function dissect_upstream_data(tvb, tree)
+  local sequence, place = tvb(4, 4):uint(), tvb(52, 4):uint()
+  tree:add(F.sequence, tvb(4, 4))
+  tree:add(F.message_length, tvb(28, 4))
+  tree:add(F.incoming, tvb(32, 4))
+  tree:add(F.ack_id, tvb(36, 8))
+  tree:add(F.ack_server_port, tvb(44, 2))
+  tree:add(F.cutoff_version, tvb(46, 2))
+  local again = tree:add(F.retransmit, tvb(48, 1))
+  if tvb(48, 1):uint() ~= 0 then again:add_proto_expert_info(resent) end
+  tree:add(F.place, tvb(52, 4))
+  tree:add(F.payload, tvb(UPSTREAM_DATA_LEN))
+  local length, size = tvb(28, 4):uint(), tvb:len() - UPSTREAM_DATA_LEN
+  local pos = place == 0xffffffff and sequence or place
+  tree:add(F.offset, pos):set_generated()
+  if length == 0 then complain(tree, "DATA of a message of length 0") end
+  if pos + size > length then complain(tree, "DATA beyond the end of its message") end
+  return string.format("[%d..%d) of %d", pos, pos + size, length)
+end
+
+local function dissect_upstream_ack(tvb, tree)
+  local count = math.min(tvb(28, 2):uint(), MAX_ACKS)
+  tree:add(F.ack_count, tvb(28, 2))
+  for n = 0, count - 1 do
+    local entry = tvb(30 + UPSTREAM_ENTRY * n, UPSTREAM_ENTRY)
+    local sub = tree:add(smt, entry, "Acknowledged: " .. tostring(entry(0, 8):uint64()))
+    sub:add(F.ack_id, entry(0, 8))
+    sub:add(F.ack_server_port, entry(8, 2))
+  end
+  return string.format("and %d more", count)
+end
+
+local function dissect_upstream(tvb, pinfo, root)
+  pinfo.cols.protocol = "Homa"
+  local tree = root:add(smt, tvb())
+  tree:add(F.upstream, true):set_generated()
+  tree:add(F.tcp_shaped, pinfo.match_uint == PROTOCOL_TCP):set_generated()
+  pinfo.src_port, pinfo.dst_port = tvb(0, 2):uint(), tvb(2, 2):uint()
+  tree:add(F.sport, tvb(0, 2))
+  tree:add(F.dport, tvb(2, 2))
+  tree:add(F.port, tvb(0, 2)):set_hidden()
+  tree:add(F.port, tvb(2, 2)):set_hidden()
+  local kind = tvb(UPSTREAM_TYPE, 1):uint()
+  tree:add(F.type, tvb(UPSTREAM_TYPE, 1))
+  tree:add(F.data_offset, tvb(12, 1))
+  tree:add(F.tcp_flags, tvb(13, 1))
+  tree:add(F.urgent, tvb(18, 2))
+  local id, server = add_id(tree, tvb(20, 8), tvb(20, 8):uint64())
+  local name = TYPES[kind]
+  if not name then
+    complain(tree, "unknown packet type")
+    pinfo.cols.info = string.format("unknown type 0x%02x", kind)
+    return tvb:len()
+  end
+  local head = string.format("%s %s%s ", name, tostring(id), server and " response" or "")
+  if tvb:len() < UPSTREAM_LENGTHS[kind] then
+    complain(tree, string.format("%s of %d bytes, %d expected", name, tvb:len(), UPSTREAM_LENGTHS[kind]))
+    pinfo.cols.info = head .. "malformed"
+    return tvb:len()
+  end
+  local info
+  if kind == DATA then
+    info = dissect_upstream_data(tvb, tree)
+  elseif kind == ACK then
+    info = dissect_upstream_ack(tvb, tree)
+  else
+    info = dissect_control(tvb, tree, kind, false, false)
+    if kind == RESEND then
+      local length = tvb(32, 4):int()
+      if length == -1 then info = "all that was sent" end
+      if length < -1 then complain(tree, "RESEND of a negative length") end
+    end
+  end
+  pinfo.cols.info = head .. info
+  tree:append_text(", " .. head .. info)
+  return tvb:len()
+end
+
+-- Whether a packet has the pattern of upstream Homa. In IP protocol 6 it tells Homa from TCP. In protocol 146 it need
+-- not be there, but its flags are no packet type of ours, nor is its type any of our flags.
+local function of_upstream(tvb)
+  return tvb:captured_len() >= COMMON_LEN and tvb(13, 1):uint() == UPSTREAM_FLAGS and
+    tvb(18, 2):uint() == UPSTREAM_URGENT
+end
+
 function smt.dissector(tvb, pinfo, root)
+  if pinfo.match_uint == PROTOCOL and of_upstream(tvb) then return dissect_upstream(tvb, pinfo, root) end
   pinfo.cols.protocol = "SMT"
   local tree = root:add(smt, tvb())
   if tvb:len() < COMMON_LEN then
@@ -469,5 +570,13 @@ function twin.dissector(tvb, pinfo, root)
 end
 
 local protocols = DissectorTable.get("ip.proto")
+local tcp = protocols:get_dissector(PROTOCOL_TCP)
+
+function shaped.dissector(tvb, pinfo, root)
+  if of_upstream(tvb) then return dissect_upstream(tvb, pinfo, root) end
+  return tcp:call(tvb, pinfo, root)
+end
+
 protocols:add(PROTOCOL, smt)
 protocols:add(PROTOCOL_LINUX, smt)
+protocols:add(PROTOCOL_TCP, shaped)

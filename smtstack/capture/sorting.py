@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from smtstack.capture.links import find_untrusted
 from smtstack.errors import ConfigError
-from smtstack.wire import homa, ipv4
+from smtstack.wire import homa, ipv4, upstream
 
 #: The kernel module's branch smt-ng has the type elsewhere (reference §11.2).
 _NG_TYPE_OFFSET = 11
@@ -24,6 +24,9 @@ _BEGINNING = (slice(homa.PLACE_OFFSET, homa.PLACE_OFFSET + homa.PLACE_LEN),
               slice(homa.SEGMENT_HIGH_OFFSET, homa.SEGMENT_HIGH_OFFSET + 2),
               slice(homa.SEGMENT_LOW_OFFSET, homa.SEGMENT_LOW_OFFSET + 2),
               slice(homa.RETRANSMIT_OFFSET, homa.RETRANSMIT_OFFSET + 1), _INDEX)
+#: Of upstream Homa's DATA: the end of the message length, and bytes that are 0.
+_LENGTH_END = homa.COMMON_LEN + 4
+_NOTHING = slice(upstream.PLACE_OFFSET - 3, upstream.PLACE_OFFSET)
 _RECORD_PREFIX = b"\x17\x03\x03"
 _ACK_WITH_PROOF = homa.ACK_LEN + homa.PROOF_LEN
 
@@ -48,6 +51,8 @@ class Sorter:
         if self.own is homa.HOMA and protocol is None:
             # Plain Homa as the kernel module speaks it.
             self.formats[homa.PROTO_LINUX] = homa.LINUX
+        if self.own.tcp_shaped and protocol is None:
+            self.formats[homa.PROTO_TCP] = self.own
         self._wanted = {*self.formats, *(fmt.protocol for fmt in homa.FORMATS.values())}
         self.frames = 0
         #: Frames that are no packets of the profile, by name.
@@ -74,11 +79,11 @@ class Sorter:
         if look:
             self._looks[look] += 1
         fmt = self.formats.get(protocol)
-        if fmt is None:
-            self._other(f"IP protocol {protocol}")
+        if fmt is None or is_tcp(packet):
+            self._other("TCP" if protocol == homa.PROTO_TCP else f"IP protocol {protocol}")
             return None
         if missing and int.from_bytes(packet[_TOTAL_LENGTH], "big") > len(packet):
-            self.truncated[_type_name(transport)] += 1
+            self.truncated[_type_name(transport, fmt)] += 1
             return None
         return Sorted(packet, fmt)
 
@@ -128,11 +133,18 @@ class Sorter:
         return ""
 
 
+def is_tcp(packet: bytes) -> bool:
+    """Whether an IPv4 packet has TCP's protocol and not the pattern that only upstream Homa sends there."""
+    return packet[ipv4.PROTOCOL_OFFSET] == homa.PROTO_TCP and not upstream.tcp_shaped(packet[ipv4.HEADER_LEN:])
+
+
 def _look(packet: bytes, transport: bytes) -> str:
     """The profile a packet shows it is of; "" if it might be of several."""
     if len(transport) < homa.COMMON_LEN:
         return ""
     protocol, kind = packet[ipv4.PROTOCOL_OFFSET], transport[homa.TYPE_OFFSET]
+    if protocol in (homa.PROTO_HOMA, homa.PROTO_TCP) and upstream.tcp_shaped(transport):
+        return _look_upstream(transport)
     if protocol == homa.PROTO_LINUX:
         if kind not in homa.TYPE_NAMES:
             return ""
@@ -157,14 +169,25 @@ def _look(packet: bytes, transport: bytes) -> str:
     return homa.HOMA.name if begins else ""
 
 
+def _look_upstream(transport: bytes) -> str:
+    """The profile of a packet with upstream Homa's pattern, which the module's branch smt-ng has as well: that has
+    a record and its offset where upstream's DATA has the packet's own offset and nothing (reference §11.2)."""
+    if transport[upstream.TYPE_OFFSET] != homa.DATA or len(transport) <= upstream.DATA_LEN:
+        return ""
+    length = int.from_bytes(transport[homa.COMMON_LEN:_LENGTH_END], "big")
+    place = int.from_bytes(transport[upstream.PLACE_OFFSET:upstream.DATA_LEN], "big")
+    plain = not any(transport[_NOTHING]) and (place < length or place == upstream.BY_SEQUENCE)
+    return homa.UPSTREAM.name if plain else _SMT_NG
+
+
 def _begins_record(transport: bytes) -> bool:
     return transport.startswith(_RECORD_PREFIX, homa.DATA_LEN)
 
 
-def _type_name(transport: bytes) -> str:
-    if len(transport) <= homa.TYPE_OFFSET:
+def _type_name(transport: bytes, fmt: homa.WireFormat) -> str:
+    if len(transport) <= fmt.type_offset:
         return "cut off in their headers"
-    return homa.TYPE_NAMES.get(transport[homa.TYPE_OFFSET], "of unknown types")
+    return homa.TYPE_NAMES.get(transport[fmt.type_offset], "of unknown types")
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -18,6 +18,7 @@ from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
 from smtstack.crypto.epochs import FIRST_ID, NO_KEYS, LinuxSession, Session, SessionParams, SmtSession
+from smtstack.crypto.replay import RecentIds
 from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.ipv4 import address, format_address
 
@@ -165,6 +166,25 @@ class PlainKeys(KeyStore):
         return Session(first_id=self._first_id)
 
 
+class UpstreamKeys(KeyStore):
+    """Profile ``upstream``: nothing is protected. Ids are counted over all sessions of this store, as they are the
+    host's: its peers' modules know an RPC by address and id alone."""
+
+    def __init__(self, first_id: int = FIRST_ID) -> None:
+        self._next_id = first_id
+
+    def _take_id(self) -> int:
+        rpc_id = self._next_id
+        self._next_id += 2
+        return rpc_id
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """Always a session."""
+        session = Session(self._take_id)
+        session.current.guard = RecentIds()
+        return session
+
+
 class PairKeys(KeyStore):
     """Profile ``smt``: a secret for each pair of hosts."""
 
@@ -214,6 +234,8 @@ def demo_keys(profile: str, params: SessionParams | None = None, first_id: int =
                          linux_keys(DEMO_SERVER_KEY, DEMO_SERVER_SALT), first_id)
     if profile == "smt":
         return PairKeys({}, params, default=DEMO_SECRET)
+    if profile == "upstream":
+        return UpstreamKeys(first_id)
     return PlainKeys(first_id)
 
 

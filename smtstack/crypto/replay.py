@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 DEFAULT_WINDOW: Final = 4096
+#: Ticks for which a delivered request is known that may come again by a detour, and after which a module that was
+#: loaded anew may use the id again.
+RECENT_TICKS: Final = 1000
 
 
 class ReplayGuard:
@@ -56,3 +59,35 @@ class ReplayGuard:
             self.seen.remove(floor)
             floor += 1
         self.floor = floor
+
+
+class RecentIds(ReplayGuard):
+    """Which requests were delivered lately: profile ``upstream``, whose ids begin anew when its module is loaded.
+
+    Nothing is authenticated there, so this is against the network's own duplicates only. ``tick`` is for whoever
+    asks or marks to set first.
+    """
+
+    __slots__ = ("_marked", "tick")
+
+    def __init__(self, window: int = DEFAULT_WINDOW) -> None:
+        super().__init__(window)
+        #: Tick of delivery by id, oldest first.
+        self._marked: dict[int, int] = {}
+        self.tick = 0
+
+    def is_replay(self, message_id: int) -> bool:
+        """Whether this id was marked in the last :data:`RECENT_TICKS`, and not ``window`` others since."""
+        at = self._marked.get(message_id)
+        return at is not None and self.tick - at < RECENT_TICKS
+
+    def mark(self, message_id: int) -> bool:
+        """Remember a message; False if it was there already."""
+        if self.is_replay(message_id):
+            return False
+        marked = self._marked
+        marked.pop(message_id, None)
+        marked[message_id] = self.tick
+        if len(marked) > self.window:
+            del marked[next(iter(marked))]
+        return True

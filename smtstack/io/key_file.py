@@ -25,11 +25,13 @@ from typing import Any
 
 from smtstack.crypto.aead import AES_128_GCM, Cipher
 from smtstack.crypto.epochs import FIRST_ID, SessionParams
-from smtstack.crypto.keys import FILE_VERSION, SECRET_LEN, KeyStore, PlainKeys, demo_keys, keys_from
+from smtstack.crypto.keys import FILE_VERSION, SECRET_LEN, KeyStore, PlainKeys, UpstreamKeys, demo_keys, keys_from
 from smtstack.errors import ConfigError
 
 #: 2025-01-01 00:00 UTC in milliseconds of Unix time.
 _2025_MS = 1_735_689_600_000
+#: Of the first id of a process in profile ``upstream``, which has 64.
+_RANDOM_ID_BITS = 62
 
 
 def generate(hosts: list[tuple[str, str]], cipher: Cipher = AES_128_GCM) -> dict[str, Any]:
@@ -57,6 +59,9 @@ def load(source: str, profile: str, first_id: int = FIRST_ID) -> KeyStore:
     """
     if profile == "homa":
         return PlainKeys(first_id)
+    if profile == "upstream":
+        # Not by the clock: a module knows an RPC by address and id, so no two processes of a host may share any.
+        return UpstreamKeys(secrets.randbits(_RANDOM_ID_BITS) + 1 << 1)
     if source == "demo":
         return demo_keys(profile, SessionParams(first_id=first_id), first_id)
     content = _read_private(Path(source))

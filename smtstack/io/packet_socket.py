@@ -17,8 +17,9 @@ from smtstack.io.send_batch import MOST, WORTH, SendBatch
 from smtstack.io.shared_port import SharedPort
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
-from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT
+from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT, TRANSPORT_OFFSET
 from smtstack.wire.ipv4 import VERSION_IHL, format_address
+from smtstack.wire.upstream import FLAGS, FLAGS_OFFSET, URGENT, URGENT_OFFSET
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
 PACKET_STATISTICS = 6
@@ -36,10 +37,13 @@ _SELECT_LIMIT = 1024
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PacketSocket:
-    """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
+    """Frames of one (address, port, protocol) on one interface; ``upstream``: also such in the shape of TCP.
+
+    Needs CAP_NET_RAW.
+    """
 
     def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                 shared: SharedPort | None = None) -> None:
+                 shared: SharedPort | None = None, upstream: bool = False) -> None:
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except PermissionError:
@@ -52,7 +56,7 @@ class PacketSocket:
         try:
             # Filter first, then bind: no foreign packet is ever queued. Nor, before a worker has joined its
             # group, one that is another worker's: it would be served twice.
-            ours = filter_program(ip, port, protocol)
+            ours = filter_program(ip, port, protocol, upstream)
             bpf.attach(self._sock, bpf.reject_all() if shared is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
@@ -60,9 +64,12 @@ class PacketSocket:
             self._batch = SendBatch(self._sock, mtu + HEADER_LEN)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if shared is not None:
-                self._join(shared, protocol)
+                # The kernel modules have something else in the place of the flags.
+                self._join(shared, handshakes=protocol != homa.PROTO_LINUX and not upstream)
                 bpf.attach(self._sock, ours)
             self._guard = _icmp_guard(protocol)
+            #: Keeps the host's own TCP from the port; None: nothing of ours looks like TCP's.
+            self._tcp_port = _tcp_port(ip, port) if upstream else None
         except OSError as e:
             self._sock.close()
             self._claim.close()
@@ -83,10 +90,9 @@ class PacketSocket:
         self._received = 0
         self._dropped = 0
 
-    def _join(self, shared: SharedPort, protocol: int) -> None:
+    def _join(self, shared: SharedPort, handshakes: bool) -> None:
         shared.await_turn()
-        # The kernel module leaves anything in the flags of its control packets.
-        shared.attach(self._sock, handshakes=protocol != homa.PROTO_LINUX)
+        shared.attach(self._sock, handshakes)
         shared.joined()
 
     def watch(self, other: socket.socket) -> None:
@@ -176,14 +182,25 @@ class PacketSocket:
         self._ring.close()
         self._sock.close()
         self._guard.close()
+        if self._tcp_port is not None:
+            self._tcp_port.close()
         self._claim.close()
 
 
-def filter_program(ip: int, port: int, protocol: int) -> list[bpf.Instruction]:
-    """Frames to one (address, port, protocol), fragments included: the endpoint drops those."""
-    return bpf.match([(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
-                      (bpf.LD_BYTE, PROTOCOL_AT, protocol), (bpf.LD_WORD, DST_AT, ip),
-                      (bpf.LD_HALF, DPORT_AT, port)])
+def filter_program(ip: int, port: int, protocol: int, upstream: bool = False) -> list[bpf.Instruction]:
+    """Frames to one (address, port, protocol), fragments included: the endpoint drops those.
+
+    ``upstream``: also those of TCP's protocol that only upstream Homa sends.
+    """
+    to_us = [(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
+             (bpf.LD_WORD, DST_AT, ip), (bpf.LD_HALF, DPORT_AT, port)]
+    if not upstream:
+        return bpf.match([*to_us, (bpf.LD_BYTE, PROTOCOL_AT, protocol)])
+    native = [(bpf.LD_BYTE, 0, 0, PROTOCOL_AT), (bpf.JUMP_EQUAL, 5, 0, protocol)]
+    shaped = [(bpf.JUMP_EQUAL, 0, 5, homa.PROTO_TCP), (bpf.LD_BYTE, 0, 0, TRANSPORT_OFFSET + FLAGS_OFFSET),
+              (bpf.JUMP_EQUAL, 0, 3, FLAGS), (bpf.LD_HALF, 0, 0, TRANSPORT_OFFSET + URGENT_OFFSET),
+              (bpf.JUMP_EQUAL, 0, 1, URGENT)]
+    return bpf.match(to_us, [*native, *shaped])
 
 
 def claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool = False) -> socket.socket:
@@ -209,6 +226,22 @@ def _icmp_guard(protocol: int) -> socket.socket:
     guard = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
     bpf.attach(guard, bpf.reject_all())
     return guard
+
+
+def _tcp_port(ip: int, port: int) -> socket.socket | None:
+    """A TCP socket that has our port, so that no connection of the host's gets it; None: one has it already.
+
+    The host's TCP gets packets in the shape of TCP as well. With their flags, SYN and RST, it is silent unless
+    they hit a connection of these very ports and addresses. Servers of TCP may listen on the port all the same.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((format_address(ip), port))
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 def interface_mtu(interface: str) -> int:

@@ -6,7 +6,9 @@ import struct
 from typing import Final
 
 from smtstack.wire.ethernet import Ethernet
+from smtstack.wire.homa import PROTO_TCP
 from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, HEADER_LEN, VERSION_IHL
+from smtstack.wire.upstream import CHECKSUM_OFFSET, tcp_checksum
 
 _FRAME_HEADER: Final = struct.Struct("!14sBBHHHBBHII")
 
@@ -32,6 +34,20 @@ class Route:
         checksum = (0xFFFF - (self._base_sum + tos + total + ip_id) % 0xFFFF) % 0xFFFF
         return _FRAME_HEADER.pack(self.ethernet, VERSION_IHL, tos, total, ip_id, FLAG_DF, DEFAULT_TTL,
                                   self.protocol, checksum, self.src, self.dst) + header + payload
+
+
+class TcpRoute(Route):
+    """Frames whose packets look like TCP's: the device computes that checksum, too."""
+
+    __slots__ = ()
+
+    def __init__(self, ethernet: Ethernet, src: int, dst: int) -> None:
+        super().__init__(ethernet, src, dst, PROTO_TCP)
+
+    def frame(self, tos: int, ip_id: int, header: bytes, payload: bytes) -> bytes:
+        checksum = tcp_checksum(self.src, self.dst, header + payload)
+        summed = b"".join((header[:CHECKSUM_OFFSET], checksum.to_bytes(2, "big"), header[CHECKSUM_OFFSET + 2:]))
+        return super().frame(tos, ip_id, summed, payload)
 
 
 class Send:

@@ -14,13 +14,14 @@ from smtstack.nic.descriptors import Descriptor, Send
 from smtstack.nic.steering import steering_named
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.frame import ETHERTYPE_AT, IP_OFFSET, TRANSPORT_OFFSET
-from smtstack.wire.homa import FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED
+from smtstack.wire.homa import DATA, FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED, TYPE_OFFSET
 
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
 
 _IPV4: Final = ETHERTYPE_IPV4.to_bytes(2, "big")
 _PLACE_END: Final = PLACE_OFFSET + PLACE_LEN
+_MAX_SEQUENCE: Final = 0xFFFFFFFF
 
 #: Feature names as ethtool knows them.
 FEATURES: Final = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
@@ -41,7 +42,8 @@ class NicConfig:
     tso: bool = True
     tls_hw_tx_offload: bool = False
     tso_seq: bool = False
-    """Write the packet's offset in its segment into bytes 4..7 of the transport header, flag it in byte 11."""
+    """Add the packet's offset in its segment to bytes 4..7 of the transport header, where TCP has its sequence, as
+    hardware does. DATA of our own layouts, whose sequence begins with 0, is flagged for it in byte 11."""
     rx_checksum: bool = True
     steering: str = "flow"
     """``flow`` or ``message``."""
@@ -319,6 +321,11 @@ class SmartNic:
 
 
 def _place(header: bytes, offset: int) -> bytes:
-    """``header`` with the packet's offset in its segment: what ``tso-seq`` writes."""
-    return b"".join((header[:PLACE_OFFSET], offset.to_bytes(PLACE_LEN, "big"), header[_PLACE_END:FLAGS_OFFSET],
+    """``header`` with the packet's offset in its segment added: what ``tso-seq`` makes of it."""
+    first = int.from_bytes(header[PLACE_OFFSET:_PLACE_END], "big")
+    sequence = (first + offset & _MAX_SEQUENCE).to_bytes(PLACE_LEN, "big")
+    if header[TYPE_OFFSET] != DATA:
+        # Another layout, in which the sequence says all.
+        return b"".join((header[:PLACE_OFFSET], sequence, header[_PLACE_END:]))
+    return b"".join((header[:PLACE_OFFSET], sequence, header[_PLACE_END:FLAGS_OFFSET],
                      bytes((header[FLAGS_OFFSET] | PLACED,)), header[FLAGS_OFFSET + 1:]))

@@ -12,10 +12,10 @@ from typing import Final
 
 from smtstack.crypto.aead import DirectionKeys
 from smtstack.errors import ConfigError
-from smtstack.nic.descriptors import Resync, Route, Send
+from smtstack.nic.descriptors import Resync, Route, Send, TcpRoute
 from smtstack.nic.device import SmartNic
 from smtstack.transport.message import OutMessage
-from smtstack.transport.segment import Segment
+from smtstack.transport.segment import AS_TCP, Segment
 from smtstack.wire.ethernet import MAX_PATHS, Ethernet, path_mac
 
 #: MAC of the next hop towards an IPv4 address, or None while unknown.
@@ -59,7 +59,7 @@ class NicDriver:
         self._paths = 1
         #: There is something to choose for a message: a queue, a path.
         self._spreads = self._queues > 1
-        #: By destination; with several paths by path << 32 | destination.
+        #: By destination, in which shape it is (``AS_TCP``); with several paths path << 32 is added.
         self._routes: dict[int, Route] = {}
         #: Insertion order is order of use: the first is the one to evict.
         self._contexts: dict[tuple[DirectionKeys, int], _Context] = {}
@@ -190,9 +190,13 @@ class NicDriver:
         if mac is None:
             return None
         if self._paths > 1:
-            mac = path_mac(mac, key >> 32)
-        route = self._routes[key] = Route(Ethernet(mac, self._mac), self._ip, ip, self._protocol)
-        return route
+            mac = path_mac(mac, key >> 32 & MAX_PATHS)
+        ethernet = Ethernet(mac, self._mac)
+        if key & AS_TCP:
+            self._routes[key] = TcpRoute(ethernet, self._ip, ip)
+        else:
+            self._routes[key] = Route(ethernet, self._ip, ip, self._protocol)
+        return self._routes[key]
 
     @staticmethod
     def _cut(nic: SmartNic, route: Route, queue: int, segment: Segment, payload: bytes) -> bool:

@@ -16,10 +16,10 @@ from smtstack.nic.impairments import Impairments
 from smtstack.sim.clock import Clock
 from smtstack.sim.link import EgressPort
 from smtstack.stack import Stack
-from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Event
 from smtstack.transport.params import MAX_MTU, TransportParams
 from smtstack.transport.rpc import Rpc
+from smtstack.transport.upstream_endpoint import make_endpoint
 from smtstack.wire.ethernet import HEADER_LEN
 from smtstack.wire.frame import DPORT_AT, MIN_LEN
 
@@ -137,7 +137,7 @@ class SimHost:
         """A new endpoint; raises :class:`ConfigError` if ``port`` is taken or the profile unknown."""
         if port in self.endpoints:
             raise ConfigError(f"{self.name}: port {port} is in use")
-        endpoint = Endpoint(self.ip, port, profile, keys, params, protocol)
+        endpoint = make_endpoint(self.ip, port, profile, keys, params, protocol)
         sim = self.endpoints[port] = SimEndpoint(self, Stack(endpoint, self.driver(endpoint.protocol)), on_event)
         return sim
 

@@ -60,7 +60,8 @@ _DATA_IP_LEN: Final = _PAYLOAD_AT - _IP_OFFSET
 class Endpoint:
     """One Homa or SMT socket.
 
-    ``ip`` is a 32-bit integer, ``profile`` one of smt, homa and linux. ``keys`` makes the sessions.
+    ``ip`` is a 32-bit integer, ``profile`` one of smt, homa and linux; all four are made by
+    :func:`~smtstack.transport.upstream_endpoint.make_endpoint`. ``keys`` makes the sessions.
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
@@ -75,7 +76,7 @@ class Endpoint:
         self.ip = ip
         self.port = port
         self.params = params or TransportParams()
-        self.profile: Profile[Any] = make_profile(profile, self.params)
+        self.profile: Profile[Any] = self._make_profile(profile)
         self.counters = Counters()
         #: IP protocol number on the wire; the profile's unless set.
         self._protocol = self.profile.fmt.protocol if protocol is None else protocol
@@ -85,14 +86,13 @@ class Endpoint:
         #: The flag that says handshake, where there are flags.
         self._handshake = _HANDSHAKE if self._extended else 0
         self._max_length = self.params.max_wire_length
-        self._table = RpcTable(ip, port, self.profile, keys, self.counters)
+        self._table = self._make_table(keys)
         self._grants = self._table.grants
-        self._outbox = Outbox(port, self.profile.fmt, self.params, self.counters)
+        self._outbox = self._make_outbox()
         self._events: deque[Event] = deque()
         self._failed: list[Failed] = []
-        self._recovery = Recovery(port, self.params, self._table, self._outbox, self.counters, self._failed)
-        self._control = ControlPackets(port, self.profile, self._table, self._outbox, self._recovery,
-                                       self.counters)
+        self._recovery = self._make_recovery()
+        self._control = self._make_control()
         self._changes = SessionChanges(self.profile, self._table, self._outbox, self.counters, self._events)
         self._held = self._changes.held
         self._key_timers = self._table.key_timers
@@ -101,6 +101,23 @@ class Endpoint:
         self._negotiator = keys if isinstance(keys, Negotiator) else None
         if self._negotiator is not None:
             self._negotiator.attach(self)
+
+    # What another dialect of Homa has others of.
+
+    def _make_profile(self, name: str) -> Profile[Any]:
+        return make_profile(name, self.params)
+
+    def _make_table(self, keys: KeyStore) -> RpcTable:
+        return RpcTable(self.ip, self.port, self.profile, keys, self.counters)
+
+    def _make_outbox(self) -> Outbox:
+        return Outbox(self.port, self.profile.fmt, self.params, self.counters)
+
+    def _make_recovery(self) -> Recovery:
+        return Recovery(self.port, self.params, self._table, self._outbox, self.counters, self._failed)
+
+    def _make_control(self) -> ControlPackets:
+        return ControlPackets(self.port, self.profile, self._table, self._outbox, self._recovery, self.counters)
 
     @property
     def protocol(self) -> int:
@@ -192,6 +209,10 @@ class Endpoint:
         if rpc.is_client:
             self.counters.failed += 1
             self._events.append(Failed(rpc, Reason.ABORTED))
+
+    def acknowledge(self) -> None:
+        """Before the endpoint goes: tell servers what was answered, where they would ask for ever."""
+        self._control.acknowledge()
 
     def next_event(self) -> Event | None:
         """The next thing the application should know."""

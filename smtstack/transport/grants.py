@@ -26,8 +26,8 @@ class GrantScheduler:
     ``homa_incoming.c:homa_choose_rpcs_to_grant`` and ``homa_create_grants``; parameters by the same names.
     """
 
-    __slots__ = ("_fifo_granted", "_increment", "_list", "_p", "_rpcs", "_touched", "_window", "dirty",
-                 "total_incoming")
+    __slots__ = ("_fifo_granted", "_fifo_priority", "_increment", "_list", "_p", "_rpcs", "_touched", "_window",
+                 "dirty", "total_incoming")
 
     def __init__(self, params: TransportParams) -> None:
         self._p = params
@@ -41,6 +41,7 @@ class GrantScheduler:
         #: Bytes granted or unscheduled and not yet received, but for those.
         self.total_incoming = 0
         self._fifo_granted = 0
+        self._fifo_priority = params.max_sched_prio
         #: Something changed since the last decision.
         self.dirty = False
 
@@ -156,4 +157,4 @@ class GrantScheduler:
         inm = oldest.inm
         assert inm is not None
         offset = min(inm.length, inm.granted + p.fifo_grant_increment)
-        return [self._grant(oldest, offset, p.max_sched_prio)] if offset > inm.granted else []
+        return [self._grant(oldest, offset, self._fifo_priority)] if offset > inm.granted else []

@@ -8,7 +8,7 @@ from typing import Final
 from smtstack.transport.counters import Counters
 from smtstack.transport.message import OutMessage
 from smtstack.transport.pacer import Pacer, SrptQueue
-from smtstack.transport.params import PACKET_HEADERS, TransportParams
+from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Peer, Rpc
 from smtstack.transport.segment import Segment
 from smtstack.transport.trace import GRANT, Trace
@@ -22,12 +22,14 @@ _TCP_HEADER_LENGTH: Final = homa.TCP_HEADER_LENGTH
 class Outbox:
     """Builds segments and says which goes next."""
 
-    __slots__ = ("_control_tos", "_counters", "_extended", "_paced", "_pacer", "_port", "_ready", "_srpt",
-                 "_throttle", "trace")
+    __slots__ = ("_control_tos", "_counters", "_extended", "_headers", "_paced", "_pacer", "_port", "_ready",
+                 "_srpt", "_throttle", "trace")
 
     def __init__(self, port: int, fmt: homa.WireFormat, params: TransportParams, counters: Counters) -> None:
         self._port = port
         self._extended = fmt.extended
+        #: Bytes of IPv4 and DATA.
+        self._headers = ipv4.HEADER_LEN + fmt.data_len
         self._counters = counters
         self._throttle = params.throttle_min_bytes
         self._control_tos = (params.num_priorities - 1) << _CONTROL_TOS_SHIFT
@@ -149,7 +151,7 @@ class Outbox:
         if self._paced:
             segment = self._paced.popleft()
             payload = segment.payload
-            pacer.account(PACKET_HEADERS + (len(payload) if payload else 0), 1, now)
+            pacer.account(self._headers + (len(payload) if payload else 0), 1, now)
             if self.trace is not None:
                 self.trace.sent(segment)
             return segment
@@ -165,7 +167,7 @@ class Outbox:
         out.sent = index + 1
         size = out.wire_size(index)
         packets = -(-size // out.mss)
-        pacer.account(size + packets * PACKET_HEADERS, packets, now)
+        pacer.account(size + packets * self._headers, packets, now)
         srpt.sent(size)
         if self.trace is not None:
             self.trace.sent(segment)

@@ -53,7 +53,8 @@ class SrptQueue:
         self.heap: list[tuple[int, int, Rpc]] = []
         fraction = params.pacer_fifo_fraction
         #: The oldest message goes first once in so many bytes; 0: never.
-        self._fifo_every = params.max_gso_size * 1000 // fraction if fraction else 0
+        segment = params.max_gso_size or params.mtu
+        self._fifo_every = segment * 1000 // fraction if fraction else 0
         self._since_fifo = 0
 
     def push(self, rpc: Rpc, remaining: int) -> None:

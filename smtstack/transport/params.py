@@ -1,6 +1,7 @@
 """Every parameter of the transport, named as in the Homa kernel module, with its unit.
 
-Defaults are those of the SMT module (branch main, ``homa_utils.c:homa_init``) unless said otherwise.
+Defaults are those of the SMT module (branch main, ``homa_utils.c:homa_init``) unless said otherwise;
+:data:`UPSTREAM` has those of upstream Homa.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class TransportParams:
     """Bytes of the longest IP packet that we send or take. Sessions by handshake agree on the smaller one; without
     these, both ends must have the same."""
     max_gso_size: int = 10_000
-    """Bytes of the largest TSO segment, IP header included; at most 65535."""
+    """Bytes of the largest TSO segment, IP header included; at most 65535. 0: every packet by itself, as profile
+    ``upstream`` always does."""
     max_message_length: int = 1_000_000
     """Bytes of the longest message an application may send or gets delivered."""
     unsched_bytes: int = 10_000
@@ -55,7 +57,8 @@ class TransportParams:
     cutoff_version: int = 1
     """Version of ``unsched_cutoffs``; peers that echo another are told ours. Not 0."""
     window: int = 0
-    """Bytes granted beyond what has arrived; 0: ``unsched_bytes``."""
+    """Bytes granted beyond what has arrived; 0: ``unsched_bytes``, and in profile ``upstream`` ``max_incoming``
+    over the number of messages that hold grants and one."""
     max_incoming: int = 400_000
     """Bytes granted or unscheduled, not yet received, over all messages; more grants wait."""
     max_overcommit: int = 8
@@ -99,6 +102,14 @@ class TransportParams:
     """Bytes of responses sent whole and not acknowledged to one host; the oldest make room. Ours."""
     max_kept_bytes: int = 256 << 20
     """Bytes of responses kept for all hosts together; the oldest of the host that adds one make room."""
+    timeout_ticks: int = 100
+    """Ticks of an RPC's own silence after which it is given up. Profile ``upstream`` only, which does not count by
+    host (``timeout_resends``)."""
+    need_ack_interval: int = 1
+    """Ticks between NEED_ACKs of an RPC. Profile ``upstream`` only; its module asks every tick, and for ever."""
+    hijack_tcp: int = 0
+    """1: our requests go in the shape of TCP. Profile ``upstream`` only; what answers has the shape of what it
+    answers."""
     request_ack_ticks: int = 2
     """Ticks after its response is sent before a server asks for an ACK."""
     max_rpcs_per_host: int = 20_000
@@ -118,7 +129,7 @@ class TransportParams:
     def __post_init__(self) -> None:
         if not MIN_MTU <= self.mtu <= MAX_MTU:
             raise ConfigError(f"mtu is {self.mtu}; {MIN_MTU} to {MAX_MTU} bytes are possible")
-        if not 0 < self.max_gso_size <= 65535:
+        if not 0 <= self.max_gso_size <= 65535:
             raise ConfigError(f"max_gso_size is {self.max_gso_size}; at most 65535 bytes")
         if len(self.unsched_cutoffs) != homa.NUM_PRIORITIES:
             raise ConfigError("unsched_cutoffs needs 8 values, index = priority")
@@ -131,7 +142,8 @@ class TransportParams:
         for name in ("unsched_bytes", "link_mbps", "max_incoming", "max_overcommit", "max_rpcs_per_peer",
                      "tick_ns", "resend_ticks", "resend_interval", "timeout_resends",
                      "request_ack_ticks", "max_message_length", "fifo_grant_increment", "grant_increment",
-                     "incast_unsched_bytes", "held_ticks", "stalled_ticks", "keep_response_ticks"):
+                     "incast_unsched_bytes", "held_ticks", "timeout_ticks",
+                     "need_ack_interval", "stalled_ticks", "keep_response_ticks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.resend_doublings <= 16:
@@ -169,6 +181,14 @@ def wire_length(max_message: int) -> int:
     return min(2 * max_message + 65536, INT_MAX)
 
 
+#: Upstream Homa (HomaModule 9edb958): the defaults of its sysctls ``net.homa.*``, by their names. Ours are
+#: ``keep_response_ticks``, where the module knows no end, and ``num_priorities`` behind ``unsched_cutoffs``.
+UPSTREAM: Final = TransportParams(
+    max_gso_size=0, unsched_bytes=40_000, link_mbps=25_000, max_nic_queue_ns=5_000, window=0, max_incoming=400_000,
+    max_rpcs_per_peer=8, fifo_grant_increment=50_000, resend_ticks=5, resend_interval=5, resend_doublings=0,
+    timeout_ticks=100, request_ack_ticks=2, keep_response_ticks=10_000,
+    unsched_cutoffs=(0, 0, 0, 0, 1_000_000, 15_000, 2_800, 200))
+
 #: For endpoints in software, on real interfaces. A round trip takes a hundred microseconds and more, not five,
 #: and milliseconds under load: with the module's values they would wait for grants most of the time, and ask
 #: for acknowledgements that are on their way. Nor can they sleep for just a few microseconds, as the pacer of a
@@ -176,7 +196,7 @@ def wire_length(max_message: int) -> int:
 #: peers wait for 6 s (the module: 65 ms).
 SOFTWARE: Final = TransportParams(
     unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20, throttle_min_bytes=1_500,
-    max_nic_queue_ns=100_000, timeout_resends=600)
+    max_nic_queue_ns=100_000, timeout_resends=600, timeout_ticks=6_000, need_ack_interval=10)
 
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
 SOFTWARE_RTT_NS: Final = 800_000
@@ -227,6 +247,6 @@ def software(link_mbps: int | None) -> TransportParams:
         max_nic_queue_ns=max(SOFTWARE.max_nic_queue_ns, 2 * frame_ns),
         # Not queued is only what the link has sent in 20 us.
         throttle_min_bytes=min(SOFTWARE.throttle_min_bytes, 20_000 * link_mbps // 8000),
-        tick_ns=tick_ns, timeout_resends=resends,
+        tick_ns=tick_ns, timeout_resends=resends, timeout_ticks=patience + resends * SOFTWARE.resend_interval,
         # What is silent for less may just wait in a switch: at high load, others have sent so much before.
         resend_ticks=patience, request_ack_ticks=max(SOFTWARE.request_ack_ticks, patience))

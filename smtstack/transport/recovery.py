@@ -30,7 +30,7 @@ _NEVER: Final = 1 << 60
 class Recovery:
     """Reacts to silence, and to bytes that were for nothing: RESEND, NEED_ACK, time-outs."""
 
-    __slots__ = ("_counters", "_failed", "_outbox", "_p", "_port", "_table", "trace")
+    __slots__ = ("_counters", "_failed", "_outbox", "_p", "_port", "_ranges", "_silence", "_table", "trace")
 
     def __init__(self, port: int, params: TransportParams, table: RpcTable, outbox: Outbox, counters: Counters,
                  failed: list[Failed]) -> None:
@@ -41,6 +41,9 @@ class Recovery:
         self._counters = counters
         #: RPCs of ours that failed, for the endpoint to report.
         self._failed = failed
+        #: Ticks after which a host counts as silent, and ranges that one round asks for.
+        self._silence = params.silence_ticks
+        self._ranges = MAX_RESEND_RANGES
         #: Who is told of doubts and of what is sent again.
         self.trace: Trace | None = None
 
@@ -54,10 +57,10 @@ class Recovery:
         rpc.resend_tick = tick
         rpc.resends += 1
         if self.trace is not None:
-            self.trace.doubted(rpc, ranges[:MAX_RESEND_RANGES], why)
+            self.trace.doubted(rpc, ranges[:self._ranges], why)
         peer = rpc.peer
         priority = self._p.num_priorities - 1
-        for offset, length in ranges[:MAX_RESEND_RANGES]:
+        for offset, length in ranges[:self._ranges]:
             self._counters.resends_sent += 1
             self._outbox.control(peer, homa.Resend(self._port, peer.port, rpc.id, offset, length, priority,
                                                    rpc.keys.wire_epoch))
@@ -153,5 +156,5 @@ class Recovery:
         self._table.free(rpc, "given up after silence")
         if rpc.is_client:
             self._counters.failed += 1
-            silent = tick - rpc.peer.host.heard_tick >= self._p.silence_ticks
+            silent = tick - rpc.peer.host.heard_tick >= self._silence
             self._failed.append(Failed(rpc, Reason.TIMEOUT, "" if silent else STALLED))

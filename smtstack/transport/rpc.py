@@ -25,8 +25,8 @@ _NEVER: Final = -(1 << 40)
 class Host:
     """One IP address: how it wants unscheduled data, and what of our memory it uses."""
 
-    __slots__ = ("cutoff_tick", "cutoff_version", "cutoffs", "doubted", "heard_tick", "ip", "kept", "kept_bytes",
-                 "peers", "rx_bytes", "server_rpcs")
+    __slots__ = ("acks", "cutoff_tick", "cutoff_version", "cutoffs", "doubted", "heard_tick", "ip", "kept",
+                 "kept_bytes", "peers", "rx_bytes", "served", "server_rpcs")
 
     def __init__(self, ip: int) -> None:
         self.ip = ip
@@ -48,6 +48,10 @@ class Host:
         self.kept_bytes = 0
         #: RPCs with it whose incoming message has not authenticated, oldest first.
         self.doubted: dict[Rpc, None] = {}
+        #: Profile ``upstream``, where ids are the host's: RPCs that it began, by our id, whatever its port; and
+        #: ours that it has answered and that are not acknowledged, (id, its port).
+        self.served: dict[int, Rpc] = {}
+        self.acks: list[tuple[int, int]] = []
 
     def unscheduled_priority(self, length: int) -> int:
         """The highest priority whose cutoff admits a message of ``length`` bytes."""
@@ -75,7 +79,7 @@ class PendingPeer:
 class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
-    __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "key", "local_port", "max_message",
+    __slots__ = ("ack_keys", "acks", "early", "flags", "heard_tick", "host", "key", "local_port", "max_message",
                  "max_wire", "mtu", "port", "proven", "rpcs", "session")
 
     def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
@@ -97,6 +101,8 @@ class Peer:
         self.heard_tick = -1
         #: We send 0-RTT data under this session, and cannot open what comes back yet.
         self.early = False
+        #: Profile ``upstream``: the shape of its last packet, as ``Rpc.flags``.
+        self.flags = 0
         self.limit(max_message, mtu)
 
     def limit(self, max_message: int, mtu: int) -> None:
@@ -136,7 +142,8 @@ class Rpc:
         self.out: OutMessage | None = None
         self.inm: InMessage | None = None
         self.cookie: object = None
-        #: Of our DATA packets: INCAST if the client marked the request, or nothing.
+        #: Of our DATA packets: INCAST if the client marked the request, or nothing. Profile ``upstream``: whether
+        #: our packets go in the shape of TCP.
         self.flags = 0
         #: Age among all RPCs of the endpoint, for the FIFO shares.
         self.birth = birth

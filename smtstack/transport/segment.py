@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from smtstack.transport.message import OutMessage
+
+#: Added to the address of a segment that goes in the shape of TCP: as IP protocol 6, with TCP's checksum.
+AS_TCP: Final = 1 << 40
 
 
 class Segment:
@@ -17,7 +22,7 @@ class Segment:
 
     def __init__(self, dst: int, tos: int, header: bytes, payload: bytes | None, mss: int = 0,
                  message: OutMessage | None = None, index: int = 0, flow: int = 0) -> None:
-        #: IPv4 address as an integer.
+        #: IPv4 address as an integer; with :data:`AS_TCP` added, in the shape of TCP.
         self.dst = dst
         #: Priority in the top three bits.
         self.tos = tos

@@ -56,6 +56,8 @@ SESSION: Final = "session"
 GRANT: Final = "grant"
 PACER: Final = "pacer"
 RING: Final = "ring"
+#: Of a segment's destination: the address without the shape.
+_ADDRESS: Final = 0xFFFFFFFF
 
 
 class TraceEvent:
@@ -115,7 +117,7 @@ class Trace:
         self._sink = sink
         self._clock = clock
         self._fmt = fmt
-        self._sealed = fmt is not homa.HOMA
+        self._sealed = fmt is homa.SMT or fmt is homa.LINUX
         self.now = 0
         #: What was said last of an RPC that waits: polling tells the same again and again.
         self._blocked: dict[int, str] = {}
@@ -160,11 +162,11 @@ class Trace:
 
     def ring_full(self, segment: Segment) -> None:
         """The NIC has no room for a segment: it will be tried again."""
-        self._packet(BLOCKED, segment.header, 0, segment.dst, RING, segment)
+        self._packet(BLOCKED, segment.header, 0, segment.dst & _ADDRESS, RING, segment)
 
     def sent(self, segment: Segment) -> None:
         """A segment goes to the driver."""
-        self._packet(SENT, segment.header, segment.tos, segment.dst, "", segment)
+        self._packet(SENT, segment.header, segment.tos, segment.dst & _ADDRESS, "", segment)
 
     def was_granted(self, rpc: Rpc, out: OutMessage) -> None:
         """The peer lets us send more."""
@@ -250,13 +252,13 @@ class Trace:
         handshake = header[homa.FLAGS_OFFSET] & homa.HANDSHAKE != 0 and self._fmt is homa.SMT
         fmt = homa.HOMA if handshake else self._fmt
         try:
-            packet = homa.parse_untrusted(header + b"\0" if len(header) == homa.DATA_LEN else header, fmt)
+            packet = wire_frame.packet_untrusted(header + b"\0" if len(header) == fmt.data_len else header, fmt)
         except BadPacket:
             # It is counted where it is judged.
             return
         offset = length = total = -1
         if isinstance(packet, homa.Data):
-            length = len(header) - homa.DATA_LEN if size < 0 else size
+            length = len(header) - fmt.data_len if size < 0 else size
             offset = packet.segment_offset + packet.offset_in_segment(identification)
             total = packet.message_length
         sender = packet.sender_id

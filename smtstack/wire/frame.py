@@ -11,7 +11,7 @@ import struct
 from typing import Final
 
 from smtstack.errors import BadPacket
-from smtstack.wire import ethernet, homa, ipv4
+from smtstack.wire import ethernet, homa, ipv4, upstream
 
 #: Where headers and fields of them start in a frame, and the payload of DATA.
 IP_OFFSET: Final = ethernet.HEADER_LEN
@@ -51,9 +51,22 @@ def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa
     if eth.ethertype != ethernet.ETHERTYPE_IPV4:
         raise BadPacket(f"EtherType {eth.ethertype:#06x} is not IPv4")
     ip = ipv4.parse_untrusted(frame[IP_OFFSET:])
-    if ip.protocol != fmt.protocol:
-        raise BadPacket(f"IP protocol {ip.protocol}, profile {fmt.name} speaks {fmt.protocol}")
     transport = frame[TRANSPORT_OFFSET:IP_OFFSET + ip.total_length]
-    packet = homa.parse_untrusted(transport, fmt)
-    payload = transport[homa.DATA_LEN:] if isinstance(packet, homa.Data) else b""
+    if not carries(ip.protocol, transport, fmt):
+        raise BadPacket(f"IP protocol {ip.protocol}, profile {fmt.name} speaks {fmt.protocol}")
+    packet = packet_untrusted(transport, fmt)
+    payload = transport[fmt.data_len:] if isinstance(packet, homa.Data) else b""
     return ip, packet, payload
+
+
+def carries(protocol: int, transport: bytes, fmt: homa.WireFormat) -> bool:
+    """Whether an IP packet of ``protocol`` may be of this format."""
+    return protocol == fmt.protocol or (fmt.tcp_shaped and protocol == homa.PROTO_TCP
+                                        and upstream.tcp_shaped(transport))
+
+
+def packet_untrusted(transport: bytes, fmt: homa.WireFormat) -> homa.Packet:
+    """The packet whose transport header starts ``transport``, in any format; raises :class:`BadPacket`."""
+    if fmt is homa.UPSTREAM:
+        return upstream.parse_untrusted(transport)
+    return homa.parse_untrusted(transport, fmt)

@@ -1,6 +1,7 @@
 """The Homa/SMT packet family: DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK.
 
-One layout serves the three profiles. Multi-byte fields are big endian; the first 28 bytes are common:
+One layout serves smt, homa and linux; that of upstream Homa is in :mod:`~smtstack.wire.upstream`, which has the
+packets of this module in other bytes. Multi-byte fields are big endian; the first 28 bytes are common:
 
 ====  ====  ==============================================================================
 off   size  field
@@ -77,8 +78,10 @@ HANDSHAKE: Final = 0x04
 #: Byte 12 of DATA, where TCP has the length of its header: 40 bytes, in units of 4, in the high nibble.
 TCP_HEADER_LENGTH: Final = 0xA0
 
-#: IP protocol numbers: IANA's for Homa, and the one the kernel module (branch main) uses.
+#: IP protocol numbers: IANA's for Homa, the one the kernel module (branch main) uses, and TCP's, whose shape
+#: upstream Homa's packets may take.
 PROTO_HOMA: Final = 146
+PROTO_TCP: Final = 6
 PROTO_LINUX: Final = 253
 
 COMMON: Final = struct.Struct("!HHIHBxBBHHHQ")
@@ -102,12 +105,20 @@ class WireFormat:
     extended: bool
     #: ACK ends in a 16-byte proof.
     ack_proof: bool
+    #: Where the packet type is, and how long the header of DATA.
+    type_offset: int = TYPE_OFFSET
+    data_len: int = DATA_LEN
+    #: Packets may as well look like TCP's: protocol 6 and a pattern that no TCP sends.
+    tcp_shaped: bool = False
 
 
 SMT: Final = WireFormat("smt", PROTO_HOMA, extended=True, ack_proof=True)
 HOMA: Final = WireFormat("homa", PROTO_HOMA, extended=True, ack_proof=False)
 LINUX: Final = WireFormat("linux", PROTO_LINUX, extended=False, ack_proof=False)
-FORMATS: Final = {f.name: f for f in (SMT, HOMA, LINUX)}
+#: Homa's own module. Also in the shape of TCP. Parsed and packed by :mod:`~smtstack.wire.upstream`.
+UPSTREAM: Final = WireFormat("upstream", PROTO_HOMA, extended=False, ack_proof=False, type_offset=11, data_len=56,
+                             tcp_shaped=True)
+FORMATS: Final = {f.name: f for f in (SMT, HOMA, LINUX, UPSTREAM)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,9 @@ class Data:
     placed: bool = False
     #: The response comes by grant, but for one packet.
     incast: bool = False
+    #: Upstream: an RPC of the sender's (by its even id) that the server of this port may forget; 0: none.
+    acked_id: int = 0
+    acked_port: int = 0
 
     def index_in_segment(self, identification: int) -> int:
         """Which packet of its segment the one with this IP ID is, where none was placed: 0, 1, ..."""
@@ -171,7 +185,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Resend:
-    """Send ``length`` bytes from ``offset`` again, at ``priority``."""
+    """Send ``length`` bytes from ``offset`` again, at ``priority``. Upstream, -1: all that was sent."""
 
     sport: int
     dport: int
@@ -259,7 +273,7 @@ class Cutoffs:
 
 
 class AckEntry(NamedTuple):
-    """One finished RPC: the client's (even) id and both ports."""
+    """One finished RPC: the client's (even) id and both ports; upstream does not say the client's, which is 0."""
 
     client_id: int
     client_port: int
@@ -336,7 +350,7 @@ _PARSERS: dict[int, tuple[int, Callable[[bytes, int, int, int, int], Control]]] 
 
 
 def parse_untrusted(buf: bytes, fmt: WireFormat = SMT) -> Packet:
-    """The packet whose transport header starts ``buf``; raises :class:`BadPacket`.
+    """The packet whose transport header starts ``buf``, in any format but upstream's; raises :class:`BadPacket`.
 
     ``buf`` must be trimmed to the IP total length: Ethernet pads short frames. For DATA only the
     header is parsed; the payload is ``buf[40:]`` and never empty.

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from smtstack.errors import BadPacket
-from smtstack.wire import ethernet, homa, ipv4
+from smtstack.wire import ethernet, homa, ipv4, upstream
+from smtstack.wire import frame as wire_frame
 from smtstack.wire.ipv4 import format_address
 
 #: How a TLS record of application data begins (RFC 8446 §5.2); two bytes of length follow.
@@ -56,7 +57,7 @@ class Field:
 
 def _place(p: homa.Data, s: Seen) -> str:
     """Offset and length in the message. A packet of profile ``linux`` says only which of its record it is."""
-    if s.fmt.extended:
+    if s.fmt is not homa.LINUX:
         at = str(p.segment_offset + p.offset_in_segment(s.identification))
     else:
         at = f"{p.segment_offset}[{p.index_in_segment(s.identification)}]"
@@ -74,7 +75,13 @@ def _record(p: homa.Data, s: Seen) -> str:
     return text
 
 
-def _entries(p: homa.Ack, _s: Seen) -> str:
+def _range(p: homa.Resend, _s: Seen) -> str:
+    return f"{p.offset}+{p.length}" if p.length >= 0 else "all that was sent"
+
+
+def _entries(p: homa.Ack, s: Seen) -> str:
+    if s.fmt is homa.UPSTREAM:
+        return " ".join(f"{e.client_id}(>{e.server_port})" for e in p.acks)
     return " ".join(f"{e.client_id}({e.client_port}>{e.server_port})" for e in p.acks)
 
 
@@ -87,7 +94,9 @@ FIELDS: dict[type, tuple[Field, ...]] = {
         Field("segments of {}", lambda p, _s: p.segment_size, 0),
         Field("record of {}", _record, ""),
         Field("again", lambda p, _s: p.retransmit != 0, False),
-        Field("placed by NIC", lambda p, _s: p.placed, False),
+        Field("placed by NIC", lambda p, s: p.placed and s.fmt.extended, False),
+        Field("by sequence", lambda p, s: s.fmt is homa.UPSTREAM and not p.placed, False),
+        Field("acknowledges {}", lambda p, _s: f"{p.acked_id}(>{p.acked_port})" if p.acked_id else "", ""),
         Field("incast", lambda p, _s: p.incast, False),
         Field("cutoffs {}", lambda p, _s: p.cutoff_version, 0),
         _EPOCH,
@@ -98,7 +107,7 @@ FIELDS: dict[type, tuple[Field, ...]] = {
         _EPOCH,
     ),
     homa.Resend: (
-        Field("{}", lambda p, _s: f"{p.offset}+{p.length}"),
+        Field("{}", _range),
         Field("wants prio {}", lambda p, _s: p.priority),
         _EPOCH,
     ),
@@ -150,7 +159,7 @@ def transport_untrusted(buf: bytes, fmt: homa.WireFormat | None = None, *, size:
     ``size``: payload bytes, where ``buf`` holds less of them (a TSO segment's header). ``fmt`` None: as it looks.
     """
     own, handshake = _format(buf, fmt, homa.PROTO_HOMA)
-    if size is not None and len(buf) == homa.DATA_LEN:
+    if size is not None and len(buf) == own.data_len:
         buf += b"\0"
     try:
         return parsed(_seen(buf, own, size, identification, tos), handshake)
@@ -165,9 +174,10 @@ def packet_untrusted(packet: bytes, fmt: homa.WireFormat | None = None) -> str:
     except BadPacket as e:
         return f"{MALFORMED}: {e}"
     src, dst = format_address(ip.src), format_address(ip.dst)
-    if fmt is None and ip.protocol not in (homa.PROTO_HOMA, homa.PROTO_LINUX):
-        return f"{src} > {dst} IP protocol {ip.protocol}, {ip.total_length} B"
     buf = packet[ipv4.HEADER_LEN:ip.total_length]
+    if fmt is None and ip.protocol not in (homa.PROTO_HOMA, homa.PROTO_LINUX) \
+            and not wire_frame.carries(ip.protocol, buf, homa.UPSTREAM):
+        return f"{src} > {dst} IP protocol {ip.protocol}, {ip.total_length} B"
     own, handshake = _format(buf, fmt, ip.protocol)
     try:
         seen = _seen(buf, own, None, ip.identification, ip.tos)
@@ -189,15 +199,15 @@ def frame_untrusted(frame: bytes, fmt: homa.WireFormat | None = None) -> str:
 
 
 def _seen(buf: bytes, fmt: homa.WireFormat, size: int | None, identification: int, tos: int) -> Seen:
-    packet = homa.parse_untrusted(buf, fmt)
-    payload = buf[homa.DATA_LEN:] if isinstance(packet, homa.Data) else b""
+    packet = wire_frame.packet_untrusted(buf, fmt)
+    payload = buf[fmt.data_len:] if isinstance(packet, homa.Data) else b""
     return Seen(packet, len(payload) if size is None else size, payload, fmt, identification, tos)
 
 
 def _format(buf: bytes, fmt: homa.WireFormat | None, protocol: int) -> tuple[homa.WireFormat, bool]:
     """How to read a packet, and whether it is of the handshake plane, which is as profile ``homa``."""
     if fmt is None:
-        fmt = homa.LINUX if protocol == homa.PROTO_LINUX else None
+        fmt = homa.LINUX if protocol == homa.PROTO_LINUX else homa.UPSTREAM if upstream.tcp_shaped(buf) else None
     if fmt in (homa.SMT, None) and len(buf) >= homa.COMMON_LEN and buf[homa.FLAGS_OFFSET] & homa.HANDSHAKE:
         return homa.HOMA, True
     if fmt is None:

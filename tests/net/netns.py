@@ -33,7 +33,8 @@ IMPATIENT = ["--timeout-resends", "5"]
 _numbers = count()
 
 
-def _environment() -> dict[str, str]:
+def run_environment() -> dict[str, str]:
+    """For programs in a namespace: they find the checkout."""
     path = os.pathsep.join(p for p in (os.environ.get("PYTHONPATH"), str(ROOT)) if p)
     return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "default"}
 
@@ -42,7 +43,7 @@ class Running:
     """A process in a namespace, ready when it has said so on stderr; stopped at the end, whatever happens."""
 
     def __init__(self, argv: list[str], ready: str) -> None:
-        self._process = starting.popen(argv, _environment())
+        self._process = starting.popen(argv, run_environment())
         self.errors = ""
         self.output = ""
         self.code: int | None = None
@@ -137,7 +138,7 @@ class Net:
 
     def keys_for(self, profile: str) -> list[str]:
         """The option; linux takes the demo keys, so that both ways are used."""
-        return {"smt": ["--keys", self.keys], "linux": ["--keys", "demo"], "homa": []}[profile]
+        return {"smt": ["--keys", self.keys], "linux": ["--keys", "demo"]}.get(profile, [])
 
     def serve(self, profile: str, *options: str, port: int = 2000) -> Running:
         """An echo server on host b."""
@@ -181,7 +182,7 @@ class Net:
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
     """A command to its end."""
-    return starting.run(argv, timeout=2 * PATIENCE, environment=_environment())
+    return starting.run(argv, timeout=2 * PATIENCE, environment=run_environment())
 
 
 def _ip(*args: str) -> None:

@@ -125,6 +125,17 @@ def test_plain_hosts_and_links_do_too():
     assert done["left"] == []
 
 
+def test_homa_as_its_own_module_speaks_it(tmp_path: Path):
+    script = tmp_path / "script"
+    script.write_text("smt kv h1 h2 a 20 upstream\n")
+    done = mn("--topo", "star,2", *SMT, "--test", "smtecho,30000,20,upstream", "--post", str(script))
+    assert done["code"] == 0, done["said"]
+    assert "*** smtecho: 1 of 1 pairs ok" in done["said"]
+    done = mn("--topo", "star,2", *SMT, "--post", str(script))
+    assert done["code"] == 0, done["said"]
+    assert "upstream" in done["said"]
+
+
 @pytest.mark.parametrize(("options", "code", "text"), [
     (["--topo", "fanot,4"], 2, "smtnet: --topo fanot: unknown; did you mean fanout?"),
     (["--topo", "star,1", *SMT], 2, "smtnet: topology star,N: N is 1"),

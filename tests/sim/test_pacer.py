@@ -13,7 +13,7 @@ from smtstack.transport.params import SOFTWARE_RTT_NS, TransportParams, software
 PORT = 4000
 
 
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 def test_a_host_busy_for_long_keeps_its_nic_queue_short(profile):
     net = star(3, link=LinkParams(10_000, 1000))
     params = TransportParams(max_gso_size=1500, max_nic_queue_ns=0)
@@ -35,7 +35,7 @@ def test_a_host_busy_for_long_keeps_its_nic_queue_short(profile):
 
 
 @pytest.mark.parametrize("rate", [20, 100, 500])
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 def test_so_it_does_behind_a_slow_link(profile, rate):
     """With the parameters that go with the rate, and segments of several packets."""
     params = software(rate)

@@ -31,7 +31,7 @@ def rates(drop: float, duplicate: float, reorder: float, corrupt: float = 0.0) -
                            reorder_ns=40_000, jitter_ns=3_000)
 
 
-@given(profile=st.sampled_from(["smt", "homa", "linux"]), offload=st.booleans(),
+@given(profile=st.sampled_from(["smt", "homa", "linux", "upstream"]), offload=st.booleans(),
        asks=st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=6),
        drop=shares, duplicate=shares, reorder=shares, seed=st.integers(0, 2**32), incast=st.integers(0, 2))
 @example(profile="smt", offload=True, asks=[(40_000, True)] * 3, drop=0.3, duplicate=0.3, reorder=0.3, seed=7,
@@ -40,7 +40,7 @@ def rates(drop: float, duplicate: float, reorder: float, corrupt: float = 0.0) -
          incast=1)
 def test_loss_reorder_duplication(profile: str, offload: bool, asks: list[tuple[int, bool]], drop: float,
                                   duplicate: float, reorder: float, seed: int, incast: int) -> None:
-    params = TransportParams(incast_threshold=0 if profile == "linux" else incast,
+    params = TransportParams(incast_threshold=incast if profile in ("smt", "homa") else 0,
                              grant_increment=(1, 2_000, 5_000)[seed % 3])
     rig = Rig(profile, params, offload, rates(drop, duplicate, reorder), seed)
     for number, (size, from_client) in enumerate(asks):
@@ -71,7 +71,7 @@ def test_bit_corruption(offload: bool, asks: list[tuple[int, bool]], drop: float
         assert isinstance(event, Response) or (isinstance(event, Failed) and event.reason is Reason.TIMEOUT)
 
 
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 @pytest.mark.parametrize("drop", [0.0, 0.05, 0.15])
 def test_most_rpcs_survive_loss(profile: str, drop: float) -> None:
     """Recovery really recovers: with a test that accepts errors, an engine that always fails would pass."""
@@ -114,7 +114,7 @@ def test_server_gone_in_mid_message() -> None:
     rig.assert_empty()
 
 
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 def test_an_end_that_is_lost_again_and_again_arrives_at_last(profile: str) -> None:
     """Longer than it takes to doubt what is there: after that, too, all that is missing must be asked for."""
     lost = 0
@@ -169,7 +169,7 @@ def test_slow_application_is_no_timeout() -> None:
     rig.assert_empty()
 
 
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 def test_a_retransmission_is_the_same_bytes(profile: str) -> None:
     """Payload by (direction, sender, segment, packet): one value each, however often it travelled."""
     from smtstack.wire import frame as wire_frame

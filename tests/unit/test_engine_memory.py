@@ -36,7 +36,7 @@ def exchange(pair: Pair, count: int) -> None:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
+@pytest.mark.parametrize("profile", ["smt", "homa", "linux", "upstream"])
 @pytest.mark.usefixtures("_no_collector")
 def test_rpcs_leave_no_cycles_and_nothing_grows(profile, offload):
     pair = Pair(profile, config=NicConfig(tls_hw_tx_offload=offload))

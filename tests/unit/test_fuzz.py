@@ -101,6 +101,16 @@ def test_forgers_gain_nothing_where_sessions_are_made_by_handshakes(seed):
     assert heard.heard
 
 
+def test_every_rpc_of_upstream_ends_whatever_is_forged():
+    """Nothing is proven there, so a forger may well end one; but none hangs, and nothing grows."""
+    for seed in range(6):
+        a_round = Round("upstream", seed)
+        findings = a_round.run(5000)
+        assert findings.escaped == findings.unbounded == []
+        assert not [what for what in findings.killed if "never ended" in what], f"Round('upstream', {seed})"
+        assert len(a_round.asked) > 20
+
+
 def test_the_same_seed_is_the_same_attack():
     first, again = Round("homa", 3), Round("homa", 3)
     assert first.run(2000) == again.run(2000)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,32 @@ def test_filter_takes_ours():
         "version 6", "cut in the port", "cut after ethernet", "empty"])
 def test_filter_leaves_the_rest(other):
     assert execute(OURS, other) == 0
+
+
+UPSTREAM = filter_program(US, PORT, 146, upstream=True)
+
+
+def shaped(flags: int = 0x06, urgent: int = 0xB97D, **fields: Any) -> bytes:
+    """What upstream Homa sends in the shape of TCP, or something like it."""
+    payload = bytes(9) + bytes((flags,)) + bytes(4) + urgent.to_bytes(2, "big") + bytes(40)
+    return frame(payload=payload, **{"protocol": 6, **fields})
+
+
+def test_the_filter_of_upstream_takes_both_shapes():
+    assert execute(UPSTREAM, shaped()) >= 65535 + 14
+    assert execute(UPSTREAM, shaped(protocol=146)) >= 65535 + 14
+    # Natively nobody looks at the pattern.
+    assert execute(UPSTREAM, frame()) >= 65535 + 14
+    # And who speaks another profile gets none of TCP.
+    assert execute(OURS, shaped()) == 0
+
+
+@pytest.mark.parametrize("other", [
+    frame(protocol=6), shaped(flags=0x02), shaped(flags=0x0E), shaped(flags=0x16), shaped(urgent=0xB97C),
+    shaped(urgent=0), shaped(protocol=253), shaped(port=2001), shaped(dst=PEER), shaped(first=b"\x46"),
+    shaped(ethertype=0x86DD), shaped()[:47], shaped()[:53], frame(protocol=253)])
+def test_the_filter_of_upstream_leaves_the_rest(other):
+    assert execute(UPSTREAM, other) == 0
 
 
 def test_filter_leaves_fragments_to_the_endpoint():

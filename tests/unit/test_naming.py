@@ -29,7 +29,8 @@ FORMULAS = {
 HOMES = {"peer_key": "wire/naming.py", "rpc_key": "wire/naming.py", "wire_epoch": "wire/naming.py",
          "CompositeNumber.first": "crypto/composite.py", "Data.index_in_segment": "wire/homa.py"}
 INLINE = {
-    "peer_key": {"transport/endpoint.py": 2}, "rpc_key": {"transport/endpoint.py": 1, "transport/table.py": 1},
+    "peer_key": {"transport/endpoint.py": 2, "transport/upstream_endpoint.py": 1},
+    "rpc_key": {"transport/endpoint.py": 1, "transport/table.py": 1},
     "wire_epoch": {"crypto/epochs.py": 1},
     "CompositeNumber.first": {"crypto/epochs.py": 1, "transport/profile.py": 1},
     "Data.index_in_segment": {"transport/endpoint.py": 1},

@@ -22,6 +22,7 @@ RUNS = [
     "call echo --transport tcp --peer 127.0.0.1:1 --size 64 --count 1 --warm-up 0",
     "call echo --transport tcp --peer 127.0.0.1:1 --size 64 --count 1 --warm-up 0 --json",
     "call kv --transport tcp --peer 127.0.0.1:1 --ops 1 --records 1", "keys", "tickets list --state none",
+    "interop --iface no-such-interface --addr 127.0.0.1:1 --peer 127.0.0.1:2",
     "pcap decode none.pcap", "pcap dissector", "trace none.sqlog", "vectors none.json",
     "slowdown --load nonsense", "bench memory --rounds 0",
     "kv --transport tcp --peer 127.0.0.1:1 PING", "reproduce nonsense", "plan star,4", "plan star,4 --json",

@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], on
     echo = actions.add_parser(
         "echo", help="measure RPCs against an echo server", epilog=_EXAMPLES,
         description="As many RPCs as --concurrency says are under way (closed loop), or they come at --rate (open "
-                    "loop); every answer is compared byte for byte. smt, homa and linux need root (CAP_NET_RAW).")
+                    "loop); every answer is compared byte for byte. smt, homa, linux and upstream need root.")
     add_caller_options(echo)
     echo.add_argument("--size", type=quantities.sizes, default="64", metavar="B[,B...]",
                       help="request bytes, or what to draw them from: a workload, w1 to w5, or a file of sizes; "

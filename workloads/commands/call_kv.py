@@ -34,7 +34,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     """Add ``kv`` to the subcommands of ``call``."""
     parser = actions.add_parser(
         "kv", help="YCSB against a key-value server", epilog=_EXAMPLES,
-        description="YCSB's core workloads; every value read is verified. smt, homa and linux need root.")
+        description="YCSB's core workloads; every value read is verified. smt, homa, linux, upstream need root.")
     add_caller_options(parser)
     declare.add(Ycsb, parser)
     parser.add_argument("--loaded", action="store_true",

@@ -51,8 +51,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``kv``."""
     parser = commands.add_parser(
         "kv", help="a shell for key-value servers", epilog=_EXAMPLES,
-        description="Commands for a key-value server over any transport. smt, homa and linux need root; --addr "
-                    "may leave the port out: then it is one that nobody had before, as a server wants it.")
+        description="Commands for a key-value server over any transport. smt, homa, linux, upstream need root; "
+                    "--addr may leave the port out: then it is one that nobody had before, as a server wants it.")
     options.add_transport_options(parser)
     parser.add_argument("--peer", required=True, metavar="IP:PORT", help="the server")
     parser.add_argument("--timeout", type=quantities.SECONDS, default=TIMEOUT_S, metavar="S",

@@ -38,6 +38,7 @@ _EXAMPLES = """examples:
   smtnet ca certs --host a=10.0.0.1 --host b=10.0.0.2
   smtnet serve echo --iface veth1 --addr 10.0.0.2:2000 --certs certs/b
   smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --certs certs/a --size 64 --count 1000
+  smtnet interop --iface eth0 --addr 10.8.0.2:40000 --peer 10.8.0.1:2500
   smtnet bench memory
   smtnet vectors smt-vectors.json
 """
@@ -48,7 +49,7 @@ COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
-    "trace": "trace",
+    "trace": "trace", "interop": "interop",
 }
 
 

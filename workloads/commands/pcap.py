@@ -12,6 +12,7 @@ from smtstack.capture.captured import Captured
 from smtstack.capture.decode import Decoder, Result
 from smtstack.capture.lines import Lines
 from smtstack.capture.reading import read_into
+from smtstack.wire.homa import UPSTREAM
 from workloads.commands import pcap_decrypt, pcap_dissector
 
 _EXAMPLES = """examples:
@@ -19,6 +20,7 @@ _EXAMPLES = """examples:
   smtnet pcap decode h1.pcapng --keylog h1.keylog --json
   smtnet pcap decode plain.pcap --profile homa
   smtnet pcap decode plain.pcap --profile homa --verbose
+  smtnet pcap decode module.pcap --profile upstream
   ssh h1 tcpdump -i e0 -w - | smtnet pcap decode - --keylog h1.keylog
 
 exit code: 0 if every record is authentic and no nonce was used twice, else 1; also 1 if nothing could be verified
@@ -56,7 +58,8 @@ def run_decode(args: argparse.Namespace) -> int:
 
     notes = read_into(decoder, file, say if args.verbose else None)
     result = decoder.result()
-    print(json.dumps(dataclasses.asdict(result)) if args.json else table(result))
+    shaped = {"tcp_shaped": decoder.tcp_shaped} if args.profile == UPSTREAM.name else {}
+    print(json.dumps(dataclasses.asdict(result) | shaped) if args.json else table(result, decoder.tcp_shaped))
     why = decoder.why_nothing()
     if not why:
         notes += pcap_decrypt.snapped(result.truncated)
@@ -65,13 +68,14 @@ def run_decode(args: argparse.Namespace) -> int:
     return 1 if result.records_bad or result.nonce_reuse or why else 0
 
 
-def table(result: Result) -> str:
-    """The result for people."""
+def table(result: Result, tcp_shaped: int = 0) -> str:
+    """The result for people; ``tcp_shaped``: so many packets have the shape of TCP."""
     control = sum(n for name, n in result.packets.items() if name != "DATA")
     rows = [("packets", f"{sum(result.packets.values())}"),
             *((f"  {name}", str(count)) for name, count in result.packets.items()),
             ("  of DATA, retransmitted", str(result.retransmitted)),
             ("control packets", str(control)),
+            *([("in the shape of TCP", str(tcp_shaped))] if tcp_shaped else []),
             ("packets of handshakes", str(result.handshake_packets)),
             ("other frames", str(result.ignored)), *pcap_decrypt.other_rows(result.others),
             *pcap_decrypt.truncated_rows(result.truncated),

@@ -65,7 +65,8 @@ def add_key_options(parser: argparse.ArgumentParser) -> argparse._MutuallyExclus
     """Options that say what kind of capture it is, and where its keys are: of these, one."""
     parser.add_argument("--profile", choices=tuple(homa.FORMATS), default="smt",
                         help="wire profile; linux is the SMT kernel module's, plain Homa of it included; homa "
-                             "reads our own and the module's plain Homa, by IP protocol (default: %(default)s)")
+                             "reads our own and the module's plain Homa, by IP protocol; upstream is that of "
+                             "Homa's own module, also in the shape of TCP (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--keylog", type=Path, action="append", default=[], metavar="FILE",
                         help="secrets of the sessions, as --keylog of the endpoints wrote them (repeatable); - is "
@@ -99,7 +100,7 @@ def key_store(args: argparse.Namespace, file: CaptureFile) -> KeyStore:
         raise ConfigError(f"--keylog is for profile smt; profile {args.profile} has no sessions that log secrets")
     if args.keylog:
         return load_keylog(*args.keylog)
-    if args.keys is not None or args.profile == "homa":
+    if args.keys is not None or args.profile in ("homa", "upstream"):
         return key_file.load(args.keys or "demo", args.profile)
     if args.profile == "linux":
         raise ConfigError("profile linux needs --keys: a key file, or demo for the public keys of the kernel "

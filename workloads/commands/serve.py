@@ -56,7 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], on
     actions = serve.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
         "echo", help="answer every request with itself", epilog=_EXAMPLES,
-        description="Answer every request with the same bytes. smt, homa and linux need root (CAP_NET_RAW).")
+        description="Answer every request with the same bytes. smt, homa, linux and upstream need root.")
     options.add_transport_options(echo)
     echo.add_argument("--workers", type=positive, default=1, metavar="N",
                       help="processes that share the port: the kernel gives each its messages by RPC id, or (tcp, "

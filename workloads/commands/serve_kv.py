@@ -50,7 +50,7 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = actions.add_parser(
         "kv", help="a key-value store that speaks RESP", epilog=_EXAMPLES,
         description="A key-value store with the commands of Redis. tcp, tls and ktls serve any Redis client; over "
-                    "smt, homa and linux an RPC carries RESP commands and its response their replies.")
+                    "smt, homa, linux and upstream an RPC carries RESP commands and its response their replies.")
     options.add_transport_options(parser)
     parser.add_argument("--listen", action="append", default=[], metavar="TRANSPORT:IP:PORT",
                         help="serve here, with the options above; may be given several times, for one keyspace "
@@ -70,8 +70,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--aof-rewrite-min-size", type=byte_count, metavar="B",
                         help="and is so long, as 64mb (default: 64mb)")
     streams = parser.add_argument_group(
-        "tcp, tls, ktls", "what one client may send, as 512mb; over smt, homa and linux a message is the limit "
-                          "(--param max_message_length)")
+        "tcp, tls, ktls", "what one client may send, as 512mb; over smt, homa, linux, upstream a message is "
+                          "the limit (--param max_message_length)")
     for name, (option, what) in OPTIONS.items():
         default = getattr(Limits(), name)
         streams.add_argument(f"--{option}", type=byte_count, default=default, metavar="N",

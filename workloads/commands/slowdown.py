@@ -13,6 +13,7 @@ from typing import Any
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
+from smtstack.wire.homa import FORMATS
 from workloads.experiments.slowdown import report
 from workloads.experiments.slowdown.run import LoadRun, Result, Setting, ShareDone, mean_cost, unloaded_ns
 from workloads.load.distributions import DEFAULT_CAP, WORKLOADS, Distribution, find, load_table
@@ -23,7 +24,7 @@ Open-loop Poisson traffic, all to all through one switch, in a deterministic sim
 transport and NIC. A message is timed from its scheduled arrival until it is delivered whole; slowdown is
 that over the time a message of this size takes alone, in profile homa. docs/slowdown.md has results.
 """
-_PROFILES = ("smt", "homa", "linux")
+_PROFILES = tuple(FORMATS)
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
         "and replies, headers included, as profile homa packs them (default %(default)s)")
     add("--hosts", type=quantities.POSITIVE, default=default.hosts,
         help="hosts at the switch (default %(default)s)")
-    add("--profile", default="smt,homa", help="one or more of smt, homa, linux (default %(default)s)")
+    add("--profile", default="smt,homa", help="one or more of smt, homa, linux, upstream (default %(default)s)")
     add("--messages", type=quantities.POSITIVE, default=20_000,
         help="measured messages of each profile, all hosts together "
         "(default %(default)s)")

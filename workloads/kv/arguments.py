@@ -31,7 +31,7 @@ class Facts:
     connections: int = 0
     """Accepted since the start."""
     messages: int = 0
-    """Over smt, homa and linux."""
+    """Over smt, homa, linux and upstream."""
     commands: int = 0
     scripts: dict[bytes, bytes] = field(default_factory=dict)
     """The scripts that are remembered, by their SHA-1 in hexadecimal digits."""

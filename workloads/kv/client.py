@@ -2,7 +2,7 @@
 
 :func:`open_caller` gives the contract's :class:`Caller`; its calls are :class:`KvCall`, one or more commands each.
 Over tcp, tls and ktls these are bytes on a stream, as any Redis client sends them, and replies come in order; over
-smt, homa and linux a call is one RPC. :class:`KvClient` is the blocking client on top of it::
+smt, homa, linux and upstream a call is one RPC. :class:`KvClient` is the blocking client on top of it::
 
     with KvClient(Settings("tcp"), ("10.0.0.2", 6379)) as client:
         client.command("SET", "foo", "bar")

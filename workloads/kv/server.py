@@ -1,10 +1,10 @@
 """The front ends of the key-value store, and the one loop that serves all of them.
 
-Over tcp, tls and ktls a connection carries RESP as any Redis client speaks it. Over smt, homa and linux an RPC
-carries whole commands and its response their replies. A connection has a session (its RESP version, its name);
-an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC, and a transaction, from
-MULTI to EXEC, is within one. A connection can wait (BLPOP); an RPC is answered at once, as nobody could tell
-whether its client still wants what would be taken off a list for it.
+Over tcp, tls and ktls a connection carries RESP as any Redis client speaks it. Over smt, homa, linux and upstream
+an RPC carries whole commands and its response their replies. A connection has a session (its RESP version, its
+name); an RPC starts with a new one, so HELLO 3 holds for the commands behind it in the same RPC, and a
+transaction, from MULTI to EXEC, is within one. A connection can wait (BLPOP); an RPC is answered at once, as
+nobody could tell whether its client still wants what would be taken off a list for it.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transport", "--profile", choices=NAMES, default="smt",
                         help="; ".join(f"{kind.name}: {kind.about}" if kind.about else kind.name
                                        for kind in TABLE.values()) + " (default: %(default)s)")
-    parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux)")
+    parser.add_argument("--iface", metavar="I", help="network interface (smt, homa, linux, upstream)")
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
                         help="smt, tls, ktls: this host's certificate ('smtnet ca' makes one for each host)")
@@ -71,7 +71,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "(default: %(default)s)")
     add(Waits, parser)
     add(EndSessions, parser)
-    packets = parser.add_argument_group("smt, homa, linux")
+    packets = parser.add_argument_group("smt, homa, linux, upstream")
     packets.add_argument("--trace", metavar="FILE|FOLDER",
                          help="write what the engine does and why, for 'smtnet trace' (docs/trace.md), to a new "
                               "file, or a folder in which each process makes one; no keys, no plaintext")
@@ -119,7 +119,7 @@ class Params:
     """Parameters of our transports, of an experiment."""
 
     param: list[str] = option("--param", action="append", default=[], metavar="NAME=VALUE",
-                              help="smt, homa, linux: a parameter of the transport, as max_overcommit=4 "
+                              help="smt, homa, linux, upstream: a parameter of the transport, as max_overcommit=4 "
                                    "(repeatable; default: by the link's rate)")
 
 
@@ -240,10 +240,15 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         raise ConfigError(f"--trace is for {', '.join(PACKET_TRANSPORTS)}: of {args.transport} the engine is the "
                           "kernel's")
     if args.iface is not None and local is not None:
-        # Without the address the kernel answers no ARP for us, and every peer would just time out.
-        own = [a.address for a in psutil.net_if_addrs().get(args.iface, []) if "." in a.address]
-        if local[0] not in own:
-            raise ConfigError(f"{local[0]} is no address of {args.iface}, which has {', '.join(own) or 'none'}")
+        check_address(args.iface, local)
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
                     read(Waits, args).waiting(), params, session,
                     args.trace if args.transport in PACKET_TRANSPORTS else None)
+
+
+def check_address(interface: str, local: Address) -> None:
+    """Raises :class:`ConfigError` for an address that the interface does not have."""
+    # Without it the kernel answers no ARP for us, and every peer would just time out.
+    own = [a.address for a in psutil.net_if_addrs().get(interface, []) if "." in a.address]
+    if local[0] not in own:
+        raise ConfigError(f"{local[0]} is no address of {interface}, which has {', '.join(own) or 'none'}")

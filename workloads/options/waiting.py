@@ -17,8 +17,8 @@ class Waits:
     wait: str | None = option(
         "--wait", choices=MODES,
         help="hybrid: busy-wait where that pays and a processor is free, then sleep; interrupt: always sleep; "
-             "poll: always busy-wait first, for a whole core each (default: hybrid for smt, homa, linux; "
-             "interrupt for tcp, tls, ktls)")
+             "poll: always busy-wait first, for a whole core each (default: hybrid for smt, homa, linux, "
+             "upstream; interrupt for tcp, tls, ktls)")
     poll_us: int | None = option(
         "--poll-us", type=quantities.WHOLE_MICROSECONDS, metavar="US",
         help=f"busy-wait at most this long before sleeping (default: {LONGEST_NS // 1000}); alone it means --wait "

@@ -144,9 +144,9 @@ class Lost(TypedDict, total=False):
     fabric: Mapping[str, int]
     """Bytes by way between switches: ``s1>s2``."""
     resent_packets: int
-    """smt, homa, linux: packets sent again."""
+    """smt, homa, linux, upstream: packets sent again."""
     resends: int
-    """smt, homa, linux: RESENDs, which ask for packets again."""
+    """smt, homa, linux, upstream: RESENDs, which ask for packets again."""
     retransmits: int
     """tcp, tls, ktls: segments sent again."""
     timeouts: int

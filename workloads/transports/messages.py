@@ -1,4 +1,4 @@
-"""smt, homa and linux under the contract: an :class:`~smtstack.socket.SmtSocket` each.
+"""smt, homa, linux and upstream under the contract: an :class:`~smtstack.socket.SmtSocket` each.
 
 The caller takes events from the endpoint itself, without the futures of ``SmtSocket``: what it costs to
 account for an RPC should be the same for every transport, and as little as possible.

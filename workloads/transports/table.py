@@ -196,6 +196,8 @@ for _kind in (
                   compared=frozenset({"demo", "wire", "mix", "queries", "mn"})),
     TransportKind(name="ktls", about="by the kernel", streams=_ktls, encrypted=True, certified=True,
                   looks={"sw": Look("#CC79A7", "P", "--")}, compared=frozenset({"demo"}), check=_check_ktls),
+    TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
+                  compared=frozenset({"mn"})),
 ):
     register(_kind)
 for _module in filter(None, os.environ.get("SMTNET_TRANSPORTS", "").split(",")):

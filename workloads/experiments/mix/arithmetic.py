@@ -46,10 +46,10 @@ class Mix:
     """Rate of the link of a host."""
     mtu: int = 1500
     param: tuple[str, ...] = ()
-    """``NAME=VALUE``: parameters of smt, homa and linux other than ours."""
+    """``NAME=VALUE``: parameters of smt, homa, linux and upstream other than ours."""
     sizes: Distribution = field(init=False)
     params: TransportParams = field(init=False)
-    """Parameters of smt, homa and linux: by the rate of the link (:func:`software`), and priorities by the
+    """Parameters of smt, homa, linux, upstream: by the rate of the link (:func:`software`), priorities by the
     traffic. As in the simulation, overcommitment is the number of scheduled levels."""
 
     def __post_init__(self) -> None:
