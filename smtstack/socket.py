@@ -39,6 +39,7 @@ from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.params import SOFTWARE, TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.waiting import AS_HOMA, Waiter, Waiting
+from smtstack.wire import overlay
 from smtstack.wire.ipv4 import address, format_address
 
 if TYPE_CHECKING:
@@ -101,9 +102,20 @@ class SmtContext:
     is not gone notices nothing. 0: never."""
     keylog: Path | None = None
     """Secrets of all sessions are appended there, for who may read captures; None: nowhere."""
+    overlay: str = overlay.NONE
+    """``tcp``: DATA of messages longer than a packet has the shape of TCP, so that the kernel's segmentation
+    offload works on it (docs/protocol.md, "The overlay"); ``none``: never. Sessions by handshake have it if both
+    ends want it; without handshakes both must say the same. Not in profile ``linux``."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
+
+    @property
+    def has_overlay(self) -> bool:
+        """Whether we take DATA in the shape of TCP. Raises :class:`ConfigError` for a value that there is not."""
+        if self.overlay not in overlay.OVERLAYS:
+            raise ConfigError(f"unknown overlay {self.overlay!r}; there are {', '.join(overlay.OVERLAYS)}")
+        return self.overlay == overlay.TCP
 
     def load_keys(self) -> KeyStore:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
@@ -130,6 +142,7 @@ class SmtContext:
             raise Unsupported(f"sessions by handshake need {e.name}: pip install 'smtnet[session]', or use a key "
                               "file") from None
         offer = self.offer or Offer(max_message=params.max_message_length)
+        offer = replace(offer, overlay=self.has_overlay)
         options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
                                  self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
         return SessionHost(options, *local, params.mtu, self.shared_port)
@@ -213,19 +226,20 @@ class SmtSocket:
             if self.sessions is not None:
                 undo.callback(self.sessions.close)
             keys = self.sessions.manager if self.sessions is not None else context.load_keys()
-            self.endpoint = Endpoint(ip, local[1], context.profile, keys, params)
+            self.endpoint = Endpoint(ip, local[1], context.profile, keys, params, overlay=context.has_overlay)
             self._trace: TraceFile | None = None
             if context.trace is not None:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.shared_port)
+                                  context.shared_port, context.has_overlay)
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
                 undo.callback(port.detach)
             nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
+            nic.super_frames = context.has_overlay
             self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface),
                                    Waiter(context.wait, outnumbered), context.tx_impairments,
                                    context.rx_impairments, port, self.sessions)
@@ -253,9 +267,15 @@ class SmtSocket:
         return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
 
     def mtu_hint(self) -> str:
-        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it."""
+        """What may be wrong of MTU and overlay where a peer does not answer; "": the session agreed on these."""
         if self.sessions is not None:
             return ""
+        counters = self.endpoint.counters
+        if counters.overlay_unexpected:
+            return ": packets in the shape of TCP came, and here is no overlay: both ends need the same --overlay"
+        if self.context.has_overlay and not counters.overlay_received:
+            return (" (longer messages have the shape of TCP, and none came in it: do both ends have the same "
+                    "--overlay and MTU?)")
         # Interfaces drop packets that are too long without a word to anybody; few let a little more pass.
         mtu = self.endpoint.params.mtu
         count, longest = self.loop.socket.too_long()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+from collections.abc import Sequence
 
 #: (code, jump if true, jump if false, constant)
 Instruction = tuple[int, int, int, int]
@@ -20,14 +21,17 @@ ACCEPT = 0x40000
 SO_ATTACH_FILTER = 26
 
 
-def match(fields: list[tuple[int, int, int]]) -> list[Instruction]:
-    """Accept a packet whose every (load, offset, value) matches; the rest never reaches the socket."""
+def match(fields: list[tuple[int, int, int]], more: Sequence[Instruction] = ()) -> list[Instruction]:
+    """Accept a packet whose every (load, offset, value) matches; the rest never reaches the socket.
+
+    ``more``, after these, goes on to the instruction behind it to accept, and one further to refuse.
+    """
     program: list[Instruction] = []
     for number, (load, offset, value) in enumerate(fields):
         # Both instructions of every field after this one, and the accept, are jumped over on a mismatch.
-        miss = 2 * (len(fields) - number - 1) + 1
+        miss = 2 * (len(fields) - number - 1) + len(more) + 1
         program += [(load, 0, 0, offset), (JUMP_EQUAL, 0, miss, value)]
-    return [*program, (RETURN, 0, 0, ACCEPT), (RETURN, 0, 0, 0)]
+    return [*program, *more, (RETURN, 0, 0, ACCEPT), (RETURN, 0, 0, 0)]
 
 
 def reject_all() -> list[Instruction]:

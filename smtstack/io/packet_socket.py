@@ -14,13 +14,16 @@ from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
 from smtstack.io.shared_port import SharedPort
+from smtstack.io.tcp_guard import TcpGuard
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
-from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT
-from smtstack.wire.ipv4 import VERSION_IHL, format_address
+from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT, TCP_HEADER_AT
+from smtstack.wire.ipv4 import PROTO_TCP, VERSION_IHL, format_address
+from smtstack.wire.overlay import HEAD, MARK, offload_head
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
 PACKET_STATISTICS = 6
+PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
 SO_SNDBUFFORCE = 32
 SIOCGIFMTU = 0x8921
@@ -35,10 +38,17 @@ _SELECT_LIMIT = 1024
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PacketSocket:
-    """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW."""
+    """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW.
+
+    ``overlay``: also those in the shape of TCP, super-frames among them, which the host's own TCP never sees; that
+    needs CAP_NET_ADMIN, and nf_tables in the kernel.
+    """
 
     def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                 shared: SharedPort | None = None) -> None:
+                 shared: SharedPort | None = None, overlay: bool = False) -> None:
+        #: While it is there, the host's TCP does not see our packets; and the socket that sends these.
+        self._tcp_guard = TcpGuard() if overlay else None
+        self._offloading: socket.socket | None = None
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except PermissionError:
@@ -47,15 +57,18 @@ class PacketSocket:
             self._claim = claim_port(interface, ip, port, protocol, shared is not None)
         except ConfigError:
             self._sock.close()
+            self._close_overlay()
             raise
         try:
             # Filter first, then bind: no foreign packet is ever queued. Nor, before a worker has joined its
             # group, one that is another worker's: it would be served twice.
-            ours = filter_program(ip, port, protocol)
+            ours = filter_program(ip, port, protocol, shaped=protocol == homa.PROTO_HOMA)
             bpf.attach(self._sock, bpf.reject_all() if shared is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
-            self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
+            self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN, overlay)
+            if overlay:
+                self._offloading = _offloading_socket(interface)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if shared is not None:
                 self._join(shared, protocol)
@@ -63,6 +76,7 @@ class PacketSocket:
             self._guard = _icmp_guard(protocol)
         except OSError as e:
             self._sock.close()
+            self._close_overlay()
             self._claim.close()
             if e.errno == errno.ENODEV:
                 raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them") from None
@@ -115,26 +129,36 @@ class PacketSocket:
     def send(self, frames: list[bytes]) -> None:
         """Send frames; waits a little for a full queue, then counts a frame as lost, as a link would.
 
-        Raises :class:`Unsupported` when the interface was removed: no other of that name takes its place.
+        Those in the shape of TCP are cut by who is behind, and only if their way needs it. Raises
+        :class:`Unsupported` when the interface was removed: no other of that name takes its place.
         """
         send = self._sock.send
+        offloading = self._offloading
         for frame in frames:
             try:
-                send(frame)
+                if offloading is not None and frame[PROTOCOL_AT] == PROTO_TCP:
+                    offloading.sendmsg((offload_head(frame), memoryview(frame)[HEAD:]))
+                else:
+                    send(frame)
             except OSError as e:
                 self._send_again(frame, e)
 
     def _send_again(self, frame: bytes, error: OSError) -> None:
+        sock, parts = self._sock, [memoryview(frame)]
+        if self._offloading is not None and frame[PROTOCOL_AT] == PROTO_TCP:
+            sock, parts = self._offloading, [memoryview(offload_head(frame)), memoryview(frame)[HEAD:]]
         if error.errno in (errno.ENXIO, errno.ENODEV):
             raise Unsupported(f"interface {self._interface} was removed") from None
-        # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with.
-        if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE):
+        # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with. EINVAL: of a frame that
+        # impairments made one that cannot be cut.
+        if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE) and (
+                sock is self._sock or error.errno != errno.EINVAL):
             raise error
         waiter = select.poll()
-        waiter.register(self._sock, select.POLLOUT)
+        waiter.register(sock, select.POLLOUT)
         waiter.poll(SEND_PATIENCE_MS)
         try:
-            self._sock.send(frame)
+            sock.sendmsg(parts)
         except OSError:
             self.send_drops += 1
 
@@ -152,7 +176,7 @@ class PacketSocket:
         packets, drops = struct.unpack("II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         self._received += packets
         self._dropped += drops
-        return self._received, self._dropped
+        return self._received, self._dropped + self._ring.lost
 
     def close(self) -> None:
         """Give the sockets back. One that is watched is not ours."""
@@ -160,15 +184,44 @@ class PacketSocket:
             self._both.close()
         self._ring.close()
         self._sock.close()
+        self._close_overlay()
         self._guard.close()
         self._claim.close()
 
+    def _close_overlay(self) -> None:
+        if self._offloading is not None:
+            self._offloading.close()
+        if self._tcp_guard is not None:
+            self._tcp_guard.close()
 
-def filter_program(ip: int, port: int, protocol: int) -> list[bpf.Instruction]:
-    """Frames to one (address, port, protocol), fragments included: the endpoint drops those."""
-    return bpf.match([(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
-                      (bpf.LD_BYTE, PROTOCOL_AT, protocol), (bpf.LD_WORD, DST_AT, ip),
-                      (bpf.LD_HALF, DPORT_AT, port)])
+
+def _offloading_socket(interface: str) -> socket.socket:
+    """Sends super-frames with the header that says how they are to be cut, and receives nothing."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+        sock.bind((interface, 0))
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def filter_program(ip: int, port: int, protocol: int, shaped: bool = False) -> list[bpf.Instruction]:
+    """Frames to one (address, port, protocol), fragments included: the endpoint drops those.
+
+    ``shaped``: also DATA in the shape of TCP. Whoever did not agree to that counts it.
+    """
+    to_us = [(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
+             (bpf.LD_WORD, DST_AT, ip), (bpf.LD_HALF, DPORT_AT, port)]
+    if not shaped:
+        return bpf.match([*to_us, (bpf.LD_BYTE, PROTOCOL_AT, protocol)])
+    ours = [(bpf.LD_BYTE, 0, 0, PROTOCOL_AT), (bpf.JUMP_EQUAL, 3, 0, protocol)]
+    mark = [(bpf.JUMP_EQUAL, 0, 3, PROTO_TCP), (bpf.LD_HALF, 0, 0, TCP_HEADER_AT),
+            (bpf.JUMP_EQUAL, 0, 1, int.from_bytes(MARK, "big"))]
+    return bpf.match(to_us, [*ours, *mark])
 
 
 def claim_port(interface: str, ip: int, port: int, protocol: int, shared: bool = False) -> socket.socket:

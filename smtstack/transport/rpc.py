@@ -76,10 +76,10 @@ class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
     __slots__ = ("ack_keys", "acks", "early", "heard_tick", "host", "key", "local_port", "max_message",
-                 "max_wire", "mtu", "port", "proven", "rpcs", "session")
+                 "max_wire", "mtu", "overlay", "port", "proven", "rpcs", "session")
 
     def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
-                 mtu: int = MAX_MTU) -> None:
+                 mtu: int = MAX_MTU, overlay: bool = False) -> None:
         self.host = host
         self.port = port
         #: Its place in the endpoint's tables.
@@ -97,6 +97,8 @@ class Peer:
         self.heard_tick = -1
         #: We send 0-RTT data under this session, and cannot open what comes back yet.
         self.early = False
+        #: DATA of messages longer than a packet has the shape of TCP, in both directions.
+        self.overlay = overlay
         self.limit(max_message, mtu)
 
     def limit(self, max_message: int, mtu: int) -> None:

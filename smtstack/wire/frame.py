@@ -24,7 +24,11 @@ DST_AT: Final = IP_OFFSET + ipv4.DST_OFFSET
 SPORT_AT: Final = TRANSPORT_OFFSET + homa.SPORT_OFFSET
 DPORT_AT: Final = TRANSPORT_OFFSET + homa.DPORT_OFFSET
 SENDER_ID_AT: Final = TRANSPORT_OFFSET + homa.SENDER_ID_OFFSET
+PLACE_AT: Final = TRANSPORT_OFFSET + homa.PLACE_OFFSET
+SIZE_AT: Final = TRANSPORT_OFFSET + homa.SEGMENT_SIZE_OFFSET
 FLAGS_AT: Final = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
+TCP_HEADER_AT: Final = TRANSPORT_OFFSET + homa.TCP_HEADER_OFFSET
+CHECKSUM_AT: Final = TRANSPORT_OFFSET + homa.CHECKSUM_OFFSET
 TYPE_AT: Final = TRANSPORT_OFFSET + homa.TYPE_OFFSET
 PAYLOAD_AT: Final = TRANSPORT_OFFSET + homa.DATA_LEN
 MIN_LEN: Final = TRANSPORT_OFFSET + homa.COMMON_LEN
@@ -51,9 +55,11 @@ def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa
     if eth.ethertype != ethernet.ETHERTYPE_IPV4:
         raise BadPacket(f"EtherType {eth.ethertype:#06x} is not IPv4")
     ip = ipv4.parse_untrusted(frame[IP_OFFSET:])
-    if ip.protocol != fmt.protocol:
+    if ip.protocol not in (fmt.protocol, ipv4.PROTO_TCP):
         raise BadPacket(f"IP protocol {ip.protocol}, profile {fmt.name} speaks {fmt.protocol}")
     transport = frame[TRANSPORT_OFFSET:IP_OFFSET + ip.total_length]
     packet = homa.parse_untrusted(transport, fmt)
+    if (ip.protocol == ipv4.PROTO_TCP) != (isinstance(packet, homa.Data) and packet.overlay):
+        raise BadPacket(f"IP protocol {ip.protocol}, and what follows is of another")
     payload = transport[homa.DATA_LEN:] if isinstance(packet, homa.Data) else b""
     return ip, packet, payload
