@@ -32,7 +32,7 @@ from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
-from smtstack.wire import ethernet, homa, ipv4, show
+from smtstack.wire import ethernet, homa, ipv4, overlay, show
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
@@ -108,10 +108,10 @@ def _module_of(function: str) -> str:
 # -- targets -----------------------------------------------------------------------------------------------
 
 
-def genuine_frames(profile: str) -> list[bytes]:
-    """A conversation with losses, so that every packet type of the profile occurs."""
+def genuine_frames(profile: str, shaped: bool = False) -> list[bytes]:
+    """A conversation with losses, so that every packet type of the profile occurs; ``shaped``: as the overlay."""
     rng = Random(7)
-    pair = Pair(profile, wire=lambda f: [f] if rng.random() > 0.15 else [])
+    pair = Pair(profile, wire=lambda f: [f] if rng.random() > 0.15 else [], overlay=shaped)
     for number, size in enumerate((1, 60, 1400, 1430, 5000, 30_000) * 3):
         pair.request(pattern(size, number))
         pair.run()
@@ -146,6 +146,12 @@ def _packet(fmt: homa.WireFormat) -> Callable[[bytes], object]:
                 raise FuzzError(f"{packet} does not survive packing")
 
     return call
+
+
+def _cut(buf: bytes) -> None:
+    packets = overlay.cut_untrusted(buf)
+    if packets != [buf] and any(overlay.cut_untrusted(packet) != [packet] for packet in packets):
+        raise FuzzError("a packet that is not cut is cut again")
 
 
 def _tls13_length(buf: bytes) -> None:
@@ -324,9 +330,12 @@ def targets() -> list[Target]:
     sealed13 = [tls13.seal(KEYS, 5, pattern(n), last=True) for n in (1, 20, 1400, 9000)]
     sealed12 = [tls12.seal(KEYS, 5, pattern(n)) for n in (1, 20, 1400, 9000)]
     t12, t13, forged = "smtstack.crypto.tls12", "smtstack.crypto.tls13", (AuthError,)
+    supers = genuine_frames("smt", shaped=True)
     return [
         *out,
         *shown_targets(by_profile),
+        Target(f"{wire}.overlay.cut_untrusted", _cut, supers, (), _fix_frame),
+        Target(f"{capture}.decode.Decoder._packet_untrusted", _Decode("smt"), supers, (), _fix_frame, share=0.1),
         Target(f"{capture}.qlog.read_untrusted", _trace, traces(), share=0.1),
         Target(f"{capture}.qlog.read_untrusted", _trace_event, traces(), share=0.3),
         Target(f"{wire}.ethernet.parse_untrusted", ethernet.parse_untrusted, every),

@@ -30,5 +30,5 @@ class Overlay:
                               f"{', '.join(transports)}")
 
     def words(self, transport: str) -> tuple[str, ...]:
-        """The same, for command lines of servers and clients; none for others."""
+        """The option again, for command lines of servers and clients; none for other transports."""
         return ("--overlay", self.overlay) if self.overlay != NONE and transport in OVERLAID else ()
