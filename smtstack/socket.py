@@ -36,7 +36,7 @@ from smtstack.nicshare.state import Port
 from smtstack.session.offer import Offer
 from smtstack.transport import events
 from smtstack.transport.endpoint import Endpoint
-from smtstack.transport.params import SOFTWARE, TransportParams
+from smtstack.transport.params import TransportParams, software
 from smtstack.transport.rpc import Rpc
 from smtstack.waiting import AS_HOMA, Waiter, Waiting
 from smtstack.wire import overlay
@@ -71,7 +71,7 @@ class SmtContext:
     keys: str | None = None
     """A key file: profile ``smt`` then needs no handshake. For ``linux`` also ``demo``: keys everybody knows."""
     params: TransportParams | None = None
-    """Transport parameters; by default ``SOFTWARE``, with the interface's MTU."""
+    """Transport parameters; by default ``software(None)``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
     wait: Waiting = AS_HOMA
     """How to wait for frames: by default busy-waiting where that pays, then asleep (smtstack/waiting.py)."""
@@ -217,7 +217,7 @@ class SmtSocket:
             raise ConfigError(str(e)) from None
         self.context = context
         mtu = interface_mtu(context.interface)
-        params = context.params or replace(SOFTWARE, mtu=min(mtu, 65535))
+        params = context.params or replace(software(None, context.has_overlay), mtu=min(mtu, 65535))
         if params.mtu > mtu:
             raise ConfigError(f"mtu {params.mtu} is more than the {mtu} of {context.interface}")
         with ExitStack() as undo:

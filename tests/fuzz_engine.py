@@ -291,9 +291,10 @@ class Round:
         epoch = base[44] if rng.getrandbits(2) else base[44] + 1 & 0xFF
         if shaped:
             place = offset if rng.getrandbits(3) else rng.getrandbits(32)
-            return homa.Data(int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big"), sender, length,
-                             rng.getrandbits(15), packet_offset=place, placed=True, overlay=True, epoch=epoch,
-                             segment_size=(0, 1, 1440, 1440)[rng.getrandbits(2)]).pack() + payload
+            ports = int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big")
+            return homa.Data(*ports, sender, length, rng.getrandbits(15), packet_offset=place, placed=True,
+                             segment_size=(0, 1, 1440, 1440)[rng.getrandbits(2)], epoch=epoch,
+                             overlay=True).pack() + payload
         data = homa.Data(int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big"), sender, length,
                          rng.getrandbits(15), offset, 1440 if rng.getrandbits(3) else 0, rng.getrandbits(1),
                          rng.getrandbits(1), 0 if rng.getrandbits(2) else rng.getrandbits(4), 0, epoch)

@@ -21,11 +21,11 @@ from smtstack.wire.overlay import MARK
 
 # Linux <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
 _NETLINK_NETFILTER = 12
-_REQUEST, _ACK, _CREATE, _EXCL, _APPEND, _DUMP = 0x1, 0x4, 0x400, 0x200, 0x800, 0x300
-_ERROR, _DONE = 2, 3
+_REQUEST, _ACK, _CREATE, _EXCL, _APPEND = 0x1, 0x4, 0x400, 0x200, 0x800
+_ERROR = 2
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM = 10
-_NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _GET_RULE = (_SUBSYSTEM << 8 | n for n in (0, 3, 6, 7))
+_NEW_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | n for n in (0, 3, 6))
 _NESTED = 0x8000
 _IPV4, _PREROUTING = 2, 0
 #: Before connection tracking (-200) and its defragmentation (-400 comes first, but ours are never fragments).
@@ -72,21 +72,6 @@ class TcpGuard:
         if code:
             raise OSError(-code, os.strerror(-code))
 
-    def dropped(self) -> int:
-        """Packets that the rule kept from the host's TCP since it is there; a super-frame is one."""
-        body = _text(1, self._table) + _text(2, _CHAIN)
-        self._sock.send(_message(_GET_RULE, _REQUEST | _DUMP, 9, body))
-        found = 0
-        while True:
-            answer = self._sock.recv(1 << 16)
-            at = 0
-            while at < len(answer):
-                length, kind = struct.unpack_from("=IH", answer, at)
-                if kind in (_DONE, _ERROR):
-                    return found
-                found = max(found, _packets(answer[at:at + length]))
-                at += length + 3 & ~3
-
     def close(self) -> None:
         """The host's TCP sees such packets again, if no other socket here keeps them from it."""
         self._sock.close()
@@ -95,12 +80,11 @@ class TcpGuard:
 def rule_batch(table: str) -> bytes:
     """The messages that make the table, its chain and the rule; the kernel answers three of them."""
     hook = _nest(4, _u32(1, _PREROUTING) + _attribute(2, struct.pack("!i", _PRIORITY)))
-    # meta l4proto 6, @th,96,16 == the mark, counter, drop. Fragments have no transport header to it.
+    # meta l4proto 6, @th,96,16 == the mark, drop. Fragments have no transport header to it.
     rule = b"".join((
         _expression("meta", _u32(1, _REGISTER) + _u32(2, _L4PROTO)), _compare(bytes((PROTO_TCP,))),
         _expression("payload", _u32(1, _REGISTER) + _u32(2, _TRANSPORT_HEADER) + _u32(3, TCP_HEADER_OFFSET)
                     + _u32(4, len(MARK))), _compare(MARK),
-        _expression("counter", b""),
         _expression("immediate", _u32(1, 0) + _nest(2, _nest(2, _attribute(1, struct.pack("!i", _DROP)))))))
     ask = _REQUEST | _ACK | _CREATE
     return b"".join((
@@ -138,24 +122,6 @@ def _expression(name: str, data: bytes) -> bytes:
 
 def _compare(value: bytes) -> bytes:
     return _expression("cmp", _u32(1, _REGISTER) + _u32(2, _EQUAL) + _nest(3, _attribute(1, value)))
-
-
-def _packets(rule: bytes) -> int:
-    """The rule's counter of packets."""
-    name = _text(1, "counter")
-    at = rule.find(name)
-    if at < 0:
-        return 0
-    # Behind the name: the data, nested; in it bytes, then packets, both of 8 bytes, big endian.
-    data = rule[at + len(name) + _ATTRIBUTE.size:]
-    while len(data) >= _ATTRIBUTE.size + 8:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        if kind & ~_NESTED == 2:
-            return int.from_bytes(data[_ATTRIBUTE.size:_ATTRIBUTE.size + 8], "big")
-        if length < _ATTRIBUTE.size:
-            break
-        data = data[length + 3 & ~3:]
-    return 0
 
 
 def _unsupported(error: OSError) -> Unsupported:

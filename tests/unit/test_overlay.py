@@ -269,8 +269,8 @@ def test_a_profile_of_the_kernel_module_has_none() -> None:
 
 def forged(frame: bytes, **fields: int) -> bytes:
     """A genuine frame of the overlay with fields of its header changed."""
-    names = ("sport", "dport", "place", "size", "epoch", "flags", "doff", "kind", "high", "sum", "low", "sender_id",
-             "length", "incoming", "version", "retransmit", "index")
+    names = ("sport", "dport", "place", "size", "epoch", "flags", "doff", "kind", "high", "sum", "low",
+             "sender_id", "length", "incoming", "version", "retransmit", "index")
     header = dict(zip(names, homa.DATA_HEADER.unpack_from(frame, TRANSPORT_OFFSET), strict=True)) | fields
     changed = bytearray(frame)
     homa.DATA_HEADER.pack_into(changed, TRANSPORT_OFFSET, *header.values())

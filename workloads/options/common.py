@@ -240,7 +240,7 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         given: dict[str, Any] = {"mtu": min(interface_mtu(args.iface), 65535)}
         given.update({name: getattr(args, name) for name in _OWN_OPTIONS if getattr(args, name) is not None})
         given.update(map(parse_param, args.param))
-        params = replace(software(args.link_mbps), **given)
+        params = replace(software(args.link_mbps, overlay.overlay != NONE), **given)
     elif args.trace is not None and not set(others) & set(PACKET_TRANSPORTS):
         raise ConfigError(f"--trace is for {', '.join(PACKET_TRANSPORTS)}: of {args.transport} the engine is the "
                           "kernel's")
