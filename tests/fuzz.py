@@ -177,6 +177,16 @@ def _tls13_authentic(buf: bytes) -> None:
         raise FuzzError("opened to something else")
 
 
+def _tls13_at(buf: bytes) -> None:
+    # Precondition: a whole record as its header says.
+    stream = bytearray(buf + bytes(max(0, 3 + tls13.OVERHEAD - len(buf))))
+    try:
+        tls13.open_at_untrusted(KEYS, 5, stream, 3, len(stream) - 3)
+    finally:
+        # Whatever came of it, nobody looks into it any longer.
+        stream += b"more"
+
+
 def _capture(buf: bytes) -> None:
     for packet in pcapfile.Reader(io.BytesIO(buf)).frames_untrusted():
         links.find_untrusted(packet.link_type, packet.frame, range(256))
@@ -345,6 +355,7 @@ def targets() -> list[Target]:
                forged),
         Target(f"{t13}.open_untrusted", lambda b: tls13.open_untrusted(KEYS, 5, b), sealed13, forged),
         Target(f"{t13}.open_untrusted", _tls13_authentic, inners, forged),
+        Target(f"{t13}.open_at_untrusted", _tls13_at, [bytes(3) + record for record in sealed13], forged),
         Target(f"{t12}.record_length_untrusted", _tls12_length, sealed12),
         # Precondition: as long as a record of no bytes (see test_crypto: shorter ones should be AuthErrors too).
         Target(f"{t12}.open_untrusted", lambda b: tls12.open_untrusted(KEYS, 5, b + bytes(max(0, 29 - len(b)))),
