@@ -112,13 +112,11 @@ class Decoder:
 
     def add(self, link_type: int, frame: bytes, missing: int = 0) -> None:
         """Take one captured frame, of whose end ``missing`` bytes were not kept; it is at worst counted."""
-        found = self.sorter.take(link_type, frame, missing)
-        if found is None:
-            return
-        try:
-            self._packet_untrusted(*found)
-        except BadPacket:
-            self._bad += 1
+        for found in self.sorter.take(link_type, frame, missing):
+            try:
+                self._packet_untrusted(*found)
+            except BadPacket:
+                self._bad += 1
 
     def _packet_untrusted(self, packet: bytes, fmt: homa.WireFormat) -> None:
         ip = ipv4.parse_untrusted(packet)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import NamedTuple
 
-from smtstack.capture.links import find_untrusted
+from smtstack.capture.links import Frame, find_untrusted
 from smtstack.errors import ConfigError
-from smtstack.wire import homa, ipv4
+from smtstack.wire import homa, ipv4, overlay
+from smtstack.wire.ethernet import HEADER_LEN
 
 #: The kernel module's branch smt-ng has the type elsewhere (reference §11.2).
 _NG_TYPE_OFFSET = 11
@@ -26,6 +28,9 @@ _BEGINNING = (slice(homa.PLACE_OFFSET, homa.PLACE_OFFSET + homa.PLACE_LEN),
               slice(homa.RETRANSMIT_OFFSET, homa.RETRANSMIT_OFFSET + 1), _INDEX)
 _RECORD_PREFIX = b"\x17\x03\x03"
 _ACK_WITH_PROOF = homa.ACK_LEN + homa.PROOF_LEN
+#: What a packet lacks to be a frame.
+_ETHERNET = bytes(HEADER_LEN - 2) + b"\x08\x00"
+_TCP = "TCP"
 
 
 class Sorted(NamedTuple):
@@ -34,6 +39,16 @@ class Sorted(NamedTuple):
     #: From the IPv4 header on, padding included.
     packet: bytes
     fmt: homa.WireFormat
+
+
+def find_packet(link_type: int, frame: bytes, wanted: Container[int]) -> Frame:
+    """As :func:`~smtstack.capture.links.find_untrusted`, and also DATA in the shape of TCP."""
+    found = find_untrusted(link_type, frame, wanted)
+    if found.packet is None and found.name == _TCP:
+        shaped = find_untrusted(link_type, frame, (ipv4.PROTO_TCP,))
+        if shaped.packet is not None and overlay.is_overlay(_ETHERNET + shaped.packet):
+            return shaped
+    return found
 
 
 class Sorter:
@@ -57,30 +72,42 @@ class Sorter:
         #: What packets look like: they show the profile they are of.
         self._looks: Counter[str] = Counter()
 
-    def take(self, link_type: int, frame: bytes, missing: int = 0) -> Sorted | None:
-        """The packet in a captured frame, of whose end ``missing`` bytes were not kept; None: it is counted."""
+    def take(self, link_type: int, frame: bytes, missing: int = 0) -> list[Sorted]:
+        """The packet in a captured frame, of whose end ``missing`` bytes were not kept; none: it is counted.
+
+        Of a super-frame, the packets that it is cut into.
+        """
         self.frames += 1
-        found = find_untrusted(link_type, frame, self._wanted)
+        found = find_packet(link_type, frame, self._wanted)
         packet = found.packet
         if packet is None:
             if found.cut and missing:
                 self.truncated["cut off in their headers"] += 1
             else:
                 self._other(found.name)
-            return None
+            return []
         protocol = packet[ipv4.PROTOCOL_OFFSET]
         transport = packet[4 * (packet[0] & 15):]
         look = _look(packet, transport)
         if look:
             self._looks[look] += 1
-        fmt = self.formats.get(protocol)
+        shaped = protocol == ipv4.PROTO_TCP
+        fmt = self.format_of(protocol)
         if fmt is None:
-            self._other(f"IP protocol {protocol}")
-            return None
+            self._other(_TCP if shaped else f"IP protocol {protocol}")
+            return []
         if missing and int.from_bytes(packet[_TOTAL_LENGTH], "big") > len(packet):
             self.truncated[_type_name(transport)] += 1
-            return None
-        return Sorted(packet, fmt)
+            return []
+        if not shaped:
+            return [Sorted(packet, fmt)]
+        return [Sorted(cut[HEADER_LEN:], fmt) for cut in overlay.cut_untrusted(_ETHERNET + packet)]
+
+    def format_of(self, protocol: int) -> homa.WireFormat | None:
+        """How packets of an IP protocol are read, TCP's if they have its shape; None: not at all."""
+        if protocol == ipv4.PROTO_TCP:
+            return self.own if self.own.extended else None
+        return self.formats.get(protocol)
 
     def other(self, name: str) -> None:
         """A frame was not given to :meth:`take`, as it is none of the wire."""
@@ -139,7 +166,7 @@ def _look(packet: bytes, transport: bytes) -> str:
         if kind != homa.DATA or any((*packet[_IP_ID], *transport[_INDEX])):
             return _MODULE
         return homa.LINUX.name if _begins_record(transport) else _CLEAR
-    if protocol != homa.PROTO_HOMA:
+    if protocol not in (homa.PROTO_HOMA, ipv4.PROTO_TCP):
         return ""
     if kind not in homa.TYPE_NAMES:
         return _SMT_NG if transport[_NG_TYPE_OFFSET] in homa.TYPE_NAMES else ""

@@ -68,7 +68,7 @@ class PacketSocket:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
             self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN, overlay)
             if overlay:
-                self._offloading = _offloading_socket(interface)
+                self._offloading = offloading_socket(interface)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if shared is not None:
                 self._join(shared, protocol)
@@ -195,8 +195,8 @@ class PacketSocket:
             self._tcp_guard.close()
 
 
-def _offloading_socket(interface: str) -> socket.socket:
-    """Sends super-frames with the header that says how they are to be cut, and receives nothing."""
+def offloading_socket(interface: str) -> socket.socket:
+    """Sends super-frames with the header that says how to cut them, and receives nothing. Raises OSError."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     try:
         sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)

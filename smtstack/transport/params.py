@@ -181,7 +181,7 @@ SOFTWARE: Final = TransportParams(
 #: The same where the wire takes super-frames: what one holds costs little more than a packet, and a GRANT costs as
 #: much. So segments are as long as IP allows, and grants are given for some of them at a time.
 SOFTWARE_OVERLAY: Final = replace(
-    SOFTWARE, max_gso_size=65_535, unsched_bytes=129_600, window=400_000, max_incoming=2_000_000,
+    SOFTWARE, max_gso_size=65_535, unsched_bytes=129_600, window=1_000_000, max_incoming=4_000_000,
     grant_increment=64_800)
 
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.

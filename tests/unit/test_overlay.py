@@ -9,6 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from smtstack.capture.captured import Captured
+from smtstack.capture.decode import Decoder, Message
+from smtstack.capture.decrypt import Decrypter
+from smtstack.capture.lines import Lines
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import ConfigError
 from smtstack.nic.device import NicConfig
@@ -321,3 +325,36 @@ def test_what_is_not_quite_the_overlay_is_counted_and_dropped(fields: dict[str, 
     after = rig.server.endpoint.counters.snapshot()
     assert after[counter] == before[counter] + 1
     assert rig.server.endpoint.next_event() is None
+
+
+# -- captures ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["smt", "homa"])
+def test_a_capture_with_super_frames_is_read(profile: str) -> None:
+    """Every message and record, as of a capture of packets under our own protocol number; TCP stays TCP."""
+    results = []
+    kernels = bytes(12) + b"\x08\x00" + ipv4.IPv4(CLIENT_IP, SERVER_IP, ipv4.PROTO_TCP, 120).pack() + bytes(100)
+    for overlaid, nic in ((False, NicConfig()), (True, NicConfig(gso=False)), (True, NicConfig())):
+        rig = Rig(profile, SUPER, nic=nic, overlay=overlaid)
+        rig.request(content(1, 200_000))
+        rig.request(content(2, 500))
+        rig.run()
+        messages: list[Message] = []
+        decoder = Decoder(profile, demo_keys(profile), on_message=messages.append)
+        decrypter = Decrypter(profile, demo_keys(profile))
+        lines = Lines(profile)
+        for _from_client, frame in rig.sent_frames:
+            decoder.add(1, frame)
+            decrypter.add(Captured(0, 1, frame))
+            assert "malformed" not in lines.line_untrusted(Captured(0, 1, frame))
+        decoder.add(1, kernels)
+        result = decoder.result()
+        assert result.packets["DATA"] > 250
+        assert result.others == {"TCP": 1}
+        assert result.bad_packets == 0
+        assert sorted(m.data or b"" for m in messages) == sorted([*rig.delivered, *map(answer, rig.delivered)])
+        counts = decrypter.finish()
+        assert (counts.records_failed, counts.messages_incomplete, counts.ignored) == (0, 0, 0)
+        results.append((result.records_ok, counts.records, counts.bytes, result.packets["DATA"]))
+    assert results[0] == results[1] == results[2]
