@@ -42,7 +42,7 @@ class Sorted(NamedTuple):
 
 
 def find_packet(link_type: int, frame: bytes, wanted: Container[int]) -> Frame:
-    """As :func:`~smtstack.capture.links.find_untrusted`, and also DATA in the shape of TCP."""
+    """What :func:`~smtstack.capture.links.find_untrusted` finds, and also DATA in the shape of TCP."""
     found = find_untrusted(link_type, frame, wanted)
     if found.packet is None and found.name == _TCP:
         shaped = find_untrusted(link_type, frame, (ipv4.PROTO_TCP,))
