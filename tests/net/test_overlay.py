@@ -14,6 +14,7 @@ import pytest
 
 from smtstack.wire.overlay import is_overlay
 from tests.net.netns import IFACE, IMPATIENT, B, Net, run
+from tests.net.test_sessions import Lab
 
 pytestmark = pytest.mark.root
 
@@ -21,6 +22,13 @@ BIG = ("--size", "300000", "--count", "20", "--concurrency", "2", "--warm-up", "
 TCP, RST = 6, 0x04
 #: Bytes of the kernel's own transfer.
 TRANSFER = 40_000_000
+
+
+@pytest.fixture(scope="module")
+def lab(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(net, tmp_path_factory.mktemp("lab"))
+    with lab.resolver():
+        yield lab
 
 
 def driver(net: Net, namespace: str, *args: str) -> Any:
@@ -160,6 +168,16 @@ def test_who_has_no_overlay_and_gets_it_is_told(net: Net):
         _result, errors, code = net.call("smt", *BIG, *IMPATIENT)
     assert code == 1
     assert "here is no overlay" in errors
+
+
+@pytest.mark.parametrize("mode", ["mtls", "ticket-fs", "psk-fs"])
+@pytest.mark.parametrize(("client", "server"), [("tcp", "tcp"), ("tcp", "none"), ("none", "tcp")])
+def test_sessions_have_it_if_both_ends_want_it(lab: Lab, mode, client, server):
+    with lab.serve(mode, "--overlay", server) as serving:
+        lab.call(mode, 10, "--size", "200000", "--overlay", client)
+        counters = serving.stop(signal.SIGINT)["counters"]
+    assert (counters["overlay_received"] > 0) == (counters["data_merged"] > 0) == (client == server)
+    assert counters["overlay_unexpected"] == counters["failed"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
