@@ -179,10 +179,11 @@ SOFTWARE: Final = TransportParams(
     max_nic_queue_ns=100_000, timeout_resends=600)
 
 #: The same where the wire takes super-frames: what one holds costs little more than a packet, and a GRANT costs as
-#: much. So segments are as long as IP allows, and grants are given for some of them at a time.
+#: much. So segments are as long as IP allows, grants are given for some of them at a time, and to several messages
+#: of a host: else who waits for a GRANT, or for a pacer that does not know how fast memory is, sleeps meanwhile.
 SOFTWARE_OVERLAY: Final = replace(
     SOFTWARE, max_gso_size=65_535, unsched_bytes=129_600, window=1_000_000, max_incoming=4_000_000,
-    grant_increment=64_800)
+    grant_increment=64_800, max_rpcs_per_peer=4, link_mbps=100_000)
 
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
 SOFTWARE_RTT_NS: Final = 800_000
