@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from random import Random
 
@@ -14,7 +15,8 @@ from smtstack.capture.decode import Decoder, Message
 from smtstack.capture.decrypt import Decrypter
 from smtstack.capture.lines import Lines
 from smtstack.crypto.keys import demo_keys
-from smtstack.errors import ConfigError
+from smtstack.errors import ConfigError, Unsupported
+from smtstack.io.tcp_guard import TcpGuard, rule_batch
 from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.sim.link import LinkParams
@@ -358,3 +360,33 @@ def test_a_capture_with_super_frames_is_read(profile: str) -> None:
         assert (counts.records_failed, counts.messages_incomplete, counts.ignored) == (0, 0, 0)
         results.append((result.records_ok, counts.records, counts.bytes, result.packets["DATA"]))
     assert results[0] == results[1] == results[2]
+
+
+# -- the guard ---------------------------------------------------------------------------------------------
+
+
+def test_without_nf_tables_the_error_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr("smtstack.io.tcp_guard.socket.socket", refuse)
+    with pytest.raises(Unsupported, match="nf_tables.*--overlay"):
+        TcpGuard()
+
+
+def test_the_guards_messages_are_whole() -> None:
+    """Lengths of netlink's messages and of their attributes add up; the mark is in the rule, once."""
+    batch = rule_batch("t")
+    kinds = []
+    while batch:
+        length, kind = struct.unpack_from("=IH", batch)
+        kinds.append(kind)
+        at = 20
+        while at < length:
+            size, = struct.unpack_from("=H", batch, at)
+            assert 4 <= size <= length - at
+            at += size + 3 & ~3
+        assert at == length
+        assert batch[:length].count(overlay.MARK) == (kind == 10 << 8 | 6)
+        batch = batch[length:]
+    assert kinds == [0x10, 10 << 8, 10 << 8 | 3, 10 << 8 | 6, 0x11]
