@@ -370,7 +370,7 @@ def test_without_nf_tables_the_error_names_the_fix(monkeypatch: pytest.MonkeyPat
         raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
     monkeypatch.setattr("smtstack.io.tcp_guard.socket.socket", refuse)
-    with pytest.raises(Unsupported, match="nf_tables.*--overlay"):
+    with pytest.raises(Unsupported, match=r"nf_tables.*--overlay"):
         TcpGuard()
 
 
