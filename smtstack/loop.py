@@ -31,6 +31,7 @@ from smtstack.stack import Stack
 from smtstack.transport.endpoint import Endpoint
 from smtstack.waiting import AS_TCP, STALL_NS, Waiter
 from smtstack.wire.naming import peer_key
+from smtstack.wire.overlay import cut_untrusted
 
 #: Frames given to the endpoint before transmitting again: large enough to batch, small enough to answer in time.
 RECEIVE_BATCH = 64
@@ -300,7 +301,8 @@ class PacketLoop:
         delayed = 0
         if self._rx is not None and frames:
             for frame in frames:
-                self._delay(self._rx, frame, False, now)
+                for packet in cut_untrusted(frame):
+                    self._delay(self._rx, packet, False, now)
             delayed, frames = len(frames), []
         if not frames and not self.nic.waiting:
             return delayed
@@ -316,7 +318,9 @@ class PacketLoop:
             self.socket.send(frames)
             return
         for frame in frames:
-            self._delay(self._tx, frame, True, now)
+            # Impairments happen to packets, as on a wire.
+            for packet in cut_untrusted(frame):
+                self._delay(self._tx, packet, True, now)
 
     def _delay(self, path: Impairments, frame: bytes, outwards: bool, now: int) -> None:
         for at, changed in path.apply(frame, now):

@@ -35,10 +35,11 @@ from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.state import Port
 from smtstack.session.offer import Offer
 from smtstack.transport import events
-from smtstack.transport.params import SOFTWARE, TransportParams
+from smtstack.transport.params import TransportParams, software
 from smtstack.transport.rpc import Rpc
 from smtstack.transport.upstream_endpoint import make_endpoint
 from smtstack.waiting import AS_HOMA, Waiter, Waiting
+from smtstack.wire import overlay
 from smtstack.wire.ipv4 import address, format_address
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class SmtContext:
     keys: str | None = None
     """A key file: profile ``smt`` then needs no handshake. For ``linux`` also ``demo``: keys everybody knows."""
     params: TransportParams | None = None
-    """Transport parameters; by default ``SOFTWARE``, with the interface's MTU."""
+    """Transport parameters; by default ``software(None)``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
     wait: Waiting = AS_HOMA
     """How to wait for frames: by default busy-waiting where that pays, then asleep (smtstack/waiting.py)."""
@@ -101,9 +102,20 @@ class SmtContext:
     is not gone notices nothing. 0: never."""
     keylog: Path | None = None
     """Secrets of all sessions are appended there, for who may read captures; None: nowhere."""
+    overlay: str = overlay.NONE
+    """``tcp``: DATA of messages longer than a packet has the shape of TCP, so that the kernel's segmentation
+    offload works on it (docs/protocol.md, "The overlay"); ``none``: never. Sessions by handshake have it if both
+    ends want it; without handshakes both must say the same. Not in profile ``linux``."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
+
+    @property
+    def has_overlay(self) -> bool:
+        """Whether we take DATA in the shape of TCP. Raises :class:`ConfigError` for a value that there is not."""
+        if self.overlay not in overlay.OVERLAYS:
+            raise ConfigError(f"unknown overlay {self.overlay!r}; there are {', '.join(overlay.OVERLAYS)}")
+        return self.overlay == overlay.TCP
 
     def load_keys(self) -> KeyStore:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
@@ -130,6 +142,7 @@ class SmtContext:
             raise Unsupported(f"sessions by handshake need {e.name}: pip install 'smtnet[session]', or use a key "
                               "file") from None
         offer = self.offer or Offer(max_message=params.max_message_length)
+        offer = replace(offer, overlay=self.has_overlay)
         options = SessionOptions(self.certs, self.session, offer, self.client_auth, self.key_update_records,
                                  self.dns, self.publish, self.state, self.keylog, self.psks, self.idle_s)
         return SessionHost(options, *local, params.mtu, self.shared_port)
@@ -204,7 +217,7 @@ class SmtSocket:
             raise ConfigError(str(e)) from None
         self.context = context
         mtu = interface_mtu(context.interface)
-        params = context.params or replace(SOFTWARE, mtu=min(mtu, 65535))
+        params = context.params or replace(software(None, context.has_overlay), mtu=min(mtu, 65535))
         if params.mtu > mtu:
             raise ConfigError(f"mtu {params.mtu} is more than the {mtu} of {context.interface}")
         with ExitStack() as undo:
@@ -213,19 +226,20 @@ class SmtSocket:
             if self.sessions is not None:
                 undo.callback(self.sessions.close)
             keys = self.sessions.manager if self.sessions is not None else context.load_keys()
-            self.endpoint = make_endpoint(ip, local[1], context.profile, keys, params)
+            self.endpoint = make_endpoint(ip, local[1], context.profile, keys, params, overlay=context.has_overlay)
             self._trace: TraceFile | None = None
             if context.trace is not None:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.shared_port, self.endpoint.profile.fmt.tcp_shaped)
+                                  context.shared_port, context.has_overlay, self.endpoint.profile.fmt.tcp_shaped)
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
                 undo.callback(port.detach)
             nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
+            nic.super_frames = context.has_overlay
             self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface),
                                    Waiter(context.wait, outnumbered), context.tx_impairments,
                                    context.rx_impairments, port, self.sessions)
@@ -253,10 +267,16 @@ class SmtSocket:
         return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
 
     def mtu_hint(self) -> str:
-        """What of the MTU may be wrong where a peer does not answer; "": nothing, as the session agreed on it, or
-        it need not be the same."""
+        """What may be wrong of MTU and overlay where a peer does not answer; "": the session agreed on these, or
+        they need not be the same."""
         if self.sessions is not None or self.context.profile == "upstream":
             return ""
+        counters = self.endpoint.counters
+        if counters.overlay_unexpected:
+            return ": packets in the shape of TCP came, and here is no overlay: both ends need the same --overlay"
+        if self.context.has_overlay and not counters.overlay_received:
+            return (" (longer messages have the shape of TCP, and none came in it: do both ends have the same "
+                    "--overlay and MTU?)")
         # Interfaces drop packets that are too long without a word to anybody; few let a little more pass.
         mtu = self.endpoint.params.mtu
         count, longest = self.loop.socket.too_long()

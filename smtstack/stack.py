@@ -111,8 +111,13 @@ class Stack:
 
 
 def make_stack(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
-               nic: SmartNic | NicConfig | None, mac: bytes, neighbours: Neighbours) -> Stack:
-    """An end with a NIC of its own. Raises :class:`ConfigError` for a port, profile or NIC that cannot be."""
-    endpoint = make_endpoint(ip, port, profile, keys, params)
+               nic: SmartNic | NicConfig | None, mac: bytes, neighbours: Neighbours,
+               overlay: bool = False) -> Stack:
+    """An end with a NIC of its own, and with ``overlay`` a wire that takes super-frames.
+
+    Raises :class:`ConfigError` for a port, profile or NIC that cannot be.
+    """
+    endpoint = make_endpoint(ip, port, profile, keys, params, overlay=overlay)
     device = nic if isinstance(nic, SmartNic) else SmartNic(nic)
+    device.super_frames = overlay
     return Stack(endpoint, NicDriver(device, mac, ip, endpoint.protocol, neighbours))

@@ -16,7 +16,7 @@ from smtstack import compiled
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "unit"
 #: How names of files begin: engine, attacks, fuzzers, the path of most packets, NIC, sessions.
-SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_hot_path", "test_nic", "test_session")
+SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_hot_path", "test_nic", "test_overlay", "test_session")
 
 
 def files() -> list[str]:

@@ -32,7 +32,7 @@ from smtstack.crypto.aead import AES_128_GCM, DirectionKeys
 from smtstack.crypto.keys import demo_keys
 from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
-from smtstack.wire import ethernet, homa, ipv4, show, upstream
+from smtstack.wire import ethernet, homa, ipv4, overlay, show, upstream
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_sessions
 from tests.fuzz_engine import Findings, Round
@@ -108,11 +108,11 @@ def _module_of(function: str) -> str:
 # -- targets -----------------------------------------------------------------------------------------------
 
 
-def genuine_frames(profile: str) -> list[bytes]:
-    """A conversation with losses, so that every packet type of the profile occurs."""
+def genuine_frames(profile: str, shaped: bool = False) -> list[bytes]:
+    """A conversation with losses, so that every packet type of the profile occurs; ``shaped``: as the overlay."""
     rng = Random(7)
     fmt = homa.FORMATS[profile]
-    pair = Pair(profile, wire=lambda f: [f] if rng.random() > 0.15 else [])
+    pair = Pair(profile, wire=lambda f: [f] if rng.random() > 0.15 else [], overlay=shaped)
     for number, size in enumerate((1, 60, 1400, 1430, 5000, 30_000) * 3):
         pair.request(pattern(size, number))
         pair.run()
@@ -150,6 +150,12 @@ def _packet(fmt: homa.WireFormat) -> Callable[[bytes], object]:
     return call
 
 
+def _cut(buf: bytes) -> None:
+    packets = overlay.cut_untrusted(buf)
+    if packets != [buf] and any(overlay.cut_untrusted(packet) != [packet] for packet in packets):
+        raise FuzzError("a packet that is not cut is cut again")
+
+
 def _tls13_length(buf: bytes) -> None:
     # Precondition: a whole header at ``start``.
     start = buf[0] & 7 if buf else 0
@@ -171,6 +177,16 @@ def _tls13_authentic(buf: bytes) -> None:
     last, data = tls13.open_untrusted(KEYS, 9, aad + KEYS.encrypt(9, inner, aad))
     if inner.rstrip(b"\0") != data + (b"\x17" if last else b"\x57"):
         raise FuzzError("opened to something else")
+
+
+def _tls13_at(buf: bytes) -> None:
+    # Precondition: a whole record as its header says.
+    stream = bytearray(buf + bytes(max(0, 3 + tls13.OVERHEAD - len(buf))))
+    try:
+        tls13.open_at_untrusted(KEYS, 5, stream, 3, len(stream) - 3)
+    finally:
+        # Whatever came of it, nobody looks into it any longer.
+        stream += b"more"
 
 
 def _capture(buf: bytes) -> None:
@@ -328,9 +344,12 @@ def targets() -> list[Target]:
     sealed13 = [tls13.seal(KEYS, 5, pattern(n), last=True) for n in (1, 20, 1400, 9000)]
     sealed12 = [tls12.seal(KEYS, 5, pattern(n)) for n in (1, 20, 1400, 9000)]
     t12, t13, forged = "smtstack.crypto.tls12", "smtstack.crypto.tls13", (AuthError,)
+    supers = genuine_frames("smt", shaped=True)
     return [
         *out,
         *shown_targets(by_profile),
+        Target(f"{wire}.overlay.cut_untrusted", _cut, supers, (), _fix_frame),
+        Target(f"{capture}.decode.Decoder._packet_untrusted", _Decode("smt"), supers, (), _fix_frame, share=0.1),
         Target(f"{capture}.qlog.read_untrusted", _trace, traces(), share=0.1),
         Target(f"{capture}.qlog.read_untrusted", _trace_event, traces(), share=0.3),
         Target(f"{wire}.ethernet.parse_untrusted", ethernet.parse_untrusted, every),
@@ -340,6 +359,7 @@ def targets() -> list[Target]:
                forged),
         Target(f"{t13}.open_untrusted", lambda b: tls13.open_untrusted(KEYS, 5, b), sealed13, forged),
         Target(f"{t13}.open_untrusted", _tls13_authentic, inners, forged),
+        Target(f"{t13}.open_at_untrusted", _tls13_at, [bytes(3) + record for record in sealed13], forged),
         Target(f"{t12}.record_length_untrusted", _tls12_length, sealed12),
         # Precondition: as long as a record of no bytes (see test_crypto: shorter ones should be AuthErrors too).
         Target(f"{t12}.open_untrusted", lambda b: tls12.open_untrusted(KEYS, 5, b + bytes(max(0, 29 - len(b)))),

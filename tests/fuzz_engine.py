@@ -20,6 +20,7 @@ from smtstack.transport.events import Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire import homa, upstream
+from smtstack.wire.ipv4 import PROTO_TCP
 from tests.fake_negotiator import Fake
 from tests.pair import CLIENT, CLIENT_PORT, SERVER, SERVER_PORT, Pair
 
@@ -86,9 +87,11 @@ class Round:
         self.fields = UPSTREAM_FIELDS if profile == "upstream" else FIELDS
         #: Those after the addresses: the packet still reaches an RPC, most of the time.
         self.inner = [f for f in self.fields if f[0] >= 38]
+        #: Longer messages have the shape of TCP, and nobody cuts them.
+        self.overlay = profile in ("smt", "homa") and bool(seed & 32)
         make = Fake if self.negotiated else lambda: demo_keys("smt", params) if profile == "smt" else store
         self.pair = Pair(profile, keys=make, params=replace(PARAMS, hijack_tcp=seed & 1),
-                         config=NicConfig(tls_hw_tx_offload=bool(seed & 4)))
+                         config=NicConfig(tls_hw_tx_offload=bool(seed & 4)), overlay=self.overlay)
         negotiator = self.pair.client.endpoint._negotiator
         if self.early and isinstance(negotiator, Fake):
             negotiator.on_want = self.begin_early
@@ -127,8 +130,10 @@ class Round:
             server = self.store.session(BACK)
             assert client is not None
             assert server is not None
-            pair.server.endpoint.install(CLIENT, CLIENT_PORT, server, pair.now, max_message=60_000)
-            pair.client.endpoint.install(SERVER, SERVER_PORT, client, pair.now, max_message=60_000)
+            pair.server.endpoint.install(CLIENT, CLIENT_PORT, server, pair.now, max_message=60_000,
+                                         overlay=self.overlay)
+            pair.client.endpoint.install(SERVER, SERVER_PORT, client, pair.now, max_message=60_000,
+                                         overlay=self.overlay)
             self.serve()
 
     def begin_early(self) -> None:
@@ -136,7 +141,8 @@ class Round:
         pair = self.pair
         self.begun = self.store.session(FORWARD)
         assert self.begun is not None
-        pair.client.endpoint.install(SERVER, SERVER_PORT, self.begun, pair.now, max_message=60_000, early=True)
+        pair.client.endpoint.install(SERVER, SERVER_PORT, self.begun, pair.now, max_message=60_000,
+                                     overlay=self.overlay, early=True)
 
     def serve(self) -> None:
         """Both applications' work."""
@@ -215,6 +221,8 @@ class Round:
                 base = base[:27] + rng.randbytes(3) + base[30:34] + rng.randbytes(2) + base[36:]
             return self.envelope(base, self.any_packet(base))
         if kind < 6:
+            if self.overlay and rng.getrandbits(1):
+                base = base[:23] + bytes((PROTO_TCP,)) + base[24:]
             return self.envelope(base, self.plausible_data(base))
         if kind == 6:  # the genuine frame once more, or the wrong way round
             return base if rng.getrandbits(1) else base[:26] + base[30:34] + base[26:30] + base[34:]
@@ -279,7 +287,9 @@ class Round:
         rng = self.random
         length = (1, 30, 100, 1440, 3000, 9000, 20_000, 60_000, 185_000)[int(9 * rng.random())]
         offset = min(length - 1, (0, 0, 0, 1440, 8640, rng.getrandbits(16))[int(6 * rng.random())])
-        size = min(1440, length - offset)
+        shaped = base[23] == PROTO_TCP
+        # Super-frames of any length, also beyond the message, and of segment size 0.
+        size = min(1440, length - offset) if not shaped else rng.getrandbits(rng.getrandbits(4)) + 1
         sender = self.live_id()
         payload = rng.randbytes(size)
         if rng.getrandbits(1):
@@ -298,6 +308,12 @@ class Round:
             if rng.getrandbits(1):
                 offset, length = 0, len(payload)
         epoch = base[44] if rng.getrandbits(2) else base[44] + 1 & 0xFF
+        if shaped:
+            place = offset if rng.getrandbits(3) else rng.getrandbits(32)
+            ports = int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big")
+            return homa.Data(*ports, sender, length, rng.getrandbits(15), packet_offset=place, placed=True,
+                             segment_size=(0, 1, 1440, 1440)[rng.getrandbits(2)], epoch=epoch,
+                             overlay=True).pack() + payload
         data = homa.Data(int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big"), sender, length,
                          rng.getrandbits(15), offset, 1440 if rng.getrandbits(3) else 0, rng.getrandbits(1),
                          rng.getrandbits(1), 0 if rng.getrandbits(2) else rng.getrandbits(4), 0, epoch)

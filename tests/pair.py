@@ -47,10 +47,12 @@ def story(frames: Sequence[bytes], profile: str = "smt") -> str:
 
 def make_side(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None = None,
               config: NicConfig | None = None, policy: ContextPolicy = ContextPolicy.PER_QUEUE,
-              arbiter: Arbiter | None = None) -> Stack:
-    """An end at one of the addresses of ``MACS``."""
-    endpoint = make_endpoint(ip, port, profile, keys, params)
-    return Stack(endpoint, NicDriver(SmartNic(config, arbiter), MACS[ip], ip, endpoint.protocol, MACS.get, policy))
+              arbiter: Arbiter | None = None, overlay: bool = False) -> Stack:
+    """An end at one of the addresses of ``MACS``; with ``overlay`` its wire takes super-frames."""
+    endpoint = make_endpoint(ip, port, profile, keys, params, overlay=overlay)
+    nic = SmartNic(config, arbiter)
+    nic.super_frames = overlay
+    return Stack(endpoint, NicDriver(nic, MACS[ip], ip, endpoint.protocol, MACS.get, policy))
 
 
 class Pair:
@@ -59,10 +61,10 @@ class Pair:
     def __init__(self, profile: str = "smt", *, keys: Callable[[], KeyStore] | None = None,
                  params: TransportParams | None = None, config: NicConfig | None = None,
                  policy: ContextPolicy = ContextPolicy.PER_QUEUE, arbiter: Arbiter | None = None,
-                 wire: Wire | None = None, budget: int = 0) -> None:
+                 wire: Wire | None = None, budget: int = 0, overlay: bool = False) -> None:
         make = keys or (lambda: demo_keys(profile))
-        self.client = make_side(CLIENT, CLIENT_PORT, profile, make(), params, config, policy, arbiter)
-        self.server = make_side(SERVER, SERVER_PORT, profile, make(), params, config, policy, arbiter)
+        self.client = make_side(CLIENT, CLIENT_PORT, profile, make(), params, config, policy, arbiter, overlay)
+        self.server = make_side(SERVER, SERVER_PORT, profile, make(), params, config, policy, arbiter, overlay)
         self.wire = wire
         self.budget = budget
         self.now = 0

@@ -36,8 +36,9 @@ class Rig:
 
     def __init__(self, profile: str = "smt", params: TransportParams | None = None, offload: bool = False,
                  rates: ImpairmentRates | None = None, seed: int = 1, tamper: Tamper | None = None,
-                 keys: Callable[[], KeyStore] | None = None, nic: NicConfig | None = None) -> None:
-        pair = MemoryPair(profile, params, nic or NicConfig(tls_hw_tx_offload=offload), keys)
+                 keys: Callable[[], KeyStore] | None = None, nic: NicConfig | None = None,
+                 overlay: bool = False) -> None:
+        pair = MemoryPair(profile, params, nic or NicConfig(tls_hw_tx_offload=offload), keys, overlay)
         self.client = pair.client
         self.server = pair.server
         self.now = 0

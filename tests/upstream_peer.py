@@ -20,7 +20,7 @@ from smtstack.sim.pair import make_side
 from smtstack.transport.events import Event, Failed, Request, Response
 from smtstack.transport.params import TransportParams
 from smtstack.wire import frame as wire_frame
-from smtstack.wire import homa, upstream
+from smtstack.wire import homa, ipv4, upstream
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4
 
@@ -177,7 +177,7 @@ class UpstreamPeer:
     # -- sending -----------------------------------------------------------------------------------------
 
     def _frame(self, transport: bytes, is_client: bool) -> None:
-        protocol = homa.PROTO_TCP if self._tcp[is_client] else homa.PROTO_HOMA
+        protocol = ipv4.PROTO_TCP if self._tcp[is_client] else homa.PROTO_HOMA
         ip = IPv4(MODULE_IP, OUR_IP, protocol, 20 + len(transport))
         eth = Ethernet(b"\x02\x00\x0a\x00\x00\x01", b"\x02\x00\x0a\x00\x00\x02")
         self.sent_types[transport[upstream.TYPE_OFFSET]] += 1
@@ -253,7 +253,7 @@ class UpstreamPeer:
         ip, packet, payload = wire_frame.parse_untrusted(frame, homa.UPSTREAM)
         assert ip.identification == 0
         assert ip.tos == 0xE0 or isinstance(packet, homa.Data)
-        if ip.protocol == homa.PROTO_TCP:
+        if ip.protocol == ipv4.PROTO_TCP:
             transport = frame[34:14 + ip.total_length]
             # Good, checksum included.
             assert upstream.tcp_checksum(ip.src, ip.dst, transport) == 0

@@ -130,6 +130,8 @@ def _network(facts: Facts) -> Iterator[Check]:
     if netem is not None:
         # Not a shortcoming: the wire does all of it, and more.
         yield Check("tc netem", "ok", "missing: the programmable wire is used" if netem else "works")
+    yield from _tried(facts, "overlay", "overlay tcp", "warn", "missing: --overlay tcp is refused",
+                      _modprobe(facts, "nf_tables"), "super-frames pass, and the host's TCP can be kept from them")
     yield from _tried(facts, "buffer", "receive buffers", "warn", "8 MB are not to be had: bursts may be lost",
                       "sudo sysctl -w net.core.rmem_max=16777216", "8 MB")
 

@@ -24,6 +24,11 @@ from pathlib import Path
 import psutil
 
 from smtstack import compiled
+from smtstack.errors import Unsupported
+from smtstack.io.packet_socket import offloading_socket
+from smtstack.io.tcp_guard import TcpGuard
+from smtstack.wire import homa, ipv4
+from smtstack.wire.overlay import HEAD, is_overlay, offload_head
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,6 +44,9 @@ BUFFER = 8 << 20
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 _PATIENCE = 20.0
 _SO_RCVBUFFORCE, _SOL_TCP, _TCP_ULP = 33, 6, 31
+_ETH_P_IP = 0x0800
+#: Seconds for a frame over a cable.
+_FRAME_S = 2.0
 _SYS_PIDFD_OPEN, _SYS_PIDFD_GETFD = 434, 438
 _UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child")
 #: The least network that a controller takes.
@@ -61,7 +69,7 @@ class Facts:
     mnexec: str
     tried: Mapping[str, str]
     """In the private namespaces: ``raw``, ``buffer``, ``bridge``, ``htb``, ``tbf``, ``netem``, ``u32``,
-    ``tun``, ``ktls``. Empty where there are none."""
+    ``tun``, ``ktls``, ``overlay``. Empty where there are none."""
     ovs: str | None
     """Version of Open vSwitch."""
     ovs_kernel: bool
@@ -301,6 +309,26 @@ def _try_ktls() -> None:
         sock.setsockopt(_SOL_TCP, _TCP_ULP, b"tls")
 
 
+def _try_overlay() -> None:
+    """The guard can be installed, and the kernel hands a super-frame over whole, or cut into its packets."""
+    try:
+        TcpGuard().close()
+    except Unsupported as e:
+        raise OSError(str(e)) from None
+    for name in ("p0", "p1"):
+        _run("ip", "link", "set", name, "up")
+    payload = bytes(40_000)
+    data = homa.Data(1, 2, 2, len(payload), len(payload), segment_size=1440, placed=True, overlay=True).pack()
+    ip = ipv4.IPv4(1 << 24, 2 << 24, ipv4.PROTO_TCP, ipv4.HEADER_LEN + len(data) + len(payload)).pack()
+    frame = bytes(12) + b"\x08\x00" + ip + data + payload
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as into, offloading_socket("p0") as out:
+        into.bind(("p1", _ETH_P_IP))
+        into.settimeout(_FRAME_S)
+        out.sendmsg((offload_head(frame), frame[HEAD:]))
+        while not is_overlay(into.recv(1 << 17)):
+            pass
+
+
 def _try_inside() -> dict[str, str]:
     """What came of each attempt. Only for namespaces of our own: it makes interfaces and qdiscs."""
     _run("ip", "link", "set", "lo", "up")
@@ -317,7 +345,7 @@ def _try_inside() -> dict[str, str]:
     }
     tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
     return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
-                    "ktls": _attempt(_try_ktls)}
+                    "ktls": _attempt(_try_ktls), "overlay": _attempt(_try_overlay)}
 
 
 if __name__ == "__main__":

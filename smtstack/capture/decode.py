@@ -115,13 +115,11 @@ class Decoder:
 
     def add(self, link_type: int, frame: bytes, missing: int = 0) -> None:
         """Take one captured frame, of whose end ``missing`` bytes were not kept; it is at worst counted."""
-        found = self.sorter.take(link_type, frame, missing)
-        if found is None:
-            return
-        try:
-            self._packet_untrusted(*found)
-        except BadPacket:
-            self._bad += 1
+        for found in self.sorter.take(link_type, frame, missing):
+            try:
+                self._packet_untrusted(*found)
+            except BadPacket:
+                self._bad += 1
 
     def _packet_untrusted(self, packet: bytes, fmt: homa.WireFormat) -> None:
         ip = ipv4.parse_untrusted(packet)
@@ -133,7 +131,7 @@ class Decoder:
         header = wire_frame.packet_untrusted(transport, fmt)
         flow = Flow(ip.src, header.sport, ip.dst, header.dport)
         self._packets[homa.TYPE_NAMES[transport[fmt.type_offset]]] += 1
-        self.tcp_shaped += fmt.tcp_shaped and ip.protocol == homa.PROTO_TCP
+        self.tcp_shaped += fmt.tcp_shaped and ip.protocol == ipv4.PROTO_TCP
         if isinstance(header, homa.Ack) and fmt.ack_proof:
             self._acks[flow, header] = self._acks.get((flow, header), 0) + 1
             if len(self._acks) > _MAX_ACKS:

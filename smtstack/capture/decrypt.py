@@ -114,10 +114,10 @@ class Decrypter:
         twins: list[bytes] = []
         if captured.interface.endswith(pcapng.HOST_SIDE):
             self.sorter.other(HOST_SEGMENTS)
-            found = None
+            packets = []
         else:
-            found = self.sorter.take(captured.link_type, captured.frame, captured.missing)
-        if found is not None:
+            packets = self.sorter.take(captured.link_type, captured.frame, captured.missing)
+        for found in packets:
             try:
                 self._packet_untrusted(*found, captured, said, twins)
             except BadPacket as e:

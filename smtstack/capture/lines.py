@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from smtstack.capture.captured import HOST_SIDE, NS, Captured
-from smtstack.capture.links import find_untrusted
-from smtstack.capture.sorting import Sorter, is_tcp
-from smtstack.wire.ipv4 import IDENTIFICATION_OFFSET, PROTOCOL_OFFSET, TOTAL_LENGTH_OFFSET
+from smtstack.capture.sorting import Sorter, find_packet
+from smtstack.wire.ipv4 import IDENTIFICATION_OFFSET, TOTAL_LENGTH_OFFSET
 from smtstack.wire.show import packet_untrusted
 
 
@@ -13,7 +12,7 @@ class Lines:
     """Takes the frames of one capture in order. ``protocol`` as for :class:`~smtstack.capture.sorting.Sorter`."""
 
     def __init__(self, profile: str, protocol: int | None = None) -> None:
-        self._formats = Sorter(profile, protocol).formats
+        self._sorter = Sorter(profile, protocol)
         self._number = 0
         self._first: int | None = None
 
@@ -27,8 +26,9 @@ class Lines:
             self._first = captured.timestamp_ns
         if captured.interface.endswith(HOST_SIDE):
             return ""
-        packet = find_untrusted(captured.link_type, captured.frame, self._formats).packet
-        if packet is None or is_tcp(packet):
+        packet = find_packet(captured.link_type, captured.frame, self._sorter.formats).packet
+        fmt = None if packet is None else self._sorter.format_of(packet)
+        if packet is None or fmt is None:
             return ""
         cut = ""
         if captured.missing:
@@ -40,5 +40,5 @@ class Lines:
         elapsed = captured.timestamp_ns - self._first
         sign, elapsed = ("-", -elapsed) if elapsed < 0 else ("", elapsed)
         time = f"{sign}{elapsed // NS}.{elapsed % NS:09d}"
-        said = packet_untrusted(packet, self._formats[packet[PROTOCOL_OFFSET]])
+        said = packet_untrusted(packet, fmt)
         return f"{self._number:>6} {time:>14} {said}{cut}"

@@ -1,6 +1,6 @@
 -- Wireshark dissector for SMT and Homa as smtnet, the SMT kernel module (branch main) and upstream Homa speak them:
--- IP protocols 146 and 253, and what of TCP's has the pattern of upstream Homa; the handshake plane of SMT, and the
--- plaintext twins of "smtnet pcap decrypt".
+-- IP protocols 146 and 253, DATA in the shape of TCP and what of TCP's has the pattern of upstream Homa, the handshake
+-- plane of SMT, and the plaintext twins of "smtnet pcap decrypt".
 -- The formats are described in docs/protocol.md. Runs in Wireshark 4.0 (Lua 5.2) and later.
 
 local DATA, GRANT, RESEND, UNKNOWN, BUSY, CUTOFFS, FREEZE, NEED_ACK, ACK =
@@ -14,7 +14,7 @@ local LENGTHS = {
   [DATA] = 41, [GRANT] = 33, [RESEND] = 37, [UNKNOWN] = 28, [BUSY] = 28, [CUTOFFS] = 62, [FREEZE] = 28,
   [NEED_ACK] = 28, [ACK] = 90,
 }
-local PROTOCOL, PROTOCOL_LINUX, PROTOCOL_TCP = 146, 253, 6
+local PROTOCOL, PROTOCOL_LINUX, PROTOCOL_TCP, OVERLAY_MARK = 146, 253, 6, 0xa210
 local COMMON_LEN, DATA_LEN, ACK_LEN, PROOF_LEN, MAX_ACKS, SEGMENT_HEADER_LEN = 28, 40, 90, 16, 5, 20
 local MAX_FLIGHT = 65536
 -- Upstream Homa: where its type is, the pattern by which it is known, headers, and an entry of an ACK.
@@ -102,7 +102,7 @@ local F = {
   offer_max_message = ProtoField.uint32("smt.offer.max_message", "Longest message"),
   offer_mtu = ProtoField.uint16("smt.offer.mtu", "MTU"),
   offer_cipher = ProtoField.uint8("smt.offer.cipher", "Cipher", base.DEC,
-    {[0] = "AES-128-GCM", [1] = "AES-256-GCM", [2] = "CHACHA20-POLY1305"}),
+    {[0] = "AES-128-GCM", [1] = "AES-256-GCM", [2] = "CHACHA20-POLY1305", [0x80] = "the overlay, no cipher"}),
   offer_padding = ProtoField.string("smt.offer.padding", "Padding"),
   record = ProtoField.uint32("smt.plaintext.record", "Record of the message, from 1"),
   records = ProtoField.uint32("smt.plaintext.records", "Records of the message"),
@@ -574,6 +574,8 @@ local tcp = protocols:get_dissector(PROTOCOL_TCP)
 
 function shaped.dissector(tvb, pinfo, root)
   if of_upstream(tvb) then return dissect_upstream(tvb, pinfo, root) end
+  -- DATA of ours: its mark is a reserved bit. All other TCP goes where it went.
+  if tvb:len() > DATA_LEN and tvb(12, 2):uint() == OVERLAY_MARK then return smt.dissector(tvb, pinfo, root) end
   return tcp:call(tvb, pinfo, root)
 end
 

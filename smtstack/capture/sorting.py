@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import NamedTuple
 
-from smtstack.capture.links import find_untrusted
+from smtstack.capture.links import Frame, find_untrusted
 from smtstack.errors import ConfigError
-from smtstack.wire import homa, ipv4, upstream
+from smtstack.wire import frame as wire_frame
+from smtstack.wire import homa, ipv4, overlay, upstream
+from smtstack.wire.ethernet import HEADER_LEN
 
 #: The kernel module's branch smt-ng has the type elsewhere (reference §11.2).
 _NG_TYPE_OFFSET = 11
@@ -29,6 +32,9 @@ _LENGTH_END = homa.COMMON_LEN + 4
 _NOTHING = slice(upstream.PLACE_OFFSET - 3, upstream.PLACE_OFFSET)
 _RECORD_PREFIX = b"\x17\x03\x03"
 _ACK_WITH_PROOF = homa.ACK_LEN + homa.PROOF_LEN
+#: What a packet lacks to be a frame.
+_ETHERNET = bytes(HEADER_LEN - 2) + b"\x08\x00"
+_TCP = "TCP"
 
 
 class Sorted(NamedTuple):
@@ -37,6 +43,16 @@ class Sorted(NamedTuple):
     #: From the IPv4 header on, padding included.
     packet: bytes
     fmt: homa.WireFormat
+
+
+def find_packet(link_type: int, frame: bytes, wanted: Container[int]) -> Frame:
+    """What :func:`~smtstack.capture.links.find_untrusted` finds, and also what has the shape of TCP."""
+    found = find_untrusted(link_type, frame, wanted)
+    if found.packet is None and found.name == _TCP:
+        shaped = find_untrusted(link_type, frame, (ipv4.PROTO_TCP,))
+        if shaped.packet is not None and _is_shaped(shaped.packet):
+            return shaped
+    return found
 
 
 class Sorter:
@@ -52,7 +68,7 @@ class Sorter:
             # Plain Homa as the kernel module speaks it.
             self.formats[homa.PROTO_LINUX] = homa.LINUX
         if self.own.tcp_shaped and protocol is None:
-            self.formats[homa.PROTO_TCP] = self.own
+            self.formats[ipv4.PROTO_TCP] = self.own
         self._wanted = {*self.formats, *(fmt.protocol for fmt in homa.FORMATS.values())}
         self.frames = 0
         #: Frames that are no packets of the profile, by name.
@@ -62,30 +78,42 @@ class Sorter:
         #: What packets look like: they show the profile they are of.
         self._looks: Counter[str] = Counter()
 
-    def take(self, link_type: int, frame: bytes, missing: int = 0) -> Sorted | None:
-        """The packet in a captured frame, of whose end ``missing`` bytes were not kept; None: it is counted."""
+    def take(self, link_type: int, frame: bytes, missing: int = 0) -> list[Sorted]:
+        """The packet in a captured frame, of whose end ``missing`` bytes were not kept; none: it is counted.
+
+        Of a super-frame, the packets that it is cut into.
+        """
         self.frames += 1
-        found = find_untrusted(link_type, frame, self._wanted)
+        found = find_packet(link_type, frame, self._wanted)
         packet = found.packet
         if packet is None:
             if found.cut and missing:
                 self.truncated["cut off in their headers"] += 1
             else:
                 self._other(found.name)
-            return None
+            return []
         protocol = packet[ipv4.PROTOCOL_OFFSET]
         transport = packet[4 * (packet[0] & 15):]
-        look = _look(packet, transport)
+        look = _look(packet, transport) if protocol != ipv4.PROTO_TCP or _is_shaped(packet) else ""
         if look:
             self._looks[look] += 1
-        fmt = self.formats.get(protocol)
-        if fmt is None or is_tcp(packet):
-            self._other("TCP" if protocol == homa.PROTO_TCP else f"IP protocol {protocol}")
-            return None
+        fmt = self.format_of(packet)
+        if fmt is None:
+            self._other(_TCP if protocol == ipv4.PROTO_TCP else f"IP protocol {protocol}")
+            return []
         if missing and int.from_bytes(packet[_TOTAL_LENGTH], "big") > len(packet):
             self.truncated[_type_name(transport, fmt)] += 1
-            return None
-        return Sorted(packet, fmt)
+            return []
+        if protocol != ipv4.PROTO_TCP or fmt.tcp_shaped:
+            return [Sorted(packet, fmt)]
+        return [Sorted(cut[HEADER_LEN:], fmt) for cut in overlay.cut_untrusted(_ETHERNET + packet)]
+
+    def format_of(self, packet: bytes) -> homa.WireFormat | None:
+        """How an IPv4 packet is read; None: not at all, as what is of TCP and has not the profile's shape of it."""
+        protocol = packet[ipv4.PROTOCOL_OFFSET]
+        if protocol != ipv4.PROTO_TCP:
+            return self.formats.get(protocol)
+        return self.own if wire_frame.carries(protocol, packet[4 * (packet[0] & 15):], self.own) else None
 
     def other(self, name: str) -> None:
         """A frame was not given to :meth:`take`, as it is none of the wire."""
@@ -133,9 +161,10 @@ class Sorter:
         return ""
 
 
-def is_tcp(packet: bytes) -> bool:
-    """Whether an IPv4 packet has TCP's protocol and not the pattern that only upstream Homa sends there."""
-    return packet[ipv4.PROTOCOL_OFFSET] == homa.PROTO_TCP and not upstream.tcp_shaped(packet[ipv4.HEADER_LEN:])
+def _is_shaped(packet: bytes) -> bool:
+    """Whether an IPv4 packet of TCP's protocol is in truth one of ours, or upstream Homa's."""
+    transport = packet[4 * (packet[0] & 15):]
+    return homa.tcp_shaped(transport) or upstream.tcp_shaped(transport)
 
 
 def _look(packet: bytes, transport: bytes) -> str:
@@ -143,7 +172,7 @@ def _look(packet: bytes, transport: bytes) -> str:
     if len(transport) < homa.COMMON_LEN:
         return ""
     protocol, kind = packet[ipv4.PROTOCOL_OFFSET], transport[homa.TYPE_OFFSET]
-    if protocol in (homa.PROTO_HOMA, homa.PROTO_TCP) and upstream.tcp_shaped(transport):
+    if protocol in (homa.PROTO_HOMA, ipv4.PROTO_TCP) and upstream.tcp_shaped(transport):
         return _look_upstream(transport)
     if protocol == homa.PROTO_LINUX:
         if kind not in homa.TYPE_NAMES:
@@ -151,7 +180,7 @@ def _look(packet: bytes, transport: bytes) -> str:
         if kind != homa.DATA or any((*packet[_IP_ID], *transport[_INDEX])):
             return _MODULE
         return homa.LINUX.name if _begins_record(transport) else _CLEAR
-    if protocol != homa.PROTO_HOMA:
+    if protocol not in (homa.PROTO_HOMA, ipv4.PROTO_TCP):
         return ""
     if kind not in homa.TYPE_NAMES:
         return _SMT_NG if transport[_NG_TYPE_OFFSET] in homa.TYPE_NAMES else ""

@@ -37,6 +37,16 @@ def seal(keys: DirectionKeys, sequence: int, data: bytes, last: bool, padding: i
     return aad + keys.aead.encrypt((keys.iv_number ^ sequence).to_bytes(IV_LEN, "big"), plain, aad)
 
 
+def seal_parts(keys: DirectionKeys, sequence: int, data: memoryview, last: bool, padding: int,
+               out: list[bytes]) -> None:
+    """Append the record that :func:`seal` makes of ``data``, in pieces: for who puts several together anyway."""
+    size = len(data) + 1 + padding
+    aad = _PREFIX + (size + TAG_LEN).to_bytes(2, "big")
+    plain = b"".join((data, _LAST if last else _MORE, bytes(padding)))
+    out.append(aad)
+    out.append(keys.aead.encrypt((keys.iv_number ^ sequence).to_bytes(IV_LEN, "big"), plain, aad))
+
+
 def frame(data: bytes, last: bool, padding: int = 0) -> bytes:
     """The record as a driver hands it to an offloading NIC: in clear, with room for the tag."""
     length = len(data) + 1 + padding + TAG_LEN
@@ -63,6 +73,28 @@ def open_untrusted(keys: DirectionKeys, sequence: int, record: bytes) -> tuple[b
     if opened is None:
         raise AuthError(f"record {sequence:#018x} does not authenticate")
     return opened
+
+
+def open_at_untrusted(keys: DirectionKeys, sequence: int, buf: bytearray, start: int,
+                      size: int) -> tuple[bool, memoryview]:
+    """(is last, data) of the whole record of ``size`` bytes at ``start``; raises :class:`AuthError`.
+
+    As :func:`open_untrusted`, for long records: without a copy of what is sealed, or of the data without its type.
+    """
+    aad = bytes(buf[start:start + HEADER_LEN])
+    # Released in any case: a bytearray that somebody looks into cannot grow.
+    with memoryview(buf) as whole, whole[start + HEADER_LEN:start + size] as sealed:
+        try:
+            plain = keys.aead.decrypt((keys.iv_number ^ sequence).to_bytes(IV_LEN, "big"), sealed, aad)
+        except InvalidTag:
+            raise AuthError(f"record {sequence:#018x} does not authenticate") from None
+    end = len(plain)
+    if not plain[-1]:
+        end = len(plain.rstrip(b"\0"))
+    kind = plain[end - 1] if end else 0
+    if kind in (LAST, MORE):
+        return kind == LAST, memoryview(plain)[:end - 1]
+    raise AuthError(f"record {sequence:#018x} has inner type {kind:#04x}")
 
 
 def open_single_untrusted(keys: DirectionKeys, sequence: int, buf: bytes) -> tuple[bool, bytes] | None:

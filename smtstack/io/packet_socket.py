@@ -15,14 +15,25 @@ from smtstack.io import bpf
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
 from smtstack.io.send_batch import MOST, WORTH, SendBatch
 from smtstack.io.shared_port import SharedPort
+from smtstack.io.tcp_guard import TcpGuard
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4, HEADER_LEN
-from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT, TRANSPORT_OFFSET
-from smtstack.wire.ipv4 import VERSION_IHL, format_address
+from smtstack.wire.frame import (
+    DPORT_AT,
+    DST_AT,
+    ETHERTYPE_AT,
+    IP_OFFSET,
+    PROTOCOL_AT,
+    TCP_HEADER_AT,
+    TRANSPORT_OFFSET,
+)
+from smtstack.wire.ipv4 import PROTO_TCP, VERSION_IHL, format_address
+from smtstack.wire.overlay import HEAD, offload_head
 from smtstack.wire.upstream import FLAGS, FLAGS_OFFSET, URGENT, URGENT_OFFSET
 
 # Linux <linux/if_packet.h>, <asm-generic/socket.h>; Python has no names for these.
 PACKET_STATISTICS = 6
+PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
 SO_SNDBUFFORCE = 32
 SIOCGIFMTU = 0x8921
@@ -37,13 +48,18 @@ _SELECT_LIMIT = 1024
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PacketSocket:
-    """Frames of one (address, port, protocol) on one interface; ``upstream``: also such in the shape of TCP.
+    """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW.
 
-    Needs CAP_NET_RAW.
+    ``overlay``: also those in the shape of TCP, super-frames among them, which the host's own TCP never sees; that
+    needs CAP_NET_ADMIN, and nf_tables in the kernel. ``upstream``: also those that upstream Homa sends in its
+    shape of TCP, to which TCP has no answer.
     """
 
     def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                 shared: SharedPort | None = None, upstream: bool = False) -> None:
+                 shared: SharedPort | None = None, overlay: bool = False, upstream: bool = False) -> None:
+        #: While it is there, the host's TCP does not see our packets; and the socket that sends these.
+        self._tcp_guard = TcpGuard() if overlay else None
+        self._offloading: socket.socket | None = None
         try:
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except PermissionError:
@@ -52,6 +68,7 @@ class PacketSocket:
             self._claim = claim_port(interface, ip, port, protocol, shared is not None)
         except ConfigError:
             self._sock.close()
+            self._close_overlay()
             raise
         try:
             # Filter first, then bind: no foreign packet is ever queued. Nor, before a worker has joined its
@@ -60,8 +77,10 @@ class PacketSocket:
             bpf.attach(self._sock, bpf.reject_all() if shared is not None else ours)
             self._sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
-            self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN)
+            self._ring = ReceiveRing(self._sock, mtu + HEADER_LEN, overlay)
             self._batch = SendBatch(self._sock, mtu + HEADER_LEN)
+            if overlay:
+                self._offloading = offloading_socket(interface)
             self._sock.bind((interface, ETHERTYPE_IPV4))
             if shared is not None:
                 # The kernel modules have something else in the place of the flags.
@@ -72,6 +91,7 @@ class PacketSocket:
             self._tcp_port = _tcp_port(ip, port) if upstream else None
         except OSError as e:
             self._sock.close()
+            self._close_overlay()
             self._claim.close()
             if e.errno == errno.ENODEV:
                 raise ConfigError(f"no interface {interface!r} here; 'ip link' lists them") from None
@@ -123,10 +143,14 @@ class PacketSocket:
     def send(self, frames: list[bytes]) -> None:
         """Send frames; waits a little for a full queue, then counts a frame as lost, as a link would.
 
-        Raises :class:`Unsupported` when the interface was removed: no other of that name takes its place.
+        Those in the shape of TCP are cut by who is behind, and only if their way needs it. Raises
+        :class:`Unsupported` when the interface was removed: no other of that name takes its place.
         """
         count = len(frames)
         at = 0
+        if self._offloading is not None and any(frame[PROTOCOL_AT] == PROTO_TCP for frame in frames):
+            self._send_each(frames)
+            return
         while count - at >= WORTH:
             stop = min(at + MOST, count)
             at += self._batch.send(frames, at)
@@ -139,23 +163,32 @@ class PacketSocket:
 
     def _send_each(self, frames: list[bytes]) -> None:
         send = self._sock.send
+        offloading = self._offloading
         for frame in frames:
             try:
-                send(frame)
+                if offloading is not None and frame[PROTOCOL_AT] == PROTO_TCP:
+                    offloading.sendmsg((offload_head(frame), memoryview(frame)[HEAD:]))
+                else:
+                    send(frame)
             except OSError as e:
                 self._send_again(frame, e)
 
     def _send_again(self, frame: bytes, error: OSError) -> None:
+        sock, parts = self._sock, [memoryview(frame)]
+        if self._offloading is not None and frame[PROTOCOL_AT] == PROTO_TCP:
+            sock, parts = self._offloading, [memoryview(offload_head(frame)), memoryview(frame)[HEAD:]]
         if error.errno in (errno.ENXIO, errno.ENODEV):
             raise Unsupported(f"interface {self._interface} was removed") from None
-        # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with.
-        if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE):
+        # EMSGSIZE: somebody made the interface's MTU smaller than the one we started with. EINVAL: of a frame that
+        # impairments made one that cannot be cut.
+        if error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENETDOWN, errno.EMSGSIZE) and (
+                sock is self._sock or error.errno != errno.EINVAL):
             raise error
         waiter = select.poll()
-        waiter.register(self._sock, select.POLLOUT)
+        waiter.register(sock, select.POLLOUT)
         waiter.poll(SEND_PATIENCE_MS)
         try:
-            self._sock.send(frame)
+            sock.sendmsg(parts)
         except OSError:
             self.send_drops += 1
 
@@ -173,7 +206,7 @@ class PacketSocket:
         packets, drops = struct.unpack("II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         self._received += packets
         self._dropped += drops
-        return self._received, self._dropped
+        return self._received, self._dropped + self._ring.lost
 
     def close(self) -> None:
         """Give the sockets back. One that is watched is not ours."""
@@ -181,25 +214,51 @@ class PacketSocket:
             self._both.close()
         self._ring.close()
         self._sock.close()
+        self._close_overlay()
         self._guard.close()
         if self._tcp_port is not None:
             self._tcp_port.close()
         self._claim.close()
 
+    def _close_overlay(self) -> None:
+        if self._offloading is not None:
+            self._offloading.close()
+        if self._tcp_guard is not None:
+            self._tcp_guard.close()
+
+
+def offloading_socket(interface: str) -> socket.socket:
+    """Sends super-frames with the header that says how to cut them, and receives nothing. Raises OSError."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+        sock.bind((interface, 0))
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
 
 def filter_program(ip: int, port: int, protocol: int, upstream: bool = False) -> list[bpf.Instruction]:
     """Frames to one (address, port, protocol), fragments included: the endpoint drops those.
 
-    ``upstream``: also those of TCP's protocol that only upstream Homa sends.
+    Where the protocol is Homa's, of TCP's those in our shape of it, too (who did not agree to that counts it), or
+    with ``upstream`` those that only upstream Homa sends.
     """
     to_us = [(bpf.LD_HALF, ETHERTYPE_AT, ETHERTYPE_IPV4), (bpf.LD_BYTE, IP_OFFSET, VERSION_IHL),
              (bpf.LD_WORD, DST_AT, ip), (bpf.LD_HALF, DPORT_AT, port)]
-    if not upstream:
+    if protocol != homa.PROTO_HOMA:
         return bpf.match([*to_us, (bpf.LD_BYTE, PROTOCOL_AT, protocol)])
-    native = [(bpf.LD_BYTE, 0, 0, PROTOCOL_AT), (bpf.JUMP_EQUAL, 5, 0, protocol)]
-    shaped = [(bpf.JUMP_EQUAL, 0, 5, homa.PROTO_TCP), (bpf.LD_BYTE, 0, 0, TRANSPORT_OFFSET + FLAGS_OFFSET),
-              (bpf.JUMP_EQUAL, 0, 3, FLAGS), (bpf.LD_HALF, 0, 0, TRANSPORT_OFFSET + URGENT_OFFSET),
-              (bpf.JUMP_EQUAL, 0, 1, URGENT)]
+    marks = [(bpf.LD_BYTE, TRANSPORT_OFFSET + FLAGS_OFFSET, FLAGS),
+             (bpf.LD_HALF, TRANSPORT_OFFSET + URGENT_OFFSET, URGENT)] if upstream else [
+                 (bpf.LD_HALF, TCP_HEADER_AT, int.from_bytes(homa.OVERLAY_MARK, "big"))]
+    rest = 2 * len(marks) + 1
+    shaped: list[bpf.Instruction] = [(bpf.JUMP_EQUAL, 0, rest, PROTO_TCP)]
+    for number, (load, offset, value) in enumerate(marks, 1):
+        shaped += [(load, 0, 0, offset), (bpf.JUMP_EQUAL, 0, rest - 2 * number, value)]
+    native = [(bpf.LD_BYTE, 0, 0, PROTOCOL_AT), (bpf.JUMP_EQUAL, len(shaped), 0, protocol)]
     return bpf.match(to_us, [*native, *shaped])
 
 

@@ -7,7 +7,7 @@ from typing import Final
 #: All of them; a compiled class has no ``__slots__`` to ask.
 NAMES: Final = (
     "rx_bytes", "rx_csum_bad", "rx_dropped", "rx_errors", "rx_packets", "tx_bytes", "tx_dropped",
-    "tx_packets", "tx_queue_stopped", "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req",
+    "tx_gso_packets", "tx_packets", "tx_queue_stopped", "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req",
     "tx_tls_encrypted_bytes", "tx_tls_encrypted_packets", "tx_tls_fallback", "tx_tls_no_ctx",
     "tx_tls_ooo", "tx_tso_bytes", "tx_tso_packets",
 )
@@ -29,6 +29,8 @@ class NicCounters:
         self.rx_packets = 0
         self.tx_bytes = 0
         self.tx_dropped = 0
+        #: Segments that left whole, in the shape of TCP, for others to cut.
+        self.tx_gso_packets = 0
         self.tx_packets = 0
         #: Times the driver found a TX ring full.
         self.tx_queue_stopped = 0

@@ -6,8 +6,7 @@ import struct
 from typing import Final
 
 from smtstack.wire.ethernet import Ethernet
-from smtstack.wire.homa import PROTO_TCP
-from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, HEADER_LEN, VERSION_IHL
+from smtstack.wire.ipv4 import DEFAULT_TTL, FLAG_DF, HEADER_LEN, PROTO_TCP, VERSION_IHL
 from smtstack.wire.upstream import CHECKSUM_OFFSET, tcp_checksum
 
 _FRAME_HEADER: Final = struct.Struct("!14sBBHHHBBHII")

@@ -14,17 +14,21 @@ from smtstack.nic.descriptors import Descriptor, Send
 from smtstack.nic.steering import steering_named
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.frame import ETHERTYPE_AT, IP_OFFSET, TRANSPORT_OFFSET
-from smtstack.wire.homa import DATA, FLAGS_OFFSET, PLACE_LEN, PLACE_OFFSET, PLACED, TYPE_OFFSET
+from smtstack.wire.homa import DATA_LEN, OVERLAY_HEADER_LENGTH, TCP_HEADER_OFFSET
+from smtstack.wire.ipv4 import HEADER_LEN
+from smtstack.wire.overlay import MAX_IP, place
 
 #: Which of the non-empty queues (in ascending order) is served next.
 Arbiter = Callable[[list[int]], int]
 
 _IPV4: Final = ETHERTYPE_IPV4.to_bytes(2, "big")
-_PLACE_END: Final = PLACE_OFFSET + PLACE_LEN
-_MAX_SEQUENCE: Final = 0xFFFFFFFF
+_OVERLAY: Final = OVERLAY_HEADER_LENGTH
+_TCP_HEADER_AT: Final = TCP_HEADER_OFFSET
+#: Bytes of the longest payload that one IP packet takes.
+_MAX_PAYLOAD: Final = MAX_IP - HEADER_LEN - DATA_LEN
 
 #: Feature names as ethtool knows them.
-FEATURES: Final = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum")
+FEATURES: Final = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum", "gso")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class NicConfig:
     """Add the packet's offset in its segment to bytes 4..7 of the transport header, where TCP has its sequence, as
     hardware does. DATA of our own layouts, whose sequence begins with 0, is flagged for it in byte 11."""
     rx_checksum: bool = True
+    gso: bool = True
+    """With ``tso`` and where the wire takes them: a segment in the shape of TCP leaves as one frame, for who is
+    behind the device to cut. Others are cut here."""
     steering: str = "flow"
     """``flow`` or ``message``."""
 
@@ -73,6 +80,9 @@ class SmartNic:
         self.tls_hw_tx_offload = self.config.tls_hw_tx_offload
         self.tso_seq = self.config.tso_seq
         self.rx_checksum = self.config.rx_checksum
+        self.gso = self.config.gso
+        #: The wire takes super-frames: who connects the device says so.
+        self.super_frames = False
         #: Contexts that may be there at once; a setting can lower it below the hardware's ``max_contexts``.
         self.context_limit = self.config.max_contexts
         #: Sees all that passes; None: nobody.
@@ -174,7 +184,7 @@ class SmartNic:
                 elif mss and len(payload) > mss:
                     self._cut(d, payload, out)
                 else:
-                    header = _place(d.header, 0) if mss and self.tso_seq else d.header
+                    header = place(d.header, 0) if mss and self.tso_seq else d.header
                     out.append(d.route.frame(d.tos, d.ip_id, header, payload))
             else:
                 self.resync(d.context, d.sequence)
@@ -227,9 +237,15 @@ class SmartNic:
         make = d.route.frame
         mss = d.mss
         ip_id = d.ip_id
+        overlay = header[_TCP_HEADER_AT] == _OVERLAY
+        if overlay and self.super_frames and self.gso and len(payload) <= _MAX_PAYLOAD:
+            counters.tx_gso_packets += 1
+            out.append(make(d.tos, ip_id, header, payload))
+            return
+        placed = overlay or self.tso_seq
         for cut in range(0, len(payload), mss):
-            if self.tso_seq:
-                header = _place(d.header, cut)
+            if placed:
+                header = place(d.header, cut)
             out.append(make(d.tos, ip_id & 0xFFFF, header, payload[cut:cut + mss]))
             ip_id += 1
 
@@ -318,14 +334,3 @@ class SmartNic:
                 out.append(ring.popleft())
             self._next_rx = (self._next_rx + 1) % self._rx_queues
         return out
-
-
-def _place(header: bytes, offset: int) -> bytes:
-    """``header`` with the packet's offset in its segment added: what ``tso-seq`` makes of it."""
-    first = int.from_bytes(header[PLACE_OFFSET:_PLACE_END], "big")
-    sequence = (first + offset & _MAX_SEQUENCE).to_bytes(PLACE_LEN, "big")
-    if header[TYPE_OFFSET] != DATA:
-        # Another layout, in which the sequence says all.
-        return b"".join((header[:PLACE_OFFSET], sequence, header[_PLACE_END:]))
-    return b"".join((header[:PLACE_OFFSET], sequence, header[_PLACE_END:FLAGS_OFFSET],
-                     bytes((header[FLAGS_OFFSET] | PLACED,)), header[FLAGS_OFFSET + 1:]))

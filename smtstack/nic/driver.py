@@ -17,11 +17,18 @@ from smtstack.nic.device import SmartNic
 from smtstack.transport.message import OutMessage
 from smtstack.transport.segment import AS_TCP, Segment
 from smtstack.wire.ethernet import MAX_PATHS, Ethernet, path_mac
+from smtstack.wire.homa import OVERLAY_HEADER_LENGTH, TCP_HEADER_OFFSET
+from smtstack.wire.ipv4 import PROTO_TCP
+from smtstack.wire.overlay import place
 
 #: MAC of the next hop towards an IPv4 address, or None while unknown.
 Neighbours = Callable[[int], "bytes | None"]
 #: Ciphers the device encrypts.
 OFFLOAD_CIPHERS: Final = ("AES-128-GCM", "AES-256-GCM")
+_OVERLAY: Final = OVERLAY_HEADER_LENGTH
+_TCP_HEADER_AT: Final = TCP_HEADER_OFFSET
+#: In the key of a route, above path and destination: its packets have the shape of TCP.
+_OVERLAY_KEY: Final = 1 << 48
 
 
 class ContextPolicy(Enum):
@@ -59,7 +66,7 @@ class NicDriver:
         self._paths = 1
         #: There is something to choose for a message: a queue, a path.
         self._spreads = self._queues > 1
-        #: By destination, in which shape it is (``AS_TCP``); with several paths path << 32 is added.
+        #: By destination and its shape (``AS_TCP``, ``_OVERLAY_KEY``); with several paths path << 32 is added.
         self._routes: dict[int, Route] = {}
         #: Insertion order is order of use: the first is the one to evict.
         self._contexts: dict[tuple[DirectionKeys, int], _Context] = {}
@@ -99,6 +106,8 @@ class NicDriver:
             number = segment.flow >> 1
             queue = number % self._queues
             key |= number % self._paths << 32
+        if segment.header[_TCP_HEADER_AT] == _OVERLAY:
+            key |= _OVERLAY_KEY
         route = self._routes.get(key) or self._resolve(key)
         if route is None:
             self.unresolved += 1
@@ -135,6 +144,9 @@ class NicDriver:
         taken = 0
         size = 0
         for segment in segments:
+            if segment.header[_TCP_HEADER_AT] == _OVERLAY:
+                # Of a longer message, or a packet of one that is sent again.
+                break
             route = routes.get(segment.dst) or self._resolve(segment.dst)
             if route is None:
                 self.unresolved += 1
@@ -195,16 +207,21 @@ class NicDriver:
         if key & AS_TCP:
             self._routes[key] = TcpRoute(ethernet, self._ip, ip)
         else:
-            self._routes[key] = Route(ethernet, self._ip, ip, self._protocol)
+            protocol = PROTO_TCP if key & _OVERLAY_KEY else self._protocol
+            self._routes[key] = Route(ethernet, self._ip, ip, protocol)
         return self._routes[key]
 
     @staticmethod
     def _cut(nic: SmartNic, route: Route, queue: int, segment: Segment, payload: bytes) -> bool:
         """Segmentation in software, for a device without TSO: the same frames."""
         mss = segment.mss
+        header = segment.header
+        overlay = header[_TCP_HEADER_AT] == _OVERLAY
         for at in range(segment.posted, len(payload), mss):
             piece = payload[at:at + mss]
-            if not nic.post(queue, Send(route, segment.tos, segment.header, piece, 0, 0, at // mss)):
+            if overlay:
+                header = place(segment.header, at)
+            if not nic.post(queue, Send(route, segment.tos, header, piece, 0, 0, at // mss)):
                 segment.posted = at
                 return False
         return True

@@ -171,7 +171,7 @@ class Client:
         attempt.session = registry.make(established)
         agreed = established.agreement
         registry.endpoint.install(*attempt.peer, attempt.session, now, max_message=agreed.max_message,
-                                  mtu=agreed.mtu, early=True)
+                                  mtu=agreed.mtu, overlay=agreed.overlay, early=True)
 
     # -- answers -----------------------------------------------------------------------------------------
 

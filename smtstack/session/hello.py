@@ -221,6 +221,8 @@ class EarlyServer:
             # What was offered then holds no longer: who begins anew finds out what does.
             raise Refused(Refusal.TICKET_EXPIRED, f"packets of {agreement.mtu} bytes were offered, and the MTU is "
                                                   f"{self._config.offer.mtu} by now")
+        if agreement.overlay and not self._config.offer.overlay:
+            raise Refused(Refusal.TICKET_EXPIRED, "the overlay was offered, and is not taken by now")
         transcript = Transcript(ends, is_client=False)
         head = transcript.add(data[:hello.head_len])
         binder = terms.early.binder(transcript.add(vector(hello.sealed)))

@@ -1,4 +1,4 @@
-"""What the two ends of a session agree on, beside keys: cipher, split of the numbers, lengths, padding, MTU.
+"""What the two ends of a session agree on, beside keys: cipher, split of numbers, lengths, padding, MTU, overlay.
 
 The offer and the choice travel in clear beside the TLS flights (or in the hello of a ticket); both are bound into
 the session's secret and confirmed under it, so who changes them on the way gets no session.
@@ -21,6 +21,9 @@ _FIXED = struct.Struct("!BIHBB")
 MAX_PADDING_NAME = 200
 #: Longest message that can be agreed on, in bytes.
 MAX_MESSAGE = 1 << 30
+#: Stands among the ciphers' numbers, as TLS's signalling values do among its suites: who has it takes DATA in the
+#: shape of TCP. Who does not know it passes over it.
+_OVERLAY = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Agreement:
     padding: str = "none"
     #: Bytes of the longest IP packet either side sends.
     mtu: int = MAX_MTU
+    #: DATA of messages longer than a packet has the shape of TCP.
+    overlay: bool = False
 
     def __post_init__(self) -> None:
         self._as_offer()
@@ -45,7 +50,7 @@ class Agreement:
         return self._as_offer().pack()
 
     def _as_offer(self) -> Offer:
-        return Offer((self.cipher,), self.index_bits, self.max_message, self.padding, self.mtu)
+        return Offer((self.cipher,), self.index_bits, self.max_message, self.padding, self.mtu, self.overlay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Offer:
     padding: str = "none"
     #: At most so long IP packets, in bytes. An endpoint offers no more than it takes itself.
     mtu: int = MAX_MTU
+    #: DATA of messages longer than a packet may have the shape of TCP; if both sides offer it, it has.
+    overlay: bool = False
 
     def __post_init__(self) -> None:
         if not self.ciphers:
@@ -82,9 +89,12 @@ class Offer:
         return replace(self, mtu=min(self.mtu, mtu))
 
     def pack(self) -> bytes:
-        """Bytes on the wire: index bits, longest message, MTU, ciphers by number, padding by name."""
+        """Bytes on the wire: index bits, longest message, MTU, ciphers by number with the overlay's, padding by
+        name."""
         names = list(aead.CIPHERS)
         numbers = bytes(names.index(aead.cipher_named(n).name) for n in self.ciphers)
+        if self.overlay:
+            numbers += bytes((_OVERLAY,))
         name = self.padding.encode("ascii")
         return _FIXED.pack(self.index_bits, self.max_message, self.mtu, len(numbers), len(name)) + numbers + name
 
@@ -100,7 +110,7 @@ class Offer:
         numbers = data[_FIXED.size:_FIXED.size + count]
         try:
             return cls(tuple(names[n] for n in numbers if n < len(names)), index_bits, longest,
-                       data[_FIXED.size + count:].decode("ascii"), mtu)
+                       data[_FIXED.size + count:].decode("ascii"), mtu, _OVERLAY in numbers)
         except (ConfigError, UnicodeDecodeError) as e:
             raise BadPacket(f"an offer of parameters: {e}") from None
 
@@ -110,12 +120,13 @@ def agreement_untrusted(data: bytes) -> Agreement:
     offer = Offer.parse_untrusted(data)
     if len(offer.ciphers) != 1:
         raise BadPacket("a choice of parameters names several ciphers")
-    return Agreement(offer.ciphers[0], offer.index_bits, offer.max_message, offer.padding, offer.mtu)
+    return Agreement(offer.ciphers[0], offer.index_bits, offer.max_message, offer.padding, offer.mtu,
+                     offer.overlay)
 
 
 def choose(offer: Offer, own: Offer) -> Agreement:
     """The server's choice: the client's favourite cipher that we allow, the larger index, the shorter message, the
-    smaller MTU.
+    smaller MTU, the overlay if both want it.
 
     Our padding, or where we want none, the client's. Raises :class:`PeerError` without a common cipher.
     """
@@ -124,7 +135,8 @@ def choose(offer: Offer, own: Offer) -> Agreement:
         raise PeerError(f"no common cipher: the client offers {', '.join(offer.ciphers)}, "
                         f"we allow {', '.join(own.ciphers)}")
     return Agreement(cipher, max(offer.index_bits, own.index_bits), min(offer.max_message, own.max_message),
-                     own.padding if own.padding != "none" else offer.padding, min(offer.mtu, own.mtu))
+                     own.padding if own.padding != "none" else offer.padding, min(offer.mtu, own.mtu),
+                     offer.overlay and own.overlay)
 
 
 def check_choice(offer: Offer, choice: Agreement) -> None:
@@ -136,6 +148,8 @@ def check_choice(offer: Offer, choice: Agreement) -> None:
                         f"bytes; we asked for {offer.index_bits} at least and {offer.max_message} at most")
     if choice.mtu > offer.mtu:
         raise PeerError(f"the server chose packets of {choice.mtu} bytes; our MTU is {offer.mtu}")
+    if choice.overlay and not offer.overlay:
+        raise PeerError("the server chose the overlay, which we did not offer")
     if offer.padding != "none" and choice.padding == "none":
         raise PeerError(f"the server chose no padding; we asked for {offer.padding}")
 

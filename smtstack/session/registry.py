@@ -134,7 +134,8 @@ class Registry:
         self.accepted += not established.is_client
         self.counters["sessions_begun"] += 1
         agreed = established.agreement
-        self.endpoint.install(*peer, session, now, max_message=agreed.max_message, mtu=agreed.mtu)
+        self.endpoint.install(*peer, session, now, max_message=agreed.max_message, mtu=agreed.mtu,
+                              overlay=agreed.overlay)
 
     def end(self, peer: Peer, text: str, now: int) -> Record | None:
         """The session is over; None: there is none."""

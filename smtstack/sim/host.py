@@ -133,11 +133,15 @@ class SimHost:
         self._drivers: dict[int, NicDriver] = {}
 
     def listen(self, port: int, profile: str, keys: KeyStore, on_event: OnEvent | None = None,
-               params: TransportParams | None = None, protocol: int | None = None) -> SimEndpoint:
-        """A new endpoint; raises :class:`ConfigError` if ``port`` is taken or the profile unknown."""
+               params: TransportParams | None = None, protocol: int | None = None,
+               overlay: bool = False) -> SimEndpoint:
+        """A new endpoint, with or without the overlay.
+
+        Raises :class:`ConfigError` if ``port`` is taken or the profile unknown.
+        """
         if port in self.endpoints:
             raise ConfigError(f"{self.name}: port {port} is in use")
-        endpoint = make_endpoint(self.ip, port, profile, keys, params, protocol)
+        endpoint = make_endpoint(self.ip, port, profile, keys, params, protocol, overlay)
         sim = self.endpoints[port] = SimEndpoint(self, Stack(endpoint, self.driver(endpoint.protocol)), on_event)
         return sim
 

@@ -18,21 +18,22 @@ _MACS = {CLIENT_IP: b"\x02\x00\x0a\x00\x00\x01", SERVER_IP: b"\x02\x00\x0a\x00\x
 
 
 def make_side(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None,
-              nic: NicConfig | None) -> Stack:
+              nic: NicConfig | None, overlay: bool = False) -> Stack:
     """One end; ``ip`` is CLIENT_IP or SERVER_IP."""
-    return make_stack(ip, port, profile, keys, params, nic, _MACS[ip], _MACS.get)
+    return make_stack(ip, port, profile, keys, params, nic, _MACS[ip], _MACS.get, overlay)
 
 
 class MemoryPair:
     """A client and a server under demo keys, with a clock that only :meth:`step` moves."""
 
     def __init__(self, profile: str = "smt", params: TransportParams | None = None,
-                 nic: NicConfig | None = None, keys: Callable[[], KeyStore] | None = None) -> None:
+                 nic: NicConfig | None = None, keys: Callable[[], KeyStore] | None = None,
+                 overlay: bool = False) -> None:
         def make() -> KeyStore:
             return keys() if keys else demo_keys(profile)
 
-        self.client = make_side(CLIENT_IP, FIRST_CLIENT_PORT, profile, make(), params, nic)
-        self.server = make_side(SERVER_IP, SERVER_PORT, profile, make(), params, nic)
+        self.client = make_side(CLIENT_IP, FIRST_CLIENT_PORT, profile, make(), params, nic, overlay)
+        self.server = make_side(SERVER_IP, SERVER_PORT, profile, make(), params, nic, overlay)
         self.now = 0
 
     def request(self, data: bytes) -> None:

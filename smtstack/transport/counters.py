@@ -6,10 +6,11 @@ from typing import Final
 
 #: All of them; a compiled class has no ``__slots__`` to ask.
 NAMES: Final = (
-    "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_received",
+    "acks_forged", "bad_packets", "beyond_message", "busy_sent", "cutoffs_sent", "data_merged", "data_received",
     "data_redundant", "evicted", "failed", "frames_held", "frames_held_dropped", "freezes", "grants_sent",
     "handshakes_unexpected", "incast_marked", "key_unknown",
-    "length_conflicts", "need_acks_sent", "no_memory", "no_session", "packets_received",
+    "length_conflicts", "need_acks_sent", "no_memory", "no_session", "overlay_received", "overlay_unexpected",
+    "packets_received",
     "packets_resent", "records_failed", "replays", "requests_delivered", "requests_sent",
     "resends_sent", "responses_delivered", "responses_dropped", "responses_sent", "stray", "timeouts",
     "too_long", "truncated", "unknowns_sent", "wrong_address",
@@ -30,6 +31,8 @@ class Counters:
         self.beyond_message = 0
         self.busy_sent = 0
         self.cutoffs_sent = 0
+        #: Frames of overlay_received that held several packets: nobody cut them, or GRO merged them.
+        self.data_merged = 0
         self.data_received = 0
         #: DATA that brought no new byte.
         self.data_redundant = 0
@@ -56,6 +59,9 @@ class Counters:
         self.no_memory = 0
         #: Packets of peers we have no key for.
         self.no_session = 0
+        #: DATA in the shape of TCP; and where we did not agree to that.
+        self.overlay_received = 0
+        self.overlay_unexpected = 0
         self.packets_received = 0
         self.packets_resent = 0
         #: Records that did not authenticate: discarded and asked for again.

@@ -36,7 +36,7 @@ from smtstack.transport.trace import Trace, TraceSink
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
-from smtstack.wire.ipv4 import FRAGMENT_MASK, VERSION_IHL
+from smtstack.wire.ipv4 import FRAGMENT_MASK, PROTO_TCP, VERSION_IHL
 from smtstack.wire.naming import peer_key
 
 #: Clients' ports start here, servers' are below (Homa's HOMA_MIN_DEFAULT_PORT).
@@ -51,7 +51,10 @@ _HANDSHAKE: Final = homa.HANDSHAKE
 _MIN_LEN: Final = wire_frame.MIN_LEN
 _FLAGS_AT: Final = wire_frame.FLAGS_AT
 _TYPE_AT: Final = wire_frame.TYPE_AT
+_TCP_HEADER_AT: Final = wire_frame.TCP_HEADER_AT
 _PAYLOAD_AT: Final = wire_frame.PAYLOAD_AT
+_SIZE_AT: Final = wire_frame.SIZE_AT
+_OVERLAY: Final = homa.OVERLAY_HEADER_LENGTH
 _IP_OFFSET: Final = wire_frame.IP_OFFSET
 _TRANSPORT_OFFSET: Final = wire_frame.TRANSPORT_OFFSET
 _DATA_IP_LEN: Final = _PAYLOAD_AT - _IP_OFFSET
@@ -61,16 +64,19 @@ class Endpoint:
     """One Homa or SMT socket.
 
     ``ip`` is a 32-bit integer, ``profile`` one of smt, homa and linux; all four are made by
-    :func:`~smtstack.transport.upstream_endpoint.make_endpoint`. ``keys`` makes the sessions.
+    :func:`~smtstack.transport.upstream_endpoint.make_endpoint`. ``keys`` makes the sessions. ``overlay``:
+    DATA of messages longer than a packet has the shape of TCP, where the peer agreed, or nobody negotiates.
     Requests of any size from 1 byte to ``params.max_message_length`` go to any peer ``keys`` knows.
     """
 
     __slots__ = ("_changes", "_control", "_cutoff_version", "_events", "_extended", "_failed", "_grants",
-                 "_handshake", "_held", "_key_timers", "_max_length", "_negotiator", "_outbox", "_protocol",
-                 "_recovery", "_table", "_tick_ns", "_trace", "counters", "ip", "params", "port", "profile")
+                 "_handshake", "_held", "_key_timers", "_max_length", "_negotiator", "_outbox", "_overlay",
+                 "_protocol", "_recovery", "_table", "_tick_ns", "_trace", "counters", "ip", "params", "port",
+                 "profile")
 
     def __init__(self, ip: int, port: int, profile: str, keys: KeyStore,
-                 params: TransportParams | None = None, protocol: int | None = None) -> None:
+                 params: TransportParams | None = None, protocol: int | None = None,
+                 overlay: bool = False) -> None:
         if not 0 < port <= 0xFFFF:
             raise ConfigError(f"port {port} is not within 1 to 65535")
         self.ip = ip
@@ -81,6 +87,9 @@ class Endpoint:
         #: IP protocol number on the wire; the profile's unless set.
         self._protocol = self.profile.fmt.protocol if protocol is None else protocol
         self._extended = self.profile.fmt.extended
+        self._overlay = overlay
+        if overlay and not self._extended:
+            raise ConfigError(f"overlay tcp: profile {profile} sends what the kernel module sends, which has none")
         self._tick_ns = self.params.tick_ns
         self._cutoff_version = self.params.cutoff_version
         #: The flag that says handshake, where there are flags.
@@ -108,7 +117,8 @@ class Endpoint:
         return make_profile(name, self.params)
 
     def _make_table(self, keys: KeyStore) -> RpcTable:
-        return RpcTable(self.ip, self.port, self.profile, keys, self.counters)
+        return RpcTable(self.ip, self.port, self.profile, keys, self.counters,
+                        self._overlay and not isinstance(keys, Negotiator))
 
     def _make_outbox(self) -> Outbox:
         return Outbox(self.port, self.profile.fmt, self.params, self.counters)
@@ -240,16 +250,18 @@ class Endpoint:
     # -- the negotiator's side ---------------------------------------------------------------------------
 
     def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
-                mtu: int = MAX_MTU, early: bool = False) -> None:
+                mtu: int = MAX_MTU, overlay: bool = False, early: bool = False) -> None:
         """There is a session with this peer: RPCs that wait begin, and what came too early is taken.
 
         ``early``: we can seal under it, but not open yet: what arrives is held until this is called again with the
         same session. A session that the peer had before is over, with all its RPCs. ``max_message`` is the
-        longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less).
+        longest message either side may send under it, in bytes, ``mtu`` the longest IP packet (ours, if less),
+        ``overlay`` whether both take DATA in the shape of TCP.
         """
         if self._trace is not None:
             self._trace.now = now
-        self._changes.install(ip, port, session, max_message, mtu, early, now // self._tick_ns)
+        self._changes.install(ip, port, session, max_message, mtu, overlay and self._overlay, early,
+                              now // self._tick_ns)
         if not early:
             for frame in self._held.take(peer_key(ip, port)):
                 self.counters.packets_received -= 1
@@ -376,7 +388,8 @@ class Endpoint:
                 or not _DATA_IP_LEN < total <= size - _IP_OFFSET or length == 0 or length > self._max_length):
             counters.bad_packets += 1
             return
-        if protocol != self._protocol or dport != self.port or dst != self.ip:
+        if ((protocol != self._protocol and not self._has_overlay(frame, protocol, src << 16 | sport))
+                or dport != self.port or dst != self.ip):
             counters.wrong_address += 1
             return
         if self._trace is not None:
@@ -422,6 +435,21 @@ class Endpoint:
                 self._finish_response(rpc, data, tick)
                 return
         self._receive(rpc, high << 16 | low, index, inside, length, incoming, payload, tick)
+
+    def _has_overlay(self, frame: bytes, protocol: int, peer_key: int) -> bool:
+        """Whether DATA under another protocol number is in the shape of TCP, and its sender may send us that."""
+        flags = frame[_FLAGS_AT]
+        if (protocol != PROTO_TCP or frame[_TCP_HEADER_AT] != _OVERLAY or not self._extended or not flags & _PLACED
+                or flags & _HANDSHAKE):
+            return False
+        peer = self._table.peers.get(peer_key)
+        if not self._overlay or (peer is not None and not peer.overlay):
+            self.counters.overlay_unexpected += 1
+            return False
+        self.counters.overlay_received += 1
+        if len(frame) - _PAYLOAD_AT > int.from_bytes(frame[_SIZE_AT:_SIZE_AT + 2], "big"):
+            self.counters.data_merged += 1
+        return True
 
     def _new_request(self, peer: Peer, key: int, sender_id: int, epoch: int, flags: int, length: int,
                      whole: bytes | None, tick: int) -> Rpc | None:

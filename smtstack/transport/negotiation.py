@@ -26,7 +26,7 @@ class SessionUser(Protocol):
     params: TransportParams
 
     def install(self, ip: int, port: int, session: Session, now: int, *, max_message: int,
-                mtu: int = MAX_MTU, early: bool = False) -> None:
+                mtu: int = MAX_MTU, overlay: bool = False, early: bool = False) -> None:
         """There is a session with this peer."""
 
     def refuse(self, ip: int, port: int, detail: str, now: int) -> None:

@@ -17,6 +17,8 @@ from smtstack.wire import homa, ipv4
 _CONTROL_TOS_SHIFT: Final = 5
 _pack_data: Final = homa.DATA_HEADER.pack
 _TCP_HEADER_LENGTH: Final = homa.TCP_HEADER_LENGTH
+_OVERLAY_HEADER_LENGTH: Final = homa.OVERLAY_HEADER_LENGTH
+_PLACED: Final = homa.PLACED
 
 
 class Outbox:
@@ -66,9 +68,14 @@ class Outbox:
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
         size = out.mss if self._extended else 0
-        header = _pack_data(self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
-                            homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
-                            host.cutoff_version, 0, 0)
+        if peer.overlay and out.length > out.mss:
+            header = _pack_data(self._port, peer.port, at, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
+                                _OVERLAY_HEADER_LENGTH, homa.DATA, 0, 0, 0, rpc.id, out.length, out.unscheduled,
+                                host.cutoff_version, 0, 0)
+        else:
+            header = _pack_data(self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
+                                homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, out.unscheduled,
+                                host.cutoff_version, 0, 0)
         return Segment(host.ip, priority << 5, header, None, out.mss, out, index, rpc.id)
 
     def retransmit(self, rpc: Rpc, start: int, stop: int, priority: int, tick: int) -> int:
@@ -83,6 +90,7 @@ class Outbox:
         assert out is not None
         peer = rpc.peer
         size = out.mss if self._extended else 0
+        overlay = peer.overlay and out.length > out.mss
         sent = 0
         for index in range(out.sent):
             at = out.start(index)
@@ -98,10 +106,17 @@ class Outbox:
                 if b <= start or a >= stop or out.resent.get(place) == tick:
                     continue
                 out.resent[place] = tick
-                header = _pack_data(
-                    self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH, homa.DATA,
-                    at >> 16, 0, at & 0xFFFF, rpc.id, out.length, min(out.length, max(out.granted, b)),
-                    peer.host.cutoff_version, 1, number)
+                incoming = min(out.length, max(out.granted, b))
+                if overlay:
+                    header = _pack_data(
+                        self._port, peer.port, at + cut, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
+                        _OVERLAY_HEADER_LENGTH, homa.DATA, 0, 0, 0, rpc.id, out.length, incoming,
+                        peer.host.cutoff_version, 1, 0)
+                else:
+                    header = _pack_data(
+                        self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
+                        homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, incoming,
+                        peer.host.cutoff_version, 1, number)
                 self._paced.append(Segment(peer.host.ip, priority << 5, header, piece, out.mss,
                                            flow=rpc.id))
                 sent += 1

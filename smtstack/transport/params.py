@@ -198,6 +198,13 @@ SOFTWARE: Final = TransportParams(
     unsched_bytes=60_000, window=200_000, max_incoming=1_000_000, request_ack_ticks=20, throttle_min_bytes=1_500,
     max_nic_queue_ns=100_000, timeout_resends=600, timeout_ticks=6_000, need_ack_interval=10)
 
+#: The same where the wire takes super-frames: what one holds costs little more than a packet, and a GRANT costs as
+#: much. So segments are as long as IP allows, grants are given for some of them at a time, and to several messages
+#: of a host: else who waits for a GRANT, or for a pacer that does not know how fast memory is, sleeps meanwhile.
+SOFTWARE_OVERLAY: Final = replace(
+    SOFTWARE, max_gso_size=65_535, unsched_bytes=129_600, window=1_000_000, max_incoming=4_000_000,
+    grant_increment=64_800, max_rpcs_per_peer=4, link_mbps=100_000)
+
 #: Round trip between endpoints in software, links not counted: 0.3 to 2 ms, by what else the machine does.
 SOFTWARE_RTT_NS: Final = 800_000
 #: From this rate on software is the bottleneck, and :data:`SOFTWARE` does.
@@ -209,17 +216,19 @@ SLOW_MBPS: Final = 100
 PATIENCE_RTTS: Final = 100
 
 
-def software(link_mbps: int | None) -> TransportParams:
+def software(link_mbps: int | None, overlay: bool = False) -> TransportParams:
     """Parameters of an endpoint in software behind a link of ``link_mbps``; None: of unknown rate.
 
-    :data:`SOFTWARE` for fast and unknown links. On a slower one its windows would be many round trips of queue
-    in the network, and a segment of its size would keep a short message waiting for several. There, bytes are
-    in proportion to what the link carries in a round trip, as in the SIGCOMM'18 paper (about 10 KB).
+    :data:`SOFTWARE` for fast and unknown links, with the overlay :data:`SOFTWARE_OVERLAY`. On a slower one its
+    windows would be many round trips of queue in the network, and a segment of its size would keep a short message
+    waiting for several. There, bytes are in proportion to what the link carries in a round trip, as in the
+    SIGCOMM'18 paper (about 10 KB).
     """
+    fast = SOFTWARE_OVERLAY if overlay else SOFTWARE
     if link_mbps is None:
-        return SOFTWARE
+        return fast
     if link_mbps >= FAST_MBPS:
-        return replace(SOFTWARE, link_mbps=link_mbps)
+        return replace(fast, link_mbps=link_mbps)
     if link_mbps < 1:
         raise ConfigError(f"link_mbps is {link_mbps}; it must be at least 1")
     frame_ns = (SOFTWARE.mtu + HEADER_LEN + FRAME_OVERHEAD) * 8000 // link_mbps

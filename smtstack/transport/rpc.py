@@ -80,10 +80,10 @@ class Peer:
     """One port of one host, with the session we share and all RPCs between us."""
 
     __slots__ = ("ack_keys", "acks", "early", "flags", "heard_tick", "host", "key", "local_port", "max_message",
-                 "max_wire", "mtu", "port", "proven", "rpcs", "session")
+                 "max_wire", "mtu", "overlay", "port", "proven", "rpcs", "session")
 
     def __init__(self, host: Host, port: int, local_port: int, session: Session, max_message: int,
-                 mtu: int = MAX_MTU) -> None:
+                 mtu: int = MAX_MTU, overlay: bool = False) -> None:
         self.host = host
         self.port = port
         #: Its place in the endpoint's tables.
@@ -103,6 +103,8 @@ class Peer:
         self.early = False
         #: Profile ``upstream``: the shape of its last packet, as ``Rpc.flags``.
         self.flags = 0
+        #: DATA of messages longer than a packet has the shape of TCP, in both directions.
+        self.overlay = overlay
         self.limit(max_message, mtu)
 
     def limit(self, max_message: int, mtu: int) -> None:

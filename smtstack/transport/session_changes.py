@@ -53,7 +53,7 @@ class SessionChanges:
         rpc.cookie = cookie
         return rpc, first
 
-    def install(self, ip: int, port: int, session: Session, max_message: int, mtu: int, early: bool,
+    def install(self, ip: int, port: int, session: Session, max_message: int, mtu: int, overlay: bool, early: bool,
                 tick: int) -> None:
         """:meth:`Endpoint.install <smtstack.transport.endpoint.Endpoint.install>`, but for what was held."""
         table = self._table
@@ -78,6 +78,7 @@ class SessionChanges:
         session.outlive(self._profile.params.silence_ticks)
         peer.session = session
         peer.early = early
+        peer.overlay = overlay
         peer.limit(*limits)
         if not early:
             del table.pending[key]

@@ -156,24 +156,28 @@ class SealedOut(OutMessage):
         if sealed is None:
             keys = self._keys
             first = self.first_sequence(index)
-            sealed = b"".join([tls13.seal(keys, number, *content)
-                               for number, content in enumerate(self._contents(index), first)])
-            self._sealed[index] = sealed
+            parts: list[bytes] = []
+            with memoryview(self._data) as data:
+                for number, (start, stop, last, padding) in enumerate(self._contents(index), first):
+                    tls13.seal_parts(keys, number, data[start:stop], last, padding, parts)
+            sealed = self._sealed[index] = b"".join(parts)
         return sealed
 
     def framed(self, index: int) -> bytes:
-        return b"".join([tls13.frame(*content) for content in self._contents(index)])
+        data = self._data
+        return b"".join([tls13.frame(data[start:stop], last, padding)
+                         for start, stop, last, padding in self._contents(index)])
 
-    def _contents(self, index: int) -> list[tuple[bytes, bool, int]]:
-        """(data, is last, padding) of every record of a segment."""
+    def _contents(self, index: int) -> list[tuple[int, int, bool, int]]:
+        """(where its data starts and stops, is last, padding) of every record of a segment."""
         size = self._geo.record_plain
         first = index * self._geo.segment_records
         out = []
         for number in range(first, first + self.records(index)):
             at = number * size
-            data = self._data[at:at + size]
             whole = min(size, self._padded - at)
-            out.append((data, number == self._records - 1, whole - len(data)))
+            length = max(0, min(size, len(self._data) - at))
+            out.append((at, at + length, number == self._records - 1, whole - length))
         return out
 
     def packet_range(self, index: int, packet: int, size: int) -> tuple[int, int]:
@@ -266,7 +270,7 @@ class SealedIn(StreamIn):
         #: Nothing can be opened before everything below this has arrived.
         self._next_at = tls13.HEADER_LEN
         self._index = 0
-        self._plain: list[bytes] = []
+        self._plain: list[memoryview] = []
 
     def extend(self, length: int) -> None:
         if length > self.length:
@@ -303,8 +307,7 @@ class SealedIn(StreamIn):
                 self._discard(at, ready)
                 return None
             try:
-                record = bytes(memoryview(buf)[at:at + size])
-                last, data = tls13.open_untrusted(keys, self._first + self._index, record)
+                last, data = tls13.open_at_untrusted(keys, self._first + self._index, buf, at, size)
             except AuthError:
                 self._discard(at, at + size)
                 return None
@@ -314,7 +317,7 @@ class SealedIn(StreamIn):
             self._next_at = at + size + tls13.HEADER_LEN
             self._index += 1
             if last:
-                return self._plain[0] if self._index == 1 else b"".join(self._plain)
+                return b"".join(self._plain)
 
     def _dead_end(self, at: int, ready: int) -> None:
         # The clear length ends in the middle of a record, or between records with none marked last.

@@ -27,10 +27,11 @@ class RpcTable:
     """All state that outlives a packet, except what waits to be sent."""
 
     __slots__ = ("_births", "_client_rpcs", "_counters", "_doubted", "_incast", "_ip", "_kept_bytes", "_keys",
-                 "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts", "key_timers",
-                 "peers", "pending", "timers", "trace")
+                 "_overlay", "_params", "_port", "_rx_bytes", "_server_rpcs", "_unproven", "grants", "hosts",
+                 "key_timers", "peers", "pending", "timers", "trace")
 
-    def __init__(self, ip: int, port: int, profile: Profile[Any], keys: KeyStore, counters: Counters) -> None:
+    def __init__(self, ip: int, port: int, profile: Profile[Any], keys: KeyStore, counters: Counters,
+                 overlay: bool = False) -> None:
         params = profile.params
         self._ip = ip
         self._port = port
@@ -38,6 +39,8 @@ class RpcTable:
             raise ConfigError(f"these keys make a {keys.makes.__name__}, profile {profile.fmt.name} needs a "
                               f"{profile.session_type.__name__}: load them for the same profile")
         self._keys = keys
+        #: Peers whose session nobody negotiates are taken to have the overlay.
+        self._overlay = overlay
         self._params = params
         self._counters = counters
         self._births = 0
@@ -98,7 +101,8 @@ class RpcTable:
         if host is None:
             host = self.hosts[ip] = Host(ip)
         host.peers += 1
-        return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu)
+        return Peer(host, port, self._port, session, self._params.max_message_length, self._params.mtu,
+                    self._overlay)
 
     def await_session(self, ip: int, port: int) -> PendingPeer:
         """A peer with which there is to be a session."""

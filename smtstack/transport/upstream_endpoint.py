@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from smtstack.crypto.keys import KeyStore
 from smtstack.crypto.replay import RecentIds
-from smtstack.errors import BadPacket
+from smtstack.errors import BadPacket, ConfigError
 from smtstack.transport.control import ControlPackets
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.outbox import Outbox
@@ -27,7 +27,7 @@ from smtstack.transport.upstream_rules import (
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa, upstream
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
-from smtstack.wire.ipv4 import FRAGMENT_MASK, VERSION_IHL
+from smtstack.wire.ipv4 import FRAGMENT_MASK, PROTO_TCP, VERSION_IHL
 from smtstack.wire.naming import peer_key
 
 _unpack_data: Final = upstream.DATA_FRAME.unpack_from
@@ -41,7 +41,7 @@ _URGENT_AT: Final = _TRANSPORT_OFFSET + upstream.URGENT_OFFSET
 _PAYLOAD_AT: Final = _TRANSPORT_OFFSET + upstream.DATA_LEN
 _DATA_IP_LEN: Final = _PAYLOAD_AT - _IP_OFFSET
 _DATA: Final = homa.DATA
-_TCP: Final = homa.PROTO_TCP
+_TCP: Final = PROTO_TCP
 _FLAGS: Final = upstream.FLAGS
 _URGENT: Final = upstream.URGENT
 _BY_SEQUENCE: Final = upstream.BY_SEQUENCE
@@ -180,10 +180,13 @@ class UpstreamEndpoint(Endpoint):
 
 
 def make_endpoint(ip: int, port: int, profile: str, keys: KeyStore, params: TransportParams | None = None,
-                  protocol: int | None = None) -> Endpoint:
+                  protocol: int | None = None, overlay: bool = False) -> Endpoint:
     """An endpoint of any profile, by its name. Raises :class:`~smtstack.errors.ConfigError`.
 
-    ``params`` None: the defaults of the module that speaks that profile.
+    ``params`` None: the defaults of the module that speaks that profile. ``overlay`` as for :class:`Endpoint`.
     """
-    kind = UpstreamEndpoint if profile == homa.UPSTREAM.name else Endpoint
-    return kind(ip, port, profile, keys, params, protocol)
+    if profile != homa.UPSTREAM.name:
+        return Endpoint(ip, port, profile, keys, params, protocol, overlay)
+    if overlay:
+        raise ConfigError(f"overlay tcp: profile {profile} has a shape of TCP of its own (hijack_tcp)")
+    return UpstreamEndpoint(ip, port, profile, keys, params, protocol)

@@ -24,7 +24,11 @@ DST_AT: Final = IP_OFFSET + ipv4.DST_OFFSET
 SPORT_AT: Final = TRANSPORT_OFFSET + homa.SPORT_OFFSET
 DPORT_AT: Final = TRANSPORT_OFFSET + homa.DPORT_OFFSET
 SENDER_ID_AT: Final = TRANSPORT_OFFSET + homa.SENDER_ID_OFFSET
+PLACE_AT: Final = TRANSPORT_OFFSET + homa.PLACE_OFFSET
+SIZE_AT: Final = TRANSPORT_OFFSET + homa.SEGMENT_SIZE_OFFSET
 FLAGS_AT: Final = TRANSPORT_OFFSET + homa.FLAGS_OFFSET
+TCP_HEADER_AT: Final = TRANSPORT_OFFSET + homa.TCP_HEADER_OFFSET
+CHECKSUM_AT: Final = TRANSPORT_OFFSET + homa.CHECKSUM_OFFSET
 TYPE_AT: Final = TRANSPORT_OFFSET + homa.TYPE_OFFSET
 PAYLOAD_AT: Final = TRANSPORT_OFFSET + homa.DATA_LEN
 MIN_LEN: Final = TRANSPORT_OFFSET + homa.COMMON_LEN
@@ -55,14 +59,17 @@ def parse_untrusted(frame: bytes, fmt: homa.WireFormat) -> tuple[ipv4.IPv4, homa
     if not carries(ip.protocol, transport, fmt):
         raise BadPacket(f"IP protocol {ip.protocol}, profile {fmt.name} speaks {fmt.protocol}")
     packet = packet_untrusted(transport, fmt)
+    if fmt.extended and (ip.protocol == ipv4.PROTO_TCP) != (isinstance(packet, homa.Data) and packet.overlay):
+        raise BadPacket(f"IP protocol {ip.protocol}, and what follows is of another")
     payload = transport[fmt.data_len:] if isinstance(packet, homa.Data) else b""
     return ip, packet, payload
 
 
 def carries(protocol: int, transport: bytes, fmt: homa.WireFormat) -> bool:
-    """Whether an IP packet of ``protocol`` may be of this format."""
-    return protocol == fmt.protocol or (fmt.tcp_shaped and protocol == homa.PROTO_TCP
-                                        and upstream.tcp_shaped(transport))
+    """Whether an IP packet of ``protocol`` may be of this format; under TCP's number, by what marks it there."""
+    if protocol != ipv4.PROTO_TCP:
+        return protocol == fmt.protocol
+    return upstream.tcp_shaped(transport) if fmt.tcp_shaped else fmt.extended and homa.tcp_shaped(transport)
 
 
 def packet_untrusted(transport: bytes, fmt: homa.WireFormat) -> homa.Packet:

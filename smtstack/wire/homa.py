@@ -13,7 +13,8 @@ off   size  field
 11    1     flags; bit 0, DATA: bytes 4..7 were written (0 is an offset, too); bit 1, DATA: incast, the
             client awaits many responses, and this one is to come by grant but for its first packet;
             bit 2, every type: handshake, the packet is of the plane in clear that makes sessions
-12    1     TCP's header length, 0xA0 in DATA: to a TSO engine it looks like a TCP header
+12    1     TCP's header length, 0xA0 in DATA: to a TSO engine it looks like a TCP header; 0xA2: it travels as
+            one, under TCP's protocol number (docs/protocol.md, "The overlay")
 13    1     packet type
 14    2     DATA: high half of the segment's offset in the message
 16    2     checksum, unused
@@ -56,6 +57,7 @@ PROOF_LEN: Final = 16
 #: Where fields begin, as in the table above: in every packet, and (from the place in the segment) in DATA.
 SPORT_OFFSET: Final = 0
 DPORT_OFFSET: Final = 2
+SEGMENT_SIZE_OFFSET: Final = 8
 EPOCH_OFFSET: Final = 10
 FLAGS_OFFSET: Final = 11
 TYPE_OFFSET: Final = 13
@@ -77,11 +79,18 @@ INCAST: Final = 0x02
 HANDSHAKE: Final = 0x04
 #: Byte 12 of DATA, where TCP has the length of its header: 40 bytes, in units of 4, in the high nibble.
 TCP_HEADER_LENGTH: Final = 0xA0
+TCP_HEADER_OFFSET: Final = 12
+#: The same with one of TCP's reserved bits, which TCP never sets and every segmenter copies: DATA under TCP's
+#: protocol number. Bytes 4..7 are then the packet's offset in the *message*, and the segment's offset is 0.
+OVERLAY_HEADER_LENGTH: Final = 0xA2
+#: What filters look for in bytes 12 and 13: header length with the reserved bit; the type, to TCP its flag ACK.
+OVERLAY_MARK: Final = bytes((OVERLAY_HEADER_LENGTH, DATA))
+#: Where TCP has its checksum: unused but under TCP's protocol number.
+CHECKSUM_OFFSET: Final = 16
 
-#: IP protocol numbers: IANA's for Homa, the one the kernel module (branch main) uses, and TCP's, whose shape
-#: upstream Homa's packets may take.
+#: IP protocol numbers: IANA's for Homa, and the one the kernel module (branch main) uses. DATA in the shape of TCP
+#: has TCP's.
 PROTO_HOMA: Final = 146
-PROTO_TCP: Final = 6
 PROTO_LINUX: Final = 253
 
 COMMON: Final = struct.Struct("!HHIHBxBBHHHQ")
@@ -146,6 +155,8 @@ class Data:
     #: Upstream: an RPC of the sender's (by its even id) that the server of this port may forget; 0: none.
     acked_id: int = 0
     acked_port: int = 0
+    #: It has the shape of TCP: ``packet_offset`` counts from the message's beginning, ``segment_offset`` is 0.
+    overlay: bool = False
 
     def index_in_segment(self, identification: int) -> int:
         """Which packet of its segment the one with this IP ID is, where none was placed: 0, 1, ..."""
@@ -161,7 +172,8 @@ class Data:
         """The 40 header bytes."""
         return DATA_HEADER.pack(
             self.sport, self.dport, self.packet_offset, self.segment_size, self.epoch,
-            (PLACED if self.placed else 0) | (INCAST if self.incast else 0), TCP_HEADER_LENGTH, DATA,
+            (PLACED if self.placed else 0) | (INCAST if self.incast else 0),
+            OVERLAY_HEADER_LENGTH if self.overlay else TCP_HEADER_LENGTH, DATA,
             self.segment_offset >> 16, 0,
             self.segment_offset & 0xFFFF, self.sender_id, self.message_length, self.incoming,
             self.cutoff_version, self.retransmit, self.packet_index)
@@ -349,6 +361,11 @@ _PARSERS: dict[int, tuple[int, Callable[[bytes, int, int, int, int], Control]]] 
 }
 
 
+def tcp_shaped(transport: bytes) -> bool:
+    """Whether what follows an IP header of TCP's protocol is DATA of ours in the shape of TCP, and not TCP."""
+    return transport[TCP_HEADER_OFFSET:TYPE_OFFSET + 1] == OVERLAY_MARK
+
+
 def parse_untrusted(buf: bytes, fmt: WireFormat = SMT) -> Packet:
     """The packet whose transport header starts ``buf``, in any format but upstream's; raises :class:`BadPacket`.
 
@@ -375,11 +392,12 @@ def parse_untrusted(buf: bytes, fmt: WireFormat = SMT) -> Packet:
 def _data(buf: bytes, fmt: WireFormat) -> Data:
     if len(buf) <= DATA_LEN:
         raise BadPacket(f"DATA of {len(buf)} bytes carries no payload")
-    (sport, dport, seq, size, epoch, flags, _doff, _type, hi, _sum, lo, sender_id, length, incoming, version,
+    (sport, dport, seq, size, epoch, flags, doff, _type, hi, _sum, lo, sender_id, length, incoming, version,
      retransmit, index) = DATA_HEADER.unpack_from(buf)
     if length == 0:
         raise BadPacket("DATA of a message of length 0")
     if not fmt.extended:
         seq = size = epoch = flags = 0
     return Data(sport, dport, sender_id, length, incoming, (hi << 16) | lo, size, version, retransmit,
-                index, seq, epoch, bool(flags & PLACED), bool(flags & INCAST))
+                index, seq, epoch, bool(flags & PLACED), bool(flags & INCAST),
+                fmt.extended and doff == OVERLAY_HEADER_LENGTH)

@@ -26,6 +26,8 @@ FLAG_DF: Final = 0x4000
 #: MF flag and fragment offset: any bit of these set means a fragment.
 FRAGMENT_MASK: Final = 0x3FFF
 DEFAULT_TTL: Final = 64
+#: IANA's number of TCP.
+PROTO_TCP: Final = 6
 
 _HEADER: Final = struct.Struct("!BBHHHBBHII")
 

@@ -94,7 +94,8 @@ FIELDS: dict[type, tuple[Field, ...]] = {
         Field("segments of {}", lambda p, _s: p.segment_size, 0),
         Field("record of {}", _record, ""),
         Field("again", lambda p, _s: p.retransmit != 0, False),
-        Field("placed by NIC", lambda p, s: p.placed and s.fmt.extended, False),
+        Field("shaped as TCP", lambda p, _s: p.overlay, False),
+        Field("placed by NIC", lambda p, s: p.placed and s.fmt.extended and not p.overlay, False),
         Field("by sequence", lambda p, s: s.fmt is homa.UPSTREAM and not p.placed, False),
         Field("acknowledges {}", lambda p, _s: f"{p.acked_id}(>{p.acked_port})" if p.acked_id else "", ""),
         Field("incast", lambda p, _s: p.incast, False),
@@ -175,8 +176,7 @@ def packet_untrusted(packet: bytes, fmt: homa.WireFormat | None = None) -> str:
         return f"{MALFORMED}: {e}"
     src, dst = format_address(ip.src), format_address(ip.dst)
     buf = packet[ipv4.HEADER_LEN:ip.total_length]
-    if fmt is None and ip.protocol not in (homa.PROTO_HOMA, homa.PROTO_LINUX) \
-            and not wire_frame.carries(ip.protocol, buf, homa.UPSTREAM):
+    if fmt is None and not any(wire_frame.carries(ip.protocol, buf, known) for known in homa.FORMATS.values()):
         return f"{src} > {dst} IP protocol {ip.protocol}, {ip.total_length} B"
     own, handshake = _format(buf, fmt, ip.protocol)
     try:

@@ -37,7 +37,8 @@ from typing import Final
 
 from smtstack.errors import BadPacket
 from smtstack.wire import homa
-from smtstack.wire.homa import COMMON_LEN, MAX_ACKS, NUM_PRIORITIES, PROTO_TCP, TYPE_NAMES, AckEntry
+from smtstack.wire.homa import COMMON_LEN, MAX_ACKS, NUM_PRIORITIES, TYPE_NAMES, AckEntry
+from smtstack.wire.ipv4 import PROTO_TCP
 
 #: Where fields begin that are read by themselves.
 TYPE_OFFSET: Final = 11

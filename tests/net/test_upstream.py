@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from smtstack.transport.params import SOFTWARE
-from smtstack.wire import homa, upstream
+from smtstack.wire import homa, ipv4, upstream
 from smtstack.wire.ethernet import Ethernet, parse_mac
 from smtstack.wire.ipv4 import IPv4, address
 from tests.net import starting
@@ -53,7 +53,7 @@ def test_both_shapes_at_one_server(net: Net, server: tuple[str, str]) -> None:
         for shape in (NATIVE, TCP, NATIVE):
             good(net.call("upstream", *shape, *PATIENT, "--size", "64", "--count", "50"), 50)
             good(net.call("upstream", *shape, *PATIENT, "--size", "100000", "--count", "3"), 3)
-    native, tcp = of_protocol(frames, homa.PROTO_HOMA), of_protocol(frames, homa.PROTO_TCP)
+    native, tcp = of_protocol(frames, homa.PROTO_HOMA), of_protocol(frames, ipv4.PROTO_TCP)
     assert len(native) > 300
     assert len(tcp) > 300
     assert all(shaped(frame) for frame in tcp)
@@ -97,14 +97,14 @@ def test_a_segment_of_tcp_to_our_port_is_answered_by_the_kernel(net: Net) -> Non
         transport[13] = 0x10
         send_frame(net, bytes(transport))
         good(net.call("upstream", *TCP, "--size", "64", "--count", "1"), 1)
-    answers = [f for f in of_protocol(frames, homa.PROTO_TCP) if not shaped(f) and f[47] & RST]
+    answers = [f for f in of_protocol(frames, ipv4.PROTO_TCP) if not shaped(f) and f[47] & RST]
     assert len(answers) == 1
     assert resets(net)[net.b][1] == before[net.b][1] + 1
 
 
 def send_frame(net: Net, transport: bytes) -> None:
     """One packet from host a to host b."""
-    ip = IPv4(address(A), address(B), homa.PROTO_TCP, 20 + len(transport)).pack()
+    ip = IPv4(address(A), address(B), ipv4.PROTO_TCP, 20 + len(transport)).pack()
     checksum = upstream.tcp_checksum(address(A), address(B), transport)
     summed = transport[:16] + checksum.to_bytes(2, "big") + transport[18:]
     program = ("import socket, sys; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); "

@@ -11,7 +11,7 @@ import pytest
 from smtstack.crypto.replay import RECENT_TICKS
 from smtstack.transport.events import Failed, Reason
 from smtstack.transport.params import SOFTWARE, UPSTREAM, TransportParams
-from smtstack.wire import homa, upstream
+from smtstack.wire import homa, ipv4, upstream
 from tests.golden import golden
 from tests.upstream_peer import MODULE_PORT, OUR_PORT, TICK_NS, Lab, answer, boundaries, content
 
@@ -47,7 +47,7 @@ def test_every_rpc_is_answered(ours: bool, shape: str, params: str, loss: float)
         assert lab.converse(SIZES, under_way, ours) == (len(SIZES), 0)
         client_tcp, server_tcp, ours_tcp = SHAPES[shape]
         mine, theirs = lab.protocols
-        tcp, native = homa.PROTO_TCP, homa.PROTO_HOMA
+        tcp, native = ipv4.PROTO_TCP, homa.PROTO_HOMA
         if ours:
             # Our requests as we are told; whatever else, as the module's server sends.
             assert theirs == {tcp if server_tcp else native}

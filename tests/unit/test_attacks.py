@@ -47,9 +47,10 @@ def is_data(frame: bytes) -> bool:
 # -- replay ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["smt", "homa", "linux"])
-def test_replays_are_never_delivered(profile: str) -> None:
-    rig = Rig(profile)
+@pytest.mark.parametrize(("profile", "overlay"), [("smt", False), ("homa", False), ("linux", False), ("smt", True),
+                                                  ("homa", True)])
+def test_replays_are_never_delivered(profile: str, overlay: bool) -> None:
+    rig = Rig(profile, overlay=overlay)
     for number in range(20):
         rig.request(content(number, 1 + 700 * number))
     rig.run()
@@ -63,7 +64,7 @@ def test_replays_are_never_delivered(profile: str) -> None:
     assert rig.server.endpoint.counters.replays > 0
     rig.assert_empty()
     # Control: a server that forgot everything but its keys does deliver the recording.
-    fresh = make_side(SERVER_IP, SERVER_PORT, profile, demo_keys(profile), None, None)
+    fresh = make_side(SERVER_IP, SERVER_PORT, profile, demo_keys(profile), None, None, overlay)
     fresh.receive([f for from_client, f in rig.sent_frames if from_client], rig.now)
     events = 0
     while (event := fresh.endpoint.next_event()) is not None:

@@ -12,17 +12,17 @@ from workloads.results.row import BY_DEFAULT, HOW
 def points(ratio: float) -> list[dict[str, Any]]:
     """A point for each load that ``bench wire`` measures, where everything has the same ratio."""
     found = []
-    for loads, wait, tso in bench_wire.PARTS:
-        poll = BY_DEFAULT if wait is None else HOW[wait.mode]
-        found += [{"variant": f"tso {tso}", "poll": poll, "mode": "any", "size": int(load.size),
+    for part in bench_wire.PARTS:
+        poll = BY_DEFAULT if part.wait is None else HOW[part.wait.mode]
+        found += [{"variant": part.variant, "poll": poll, "mode": "any", "size": int(load.size),
                    "concurrency": load.concurrency, "ratio": {"smt-sw/tls": ratio, "smt-sw/quic": ratio}}
-                  for load in loads]
+                  for load in part.loads]
     return found
 
 
 def test_every_aim_on_a_cable_has_a_figure():
     aims = list(bench_aims.wire_aims(points(1.05)))
-    assert len({aim.what for aim in aims}) == len(aims) == 18
+    assert len({aim.what for aim in aims}) == len(aims) == 19
     reached = {aim.what: aim.reached for aim in aims}
     # A round trip's ratio is to be low, a rate's high.
     assert reached["RTT 64 B, both hybrid, smt-sw/tls"]

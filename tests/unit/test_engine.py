@@ -57,10 +57,11 @@ def test_loss_reorder_duplication(profile: str, offload: bool, asks: list[tuple[
 
 
 @given(offload=st.booleans(), asks=st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=5),
-       drop=st.floats(0, 0.1), corrupt=st.floats(0.01, 0.3), reorder=shares, seed=st.integers(0, 2**32))
+       drop=st.floats(0, 0.1), corrupt=st.floats(0.01, 0.3), reorder=shares, seed=st.integers(0, 2**32),
+       overlay=st.booleans())
 def test_bit_corruption(offload: bool, asks: list[tuple[int, bool]], drop: float, corrupt: float,
-                        reorder: float, seed: int) -> None:
-    rig = Rig("smt", None, offload, rates(drop, 0.05, reorder, corrupt), seed)
+                        reorder: float, seed: int, overlay: bool) -> None:
+    rig = Rig("smt", None, offload, rates(drop, 0.05, reorder, corrupt), seed, overlay=overlay)
     for number, (size, from_client) in enumerate(asks):
         rig.request(content(number, size), from_client)
     rig.run()

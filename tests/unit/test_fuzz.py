@@ -78,8 +78,10 @@ def test_a_million_inputs():
 
 
 def test_forged_packets_kill_no_rpc_of_smt():
-    for seed in range(100, 108):
+    # The second half with the overlay.
+    for seed in (*range(64, 72), *range(100, 108)):
         a_round = Round("smt", seed)
+        assert a_round.overlay == (seed >= 96)
         findings = a_round.run(10_000)
         assert findings.escaped == []
         assert findings.forged == []
@@ -87,7 +89,7 @@ def test_forged_packets_kill_no_rpc_of_smt():
         assert len(a_round.asked) > 50
 
 
-@pytest.mark.parametrize("seed", [8, 9, 11, 24, 25, 31])
+@pytest.mark.parametrize("seed", [8, 9, 11, 24, 25, 31, 40, 57])
 def test_forgers_gain_nothing_where_sessions_are_made_by_handshakes(seed):
     a_round = Round("smt", seed)
     assert a_round.negotiated

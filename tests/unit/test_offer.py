@@ -18,7 +18,8 @@ from smtstack.session.offer import Agreement, Offer, agreement_untrusted, bindin
 PADDINGS = ("none", "power-of-two", "buckets:256,1024")
 offers = st.builds(Offer, st.permutations(list(CIPHERS)).flatmap(
     lambda names: st.integers(1, len(names)).map(lambda n: tuple(names[:n]))),
-    st.integers(4, 48), st.integers(1, 1 << 30), st.sampled_from(PADDINGS), st.integers(296, 65_535))
+    st.integers(4, 48), st.integers(1, 1 << 30), st.sampled_from(PADDINGS), st.integers(296, 65_535),
+    st.booleans())
 
 
 @given(offers, offers)
@@ -33,6 +34,7 @@ def test_choice_is_within_both_offers(offer: Offer, own: Offer):
     assert choice.index_bits >= own.index_bits
     assert choice.max_message <= own.max_message
     assert choice.mtu == min(offer.mtu, own.mtu)
+    assert choice.overlay == (offer.overlay and own.overlay)
     assert (choice.padding == "none") == (offer.padding == own.padding == "none")
     assert agreement_untrusted(choice.pack()) == choice
 
@@ -40,6 +42,16 @@ def test_choice_is_within_both_offers(offer: Offer, own: Offer):
 @given(offers)
 def test_offer_survives_the_wire(offer: Offer):
     assert Offer.parse_untrusted(offer.pack()) == offer
+
+
+@given(offers)
+def test_who_does_not_know_the_overlay_passes_over_it(offer: Offer):
+    """Its number stands where unknown ciphers may, and without it the bytes are as before there was an overlay."""
+    plain, shaped = (replace(offer, overlay=on).pack() for on in (False, True))
+    count = plain[7]
+    assert shaped == plain[:7] + bytes((count + 1,)) + plain[8:9 + count] + b"\x80" + plain[9 + count:]
+    other = shaped.replace(b"\x80" + plain[9 + count:], b"\x81" + plain[9 + count:])
+    assert Offer.parse_untrusted(other) == replace(offer, overlay=False)
 
 
 @given(st.binary(max_size=80) | offers.map(Offer.pack).flatmap(
@@ -53,7 +65,7 @@ def test_foreign_bytes_raise_bad_packet_only(data: bytes):
 
 @pytest.mark.parametrize("change", [
     {"cipher": "CHACHA20-POLY1305"}, {"index_bits": 15}, {"max_message": 5001}, {"padding": "none"},
-    {"mtu": 1501}])
+    {"mtu": 1501}, {"overlay": True}])
 def test_a_choice_outside_the_offer_is_refused(change):
     offer = Offer(("AES-128-GCM", "AES-256-GCM"), 16, 5000, "power-of-two", 1500)
     good = choose(offer, Offer())

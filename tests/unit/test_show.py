@@ -80,9 +80,11 @@ def test_no_type_and_no_field_is_left_out():
     """A field that a packet has and nobody shows would be a line that says less than it could."""
     assert {cls.__name__.upper() for cls in show.FIELDS} == {n.replace("_", "") for n in homa.TYPE_NAMES.values()}
     for cls, fields in show.FIELDS.items():
-        empty: dict[str, Any] = {"cutoffs": (0,) * 8, "acks": (), "proof": b"", "placed": False, "incast": False}
+        empty: dict[str, Any] = {"cutoffs": (0,) * 8, "acks": (), "proof": b"", "placed": False, "incast": False,
+                                 "overlay": False}
         names = {f.name: empty.get(f.name, 0) for f in dataclasses.fields(cls)}
-        changed = {"acks": (ENTRY,), "proof": bytes(16), "cutoffs": (1,) * 8, "placed": True, "incast": True}
+        changed = {"acks": (ENTRY,), "proof": bytes(16), "cutoffs": (1,) * 8, "placed": True, "incast": True,
+                                   "overlay": True}
 
         def shown(values: dict[str, Any], cls: type = cls) -> str:
             seen = show.Seen(cls(**values), 10, b"", homa.SMT, 1, 0)

@@ -22,7 +22,7 @@ from smtstack.crypto.keys import demo_keys
 from smtstack.errors import BadPacket
 from smtstack.transport.params import UPSTREAM
 from smtstack.wire import frame as wire_frame
-from smtstack.wire import homa, upstream
+from smtstack.wire import homa, ipv4, upstream
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.ipv4 import IPv4
 from tests.captures import tshark
@@ -174,7 +174,7 @@ def told(frame: bytes) -> list[str]:
     said: dict[str, object] = {
         "type": f"0x{frame[45]:02x}", "srcport": p.sport, "dstport": p.dport, "sender_id": p.sender_id,
         "id": p.sender_id & ~1, "role": "server" if p.sender_id & 1 else "client",
-        "tcp_shaped": int(ip.protocol == homa.PROTO_TCP)}
+        "tcp_shaped": int(ip.protocol == ipv4.PROTO_TCP)}
     if isinstance(p, homa.Data):
         said |= {"message_length": p.message_length, "incoming": p.incoming, "sequence": p.segment_offset,
                  "offset": p.segment_offset + p.packet_offset, "retransmit": p.retransmit, "ack.id": p.acked_id,

@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
   smtnet nic h1-eth0 tap stop
 
 settings (NAME=default gives one back to the endpoints):
-  tso tls-hw-tx-offload (short: offload) tso-seq rx-checksum      on, off
+  tso tls-hw-tx-offload (short: offload) tso-seq rx-checksum gso  on, off
   max-contexts                                                    0, 1, ...: TLS contexts of each endpoint
   queues                                                          1, 2, ...: of sockets opened from now on
   paths                                                           1, 2, ...: messages take one after another

@@ -164,7 +164,7 @@ def wire_aims(table: Sequence[Mapping[str, Any]]) -> Iterator[Aim]:
         for size in sizes:
             yield Aim("rtt", f"RPC/s {size_text(size)} x{many}, {name}", least, True,
                       point(size, BY_DEFAULT, many)["ratio"][name], before)
-    for variant, least, before in (("tso on", 1.0, 0.41), ("tso off", 0.5, None)):
+    for variant, least, before in (("tso on", 1.0, 0.41), ("tso off", 0.5, None), ("overlay tcp", 1.0, None)):
         bulk = point(BULK_SIZE, BY_DEFAULT, bench_wire.BULK_CONCURRENCY, variant)
         yield Aim("rtt", f"MB/s 1 MB, {variant}, {name}", least, True, bulk["ratio"][name], before)
     quic = f"{OURS}/quic"

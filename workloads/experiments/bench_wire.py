@@ -10,10 +10,11 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from smtstack import quantities
 from smtstack.waiting import MODES, Waiting
+from smtstack.wire.overlay import NONE, TCP
 from topo.link_options import LinkOptions
 from workloads.experiments.demo import compare, timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
@@ -21,6 +22,7 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
+from workloads.options.overlay import Overlay
 from workloads.results.environment import environment
 from workloads.results.points import label, metric, size_text
 from workloads.results.row import Row
@@ -38,10 +40,26 @@ UNLOADED_S, LOADED_S, BULK_S = 0.3, 0.5, 1.0
 _UNLOADED = [timed(size, UNLOADED_S) for size in UNLOADED_SIZES]
 _LOADED = [timed(size, LOADED_S, c) for size in LOADED_SIZES for c in CONCURRENCIES]
 _BULK = [timed(BULK_SIZE, BULK_S, BULK_CONCURRENCY)]
-#: All that is measured, each on a network of its own: loads; how all wait (None: each as it does by default); TSO.
-PARTS: tuple[tuple[list[Load], Waiting | None, str], ...] = (
-    (_UNLOADED + _LOADED, None, "on"), *((_UNLOADED, Waiting(mode), "on") for mode in MODES),
-    (_BULK, None, "on"), (_BULK, None, "off"))
+
+
+class Part(NamedTuple):
+    """What is measured on a network of its own."""
+
+    loads: list[Load]
+    wait: Waiting | None = None
+    """How all wait; None: each as it does by default."""
+    tso: str = "on"
+    overlay: Overlay = Overlay(NONE)
+
+    @property
+    def variant(self) -> str:
+        """What tells its rows from others'."""
+        return f"tso {self.tso}" if self.overlay.overlay == NONE else f"overlay {self.overlay.overlay}"
+
+
+#: All that is measured.
+PARTS: Final = (Part(_UNLOADED + _LOADED), *(Part(_UNLOADED, Waiting(mode)) for mode in MODES),
+                Part(_BULK), Part(_BULK, tso="off"), Part(_BULK, overlay=Overlay(TCP)))
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,12 @@ class Options:
 def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running) -> list[Row]:
     """A row for each load, system and trial of :data:`PARTS`."""
     rows: list[Row] = []
-    for loads, wait, tso in PARTS:
-        setups = [Setup(transport, nic, wait=wait) for transport, nic in compared]
-        links = LinkOptions(tso=tso, nic=() if tso == "on" else ("tso=off",))
-        rows += compare("back2back", links, setups, loads, trials, running.folder, running.progress,
-                        variant=f"tso {tso}")
+    for part in PARTS:
+        setups = [Setup(transport, nic, wait=part.wait, options=part.overlay.words(transport))
+                  for transport, nic in compared]
+        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
+        rows += compare("back2back", links, setups, part.loads, trials, running.folder, running.progress,
+                        variant=part.variant)
     return rows
 
 
@@ -138,5 +157,5 @@ EXPERIMENT = Experiment(
         "and homa / tcp. Takes some minutes and root.", 98),
     examples="example: smtnet bench wire --trials 3 --json", options=Options, check=lambda asked: asked,
     measure=measure,
-    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(loads) for loads, *_how in PARTS)),
+    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in PARTS)),
     ends_with="results")

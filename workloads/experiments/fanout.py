@@ -177,7 +177,9 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 def _background(queries: runs.Queries, net: SmtNet, mix: Mix, transport: str, running: Running,
                 number: int) -> Fleet:
-    words = (*mix.options(), *session_words(queries.sessions, transport)) if transport in PACKET_TRANSPORTS else ()
+    words: tuple[str, ...] = ()
+    if transport in PACKET_TRANSPORTS:
+        words = (*mix.options(), *queries.overlay.words(transport), *session_words(queries.sessions, transport))
     setup = Setup(transport, queries.nic, "all", connections=_CONNECTIONS, wait=queries.waits.waiting(),
                   session=queries.sessions.session or "", options=words,
                   server_options=("--response-size", str(REPLY_BYTES)))

@@ -20,6 +20,7 @@ from workloads.load.loops import Load
 from workloads.options.common import JudgedResults, Params, param_words, positive
 from workloads.options.declare import group, option
 from workloads.options.network import Network
+from workloads.options.overlay import Overlay
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.options.waiting import Waits
 from workloads.results.points import QuotedPoint, first_error, middle, session_lines
@@ -41,6 +42,7 @@ class OneSystem:
         "--connections", type=positive, default=0, metavar="N",
         help="tcp, tls, ktls: connections of a client process, RPCs pipelined (default: one an RPC)")
     waits: Waits = group(Waits)
+    overlay: Overlay = group(Overlay)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     keylog: bool = option("--keylog", action="store_true",
@@ -59,14 +61,19 @@ class OneSystem:
         return self.capture or self.keylog
 
     def transport_words(self) -> tuple[str, ...]:
-        """``--param`` and what sessions agree on again, for servers and clients. Raises :class:`ConfigError`."""
+        """``--overlay``, ``--param`` and what sessions agree on again, for servers and clients.
+
+        Raises :class:`ConfigError`.
+        """
         if self.params.param and self.transport not in transports.PACKET_TRANSPORTS:
             ours = ", ".join(transports.PACKET_TRANSPORTS)
             raise ConfigError(f"--param is for {ours}; {self.transport} has none of ours")
         check_sessions(self.sessions, [self.transport])
+        self.overlay.check([self.transport])
         if self.keylog and self.transport != "smt":
             raise ConfigError(f"--keylog is for transport smt, not for {self.transport}")
-        return (*param_words(self.params.param), *session_words(self.sessions, self.transport))
+        return (*self.overlay.words(self.transport), *param_words(self.params.param),
+                *session_words(self.sessions, self.transport))
 
     def captures(self, net: SmtNet, running: Running) -> AbstractContextManager[Captures | None]:
         """The captures of a measurement, if it wants any."""

@@ -23,6 +23,7 @@ from workloads.load.queries import QueryLoad
 from workloads.options.common import JudgedResults, Params, param_words, parse_param, positive, transport_list
 from workloads.options.declare import group, option
 from workloads.options.network import Network
+from workloads.options.overlay import Overlay
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.options.waiting import Waits
 from workloads.results.folder import csv_text
@@ -71,6 +72,7 @@ class Queries:
         "--incast-control", type=positive, metavar="N",
         help="smt, homa: measure them a second time with incast control: of RPCs begun when more "
              "than N are outstanding, only the first bytes of the answer come without a grant")
+    overlay: Overlay = group(Overlay)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     waits: Waits = group(Waits)
@@ -103,6 +105,7 @@ def filled(asked: Queries, most: int) -> Queries:
         transports.check(name)
     param_words(asked.params.param)
     check_sessions(asked.sessions, asked.transport)
+    asked.overlay.check(asked.transport)
     if asked.incast_control and not {"smt", "homa"} & set(asked.transport):
         raise ConfigError("--incast-control is for smt and homa; name one of them in --transport")
     QueryLoad(str(asked.request), response_size=asked.size)
@@ -120,7 +123,8 @@ def systems(asked: Queries, *further: str) -> list[tuple[Setup, str]]:
         if asked.incast_control and name in ("smt", "homa"):
             more.append(f"incast control {asked.incast_control}")
         for variant in more:
-            own = [*further, *param_words(asked.params.param), *session_words(asked.sessions, name)]
+            own = [*further, *asked.overlay.words(name), *param_words(asked.params.param),
+                   *session_words(asked.sessions, name)]
             if variant:
                 own += ["--param", f"incast_threshold={asked.incast_control}"]
             found.append((Setup(name, asked.nic, "root", connections=asked.connections, wait=asked.waits.waiting(),

@@ -19,7 +19,9 @@ from smtstack.session_io.tsig_file import DNS_PORT
 from smtstack.socket import Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
+from smtstack.wire.overlay import NONE
 from workloads.options.declare import add, option, read
+from workloads.options.overlay import OVERLAID, Overlay
 from workloads.options.session import EndSessions, check_no_sessions, session_settings
 from workloads.options.waiting import Waits
 from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
@@ -71,6 +73,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "(default: %(default)s)")
     add(Waits, parser)
     add(EndSessions, parser)
+    add(Overlay, parser)
     packets = parser.add_argument_group("smt, homa, linux, upstream")
     packets.add_argument("--trace", metavar="FILE|FOLDER",
                          help="write what the engine does and why, for 'smtnet trace' (docs/trace.md), to a new "
@@ -221,6 +224,8 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
     local = parse_address(args.addr) if args.addr is not None else None
     params = None
     session, told = SessionSettings(), read(EndSessions, args)
+    overlay = read(Overlay, args)
+    overlay.check(others or (args.transport,))
     if args.transport == "smt":
         session = session_settings(told, args.certs, args.keys,
                                    None if args.dns is None else parse_address(args.dns, DNS_PORT))
@@ -235,7 +240,7 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         given: dict[str, Any] = {"mtu": min(interface_mtu(args.iface), 65535)}
         given.update({name: getattr(args, name) for name in _OWN_OPTIONS if getattr(args, name) is not None})
         given.update(map(parse_param, args.param))
-        params = replace(software(args.link_mbps), **given)
+        params = replace(software(args.link_mbps, overlay.overlay != NONE), **given)
     elif args.trace is not None and not set(others) & set(PACKET_TRANSPORTS):
         raise ConfigError(f"--trace is for {', '.join(PACKET_TRANSPORTS)}: of {args.transport} the engine is the "
                           "kernel's")
@@ -243,7 +248,8 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         check_address(args.iface, local)
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
                     read(Waits, args).waiting(), params, session,
-                    args.trace if args.transport in PACKET_TRANSPORTS else None)
+                    args.trace if args.transport in PACKET_TRANSPORTS else None,
+                    overlay.overlay if args.transport in OVERLAID else NONE)
 
 
 def check_address(interface: str, local: Address) -> None:

@@ -19,6 +19,7 @@ from smtstack.errors import ConfigError
 from smtstack.socket import Address
 from smtstack.transport.params import TransportParams
 from smtstack.waiting import AS_HOMA, AS_TCP, Waiting
+from smtstack.wire.overlay import NONE
 from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.sessions import SessionSettings
@@ -61,6 +62,8 @@ class Settings:
     """How sessions of smt begin, if not with keys from a file."""
     trace: str | None = None
     """Packet transports: file or folder for what the engine does (docs/trace.md)."""
+    overlay: str = NONE
+    """smt, homa: ``tcp``: DATA of messages longer than a packet has the shape of TCP."""
 
     @property
     def waiting(self) -> Waiting:

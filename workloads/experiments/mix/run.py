@@ -26,6 +26,7 @@ from workloads.load.measure import OPEN_LOOP_CONNECTIONS
 from workloads.options.common import JudgedResults, Params, positive, transport_list
 from workloads.options.declare import group, option
 from workloads.options.network import Network
+from workloads.options.overlay import Overlay
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.options.waiting import Waits
 from workloads.results.kinds import Picture, Section
@@ -95,6 +96,7 @@ class Options:
     nic: str = option("--nic", choices=("sw", "hw"), default="sw",
                       help="who seals SMT's records (default: %(default)s)")
     waits: Waits = group(Waits)
+    overlay: Overlay = group(Overlay)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
     timeout: float = option("--timeout", type=quantities.SECONDS, default=60.0, metavar="S",
@@ -151,6 +153,7 @@ def check(asked: Options) -> Plan:
     for name in asked.transport:
         transports.check(name)
     check_sessions(asked.sessions, asked.transport)
+    asked.overlay.check(asked.transport)
     links = asked.network.links(asked.seed)
     assert links.rate_mbps is not None, "there is a default"
     if links.rate_mbps % 1:
@@ -199,7 +202,7 @@ def _measure(plan: Plan, net: SmtNet, running: Running) -> tuple[list[MixRow], U
             own = plan.mix.options() if name in transports.PACKET_TRANSPORTS else ()
             setup = Setup(name, asked.nic, "all", connections=asked.connections, wait=asked.waits.waiting(),
                           session=asked.sessions.session or "",
-                          options=(*own, *session_words(asked.sessions, name)),
+                          options=(*own, *asked.overlay.words(name), *session_words(asked.sessions, name)),
                           server_options=("--response-size", str(REPLY_BYTES)))
             fleets[name] = stack.enter_context(
                 MixFleet(net, asked.topo, setup, plan.mix, folder.path / "hosts", number))

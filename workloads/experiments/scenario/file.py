@@ -23,6 +23,7 @@ from workloads.options import tables
 from workloads.options.common import Params
 from workloads.options.declare import group, option
 from workloads.options.network import Network
+from workloads.options.overlay import Overlay
 from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.results.points import label
 from workloads.transports import PACKET_TRANSPORTS
@@ -52,6 +53,7 @@ class Head:
     interval: float = option("--interval", type=quantities.SECONDS, default=0.1, help="of the time line")
     may_fail: bool = option("--may-fail", action="store_true",
                             help="RPCs without an answer are counted, and the run has not failed for them")
+    overlay: Overlay = group(Overlay)
     params: Params = group(Params)
     sessions: Sessions = group(Sessions)
 
@@ -182,7 +184,8 @@ class Scenario:
     def setup(self, transport: str, load: LoadTable) -> Setup:
         """What a transport's fleet for one load is."""
         head = self.head
-        words = (*options.param_words(head.params.param), *session_words(head.sessions, transport))
+        words = (*head.overlay.words(transport), *options.param_words(head.params.param),
+                 *session_words(head.sessions, transport))
         size = ("--response-size", str(load.response_size)) if load.response_size else ()
         return Setup(transport, head.nic, load.pattern, load.processes, load.workers, load.connections,
                      session=(head.sessions.session or "") if transport == "smt" else "",
@@ -324,6 +327,7 @@ def _check(scenario: Scenario, topo: SmtTopo, path: Path) -> None:
     if head.params.param and not set(head.transports) & set(PACKET_TRANSPORTS):
         raise ConfigError(f"{path}, param: none of the transports has any ({', '.join(PACKET_TRANSPORTS)} do)")
     _located(str(path), lambda: check_sessions(head.sessions, head.transports))
+    _located(str(path), lambda: head.overlay.check(head.transports))
     for transport in head.transports:
         transports.check(transport)
     if scenario.seconds / head.interval > MOST_INTERVALS:
