@@ -162,7 +162,9 @@ compiled: $(COMPILED)/smtstack/build.json  ## compile the hot packages by mypyc 
 # finds it there, and knows a stale one. The record is written last.
 $(COMPILED)/smtstack/build.json: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.py)
 	@echo 'compiled: mypyc and cc: half a minute the first time, then what has changed'
-	SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build_ext --build-temp=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1 || { cat $(VENV)/compiled.log >&2; exit 1; }
+	build() { SMTNET_MYPYC=1 $(BIN)/python -W ignore setup.py -q build_ext --build-temp=$(COMPILED)-base --build-lib=$(COMPILED) >$(VENV)/compiled.log 2>&1; }
+	# After modules came or went, mypyc may leave C code that fits the others no more: then all of it is made anew.
+	build || { rm -rf $(COMPILED)-c $(COMPILED)-base; build; } || { cat $(VENV)/compiled.log >&2; exit 1; }
 
 clean:  ## remove the venv, build products and caches; results/ stays
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -109,7 +109,7 @@ class Sorter:
         return [Sorted(cut[HEADER_LEN:], fmt) for cut in overlay.cut_untrusted(_ETHERNET + packet)]
 
     def format_of(self, packet: bytes) -> homa.WireFormat | None:
-        """How an IPv4 packet is read; None: not at all, as what is of TCP and has not the profile's shape of it."""
+        """How an IPv4 packet is read; None: not at all, as what is of TCP without the profile's shape of it."""
         protocol = packet[ipv4.PROTOCOL_OFFSET]
         if protocol != ipv4.PROTO_TCP:
             return self.formats.get(protocol)
