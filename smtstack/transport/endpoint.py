@@ -388,7 +388,7 @@ class Endpoint:
                 or not _DATA_IP_LEN < total <= size - _IP_OFFSET or length == 0 or length > self._max_length):
             counters.bad_packets += 1
             return
-        if ((protocol != self._protocol and not self._has_overlay(frame, protocol, src << 16 | sport))
+        if ((protocol != self._protocol and not self._has_overlay(frame, protocol, src, sport))
                 or dport != self.port or dst != self.ip):
             counters.wrong_address += 1
             return
@@ -436,13 +436,13 @@ class Endpoint:
                 return
         self._receive(rpc, high << 16 | low, index, inside, length, incoming, payload, tick)
 
-    def _has_overlay(self, frame: bytes, protocol: int, peer_key: int) -> bool:
+    def _has_overlay(self, frame: bytes, protocol: int, src: int, sport: int) -> bool:
         """Whether DATA under another protocol number is in the shape of TCP, and its sender may send us that."""
         flags = frame[_FLAGS_AT]
         if (protocol != PROTO_TCP or frame[_TCP_HEADER_AT] != _OVERLAY or not self._extended or not flags & _PLACED
                 or flags & _HANDSHAKE):
             return False
-        peer = self._table.peers.get(peer_key)
+        peer = self._table.peers.get(peer_key(src, sport))
         if not self._overlay or (peer is not None and not peer.overlay):
             self.counters.overlay_unexpected += 1
             return False

@@ -400,4 +400,4 @@ def _data(buf: bytes, fmt: WireFormat) -> Data:
         seq = size = epoch = flags = 0
     return Data(sport, dport, sender_id, length, incoming, (hi << 16) | lo, size, version, retransmit,
                 index, seq, epoch, bool(flags & PLACED), bool(flags & INCAST),
-                fmt.extended and doff == OVERLAY_HEADER_LENGTH)
+                overlay=fmt.extended and doff == OVERLAY_HEADER_LENGTH)

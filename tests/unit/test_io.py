@@ -417,6 +417,7 @@ def on_a_pair(ours: socket.socket, frame_size: int) -> PacketSocket:
     packets = PacketSocket.__new__(PacketSocket)
     packets._sock, packets._interface, packets.send_drops = ours, "e0", 0
     packets._batch = SendBatch(ours, frame_size)
+    packets._offloading = None
     return packets
 
 
