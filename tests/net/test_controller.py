@@ -25,6 +25,7 @@ def inside(name: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.alone("20 switches, 16 hosts and a controller at once, and no RPC of theirs may take a second")
 @pytest.mark.timeout(180)
 def test_fat_tree_delivers_heals_and_outlives_its_controller():
     result = inside("fat_tree")
