@@ -125,7 +125,7 @@ def measure(asked: Options, running: Running) -> Outcome:
             setups = [Setup(transport, "sw", "one", 1) for transport in ("smt", "tls")]
             plan = fig8.Plan(setups, asked.trials, fig8.CLIENTS, 1, fig8.QUICK_RECORDS, fig8.QUICK_SECONDS, True,
                              (64, 1024), ("a", "b", "c", "d"))
-            found = fig8.rows_of(plan, running)
+            found = fig8.rows_of(plan, running, "hosts-ycsb")
             rows += found
             aims += ycsb_aims(fig8.comparison(found, _PAIRS))
         elif part == "memory":
@@ -210,7 +210,7 @@ def hosts_aims(running: Running) -> Iterator[Aim]:
     memory of a NIC, so it is not a program's own."""
     running.progress.say(f"starting {_STAR}")
     with open_network(_STAR, progress=running.progress.say) as net:
-        fleet = Fleet(net, _STAR, Setup("smt", "sw", "one", 1), running.folder.path / "hosts")
+        fleet = Fleet(net, _STAR, Setup("smt", "sw", "one", 1), running.folder.path / "hosts-many")
         start = time.perf_counter()
         with fleet:
             seconds = time.perf_counter() - start

@@ -100,11 +100,11 @@ def check(asked: Options) -> Plan:
                 QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick, VALUES, WORKLOADS)
 
 
-def rows_of(plan: Plan, running: Running) -> list[Row]:
-    """A row for each trial; raises SmtError for one that failed."""
+def rows_of(plan: Plan, running: Running, place: str = "hosts") -> list[Row]:
+    """A row for each trial; raises SmtError for one that failed. ``place``: the folder of what hosts leave."""
     rows: list[Row] = []
     with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
-        fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / "hosts", number))
+        fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / place, number))
                   for number, setup in enumerate(plan.setups)]
         for value in plan.values:
             size: dict[str, Any] = {"size": str(value), "records": plan.records}
