@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -65,11 +66,9 @@ class Started:
         """(stdout, stderr) to their ends, as far as they were not read before. Raises
         :class:`subprocess.TimeoutExpired`, and goes on if called again."""
         if not self.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
                 self.stdin.write(text)  # less than a pipe holds
                 self.stdin.close()
-            except BrokenPipeError:
-                pass  # it has ended, and says why
         said: dict[int, list[bytes]] = {self.stdout.fileno(): [], self.stderr.fileno(): []}
         with selectors.DefaultSelector() as selector:
             for descriptor in said:
