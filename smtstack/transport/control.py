@@ -14,6 +14,7 @@ from smtstack.crypto.epochs import EpochKeys
 from smtstack.errors import LocalError
 from smtstack.transport import states
 from smtstack.transport.counters import Counters
+from smtstack.transport.message import OutMessage
 from smtstack.transport.outbox import Outbox
 from smtstack.transport.params import INT_MAX, TransportParams
 from smtstack.transport.profile import Profile
@@ -73,13 +74,19 @@ class ControlPackets:
         if out is None:
             return
         out.priority = packet.priority
-        offset = min(packet.offset, out.length)
-        if offset > out.granted:
-            out.granted = offset
-            if self.trace is not None:
-                self.trace.was_granted(rpc, out)
+        if self._allow(rpc, out, packet.offset):
             rpc.alive(tick)
-            self._outbox.queue(rpc)
+
+    def _allow(self, rpc: Rpc, out: OutMessage, offset: int) -> bool:
+        """Bytes of a message of ours below ``offset`` may go; whether that is more than before."""
+        offset = min(offset, out.length)
+        if offset <= out.granted:
+            return False
+        out.granted = offset
+        if self.trace is not None:
+            self.trace.was_granted(rpc, out)
+        self._outbox.queue(rpc)
+        return True
 
     def _on_resend(self, peer: Peer, packet: homa.Resend, rpc: Rpc | None, tick: int) -> None:
         if rpc is None:
@@ -94,12 +101,8 @@ class ControlPackets:
             # The client lives, so the response is worth keeping.
             rpc.alive(tick)
         stop = min(packet.offset + packet.length, out.length)
-        if stop > out.granted:
-            # Asking for bytes allows them: the GRANT for them was lost.
-            out.granted = stop
-            if self.trace is not None:
-                self.trace.was_granted(rpc, out)
-            self._outbox.queue(rpc)
+        # Asking for bytes allows them: the GRANT for them was lost.
+        self._allow(rpc, out, stop)
         again = 0
         if packet.length:
             again = self._outbox.retransmit(rpc, packet.offset, stop, packet.priority, tick)

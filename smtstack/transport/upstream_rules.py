@@ -232,14 +232,6 @@ class UpstreamControl(ControlPackets):
             out.priority = packet.priority
             self._allow(rpc, out, packet.offset)
 
-    def _allow(self, rpc: Rpc, out: OutMessage, offset: int) -> None:
-        offset = min(offset, out.length)
-        if offset > out.granted:
-            out.granted = offset
-            if self.trace is not None:
-                self.trace.was_granted(rpc, out)
-            self._outbox.queue(rpc)
-
     def _on_resend(self, peer: Peer, packet: homa.Resend, rpc: Rpc | None, tick: int) -> None:
         if rpc is None:
             self._unknown(peer, packet)
@@ -255,9 +247,8 @@ class UpstreamControl(ControlPackets):
             rpc.alive(tick)
         sent_end = out.sent_end()
         stop = sent_end if packet.length < 0 else packet.offset + packet.length
-        if stop > out.granted:
-            # Asking for bytes allows them: the GRANT for them was lost.
-            self._allow(rpc, out, stop)
+        # Asking for bytes allows them: the GRANT for them was lost.
+        self._allow(rpc, out, stop)
         if packet.offset >= sent_end:
             # Beyond the message there is nothing to wait for.
             if packet.offset < out.length:
