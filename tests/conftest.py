@@ -3,6 +3,7 @@ root's workers are, how hard Hypothesis tries."""
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -14,6 +15,7 @@ from hypothesis import settings
 
 from smtstack import compiled
 from tests import builds, slow
+from workloads.results.fidelity import shorten_pauses
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +25,10 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+
+# A worker has all tests, which are a million objects and stay: looking through them again and again for cycles
+# that are garbage is an eighth of what all tests without root take.
+gc.disable()
 
 # By default the same examples every time: a red run is then red for everybody, and green again by a
 # change only. "SMTNET_HYPOTHESIS=long make test" goes looking for new ones.
@@ -67,6 +73,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
         for item in marked:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    shorten_pauses()
+    gc.enable()
 
 
 def _mixed(items: list[pytest.Item], waiting: Collection[Path]) -> list[pytest.Item]:
