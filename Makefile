@@ -98,10 +98,11 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 	@pytest="$(BIN)/python -m pytest"
 	# pytest rewrites every test's asserts and keeps that: here once, beside the linters, or each worker would do it.
 	$$pytest -q --collect-only >/dev/null 2>&1 & collecting=$$!
-	trap 'kill $$collecting 2>/dev/null || true' EXIT
+	trap 'kill $$collecting $$building 2>/dev/null || true' EXIT
+	$(MAKE) --no-print-directory built & building=$$!
 	$(MAKE) --no-print-directory lint
+	wait $$building
 	wait $$collecting || true  # what is wrong there, the tests say
-	$(MAKE) --no-print-directory built
 	# Where a build can be, it is what is tested, and none would be an error. The sources then pass what touches it.
 	if $(CAN_COMPILE); then
 		echo 'test: $(JOBS) workers, the sources of what is compiled (tests/builds.py)'
@@ -199,6 +200,8 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
-	$(BIN)/python -m pip install -qq --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic]'
+	# pip would compile what it installs by one processor.
+	$(BIN)/python -m pip install -qq --no-compile --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold what other Pythons are for
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'
