@@ -264,7 +264,10 @@ class SmtSocket:
     def failure_text(self, event: events.Failed) -> str:
         """Why an RPC failed, for people."""
         text = f"{event.reason.value}: {event.detail}" if event.detail else event.reason.value
-        return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT else text
+        # Who gives up before the transport would learns what came all the same, and no guess.
+        seen = (event.reason is events.Reason.ABORTED
+                and (self.endpoint.counters.overlay_unexpected or self.loop.socket.too_long()[0]))
+        return text + self.mtu_hint() if event.reason is events.Reason.TIMEOUT or seen else text
 
     def mtu_hint(self) -> str:
         """What may be wrong of MTU and overlay where a peer does not answer; "": the session agreed on these, or

@@ -80,6 +80,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_sessionfinish() -> None:
+    if "topo.forked" in sys.modules:
+        sys.modules["topo.forked"].end_servers()
+
+
 def _mixed(items: list[pytest.Item], waiting: Collection[Path]) -> list[pytest.Item]:
     """File by file, those that mostly wait spread evenly among those that compute: a worker's share of the tests
     is a stretch of them, and so each has something of both. A file's tests stay together, with what they share."""

@@ -199,3 +199,9 @@ def fork_server(environment: Mapping[str, str], imports: Sequence[str]) -> ForkS
     if server is None or server.process.poll() is not None:
         server = _servers[key] = ForkServer(environment, imports)
     return server
+
+
+def end_servers() -> None:
+    """End all of :func:`fork_server`, with their programs; the next that is asked for starts anew."""
+    while _servers:
+        _servers.popitem()[1].close()
