@@ -11,10 +11,11 @@ import errno
 from collections.abc import Sequence
 from typing import Final
 
+from smtstack.crypto.stream_gcm import MAX_PLAINTEXT
 from smtstack.ktls.backends import Backend, Refused, Registry
-from smtstack.ktls.params import MAX_PLAINTEXT, RULES, Asked, TlsParams, first_broken
+from smtstack.ktls.params import RULES, Asked, TlsParams, first_broken
 from smtstack.ktls.receive import ReceiveMachine
-from smtstack.ktls.records import DATA, Buffer
+from smtstack.ktls.records import DATA, Buffer, plain_parts
 from smtstack.ktls.sendq import OutRecord, SendQueue
 from smtstack.ktls.session import TlsSession
 from smtstack.ktls.stats import NIC, NONE, RX, SW, TX, TlsStats
@@ -23,17 +24,19 @@ _MASK64: Final = (1 << 64) - 1
 
 
 class KtlsConnection:
-    """``nic``: whether a NIC may seal (its backend is in ``backends``); then turning on takes it if it can."""
+    """``nic_tx``, ``nic_rx``: whether a NIC may seal, or open (its backend is in ``backends``); then turning on
+    takes it if it can."""
 
-    def __init__(self, backends: Registry, stats: TlsStats, rules: str = "freebsd", nic: bool = False,
-                 listening: bool = False) -> None:
+    def __init__(self, backends: Registry, stats: TlsStats, rules: str = "freebsd", nic_tx: bool = False,
+                 nic_rx: bool = False, listening: bool = False) -> None:
         assert rules in RULES
         self.rules = rules
         self.stats = stats
         self.queue = SendQueue(stats)
         self.rx: ReceiveMachine | None = None
         self._backends = backends
-        self._nic = nic
+        self._nic_tx = nic_tx
+        self._nic_rx = nic_rx
         self._listening = listening
         self._tx: TlsSession | None = None
         self._tx_params: TlsParams | None = None
@@ -88,6 +91,16 @@ class KtlsConnection:
         old.free()
         self.stats.add("TlsRxRekeyOk")
 
+    def open_in_software(self) -> None:
+        """No NIC takes what :meth:`rxtls_enable` had for one."""
+        rx = self.rx
+        assert rx is not None
+        old = rx.session
+        new = old.clone()
+        self._backends.attach(new, SW)
+        rx.rekey(new, rx.number)
+        old.free()
+
     @property
     def tx(self) -> TlsSession | None:
         """Whose keys seal what is written now."""
@@ -130,7 +143,7 @@ class KtlsConnection:
             return
         new = old.clone()
         try:
-            if mode == NIC and not self._nic_allowed():
+            if mode == NIC and not self._nic_allowed(TX):
                 raise OSError(errno.ENXIO, "there is no NIC that seals")
             self._backends.attach(new, mode)
             if self._tx is not old:
@@ -201,6 +214,19 @@ class KtlsConnection:
         if end < len(data):
             self._open += data[end:]
             self._open_kind = kind
+
+    def next_plain(self, payload: Buffer) -> OutRecord:
+        """A record of data that the caller sends itself, now, with nothing queued (``sendfile`` through a NIC)."""
+        session = self._tx
+        assert session is not None
+        assert session.mode == NIC
+        self._close_open()
+        record = OutRecord(session, self.number, DATA, b"", self.explicit_nonce)
+        record.done(plain_parts(session.shape, DATA, payload, self.explicit_nonce))
+        record.size = sum(map(len, record.parts))
+        self.number = self.number + 1 & _MASK64
+        self.explicit_nonce = self.explicit_nonce + 1 & _MASK64
+        return record
 
     def seal_in_software(self) -> None:
         """Records that wait for a NIC which does not take them: sealed by software, under the same numbers, before
@@ -287,7 +313,7 @@ class KtlsConnection:
 
     def _attach(self, session: TlsSession) -> None:
         """The NIC if it may and takes it, else software."""
-        if self._nic_allowed() and not (session.direction == TX and self.nic_disabled):
+        if self._nic_allowed(session.direction):
             try:
                 self._backends.attach(session, NIC)
             except OSError as e:
@@ -297,8 +323,9 @@ class KtlsConnection:
                 return
         self._backends.attach(session, SW)
 
-    def _nic_allowed(self) -> bool:
-        return self._nic and bool(self.stats.knobs["ifnet.permitted"])
+    def _nic_allowed(self, direction: str) -> bool:
+        has = self._nic_tx and not self.nic_disabled if direction == TX else self._nic_rx
+        return has and bool(self.stats.knobs["ifnet.permitted"])
 
     def _close_open(self) -> None:
         if self._open:

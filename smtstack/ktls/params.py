@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-VERSION_1_2: Final = 0x0303
-VERSION_1_3: Final = 0x0304
-#: Most bytes of one record (RFC 8446 §5.1).
-MAX_PLAINTEXT: Final = 16_384
-TAG_LEN: Final = 16
-#: Ciphers by the length of their keys; nonces of TLS 1.2 GCM are 4 bytes of salt and 8 in each record.
-KEY_LENGTHS: Final = {"aes-128-gcm": 16, "aes-256-gcm": 32, "chacha20-poly1305": 32, "aes-128-cbc": 16,
-                      "aes-256-cbc": 32}
+from smtstack.crypto.stream_gcm import CIPHERS, TLS12, TLS13
+
+VERSION_1_2: Final = TLS12
+VERSION_1_3: Final = TLS13
+#: Ciphers by the length of their keys. The rules know CBC; no backend has it.
+KEY_LENGTHS: Final = {**CIPHERS, "aes-128-cbc": 16, "aes-256-cbc": 32}
 AUTH_ALGORITHMS: Final = ("hmac-sha1", "hmac-sha2-256", "hmac-sha2-384")
 
 # <linux/tls.h>, <linux/tcp.h>, <linux/socket.h>; Python has no names for these.

@@ -9,16 +9,19 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from smtstack.crypto.stream_gcm import TAG_LEN, inner_untrusted
 from smtstack.errors import AuthError
-from smtstack.ktls.mixed import Marks, MarkSource, candidates, whole
-from smtstack.ktls.records import DATA, HEADER_LEN, BadRecord, Buffer, Record, record_size_untrusted, strip
+from smtstack.ktls.mixed import came_sealed, candidates, opened_whole
+from smtstack.ktls.params import VERSION_1_3
+from smtstack.ktls.records import DATA, HEADER_LEN, BadRecord, Buffer, Record, record_size_untrusted
+from smtstack.ktls.resync import MarkSource
 from smtstack.ktls.session import TlsSession
 from smtstack.ktls.stats import SW, TlsStats
+from smtstack.nic.marks import Range
 
 #: Bytes of the buffer: at first, and of one that is often full.
 FIRST_CAPACITY: Final = 1 << 15
 MOST_CAPACITY: Final = 1 << 18
-_NO_MARKS: Final = Marks()
 
 
 class ReceiveMachine:
@@ -177,22 +180,22 @@ class ReceiveMachine:
 
     def _open(self, record: memoryview, size: int) -> tuple[int, bytes]:
         """(kind, data). Raises :class:`AuthError`."""
-        session, marks = self._session, _NO_MARKS
-        if self.marks is not None:
-            marks = self.marks.look(self._at, size)
-        opened = whole(session, size, marks)
-        if self.marks is not None:
-            self.marks.header(self._at, size, self.number, opened)
-        if opened:
-            data = bytes(record[session.shape.header:size - 16])
-            return strip(data) if session.shape.trailer > 16 else (record[0], data)
-        backend = session.backend
-        assert backend is not None
-        if not marks.opened and not marks.ambiguous:
-            kind, data = backend.open_untrusted(session, self.number, record)
+        session = self._session
+        assert session.backend is not None
+        if self.marks is None:
+            kind, data = session.backend.open_untrusted(session, self.number, record)
         else:
-            kind, data = self._open_mixed(record, marks)
-        if self.expect_no_pad and session.shape.trailer > 16:
+            forms = self.marks.forms(self._at, size)
+            verified = opened_whole(forms)
+            self.marks.record(self._at, size, self.number, verified)
+            if verified:
+                body = bytes(record[session.shape.header:size - TAG_LEN])
+                return inner_untrusted(body) if session.version == VERSION_1_3 else (record[0], body)
+            if came_sealed(forms):
+                kind, data = session.backend.open_untrusted(session, self.number, record)
+            else:
+                kind, data = self._open_mixed(record, forms)
+        if self.expect_no_pad and session.version == VERSION_1_3:
             padding = size - session.shape.header - session.shape.trailer - len(data)
             if kind != DATA or padding:
                 self._stats.add("TlsDecryptRetry")
@@ -200,11 +203,11 @@ class ReceiveMachine:
                 self._stats.add("TlsRxNoPadViolation")
         return kind, data
 
-    def _open_mixed(self, record: memoryview, marks: Marks) -> tuple[int, bytes]:
+    def _open_mixed(self, record: memoryview, forms: list[Range]) -> tuple[int, bytes]:
         session = self._session
         assert session.backend is not None
         failure = AuthError(f"record {self.number} does not authenticate")
-        for candidate in candidates(session, self.number, record, marks):
+        for candidate in candidates(session, self.number, record, forms):
             try:
                 return session.backend.open_untrusted(session, self.number, candidate)
             except AuthError as e:

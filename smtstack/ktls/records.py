@@ -15,14 +15,16 @@ from typing import Final, NamedTuple, Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from smtstack.crypto import stream_gcm
+from smtstack.crypto.stream_gcm import MAX_PLAINTEXT, TAG_LEN, inner_untrusted
 from smtstack.errors import AuthError, BadPacket
-from smtstack.ktls.params import MAX_PLAINTEXT, TAG_LEN, VERSION_1_3
+from smtstack.ktls.params import VERSION_1_3
 
-#: Record types (RFC 8446 §5.1).
-ALERT: Final = 21
-HANDSHAKE: Final = 22
-DATA: Final = 23
-HEADER_LEN: Final = 5
+#: Record types.
+ALERT: Final = stream_gcm.ALERT
+HANDSHAKE: Final = stream_gcm.HANDSHAKE
+DATA: Final = stream_gcm.APPLICATION_DATA
+HEADER_LEN: Final = stream_gcm.PREFIX_LEN
 _MASK64: Final = (1 << 64) - 1
 
 #: Bytes that are read and not kept; what is sent may be of any of these.
@@ -171,7 +173,7 @@ class RecordAead:
             if form.version >= VERSION_1_3:
                 inner = self._aead.decrypt((self._iv_number ^ number).to_bytes(12, "big"), record[HEADER_LEN:],
                                            header)
-                return strip(inner)
+                return inner_untrusted(inner)
             size = len(record) - form.header - TAG_LEN
             return header[0], self._aead.decrypt(self._nonce(number, header), record[form.header:],
                                                  aad_1_2(number, header[0], size))
@@ -189,13 +191,3 @@ def aad_1_2(number: int, kind: int, size: int) -> bytes:
     """The 13 bytes that the tag of a TLS 1.2 record covers besides its payload."""
     return number.to_bytes(8, "big") + bytes((kind, 3, 3)) + size.to_bytes(2, "big")
 
-
-def strip(inner: bytes) -> tuple[int, bytes]:
-    """(kind, payload) of what a TLS 1.3 record holds: its last byte that is not 0 is the type. Raises
-    :class:`AuthError` if there is none."""
-    end = len(inner)
-    if end and not inner[-1]:
-        end = len(inner.rstrip(b"\0"))
-    if not end:
-        raise AuthError("a record without a type")
-    return inner[end - 1], inner[:end - 1]

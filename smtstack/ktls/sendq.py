@@ -18,7 +18,8 @@ MOST_BUFFERS: Final = 512
 class OutRecord:
     """One record. ``parts`` is what TCP carries, once ``ready``."""
 
-    __slots__ = ("explicit_nonce", "failed", "kind", "number", "parts", "payload", "ready", "session", "size")
+    __slots__ = ("announced", "explicit_nonce", "failed", "kind", "number", "parts", "payload", "ready",
+    "session", "size")
 
     def __init__(self, session: TlsSession, number: int, kind: int, payload: Buffer, explicit_nonce: int) -> None:
         self.session: TlsSession = session.hold()
@@ -31,6 +32,8 @@ class OutRecord:
         self.parts: list[Buffer] = []
         self.ready = False
         self.failed = False
+        #: Sealed, and in the record map of a NIC.
+        self.announced = False
 
     def done(self, parts: list[Buffer]) -> None:
         """It is sealed: ``parts`` make ``size`` bytes."""

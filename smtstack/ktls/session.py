@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtstack.crypto.stream_gcm import StreamKeys
 from smtstack.errors import LocalError
 from smtstack.ktls.params import TlsParams
 from smtstack.ktls.records import Shape, shape
@@ -56,6 +57,10 @@ class TlsSession:
     def iv(self) -> bytes:
         """A copy."""
         return bytes(self._iv)
+
+    def keys(self) -> StreamKeys:
+        """For a NIC, and for what is opened in part."""
+        return StreamKeys(self.version, self.cipher, self.key, self.iv)
 
     def clone(self) -> TlsSession:
         """The same keys for another backend (``ktls_clone_session``)."""

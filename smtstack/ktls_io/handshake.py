@@ -11,9 +11,10 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from smtstack.crypto.stream_gcm import MAX_PLAINTEXT
 from smtstack.errors import HandshakeError, Unsupported
 from smtstack.ktls.key_schedule import Suite, key_block, suite_named, traffic_params
-from smtstack.ktls.params import MAX_PLAINTEXT, VERSION_1_2, VERSION_1_3, TlsParams
+from smtstack.ktls.params import VERSION_1_2, VERSION_1_3, TlsParams
 from smtstack.ktls.records import DATA, HANDSHAKE, HEADER_LEN
 
 _CHUNK: Final = 1 << 16

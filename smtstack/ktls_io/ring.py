@@ -10,7 +10,7 @@ import mmap
 import struct
 from typing import Final, NamedTuple
 
-from smtstack.ktls.params import MAX_PLAINTEXT
+from smtstack.crypto.stream_gcm import MAX_PLAINTEXT
 from smtstack.ktls.records import Buffer
 
 #: Operations.

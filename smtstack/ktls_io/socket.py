@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import select
 import socket
 import struct
-from collections import Counter
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
-from smtstack.errors import BadPacket, HandshakeError
+from smtstack.errors import BadPacket, HandshakeError, Unsupported
 from smtstack.ktls import control_records as control
 from smtstack.ktls.backends import Registry
 from smtstack.ktls.connection import KtlsConnection
@@ -34,45 +31,16 @@ from smtstack.ktls.params import (
 )
 from smtstack.ktls.receive import ReceiveMachine
 from smtstack.ktls.records import ALERT, DATA, HANDSHAKE, Buffer, Record
-from smtstack.ktls.sendq import OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.resync import NicMarks
 from smtstack.ktls.stats import NIC, SW, TlsStats
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.handshake import Established, Handshake
+from smtstack.ktls_io.sending import NicPort, RxFlow, Sender, quietly
 
 #: What is sealed and given to the kernel at a time: records of full size.
 CHUNK: Final = 16 * 16_384
 #: A socket that does not wait takes nothing more while so many bytes of its records are not sent.
 MOST_BACKLOG: Final = 1 << 20
-#: Records handed out by one :meth:`KtlsSocket.recv`, at most.
-_BATCH: Final = 16
-#: struct tcp_info (linux/tcp.h): tcpi_bytes_sent, tcpi_bytes_retrans.
-_BYTES_SENT_AT, _TCP_INFO_LEN = 200, 216
-#: Bytes between looks whether too much is sent again.
-_ACCOUNT_EVERY: Final = 1 << 20
-
-
-class TxFlow(Protocol):
-    """Plaintext records on their way through a NIC that seals them (:mod:`smtstack.ktls_io.nic_mode`)."""
-
-    def append(self, record: OutRecord) -> memoryview | None:
-        """Keep the record for as long as TCP may send it again; what to give TCP. None: no room now."""
-
-    def poll(self) -> None:
-        """Let go of what is acknowledged. Raises OSError(ECONNABORTED) where the NIC gave the connection up."""
-
-    def empty(self) -> bool:
-        """Whether all is acknowledged."""
-
-    def close(self) -> None:
-        """No further record. What is not acknowledged stays with the NIC until it is."""
-
-
-class NicPort(Protocol):
-    """How a socket gets NICs to seal."""
-
-    def install(self, sock: socket.socket, session: TlsSession, number: int) -> TxFlow:
-        """From the next byte written on. Raises OSError: ENXIO no such NIC, ENOSPC no context left."""
 
 
 class KtlsSocket:
@@ -84,18 +52,16 @@ class KtlsSocket:
         self.sock = sock
         self.stats = stats or TlsStats()
         self.connection = KtlsConnection(backends or default_backends(nic=nic is not None), self.stats, rules,
-                                         nic is not None)
-        #: Bytes copied, by what for: ``read`` of a file, ``seal`` into new memory, ``send`` into the kernel,
-        #: ``map`` for a NIC that may have to send again.
-        self.copies: Counter[str] = Counter()
+                                         nic is not None, nic is not None and nic.receives)
         #: Session tickets that came (TLS 1.3).
         self.tickets = 0
         self.zerocopy_ro = False
         self._nic = nic
-        self._flow: TxFlow | None = None
-        self._flow_session: TlsSession | None = None
-        #: Of the record under way through the NIC.
-        self._under_way: memoryview | None = None
+        self._sender = Sender(sock, self.connection, nic)
+        #: Bytes copied, by what for: ``read`` of a file, ``seal`` into new memory, ``send`` into the kernel,
+        #: ``map`` for a NIC that may have to send again.
+        self.copies = self._sender.copies
+        self._rx_flow: RxFlow | None = None
         self._rest = b""
         self._ended = False
         self._told_next: OSError | None = None
@@ -105,7 +71,6 @@ class KtlsSocket:
         self._suite: Suite | None = None
         self._tx_secret = bytearray()
         self._rx_secret = bytearray()
-        self._accounted = 0
 
     # -- beginning and end -----------------------------------------------------------------------------------
 
@@ -167,12 +132,10 @@ class KtlsSocket:
         self.close()
 
     def _forget(self) -> None:
-        if self._flow is not None:
-            self._flow.close()
-            self._flow = None
-        if self._flow_session is not None:
-            self._flow_session.free()
-            self._flow_session = None
+        self._sender.close()
+        if self._rx_flow is not None:
+            self._rx_flow.close()
+            self._rx_flow = None
         self.connection.close()
         self._tx_secret[:] = bytes(len(self._tx_secret))
         self._rx_secret[:] = bytes(len(self._rx_secret))
@@ -183,11 +146,21 @@ class KtlsSocket:
         """TCP_TXTLS_ENABLE: what is written from now on is records."""
         self.connection.txtls_enable(params)
         if self.connection.txtls_mode == NIC:
-            self._install_or_leave()
+            quietly(self._sender)
 
     def rxtls_enable(self, params: TlsParams) -> None:
         """TCP_RXTLS_ENABLE: what comes from now on is records."""
         self.connection.rxtls_enable(params)
+        rx = self._rx()
+        if self.connection.rxtls_mode == NIC and self._rx_flow is None:
+            assert self._nic is not None
+            try:
+                flow = self._nic.install_rx(self.sock, rx.session.keys(), params.number)
+            except (OSError, Unsupported):
+                self.connection.open_in_software()
+            else:
+                self._rx_flow = flow
+                rx.marks = NicMarks(flow.marks, flow.seq, self._nic.rx_resync, self.stats)
 
     @property
     def txtls_mode(self) -> str:
@@ -196,8 +169,10 @@ class KtlsSocket:
 
     @txtls_mode.setter
     def txtls_mode(self, mode: str) -> None:
+        before = self.connection.tx
         self.connection.set_txtls_mode(mode)
-        self._begin_flow()
+        if self.connection.tx is not before:
+            self._sender.mode_changed()
 
     @property
     def rxtls_mode(self) -> str:
@@ -248,8 +223,7 @@ class KtlsSocket:
         try:
             self.connection.write(data, kind, more)
         except OSError as e:
-            if e.errno == errno.EIO:
-                self.abort()
+            self._perhaps_abort(e)
             raise
         if self.txtls_mode == SW:
             self.copies["seal"] += len(data)
@@ -265,6 +239,23 @@ class KtlsSocket:
             kind = value[0]
         return self.send(b"".join(buffers), kind, bool(flags & socket.MSG_MORE))
 
+    def _perhaps_abort(self, error: OSError) -> None:
+        if error.errno in {errno.EIO, errno.ECONNABORTED}:
+            self.abort()
+
+    def ready_for_files(self) -> bool:
+        """Whether :meth:`send_file_part` may be called: a NIC seals, and nothing waits to be sent before."""
+        self.connection.flush()
+        return (self.push(wait=True) and self.connection.txtls_mode == NIC and self._sender.flow is not None)
+
+    def send_file_part(self, payload: bytes, descriptor: int, offset: int) -> None:
+        """A record whose payload TCP takes from a file's own pages (:mod:`smtstack.ktls_io.files`)."""
+        try:
+            self._sender.send_file_part(payload, descriptor, offset)
+        except OSError as e:
+            self._perhaps_abort(e)
+            raise
+
     def flush(self) -> bool:
         """Close the record that MSG_MORE keeps open, and send; whether all is gone."""
         self.connection.flush()
@@ -273,45 +264,14 @@ class KtlsSocket:
     def push(self, wait: bool) -> bool:
         """Give TCP what is ready; whether nothing is left. ``wait``: until then.
 
-        Raises OSError: EIO, and the connection is reset, if a record could not be sealed; the kernel's own.
+        Raises OSError: EIO if a record could not be sealed and ECONNABORTED if a NIC gave up, and the connection
+        is reset then; the kernel's own.
         """
-        queue = self.connection.queue
         try:
-            while (head := queue.head()) is not None:
-                if not head.ready:
-                    self.connection.collect()
-                    if not head.ready:
-                        if not wait:
-                            return False
-                        self._wait_for_sealing()
-                    continue
-                if not (self._push_nic(head, wait) if head.session.mode == NIC else self._push_sw(wait)):
-                    return False
-        except BlockingIOError:
-            return False
+            return self._sender.push(wait)
         except OSError as e:
-            if e.errno in {errno.EIO, errno.ECONNABORTED}:
-                self.abort()
+            self._perhaps_abort(e)
             raise
-        if self._flow is not None:
-            self._account()
-        return True
-
-    def _push_sw(self, wait: bool) -> bool:
-        """What software has sealed. Not before all that a NIC had is acknowledged: the mark that says "seal
-        this" is the socket's, not the record's."""
-        if self._flow is not None and not self._end_flow(wait):
-            return False
-        queue = self.connection.queue
-        flags = 0 if wait else socket.MSG_DONTWAIT
-        if self._nic is not None:
-            # A NIC may begin with the next byte: no segment is to have both.
-            flags |= socket.MSG_EOR
-        while parts := queue.ready():
-            count = self.sock.sendmsg(parts, [], flags)
-            self.copies["send"] += count
-            queue.sent(count)
-        return True
 
     # -- receiving -------------------------------------------------------------------------------------------
 
@@ -329,8 +289,8 @@ class KtlsSocket:
         return record
 
     def recv(self, size: int = CHUNK) -> bytes:
-        """Data: all that has come, up to ``size`` bytes; b"" after the peer's close_notify or the end of its
-        stream.
+        """Data: all that has come and is whole, up to ``size`` bytes; b"" after the peer's close_notify or the
+        end of its stream.
 
         What comes between data is dealt with. OSError(ECONNABORTED) if the peer sent an alert; EOPNOTSUPP, after
         an alert to it, for what we refuse.
@@ -346,7 +306,7 @@ class KtlsSocket:
         rx = self._rx()
         parts: list[bytes] = []
         got = 0
-        while got < size and len(parts) < _BATCH:
+        while got < size:
             try:
                 record = rx.next_record()
             except OSError as e:
@@ -371,11 +331,6 @@ class KtlsSocket:
         if not parts:
             self._ended = True
         return data
-
-    @property
-    def buffered(self) -> int:
-        """Bytes of data that :meth:`recv` has without asking the kernel."""
-        return len(self._rest)
 
     def _rx(self) -> ReceiveMachine:
         if self.connection.rx is None:
@@ -453,118 +408,6 @@ class KtlsSocket:
     def _params(self, secret: bytearray) -> TlsParams:
         assert self._suite is not None
         return traffic_params(self._suite, bytes(secret))
-
-    # -- through a NIC ---------------------------------------------------------------------------------------
-
-    def _begin_flow(self) -> None:
-        """Install the NIC where nothing is before its first record; else :meth:`push` does when it comes to that.
-        Raises what the NIC says."""
-        queue = self.connection.queue
-        if self.connection.txtls_mode != NIC or queue.head() is not None or self._flow is not None:
-            return
-        session = self.connection.tx
-        assert session is not None
-        try:
-            self._install(session, self.connection.number)
-        except OSError:
-            self.stats.add("stats.switch_failed")
-            self.connection.switch(SW)
-            raise
-
-    def _install_or_leave(self) -> None:
-        """When TLS is turned on: without a NIC that takes it, software seals and nobody is told."""
-        with contextlib.suppress(OSError):
-            self._begin_flow()
-
-    def _install(self, session: TlsSession, number: int) -> None:
-        assert self._nic is not None
-        self._flow = self._nic.install(self.sock, session, number)
-        self._flow_session = session.hold()
-
-    def _push_nic(self, head: OutRecord, wait: bool) -> bool:
-        """One plaintext record; whether it is gone."""
-        if self._flow is not None and self._flow_session is not head.session and not self._end_flow(wait):
-            return False
-        if self._flow is None:
-            try:
-                self._install(head.session, head.number)
-            except OSError:
-                self._seal_after_all()
-                return True
-        flow, queue = self._flow, self.connection.queue
-        assert flow is not None
-        view = self._under_way
-        if view is None:
-            while (view := flow.append(head)) is None:
-                flow.poll()
-                if (view := flow.append(head)) is not None:
-                    break
-                if not wait:
-                    return False
-                self._wait_for_acknowledgement()
-            self.copies["map"] += len(view)
-        self._under_way = view
-        while view:
-            count = self.sock.send(view, 0 if wait else socket.MSG_DONTWAIT)
-            self.copies["send"] += count
-            view = view[count:]
-            self._under_way = view
-        self._under_way = None
-        queue.sent(head.size)
-        return True
-
-    def _end_flow(self, wait: bool) -> bool:
-        """Take the NIC out once all that it had is acknowledged; whether it is out."""
-        flow = self._flow
-        assert flow is not None
-        flow.poll()
-        while not flow.empty():
-            if not wait:
-                return False
-            self._wait_for_acknowledgement()
-            flow.poll()
-        flow.close()
-        self._flow = None
-        if self._flow_session is not None:
-            self._flow_session.free()
-            self._flow_session = None
-        return True
-
-    def _seal_after_all(self) -> None:
-        """No NIC takes the records that wait for one: software seals them, under the same numbers."""
-        self.stats.add("stats.switch_failed")
-        if self.connection.txtls_mode == NIC:
-            self.connection.switch(SW)
-        self.connection.seal_in_software()
-
-    def _account(self) -> None:
-        """Give the NIC up for good where too much is sent again."""
-        sent = self.copies["send"]
-        if sent - self._accounted < _ACCOUNT_EVERY:
-            return
-        self._accounted = sent
-        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LEN)
-        if len(info) >= _TCP_INFO_LEN:
-            total, again = struct.unpack_from("=QQ", info, _BYTES_SENT_AT)
-            self.connection.account(total - again, again)
-
-    # -- waiting ---------------------------------------------------------------------------------------------
-
-    def _wait_for_sealing(self) -> None:
-        waiter = select.poll()
-        for backend in self.connection.sealing():
-            fd = backend.fileno()
-            if fd is not None:
-                waiter.register(fd, select.POLLIN)
-        waiter.poll(1000)
-
-    def _wait_for_acknowledgement(self) -> None:
-        """Nothing tells of one: look again soon, or earlier if the connection ends."""
-        waiter = select.poll()
-        waiter.register(self.sock, 0)
-        if waiter.poll(1):
-            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            raise OSError(error or errno.EPIPE, os.strerror(error or errno.EPIPE))
 
 
 def shake_hands(sock: socket.socket, handshake: Handshake) -> Established:
