@@ -21,7 +21,7 @@ class Suite(NamedTuple):
 
     @property
     def hash(self) -> hashes.HashAlgorithm:
-        """Of the key schedule."""
+        """The hash of the suite's key schedule."""
         return hashes.SHA384() if self.sha384 else hashes.SHA256()
 
 

@@ -62,7 +62,7 @@ class TlsParams:
     iv: bytes
     """12 bytes; TLS 1.2 with GCM: the 4 bytes of salt."""
     number: int = 0
-    """Of the next record."""
+    """The number of the next record."""
     explicit_nonce: int = 0
     """TLS 1.2 with GCM: the 64 bits that the next record carries. To begin anywhere at random, as FreeBSD does;
     each record adds 1."""

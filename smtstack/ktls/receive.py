@@ -62,7 +62,7 @@ class ReceiveMachine:
 
     @property
     def position(self) -> int:
-        """Of the next record's first byte, in bytes since TLS was turned on."""
+        """Where the next record's first byte is, in bytes since TLS was turned on."""
         return self._at
 
     def room(self) -> memoryview:
@@ -87,7 +87,7 @@ class ReceiveMachine:
         self._count_waiting()
 
     def feed(self, data: Buffer) -> None:
-        """The same with bytes that are somewhere else; of any number."""
+        """Take in bytes of the stream that are somewhere else than in :meth:`room`; any number of them."""
         at = 0
         while at < len(data):
             room = self.room()

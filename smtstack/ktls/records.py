@@ -59,9 +59,9 @@ class Record(NamedTuple):
     """A record that was opened, as ``recvmsg`` with ``TLS_GET_RECORD`` tells of it."""
 
     kind: int
-    """Its type: of a TLS 1.3 record, that inside."""
+    """The record's type; in TLS 1.3 the one inside of it."""
     version: int
-    """As its header has it: 0x0303."""
+    """The version in the record's header: 0x0303."""
     length: int
     """Bytes of data."""
     data: bytes
@@ -80,7 +80,7 @@ class Shape(NamedTuple):
 
 
 def shape(version: int, cipher: str) -> Shape:
-    """Of ``0x0303`` or ``0x0304`` and an AEAD."""
+    """What records of version 0x0303 or 0x0304 and an AEAD look like."""
     explicit = version < VERSION_1_3 and cipher.endswith("-gcm")
     return Shape(version, explicit, HEADER_LEN + 8 if explicit else HEADER_LEN,
                  TAG_LEN + (1 if version >= VERSION_1_3 else 0))
@@ -151,7 +151,8 @@ class RecordAead:
                                           aad_1_2(number, header[0], len(payload)))
 
     def seal_into(self, number: int, kind: int, payload: Buffer, explicit_nonce: int, out: memoryview) -> int:
-        """The same, written to ``out``; bytes written. Needs an AEAD that has ``encrypt_into``."""
+        """Write the sealed record ``number`` to ``out``; bytes written. Needs an AEAD that has
+        ``encrypt_into``."""
         form = self.shape
         header = make_header(form, kind, len(payload), explicit_nonce)
         at = len(header)

@@ -36,13 +36,13 @@ class OutRecord:
         self.announced = False
 
     def done(self, parts: list[Buffer]) -> None:
-        """It is sealed: ``parts`` make ``size`` bytes."""
+        """The record is sealed: ``parts`` make ``size`` bytes."""
         self.parts = parts
         self.ready = True
         self.payload = b""
 
     def fail(self) -> None:
-        """It cannot be sealed: its connection is to be aborted."""
+        """The record cannot be sealed: its connection is to be aborted."""
         self.failed = True
 
 

@@ -63,7 +63,7 @@ class TlsSession:
         return StreamKeys(self.version, self.cipher, self.key, self.iv)
 
     def clone(self) -> TlsSession:
-        """The same keys for another backend (``ktls_clone_session``)."""
+        """A session with the same keys, for another backend (``ktls_clone_session``)."""
         params = TlsParams(self.cipher, self.version, self.key, self.iv)
         return TlsSession(params, self.direction, self._stats)
 

@@ -45,7 +45,7 @@ class Descriptor(NamedTuple):
     key: int
     """Which key: a number that the application chose."""
     number: int
-    """Of the record."""
+    """The record's number."""
     explicit_nonce: int
     length: int
 

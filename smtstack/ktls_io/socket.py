@@ -84,7 +84,7 @@ class KtlsSocket:
 
     @classmethod
     def server(cls, sock: socket.socket, context: Any, tickets: bool = False, **how: Any) -> Self:
-        """The same for the other side; ``tickets``: send some."""
+        """Shake hands as a server, then turn TLS on; ``tickets``: send some."""
         own = cls(sock, **how)
         own.turn_on(shake_hands(sock, Handshake(context, True, tickets=tickets)))
         return own
@@ -97,7 +97,7 @@ class KtlsSocket:
         self._tx_secret[:], self._rx_secret[:] = keys.tx_secret, keys.rx_secret
 
     def fileno(self) -> int:
-        """Of the TCP socket."""
+        """The TCP socket's descriptor."""
         return self.sock.fileno()
 
     def shutdown(self) -> None:
