@@ -247,7 +247,7 @@ writes = st.lists(st.tuples(st.sampled_from([DATA, DATA, DATA, ALERT, HANDSHAKE]
 @given(st.sampled_from(KINDS), writes, st.integers(64, 100), st.sampled_from(["openssl", "batched"]))
 @settings(deadline=None)
 def test_whatever_is_written_is_in_records_of_its_type_in_order(kind, calls, most, backend):
-    """No record mixes types or is longer than it may be. None is shorter than it has to be: MSG_MORE fills them."""
+    """No record mixes types or is longer than it may be, and MSG_MORE fills those of data."""
     of = params(*kind)
     made = connect(OpenSsl() if backend == "openssl" else Batched(), of)
     made.stats.set_knob("maxlen", most)
