@@ -36,7 +36,7 @@ class TxFlow:
     """:func:`~smtstack.wire.tcp.flow_key` of the packets that leave."""
     keys: StreamKeys
     records: Buffer
-    """Its record map, made by :class:`~smtstack.nic.record_map.RecordMapWriter`."""
+    """The record map, made by :class:`~smtstack.nic.record_map.RecordMapWriter`."""
     policy: str = LINUX
     resync: str = DUMP
 

@@ -149,7 +149,7 @@ def checksum_ok(frame: bytes, packet: TcpPacket) -> bool:
 
 
 def replace_payload(frame: bytes, packet: TcpPacket, payload: bytes) -> bytes:
-    """The same packet with another payload of the same length, and the right TCP checksum."""
+    """A packet with another payload of the same length, and the right TCP checksum."""
     tcp_at, at = packet.tcp_at, packet.tcp_at + _SUM
     head = frame[tcp_at:at] + b"\0\0" + frame[at + 2:packet.payload_at]
     total = (_sum(head) + _sum(payload) + _sum(frame[_SRC_AT:_ADDRESSES_END]) + PROTO_TCP + packet.end - tcp_at)
