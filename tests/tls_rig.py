@@ -6,6 +6,7 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable
+from itertools import product
 
 from smtstack.crypto.stream_gcm import (
     CHACHA20_POLY1305,
@@ -13,12 +14,19 @@ from smtstack.crypto.stream_gcm import (
     TLS12,
     TLS13,
     StreamKeys,
+    apply_keystream,
     frame_record,
+    inner_untrusted,
+    open_record_untrusted,
+    record_len_untrusted,
     seal_framed,
 )
+from smtstack.errors import AuthError
+from smtstack.nic.marks import AMBIGUOUS, DECRYPTED, ENCRYPTED, MarkReader, Range, mark_bytes
 from smtstack.nic.record_map import RecordMapWriter, map_bytes
+from smtstack.nic.rx_resync import RxResync
 from smtstack.nic.tls_device import TlsNic, TlsNicConfig
-from smtstack.nic.tls_flow import DUMP, LINUX, TxFlow
+from smtstack.nic.tls_flow import DUMP, LINUX, RxFlow, TxFlow
 from smtstack.wire import tcp
 
 SRC, DST, SPORT, DPORT = 0x0A000001, 0x0A000002, 40000, 443
@@ -233,3 +241,119 @@ class Tcp:
         size = min(self.mss, self.next - self.una)
         self.rtx_next += size
         self.send(self.una, size)
+
+
+class Receiver:
+    """The other end: a NIC, a kernel that keeps the first copy of every byte, an application that opens records.
+
+    Whatever happens, what the NIC passes up is the packet as it came, or its plaintext, and marked as such.
+    """
+
+    def __init__(self, stream: Stream, resync: str, nic: TlsNic | None = None, context: bool = True,
+                 entries: int = 64) -> None:
+        self.stream = stream
+        self.nic = nic or make_nic()
+        self.buffer = bytearray(mark_bytes(entries))
+        self.flow = RxFlow(FLOW, stream.keys, self.buffer, stream.start % 2**32, stream.number, resync)
+        self.nic.add_flow(self.flow, context)
+        self.marks = MarkReader([self.buffer], stream.start % 2**32)
+        self.resync = RxResync(self.marks, resync)
+        #: What the kernel has: the first copy of each byte, and of which it has one.
+        self.bytes = bytearray(len(stream.plain))
+        self.have = bytearray(len(stream.plain))
+        self.as_opened = self._as_opened()
+        #: What was delivered, which records' tags were wrong, and how each record came.
+        self.delivered: list[bytes] = []
+        self.bad: list[int] = []
+        self.how: list[str] = []
+        self.at = 0
+
+    def _as_opened(self) -> bytes:
+        """The stream as a device passes it up decrypted: framed, and with the tags."""
+        stream = self.stream
+        out = bytearray(stream.plain)
+        for start, end in zip(stream.starts, [*stream.starts[1:], len(out)], strict=True):
+            out[end - 16:end] = stream.sealed[end - 16:end]
+            assert start < end
+        return bytes(out)
+
+    def put(self, at: int, data: bytes) -> None:
+        """Bytes come to the kernel, by whatever way."""
+        end = at + len(data)
+        if not any(self.have[at:end]):
+            self.bytes[at:end] = data
+        else:
+            for n, byte in enumerate(data):
+                if not self.have[at + n]:
+                    self.bytes[at + n] = byte
+        self.have[at:end] = b"\1" * len(data)
+
+    def lose(self, at: int, size: int) -> None:
+        """The kernel had no room for what came."""
+        self.have[at:at + size] = bytes(size)
+
+    def take(self, at: int, size: int, payload: bytes | None = None) -> bool:
+        """A packet arrives from the wire; whether it was passed up decrypted."""
+        genuine = payload is None
+        wire = bytes(self.stream.sealed[at:at + size]) if payload is None else payload
+        frame = tcp_frame(self.stream.start + at, wire)
+        before = self.nic.counters.rx_tls_decrypted_packets
+        up = self.nic.receive(frame)
+        decrypted = self.nic.counters.rx_tls_decrypted_packets > before
+        packet = tcp.parse_untrusted(up)
+        assert tcp.checksum_ok(up, packet)
+        got = up[packet.payload_at:packet.end]
+        if not decrypted:
+            assert up == frame
+        elif genuine:
+            assert got == self.as_opened[at:at + size], f"not its plaintext: {at}"
+        self.put(at, got)
+        return decrypted
+
+    def read(self) -> None:
+        """The application takes what is whole."""
+        stream = self.stream
+        whole = self.have.find(0, self.at)
+        whole = len(self.have) if whole < 0 else whole
+        while self.at + 5 <= whole:
+            length = record_len_untrusted(stream.keys, self.bytes[self.at:self.at + 5])
+            assert length, "the application lost the records"
+            if self.at + length > whole:
+                break
+            self._record(bytes(self.bytes[self.at:self.at + length]))
+            self.at += length
+            self.marks.release((stream.start + self.at) % 2**32)
+
+    def _record(self, record: bytes) -> None:
+        seq = (self.stream.start + self.at) % 2**32
+        number = self.stream.number + len(self.how)
+        ranges = self.marks.forms(seq, len(record))
+        form = ranges[0].form if len(ranges) == 1 else AMBIGUOUS
+        data = self._open(record, number, ranges)
+        self.how.append({DECRYPTED: "device", ENCRYPTED: "software"}.get(form, "mixed"))
+        if data is None:
+            self.bad.append(number)
+        else:
+            self.delivered.append(data)
+        self.resync.record(seq, len(record), number, form)
+
+    def _open(self, record: bytes, number: int, ranges: list[Range]) -> bytes | None:
+        keys = self.stream.keys
+        at = keys.header_len
+        if all(r.form == DECRYPTED for r in ranges):
+            return record[at:-16] if keys.version == TLS12 else inner_untrusted(record[at:-16])[1]
+        unsure = [r for r in ranges if r.form == AMBIGUOUS]
+        # The copy that came decrypted came first.
+        for choice in product((True, False), repeat=len(unsure)):
+            sealed = bytearray(record)
+            taken = dict(zip((r.start for r in unsure), choice, strict=True))
+            for r in ranges:
+                if r.form == DECRYPTED or taken.get(r.start):
+                    low, high = max(r.start, at), min(r.end, len(record) - 16)
+                    if low < high:
+                        sealed[low:high] = apply_keystream(keys, number, record[:at], low - at, record[low:high])
+            try:
+                return open_record_untrusted(keys, number, bytes(sealed))[1]
+            except AuthError:
+                continue
+        return None
