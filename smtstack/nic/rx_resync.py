@@ -3,7 +3,8 @@
 Fed with every record as it is taken from the stream. A NIC that searched asks about a place in the stream, and is
 answered if a record begins there: with ``scan`` at once, with ``async`` from what was remembered since the NIC
 said that a question would follow. With ``hint`` nobody asks: records that came encrypted make the application tell
-where the next one begins, more and more seldom as it does not help.
+where the next one begins, more and more seldom as it does not help. With ``every`` each of them does, until one
+comes decrypted: that confirms it (FreeBSD).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from smtstack.nic.marks import DECRYPTED, ENCRYPTED, MarkReader
-from smtstack.nic.tls_flow import HINT
+from smtstack.nic.tls_flow import EVERY, HINT
 from smtstack.wire.tcp import advance, distance
 
 #: Beginnings that are remembered (TLS_DEVICE_RESYNC_ASYNC_LOGMAX), and records after which nobody asks any more.
@@ -40,17 +41,21 @@ class _Asked:
 class RxResync:
     """The application's end of the three ways to get a NIC back into step."""
 
-    __slots__ = ("_asked", "_failed", "_hints", "_marks", "_target", "resyncs")
+    __slots__ = ("_asked", "_every", "_failed", "_hints", "_marks", "_open", "_target", "confirmed", "resyncs")
 
     def __init__(self, marks: MarkReader, resync: str) -> None:
         """``resync``: as the flow's."""
         self._marks = marks
-        self._hints = resync == HINT
+        self._every = resync == EVERY
+        self._hints = resync == HINT or self._every
         self._asked = [_Asked() for _ in range(marks.nics)]
         self._failed = 0
         self._target = FIRST_HINT
         #: Answers and hints given (``TlsRxDeviceResync``).
         self.resyncs = 0
+        #: Times that a record came decrypted after hints of ``every``.
+        self.confirmed = 0
+        self._open = False
 
     def record(self, seq: int, length: int, number: int, form: int) -> None:
         """Record ``number`` of ``length`` bytes begins at ``seq``.
@@ -95,11 +100,18 @@ class RxResync:
     def _hint(self, next_seq: int, next_number: int, form: int) -> None:
         if form == DECRYPTED:
             self._failed, self._target = 0, FIRST_HINT
-        if form != ENCRYPTED:
-            return
-        self._failed += 1
-        if self._failed > self._target:
-            self._target += min(self._target, HINT_STEP)
-            for which in range(self._marks.nics):
-                self._marks.answer(which, next_seq, next_number)
-            self.resyncs += 1
+            self.confirmed += self._open
+            self._open = False
+        elif self._every:
+            self._open = True
+            self._tell(next_seq, next_number)
+        elif form == ENCRYPTED:
+            self._failed += 1
+            if self._failed > self._target:
+                self._target += min(self._target, HINT_STEP)
+                self._tell(next_seq, next_number)
+
+    def _tell(self, seq: int, number: int) -> None:
+        for which in range(self._marks.nics):
+            self._marks.answer(which, seq, number)
+        self.resyncs += 1

@@ -199,5 +199,5 @@ class TlsNic:
         counters.rx_packets += 1
         counters.rx_bytes += len(frame)
         if self._rx.flows and tcp.is_tcp(frame):
-            return self._rx.receive(frame)
+            return self._rx.receive_untrusted(frame)
         return frame

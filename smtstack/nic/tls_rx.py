@@ -76,8 +76,13 @@ class TlsRxContext:
         #: TCP sequence numbers of what looks like a header, and of where another must follow; -1: none does.
         self._first = self._candidate = -1
 
-    def receive(self, seq: int, payload: bytes) -> bytes | None:
-        """The payload decrypted; None: pass it up as it came."""
+    @property
+    def in_step(self) -> bool:
+        """It decrypts what comes next; if not, word of where a record begins may help."""
+        return self.authenticates and self._highest < 0
+
+    def receive_untrusted(self, seq: int, payload: bytes) -> bytes | None:
+        """The payload decrypted; None: pass it up as it came. Raises nothing."""
         out = None
         ahead = distance(self.seq, seq)
         if self.tracker == TRACKING:
@@ -169,7 +174,7 @@ class TlsRxContext:
 
         What it decrypts begins with the next record.
         """
-        if self.authenticates:
+        if self.in_step:
             return False
         if self.tracker == TRACKING and self.base == seq:
             self.number = number + self.number & _MASK64

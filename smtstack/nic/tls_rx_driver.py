@@ -9,7 +9,7 @@ from __future__ import annotations
 from smtstack.errors import BadPacket
 from smtstack.nic.counters import NicCounters
 from smtstack.nic.marks import MarkWriter
-from smtstack.nic.tls_flow import ASYNC, HINT, SCAN, RxFlow
+from smtstack.nic.tls_flow import ASYNC, SCAN, RxFlow
 from smtstack.nic.tls_rx import TRACKING, TlsRxContext
 from smtstack.wire import tcp
 
@@ -54,7 +54,7 @@ class TlsRxDriver:
         if state is None:
             state = self.flows[flow.flow] = RxState(flow)
         if context and state.context is None:
-            state.context = TlsRxContext(flow.keys, flow.seq, flow.number, flow.resync != HINT)
+            state.context = TlsRxContext(flow.keys, flow.seq, flow.number, flow.resync in (SCAN, ASYNC))
             if not fresh:
                 state.context.lose_track()
             self._counters.rx_tls_ctx += 1
@@ -80,7 +80,7 @@ class TlsRxDriver:
             state.begun = False
             self._counters.rx_tls_del += 1
 
-    def receive(self, frame: bytes) -> bytes:
+    def receive_untrusted(self, frame: bytes) -> bytes:
         """The frame to pass up, marked if it is of a flow; others as they are. Raises nothing."""
         try:
             packet = tcp.parse_untrusted(frame)
@@ -95,10 +95,10 @@ class TlsRxDriver:
         seq = packet.seq
         plain = None
         if context is not None:
-            if not context.authenticates:
+            if not context.in_step:
                 self._take_answer(state, context)
             errors = context.errors
-            plain = context.receive(seq, frame[packet.payload_at:packet.end])
+            plain = context.receive_untrusted(seq, frame[packet.payload_at:packet.end])
             self._counters.rx_tls_err += context.errors - errors
             if state.begun:
                 self._finish(state, context)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smtstack.crypto.stream_gcm import TLS12, TLS13
 from smtstack.nic.marks import DECRYPTED, ENCRYPTED, MarkReader, MarkWriter, mark_bytes
 from smtstack.nic.rx_resync import RxResync
-from smtstack.nic.tls_flow import ASYNC, HINT, RX_RESYNCS, SCAN
+from smtstack.nic.tls_flow import ASYNC, EVERY, HINT, RX_RESYNCS, SCAN
 from smtstack.nic.tls_rx import SEARCHING, START, TRACKING, TlsRxContext
 from tests.tls_rig import ALL_KINDS, FLOW, KINDS, Receiver, Stream, make_keys, make_nic, tcp_frame, text
 
@@ -219,10 +219,27 @@ def test_hints_that_are_in_time():
         else:
             got.append(receiver.take(n * 1000, 1000))
         receiver.read()
-    # Records 2 to 19 go by until the device gives up waiting for the header at 2000; then the next hint counts.
-    assert got[:2] == [True, True]
-    assert got[-1]
+    # Records 2, 3 and 4 come encrypted, then there is a hint.
+    assert got == [True] * 2 + [False] * 2 + [True] * 25
+    assert receiver.how == ["device"] * 2 + ["software"] * 3 + ["device"] * 25
     assert receiver.nic.counters.rx_tls_resync_res_ok == 1
+    assert receiver.delivered == expected(stream)
+
+
+def test_hints_after_every_record():
+    """FreeBSD's way: the first that is in time counts, and the first record decrypted after it confirms it."""
+    stream = make_stream(30, 1000)
+    receiver = Receiver(stream, EVERY)
+    for n in range(30):
+        if n == 2:
+            receiver.put(2000, bytes(stream.sealed[2000:3000]))
+        else:
+            receiver.take(n * 1000, 1000)
+        receiver.read()
+    # After record 2 the device does not know yet that it misses something; after record 3 it does.
+    assert receiver.how == ["device"] * 2 + ["software"] * 2 + ["device"] * 26
+    assert receiver.resync.resyncs == 2
+    assert receiver.resync.confirmed == 1
     assert receiver.delivered == expected(stream)
 
 
@@ -445,12 +462,12 @@ def test_whatever_the_network_does_the_data_is_right(kind, seed, resync, start):
 def test_whatever_the_bytes_are_nothing_is_raised(kind, packets, answers, resync):
     keys = make_keys(*kind)
     header = b"\x17\x03\x03\x00\x20"
-    context = TlsRxContext(keys, 5, 0, resync != HINT)
+    context = TlsRxContext(keys, 5, 0, resync in (SCAN, ASYNC))
     seq = 5
     for n, (jump, data) in enumerate(packets):
         seq = (seq + (jump if n % 3 == 0 else 0)) % 2**32
         payload = data if n % 2 else header + data[:32] + header * 3
-        out = context.receive(seq, payload)
+        out = context.receive_untrusted(seq, payload)
         assert out is None or len(out) == len(payload)
         seq = (seq + len(payload)) % 2**32
         for place, number in answers:
@@ -463,5 +480,5 @@ def test_a_super_frame_full_of_false_records():
     context = TlsRxContext(keys, 0, 0, True)
     link = b"\x17\x03\x03\x00\x11" + bytes(17)
     payload = (link * 3 + b"\x17\x03\x03" + bytes(7)) * 800
-    assert context.receive(0, payload) is None
-    assert context.receive(len(payload), payload) is None
+    assert context.receive_untrusted(0, payload) is None
+    assert context.receive_untrusted(len(payload), payload) is None
