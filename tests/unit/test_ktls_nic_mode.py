@@ -172,6 +172,13 @@ def connected(of: TlsParams, rules: str = "freebsd", nic_first: bool = False) ->
     return end, nic
 
 
+def stall(end: KtlsSocket, nic: PretendedNic) -> None:
+    """TCP takes little, and nothing comes out of it, until ``nic.paused`` is cleared."""
+    nic.paused.set()
+    end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+    end.sock.setblocking(False)
+
+
 def params(version: int, cipher: str, number: int = 0) -> TlsParams:
     iv_len = 4 if version == 0x0303 and cipher.endswith("gcm") else 12
     return TlsParams(cipher, version, bytes(range(LINUX_CIPHERS[cipher].key)), bytes(iv_len), number, 77)
@@ -225,8 +232,7 @@ def test_what_waits_in_the_queue_keeps_its_mode():
     """TCP takes nothing for a while; modes are switched meanwhile, and every record goes as it was made."""
     of = params(0x0304, "aes-128-gcm")
     end, nic = connected(of)
-    nic.paused.set()
-    end.sock.setblocking(False)
+    stall(end, nic)
     data = pattern(3_000_000)
     sizes = []
     for at in range(0, len(data), 50_000):
@@ -270,11 +276,11 @@ def test_a_nic_that_refuses(refusal):
 def test_a_nic_that_refuses_what_waited_for_it():
     of = params(0x0303, "aes-128-gcm")
     end, nic = connected(of)
-    nic.paused.set()
-    end.sock.setblocking(False)
+    stall(end, nic)
     first = pattern(4_000_000)
     end.connection.write(first)
     end.push(wait=False)
+    assert end.connection.queue.backlog > 0
     end.txtls_mode = "nic"
     end.connection.write(b"for the NIC")
     nic.refusal = OSError(errno.ENOSPC, "no context is left")
