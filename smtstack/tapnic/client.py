@@ -104,8 +104,8 @@ class TxOffload:
         """The application is done with the flow. NICs know it until all that was written is acknowledged, or the
         connection is gone: the kernel may have to send it again, still as plaintext."""
         self._nics.close()
+        # What is left stays in the map: NICs look it up there for as long as TCP may send it.
         self.release()
-        self.records.release_all()
         self.records.close()
         with contextlib.suppress(BufferError):  # somebody still has a record's bytes
             self._memory.close()
