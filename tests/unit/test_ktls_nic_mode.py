@@ -291,6 +291,7 @@ def test_a_nic_that_refuses_what_waited_for_it():
     end.shutdown()
     sizes = [min(16_384, len(first) - n) for n in range(0, len(first), 16_384)] + [11, 8]
     assert nic.join() == expected(of, first + b"for the NICand more", sizes)
+    assert b"for the NIC" not in nic.carried
     end.close()
     assert not any(end.stats.gauges().values())
 
