@@ -84,6 +84,16 @@ class End:
         return found
 
 
+def both_results(one: End, other: End) -> tuple[Any, Any]:
+    """Of two ends; where both failed, of the second one first: it is the receiver who knows why."""
+    try:
+        first = one.result()
+    except AssertionError as e:
+        other.result()
+        raise AssertionError(f"only one end failed: {e}") from None
+    return first, other.result()
+
+
 class Wire:
     """Everything that passes the cable behind the NIC of one host."""
 
@@ -255,7 +265,7 @@ def transfer(asked: dict[str, Any]) -> dict[str, Any]:
         interface = f"n-{one.defaultIntf().name}"
         wire = Wire(interface) if asked.get("capture", True) else None
         serving, sending = End(other, serve), End(one, send)
-        sent, got = sending.result(), serving.result()
+        sent, got = both_results(sending, serving)
         nics = nic_counters(net)
         out: dict[str, Any] = {"sent": sent, "got": got, "sha256": hashlib.sha256(data).hexdigest(), "nics": nics}
         if wire is not None:
