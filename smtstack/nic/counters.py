@@ -6,6 +6,7 @@ from typing import Final
 
 #: All of them; a compiled class has no ``__slots__`` to ask.
 NAMES: Final = (
+    "ifnet_reset", "ifnet_reset_dropped", "ifnet_reset_failed",
     "rx_bytes", "rx_csum_bad", "rx_dropped", "rx_errors", "rx_packets", "rx_tls_ctx", "rx_tls_decrypted_bytes",
     "rx_tls_decrypted_packets", "rx_tls_del", "rx_tls_err", "rx_tls_resync_req_end", "rx_tls_resync_req_pkt",
     "rx_tls_resync_req_skip", "rx_tls_resync_req_start", "rx_tls_resync_res_ok", "rx_tls_resync_res_retry",
@@ -23,6 +24,12 @@ class NicCounters:
     __slots__ = NAMES
 
     def __init__(self) -> None:
+        #: Flows that got a context here after their route had changed (FreeBSD's kern.ipc.tls.stats.ifnet), ...
+        self.ifnet_reset = 0
+        #: ... connections that were ended because of that, ...
+        self.ifnet_reset_dropped = 0
+        #: ... as no NIC could go on with them.
+        self.ifnet_reset_failed = 0
         self.rx_bytes = 0
         #: Frames dropped for a wrong IP header checksum.
         self.rx_csum_bad = 0

@@ -190,14 +190,19 @@ class TlsNic:
         counters.tx_bytes += sum(map(len, frames))
         return frames
 
-    def receive(self, frame: bytes) -> bytes:
+    def receives(self) -> bool:
+        """Whether there are flows that arrive, so that :meth:`receive` may change a frame."""
+        return bool(self._rx.flows)
+
+    def receive(self, frame: bytes, needs_csum: bool = False) -> bytes:
         """The frame for the kernel of one off the wire: the same, or with its records decrypted in place.
 
-        What was done is in the flow's marks by then.
+        What was done is in the flow's marks by then. ``needs_csum``: the checksum field has the sum of the pseudo
+        header alone, so it is to be left as it is, and was right: packets that the port has put together.
         """
         counters = self.counters
         counters.rx_packets += 1
         counters.rx_bytes += len(frame)
         if self._rx.flows and tcp.is_tcp(frame):
-            return self._rx.receive_untrusted(frame)
+            return self._rx.receive_untrusted(frame, needs_csum)
         return frame

@@ -80,8 +80,10 @@ class TlsRxDriver:
             state.begun = False
             self._counters.rx_tls_del += 1
 
-    def receive_untrusted(self, frame: bytes) -> bytes:
-        """The frame to pass up, marked if it is of a flow; others as they are. Raises nothing."""
+    def receive_untrusted(self, frame: bytes, needs_csum: bool = False) -> bytes:
+        """The frame to pass up, marked if it is of a flow; others as they are. Raises nothing.
+
+        ``needs_csum``: its checksum was right, and is not there any more."""
         try:
             packet = tcp.parse_untrusted(frame)
         except BadPacket:
@@ -89,7 +91,7 @@ class TlsRxDriver:
         state = self.flows.get(packet.flow)
         size = packet.length
         # Where the checksum is wrong, the kernel will say so.
-        if state is None or not size or not tcp.checksum_ok(frame, packet):
+        if state is None or not size or not (needs_csum or tcp.checksum_ok(frame, packet)):
             return frame
         context = state.context
         seq = packet.seq
@@ -112,6 +114,8 @@ class TlsRxDriver:
             return frame
         self._counters.rx_tls_decrypted_packets += 1
         self._counters.rx_tls_decrypted_bytes += size
+        if needs_csum:
+            return b"".join((frame[:packet.payload_at], plain, frame[packet.end:]))
         return tcp.replace_payload(frame, packet, plain)
 
     def _ask(self, state: RxState, context: TlsRxContext, seq: int, size: int) -> None:
