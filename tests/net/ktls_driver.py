@@ -222,62 +222,67 @@ def told(end: KtlsSocket, **more: Any) -> dict[str, Any]:
 
 # -- scenarios -----------------------------------------------------------------------------------------------
 
-def transfer(asked: dict[str, Any]) -> dict[str, Any]:
+def transfers(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """One after the other over a ``link``."""
+    with two_hosts(**asked.get("link", {})) as (net, one, other, certs):
+        return [transfer(run, net, one, other, certs) for run in asked["runs"]]
+
+
+def transfer(asked: dict[str, Any], net: SmtNet, one: SmtHost, other: SmtHost,
+             certs: dict[str, Path]) -> dict[str, Any]:
     """``size`` bytes from h1 to h2, ours at both ends: sealed by h1's NIC, with ``receives`` opened by h2's; with
     ``switches`` that many changes of mode under way. ``plain``: over TCP without TLS, the control."""
     suite = SUITES[asked.get("suite", 0)]
     size, switches = asked["size"], asked.get("switches", 0)
-    with two_hosts(**asked.get("link", {})) as (net, one, other, certs):
-        data = marked_pattern(size)
+    data = marked_pattern(size)
 
-        def serve() -> dict[str, Any]:
-            sock = accepted()
-            if asked.get("plain"):
-                with sock:
-                    return digest_of(sock.recv)
-            nic = nic_port({**asked, "receives": True}) if asked.get("receives") else None
-            with KtlsSocket.server(sock, context_of(certs[other.name], suite), nic=nic) as end:
-                got = digest_of(end.recv)
-                return {**got, **told(end), "close_notify": end.close_notify}
+    def serve() -> dict[str, Any]:
+        sock = accepted()
+        if asked.get("plain"):
+            with sock:
+                return digest_of(sock.recv)
+        nic = nic_port({**asked, "receives": True}) if asked.get("receives") else None
+        with KtlsSocket.server(sock, context_of(certs[other.name], suite), nic=nic) as end:
+            got = digest_of(end.recv)
+            return {**got, **told(end), "close_notify": end.close_notify}
 
-        def send() -> dict[str, Any]:
-            sock = connected(other.IP())
-            if asked.get("plain"):
-                with sock:
-                    sock.sendall(data)
-                return {}
-            stats = TlsStats(ifnet_max_rexmit_pct=asked.get("rexmit_pct", 100))
-            context = context_of(certs[one.name], suite)
-            with KtlsSocket.client(sock, context, nic=nic_port(asked), stats=stats) as end:
-                assert end.txtls_mode == "nic", end.stats.counters
-                tx = end.connection.tx
-                assert tx is not None
-                first = end.connection.number
-                keys = {"key": tx.key.hex(), "iv": tx.iv.hex(), "number": first,
-                        "explicit": end.connection.explicit_nonce}
-                begin = time.perf_counter()
-                rng = Random(1)
-                places = sorted(rng.sample(range(1, size), switches))
-                for at, to in zip([0, *places], [*places, size], strict=True):
-                    end.send(memoryview(data)[at:to])
-                    if to != size:
-                        end.txtls_mode = "sw" if end.txtls_mode == "nic" else "nic"
-                end.shutdown()
-                end.recv()
-                taken = time.perf_counter() - begin
-                return told(end, keys=keys, seconds=taken, places=places, records=end.connection.number - first)
+    def send() -> dict[str, Any]:
+        sock = connected(other.IP())
+        if asked.get("plain"):
+            with sock:
+                sock.sendall(data)
+            return {}
+        stats = TlsStats(ifnet_max_rexmit_pct=asked.get("rexmit_pct", 100))
+        context = context_of(certs[one.name], suite)
+        with KtlsSocket.client(sock, context, nic=nic_port(asked), stats=stats) as end:
+            tx = end.connection.tx
+            assert tx is not None
+            first = end.connection.number
+            keys = {"key": tx.key.hex(), "iv": tx.iv.hex(), "number": first,
+                    "explicit": end.connection.explicit_nonce}
+            begin = time.perf_counter()
+            rng = Random(1)
+            places = sorted(rng.sample(range(1, size), switches))
+            for at, to in zip([0, *places], [*places, size], strict=True):
+                end.send(memoryview(data)[at:to])
+                if to != size:
+                    end.txtls_mode = "sw" if end.txtls_mode == "nic" else "nic"
+            end.shutdown()
+            end.recv()
+            taken = time.perf_counter() - begin
+            return told(end, keys=keys, seconds=taken, places=places, records=end.connection.number - first)
 
-        interface = f"n-{one.defaultIntf().name}"
-        wire = Wire(interface) if asked.get("capture", True) else None
-        serving, sending = End(other, serve), End(one, send)
-        sent, got = both_results(sending, serving)
-        nics = nic_counters(net)
-        out: dict[str, Any] = {"sent": sent, "got": got, "sha256": hashlib.sha256(data).hexdigest(), "nics": nics}
-        if wire is not None:
-            wire.stop()
-            out["canaries"] = wire.canaries()
-            if "keys" in sent:
-                out["equal"] = equal_to_software(wire, data, sent, suite)
+    interface = f"n-{one.defaultIntf().name}"
+    wire = Wire(interface) if asked.get("capture", True) else None
+    serving, sending = End(other, serve), End(one, send)
+    sent, got = both_results(sending, serving)
+    nics = nic_counters(net)
+    out: dict[str, Any] = {"sent": sent, "got": got, "sha256": hashlib.sha256(data).hexdigest(), "nics": nics}
+    if wire is not None:
+        wire.stop()
+        out["canaries"] = wire.canaries()
+        if "keys" in sent:
+            out["equal"] = equal_to_software(wire, data, sent, suite)
     return out
 
 
@@ -461,7 +466,7 @@ def nic_counters(net: SmtNet) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     go_inside()
-    scenario = {"transfer": transfer, "closing": closing, "peers": peers, "hazard": hazard}[sys.argv[1]]
+    scenario = {"transfers": transfers, "closing": closing, "peers": peers, "hazard": hazard}[sys.argv[1]]
     print(json.dumps(scenario(json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})))
 
 
