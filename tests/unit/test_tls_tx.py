@@ -442,6 +442,26 @@ def test_the_route_leads_to_a_nic_without_the_context(policy):
     assert not reader.reset_pending
 
 
+@pytest.mark.parametrize("policy", [LINUX, FREEBSD])
+def test_a_context_that_is_no_longer_the_flows_is_not_used(policy):
+    """Another NIC took the flow: the word in the map counts, even for a packet in sequence."""
+    stream = Stream()
+    stream.push(text(2000))
+    nic, wire = offloaded(stream, policy)
+    wire.take(nic.transmit(stream.packet(0, 500), marked=True))
+    stream.map.owner = 2
+    wire.take(nic.transmit(stream.packet(500, 500), marked=True))
+    assert nic.contexts() == 1
+    assert nic.counters.tx_tls_encrypted_packets == 1
+    assert nic.counters.tx_tls_fallback == (policy == LINUX)
+    assert stream.map.reset_pending == (policy == FREEBSD)
+    # It comes back: the device stands where it stood, and is told where to go on.
+    stream.map.owner = 1
+    send_all(stream, nic, wire, 500, 500 if policy == FREEBSD else 1000)
+    assert wire.received() == stream.sealed
+    assert nic.counters.tx_tls_ooo == (policy == LINUX)
+
+
 def test_the_device_goes_down():
     stream = Stream()
     stream.push(text(4000))
@@ -694,6 +714,29 @@ def test_progress_is_told():
     told = device.completions[-1]
     assert isinstance(told, Progress)
     assert (told.seq, told.number, told.tracker, told.authenticates) == (30, 5, "tracking", True)
+
+
+def test_keys_and_number_are_posted_only_if_the_number_changed():
+    """A second retransmission of the same record: progress and fence alone."""
+    stream = Stream()
+    for n in range(2):
+        stream.push(text(1000, n))
+    nic, wire = offloaded(stream)
+    driver = nic._driver
+
+    def posted(at: int) -> list[str]:
+        frame = stream.packet(at, 100)
+        assert driver.transmit(0, frame, tcp.parse_untrusted(frame), 0, marked=True)
+        names = [type(d).__name__ for d in nic.tx._rings[0]]
+        wire.take(nic.tx.process(0))
+        return names
+
+    assert posted(0) == ["SetStatic", "SetProgress", "Fence", "TcpSend"]
+    assert posted(300) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1100) == ["SetStatic", "SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1200) == ["TcpSend"]
+    assert posted(1100) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert not wire.wrong
 
 
 def test_a_ring_without_room():
