@@ -359,6 +359,18 @@ def test_a_bad_checksum_is_not_looked_at():
     assert receiver.take(0, 1000)
 
 
+def test_a_checksum_that_is_not_there_any_more():
+    """Packets that the port has put together: it says that their checksums were right, and nobody needs one."""
+    stream = make_stream(3, 2000)
+    receiver = Receiver(stream, SCAN)
+    frame = bytearray(tcp_frame(stream.start, bytes(stream.sealed[:6000])))
+    frame[50:52] = b"\x12\x34"
+    assert receiver.nic.receive(bytes(frame)) == frame
+    up = receiver.nic.receive(bytes(frame), needs_csum=True)
+    assert up == bytes(frame[:54]) + receiver.as_opened
+    assert receiver.nic.counters.rx_tls_decrypted_bytes == 6000
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_false_headers(kind):
     """Planted where a device searches: one alone is not believed, two are asked about, and nobody says yes."""
