@@ -93,6 +93,28 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert nic.counters.tx_tso_packets == 1
 
 
+def test_a_port_that_cuts_gets_super_frames_whole():
+    """What the port makes of them is what the device would have sent, and so are the counters."""
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        for n in range(3):
+            stream.push(text(9000, n), ready=n == 1)
+    (one, wire), (other, behind) = map(offloaded, streams)
+    other.tx.whole = True
+    # All ways: by the device, as it is, by software, after a resync, before the start marker.
+    for at, size in ((0, 5000), (5000, 9000), (9022, 9000), (14_000, 13_000), (3000, 800), (100, 2000)):
+        frame = streams[0].packet(at, size, tcp.PSH | tcp.ACK)
+        wire.take(one.transmit(frame, 1448, True, 34, 16, marked=True))
+        (whole,) = other.transmit(frame, 1448, True, 34, 16, marked=True)
+        packet = tcp.parse_untrusted(whole)
+        behind.take(tcp.cut(whole, packet, whole[packet.payload_at:packet.end], 1448))
+    assert wire.packets == behind.packets
+    assert not wire.wrong
+    assert one.counters.snapshot() == other.counters.snapshot()
+    assert one.counters.tx_tls_fallback > 1
+    assert one.counters.tx_tls_ooo > 1
+
+
 def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
     """The port behind the device cuts it: no byte of the kernel's frame may be in what it gets."""
     stream = Stream()
@@ -299,6 +321,44 @@ def test_next_record_sync():
     wire.take(nic.transmit(stream.packet(0, 100), marked=True))
     assert counters.tx_tls_no_fallback == counters.tx_dropped == 1
     assert len(wire.packets) == 7
+
+
+def test_a_context_that_comes_when_gigabytes_are_through():
+    """The start marker is so far behind that it seems ahead: the driver asks, rather than compare."""
+    stream = Stream(start=7, room=1 << 16)
+    nic = make_nic()
+    flow = stream.flow(resync=NEXT_RECORD)
+    assert not nic.add_flow(flow, context=False)
+    for hop in range(3):
+        stream.start = 7 + hop * 0x38000000
+        for part in (stream.plain, stream.sealed):
+            part.clear()
+        stream.number += len(stream.starts)
+        stream.starts.clear()
+        stream.push(text(100, hop))
+        stream.map.release(stream.start + len(stream.plain))
+    wire = Wire(stream)
+    nic.add_flow(flow)
+    at = len(stream.plain)
+    for n in range(3):
+        size = stream.push(text(100, n))
+        wire.take(nic.transmit(stream.packet(at, size), marked=True))
+        at += size
+    assert nic.counters.tx_tls_fallback == nic.counters.tx_tls_ooo == 1
+    assert nic.counters.tx_tls_encrypted_packets == 2
+    assert not wire.wrong
+
+
+def test_a_content_type_of_ones_own():
+    """TLS 1.2 shows it in the header; nobody but a searching device cares."""
+    stream = Stream(make_keys(TLS12))
+    stream.push(text(100), kind=99)
+    nic, wire = offloaded(stream)
+    wire.take(nic.transmit(stream.packet(0, 50), marked=True))
+    nic.reset()
+    wire.take(nic.transmit(stream.packet(50, len(stream.plain) - 50), marked=True))
+    assert wire.received() == stream.sealed
+    assert open_record_untrusted(stream.keys, 0, wire.received()) == (99, text(100))
 
 
 # -- software in place of the device ------------------------------------------------------------------------
