@@ -301,6 +301,44 @@ def test_next_record_sync():
     assert len(wire.packets) == 7
 
 
+def test_a_context_that_comes_when_gigabytes_are_through():
+    """The start marker is so far behind that it seems ahead: the driver asks, rather than compare."""
+    stream = Stream(start=7, room=1 << 16)
+    nic = make_nic()
+    flow = stream.flow(resync=NEXT_RECORD)
+    assert not nic.add_flow(flow, context=False)
+    for hop in range(3):
+        stream.start = 7 + hop * 0x38000000
+        for part in (stream.plain, stream.sealed):
+            part.clear()
+        stream.number += len(stream.starts)
+        stream.starts.clear()
+        stream.push(text(100, hop))
+        stream.map.release(stream.start + len(stream.plain))
+    wire = Wire(stream)
+    nic.add_flow(flow)
+    at = len(stream.plain)
+    for n in range(3):
+        size = stream.push(text(100, n))
+        wire.take(nic.transmit(stream.packet(at, size), marked=True))
+        at += size
+    assert nic.counters.tx_tls_fallback == nic.counters.tx_tls_ooo == 1
+    assert nic.counters.tx_tls_encrypted_packets == 2
+    assert not wire.wrong
+
+
+def test_a_content_type_of_ones_own():
+    """TLS 1.2 shows it in the header; nobody but a searching device cares."""
+    stream = Stream(make_keys(TLS12))
+    stream.push(text(100), kind=99)
+    nic, wire = offloaded(stream)
+    wire.take(nic.transmit(stream.packet(0, 50), marked=True))
+    nic.reset()
+    wire.take(nic.transmit(stream.packet(50, len(stream.plain) - 50), marked=True))
+    assert wire.received() == stream.sealed
+    assert open_record_untrusted(stream.keys, 0, wire.received()) == (99, text(100))
+
+
 # -- software in place of the device ------------------------------------------------------------------------
 
 
