@@ -441,7 +441,6 @@ def routes(policy: str, way: str, flips: str, seed: str) -> dict[str, Any]:
         lost = dict.fromkeys(recordings, 0)
         bad = []
         count = int(flips)
-        resets = 0
         done = 0
         while done < count:
             take_cable(one, two, 0)
@@ -463,12 +462,12 @@ def routes(policy: str, way: str, flips: str, seed: str) -> dict[str, Any]:
                 bad.append(transfer.error or transfer.received[1])
             with contextlib.suppress(OSError):
                 transfer._ours.shutdown(socket.SHUT_RDWR)
-            resets += sum(counters(one, f"h1-eth{n}")["ifnet_reset"] for n in (0, 1))
             transfer.close()
-        out.update(leaked=lost, bad=bad, resets=resets, flips=done)
-        out["dropped"] = sum(counters(one, f"h1-eth{n}")["tx_tls_drop_bypass_req"] for n in (0, 1))
-        out["fallback"] = sum(counters(one, f"h1-eth{n}")["tx_tls_fallback"] for n in (0, 1))
-        out["failed"] = sum(counters(one, f"h1-eth{n}")["ifnet_reset_failed"] for n in (0, 1))
+        counted = [counters(one, f"h1-eth{n}") for n in (0, 1)]
+        out.update(leaked=lost, bad=bad, flips=done)
+        for key, name in (("dropped", "tx_tls_drop_bypass_req"), ("fallback", "tx_tls_fallback"),
+                          ("resets", "ifnet_reset"), ("failed", "ifnet_reset_failed")):
+            out[key] = sum(each[name] for each in counted)
     return out
 
 
