@@ -58,7 +58,7 @@ class NicOptions:
     wire: str
     """The cable's end, in the namespace of the NIC's own process."""
     mac: str
-    """As 12 hexadecimal digits."""
+    """MAC address of the TAP, as 12 hexadecimal digits."""
     mtu: int
     queues: int = 1
     """TX queues for what is not marked; as many for what is."""
