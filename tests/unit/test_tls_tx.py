@@ -93,6 +93,28 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert nic.counters.tx_tso_packets == 1
 
 
+def test_a_port_that_cuts_gets_super_frames_whole():
+    """What the port makes of them is what the device would have sent, and so are the counters."""
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        for n in range(3):
+            stream.push(text(9000, n), ready=n == 1)
+    (one, wire), (other, behind) = map(offloaded, streams)
+    other.tx.whole = True
+    # All ways: by the device, as it is, by software, after a resync, before the start marker.
+    for at, size in ((0, 5000), (5000, 9000), (9022, 9000), (14_000, 13_000), (3000, 800), (100, 2000)):
+        frame = streams[0].packet(at, size, tcp.PSH | tcp.ACK)
+        wire.take(one.transmit(frame, 1448, True, 34, 16, marked=True))
+        (whole,) = other.transmit(frame, 1448, True, 34, 16, marked=True)
+        packet = tcp.parse_untrusted(whole)
+        behind.take(tcp.cut(whole, packet, whole[packet.payload_at:packet.end], 1448))
+    assert wire.packets == behind.packets
+    assert not wire.wrong
+    assert one.counters.snapshot() == other.counters.snapshot()
+    assert one.counters.tx_tls_fallback > 1
+    assert one.counters.tx_tls_ooo > 1
+
+
 def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
     """The port behind the device cuts it: no byte of the kernel's frame may be in what it gets."""
     stream = Stream()
