@@ -117,7 +117,7 @@ class Flows:
         return self._answer(known)
 
     def end(self, known: KnownFlow) -> None:
-        """Its application is done with it, or gone."""
+        """The application is done with a flow, or gone."""
         key = known.flow.flow
         if known.words is None:
             if self._rx.get(key) is known:

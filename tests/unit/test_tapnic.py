@@ -215,6 +215,7 @@ def test_a_flow_stays_until_nothing_of_it_can_be_sent(shared):
     descriptor, records = shared
     nic = Nic()
     known, answer = nic.begin(descriptor)
+    assert known is not None
     assert (answer["context"], answer["number"], records.owner) == (True, 5, 5)
     record = bytes(records.append(START, frame_record(KEYS, 23, b"secret" * 100)))
     first = nic.sends(START, record)
@@ -258,6 +259,7 @@ def test_a_context_goes_when_no_plaintext_is_under_way(shared):
     descriptor, records = shared
     nic = Nic()
     known, _answer = nic.begin(descriptor)
+    assert known is not None
     framed = frame_record(KEYS, 23, b"x" * 100)
     records.append(START, framed)
     assert json.loads(nic.flows.context(known, False))["context"]
