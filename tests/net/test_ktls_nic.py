@@ -140,7 +140,8 @@ def test_connections_leave_nothing_in_us_and_in_the_nic():
 
 def test_the_bench_has_a_line_for_every_backend(tmp_path):
     words = ["--sizes", "16384", "--workers", "2", "--trials", "1", "--seconds", "0.05", "--json"]
-    done = run([sys.executable, "-m", "workloads", "bench", "ktls", *words, "--results", str(tmp_path)], timeout=120)
+    done = run([sys.executable, "-m", "workloads", "bench", "ktls", *words, "--results", str(tmp_path)],
+               timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     measured = {point["system"] for point in result["points"]}
