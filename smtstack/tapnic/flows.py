@@ -103,7 +103,7 @@ class Flows:
                 rx = RxFlow(flow, keys, view, int(fields["seq"]) & 0xFFFFFFFF, int(fields["number"]), resync)
                 return KnownFlow(rx, memory, view, None)
             tx = TxFlow(flow, keys, view, str(fields["policy"]), resync)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ConfigError(f"a request to a NIC lacks something: {type(e).__name__}: {e}") from None
         return KnownFlow(tx, memory, view, FlowWords(view))
 
