@@ -23,11 +23,9 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.errors import AuthError, Unsupported
-from smtstack.ktls.backends import Backend, Refused
 from smtstack.ktls.params import KEY_LENGTHS
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.sendq import OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.session import Backend, OutRecord, Refused, TlsSession
 from smtstack.ktls.stats import TlsStats
 from smtstack.ktls_io.ring import DONE, FORGET, KEY, NOT_AUTHENTIC, OPEN, SEAL, SIZE, SLOTS, Descriptor, Ring
 

@@ -2,6 +2,7 @@
 sent, the wire has no plaintext and the bytes of a software encryptor, and peers that are not ours take it.
 
 ``SMTNET_KTLS_MB=50``: so many megabytes for the transfer with a hundred switches of modes (default: 10).
+``SMTNET_KTLS_CONNECTIONS=10000``: so many that are opened and closed (default: 60).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from tests.net.starting import run
 pytestmark = pytest.mark.root
 
 GCM_1_3, GCM_1_2, CHACHA = 0, 3, 2
+CONNECTIONS = int(os.environ.get("SMTNET_KTLS_CONNECTIONS", "60"))
 MEGABYTES = int(os.environ.get("SMTNET_KTLS_MB", "10"))
 
 
 def driver(scenario: str, **asked: Any) -> Any:
-    done = run([sys.executable, "-m", "tests.net.ktls_driver", scenario, json.dumps(asked)], timeout=120)
+    done = run([sys.executable, "-m", "tests.net.ktls_driver", scenario, json.dumps(asked)], timeout=1200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -121,3 +123,12 @@ def test_a_file_that_changes_while_it_is_sent_without_copies():
     assert zerocopy["errno"] == errno.EBADMSG
     assert zerocopy["bytes"] < 2_000_000
     assert copies["copied"]["send"] > 2_000_000 > 100 * zerocopy["copied"]["send"]
+
+
+def test_connections_leave_nothing_in_us_and_in_the_nic():
+    result = driver("churn", count=CONNECTIONS)
+    assert result["modes"] == [["nic", "nic"]]
+    assert result["sessions"] == 2 * CONNECTIONS
+    assert (result["left"], result["server left"], result["descriptors"]) == (0, 0, 0)
+    nic = result["nic"]
+    assert nic["tx_tls_ctx"] == nic["tx_tls_del"] == nic["rx_tls_ctx"] == nic["rx_tls_del"] == CONNECTIONS
