@@ -161,16 +161,21 @@ class Flows:
         tls = self._nic.tls
         dropped = tls.counters.tx_tls_drop_bypass_req
         look, self._dropped = dropped != self._dropped, dropped
-        for flows in (self._tx, self._ending):
-            for known in flows.values():
-                words = known.words
-                assert words is not None
-                if known.context:
-                    self._settle(known)
-                    if tls.contexts() > tls.context_limit or words.owner != self._index:
-                        self._take_context(known)
-                elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
-                    self._tag_again(known, words)
+        for known in (*self._tx.values(), *self._ending.values()):
+            words = known.words
+            assert words is not None
+            if known.context:
+                self._settle(known)
+                if words.owner != self._index:
+                    self._take_context(known)
+            elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
+                self._tag_again(known, words)
+        excess = tls.contexts() - tls.context_limit
+        if excess > 0:
+            held = [known for flows in (self._ending, self._tx, self._rx) for known in flows.values()
+                    if known.context]
+            for known in held[:excess]:
+                self._take_context(known)
 
     def _settle(self, known: KnownFlow) -> None:
         """Take a context away that is not wanted any more, unless plaintext is under way that needs it."""
