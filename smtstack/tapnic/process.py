@@ -11,6 +11,7 @@ wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapni
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import heapq
 import json
@@ -173,7 +174,13 @@ class NicProcess:
                 size = read(queue, buffers)
             except BlockingIOError:
                 return
-            flags, kind, head, cut, start, offset = unpack(view)
+            except OSError as e:
+                if e.errno != errno.EBADFD:
+                    raise
+                # Somebody has removed the interface, and with it the NIC.
+                self._running = False
+                return
+            flags, kind, _head, cut, start, offset = unpack(view)
             if kind == GSO_NONE:
                 cut = 0
             if single:
@@ -187,7 +194,7 @@ class NicProcess:
                 for frame in nic.segment(bytes(view[VNET_LEN:size]), cut):
                     send(bytes(view[:VNET_LEN]) + frame)
             else:
-                nic.passed(size - VNET_LEN, head, cut)
+                nic.passed(view[VNET_LEN:size], cut)
                 send(view[:size])
 
     # -- from the wire to the kernel ----------------------------------------------------------------------------
@@ -201,17 +208,19 @@ class NicProcess:
             data = take()
             if data is None:
                 return
+            flags, kind, _head, cut, start, offset = unpack(data)
+            if kind == GSO_NONE:
+                cut = 0
             if not single and not looks:
-                nic.arrived(len(data) - VNET_LEN)
+                nic.arrived(data[VNET_LEN:], cut)
                 write(data)
                 continue
-            flags, kind, _head, cut, start, offset = unpack(data)
             frame = bytes(data[VNET_LEN:])
             needs_csum = flags & NEEDS_CSUM != 0
             if not single:
-                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum))
+                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum, cut))
                 continue
-            for packet in nic.singles(frame, cut if kind != GSO_NONE else 0, needs_csum, start, offset):
+            for packet in nic.singles(frame, cut, needs_csum, start, offset):
                 if impairments is not None:
                     self._impair(impairments, [packet], False)
                 else:
