@@ -153,6 +153,12 @@ class ProcessBackend(Backend):
             self._running.clear()
             self._waiting.clear()
 
+    def cpu_s(self) -> float:
+        """Processor seconds that the process has used so far."""
+        with open(f"/proc/{self._process.pid}/stat") as f:
+            fields = f.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """End the process."""
         self._bell.close()
