@@ -348,6 +348,58 @@ def receive() -> dict[str, Any]:
     return out
 
 
+def mirrored() -> dict[str, Any]:
+    """Packets that the receiver's NIC has decrypted are seen on its interface, by who records there and by who
+    mirrors it: while tc may do that, nothing is decrypted, and nothing written that is to be encrypted."""
+    out: dict[str, Any] = {}
+    with open_network("star,2", TAP, "bridge") as net:
+        one, two = net.hosts
+        run(["ip", "link", "add", "m0", "type", "veth", "peer", "name", "m1"], pid=two.pid)
+        for name in ("m0", "m1"):
+            run(["ip", "link", "set", name, "up"], pid=two.pid)
+        recordings = {"interface": Recording("h2-eth0", two), "mirror": Recording("m1", two)}
+        keys = StreamKeys(TLS12, AES_128_GCM, os.urandom(16), os.urandom(4))
+        ours, theirs = connect(one, two)
+        offload = on(two, partial(client.install_rx, theirs, keys, 0))
+        data = canaries(RECORD)
+        records = [seal_record(keys, n, APPLICATION_DATA, data, n) for n in range(20)]
+
+        def pass_records(some: list[bytes]) -> None:
+            ours.sendall(b"".join(some))
+            left = sum(map(len, some))
+            while left:
+                left -= len(theirs.recv(left))
+
+        pass_records(records[:10])
+        out["before"] = {name: leaked(r.payloads()) for name, r in recordings.items()}
+        back = Transfer(two, *connect(two, one), size=64 * MB)
+        run(["tc", "qdisc", "add", "dev", "h2-eth0", "clsact"], pid=two.pid)
+        end = time.monotonic() + PATIENCE_S
+        while not back.offload.aborted and time.monotonic() < end:
+            time.sleep(0.005)
+        out["aborted"] = back.offload.aborted
+        for way in ("ingress", "egress"):
+            run(["tc", "filter", "add", "dev", "h2-eth0", way, "protocol", "all", "prio", "1", "u32", "match",
+                 "u32", "0", "0", "action", "mirred", "egress", "mirror", "dev", "m0"], pid=two.pid)
+        for recording in recordings.values():
+            recording.frames()
+        pass_records(records[10:])
+        frames = recordings["mirror"].frames()
+        out["mirrored"] = sum(1 for f in frames if tcp.is_tcp(f)) > 0
+        out["after"] = sum(f.count(CANARY) for f in frames)
+        for name, install in (("rx", client.install_rx), ("tx", client.install_tx)):
+            again = connect(two, one)
+            try:
+                on(two, partial(install, again[0], keys, 0))
+                out[name] = 0
+            except OSError as e:
+                out[name] = e.errno
+        back.finish()
+        back.close()
+        offload.close()
+    return out
+
+
 def _payloads(frames: list[bytes]) -> list[tuple[int, bytes]]:
     out = []
     for frame in frames:
@@ -472,7 +524,8 @@ def routes(policy: str, way: str, flips: str, seed: str) -> dict[str, Any]:
 
 
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
-    "receive": receive, "basics": basics, "guard": guard, "offload": offload, "killed": killed, "routes": routes}
+    "receive": receive, "mirrored": mirrored,
+    "basics": basics, "guard": guard, "offload": offload, "killed": killed, "routes": routes}
 
 
 def main() -> None:
