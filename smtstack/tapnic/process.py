@@ -1,8 +1,8 @@
 """The process of a NIC: the TAP at the kernel's side, the cable at the other, and the device between.
 
-``python -m smtstack.tapnic.process CONTROL-FD OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says
-``{}`` or what went wrong over that socket, and ends when it is closed, and with the process that started it: the
-TAP goes then, whatever ended it.
+``python -m smtstack.tapnic.process OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says ``{}`` or what
+went wrong on stdout, and ends with its stdin, and with the process that started it: the TAP goes then, whatever
+ended it.
 
 Where neither impairments nor a recording want single packets, a segment of the kernel's goes to the port of the
 wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapnic.wire`).
@@ -18,7 +18,6 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -77,14 +76,13 @@ class NicProcess:
     """Moves frames between the kernel and the wire, until it is told to stop."""
 
     def __init__(self, tap: TapInterface, wire: WireEnd, nic: TapNic, control: NicControl, flows: Flows,
-                 server: ControlServer, parent: socket.socket) -> None:
+                 server: ControlServer) -> None:
         self._tap = tap
         self._wire = wire
         self._nic = nic
         self._control = control
         self._flows = flows
         self._server = server
-        self._parent = parent
         self._into = tap.queues[0]
         #: Frames that impairments delay: (when, number, outwards?, frame).
         self._later: list[tuple[int, int, bool, bytes]] = []
@@ -98,10 +96,10 @@ class NicProcess:
         self._tso = self._coalesce = True
 
     def run(self) -> None:
-        """Until the parent's end of the control socket is closed."""
+        """Until stdin ends."""
         poll = select.epoll()
         queues = {descriptor: number >= self._tap.half for number, descriptor in enumerate(self._tap.queues)}
-        wire, parent, server = self._wire.fileno(), self._parent.fileno(), self._server.fileno()
+        wire, parent, server = self._wire.fileno(), sys.stdin.fileno(), self._server.fileno()
         for descriptor in (*queues, wire, parent, server, self._flows.fileno()):
             poll.register(descriptor, select.EPOLLIN)
         self._sync()
@@ -264,7 +262,7 @@ class NicProcess:
             self._deliver(frame)
 
 
-def start(options: NicOptions, parent: socket.socket) -> NicProcess:
+def start(options: NicOptions) -> NicProcess:
     """All parts of a NIC, in their namespaces. Raises :class:`SmtError`; then nothing of it is left."""
     pid = options.pid or None
     wire = WireEnd(options.wire, options.mtu, options.super_frames)
@@ -284,25 +282,24 @@ def start(options: NicOptions, parent: socket.socket) -> NicProcess:
         tap.close()
         raise
     control = NicControl(port, nic, int(options.mac, 16), None, None)
-    return NicProcess(tap, wire, nic, control, flows, server, parent)
+    return NicProcess(tap, wire, nic, control, flows, server)
 
 
 def main(argv: list[str]) -> int:
     """Run a NIC; the exit code."""
-    control_fd, text = argv
+    (text,) = argv
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Delays are to be kept within microseconds; the default slack is 50 of them.
     libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    parent = socket.socket(fileno=int(control_fd))
     try:
-        process = start(NicOptions(**json.loads(text)), parent)
+        process = start(NicOptions(**json.loads(text)))
     except SmtError as e:
         kind = "config" if isinstance(e, ConfigError) else "unsupported"
-        parent.send(json.dumps({"kind": kind, "error": str(e)}).encode())
+        print(json.dumps({"kind": kind, "error": str(e)}), flush=True)
         return 1
     gc.disable()  # nothing here makes cycles, and a collection would be a pause on the link
-    parent.send(b"{}")
+    print("{}", flush=True)
     process.run()
     return 0
 
