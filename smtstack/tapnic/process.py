@@ -16,6 +16,7 @@ import gc
 import heapq
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -292,6 +293,9 @@ def main(argv: list[str]) -> int:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Delays are to be kept within microseconds; the default slack is 50 of them.
     libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    # One for each direction of each connection that it offloads.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         process = start(NicOptions(**json.loads(text)))
     except SmtError as e:
