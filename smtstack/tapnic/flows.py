@@ -155,8 +155,10 @@ class Flows:
 
     # -- now and then --------------------------------------------------------------------------------------
 
-    def tend(self) -> None:
-        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts."""
+    def tend(self) -> bool:
+        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts;
+        whether there is more to forget soon."""
+        before = len(self._ending)
         for key in [key for key, _known in zip(self._ending, range(_ASKED), strict=False)]:
             known = self._ending.pop(key)
             if self._unacknowledged(key):
@@ -181,6 +183,7 @@ class Flows:
                     if known.context]
             for known in held[:excess]:
                 self._take_context(known)
+        return 0 < len(self._ending) < before
 
     def _settle(self, known: KnownFlow) -> None:
         """Take a context away that is not wanted any more, unless plaintext is under way that needs it."""

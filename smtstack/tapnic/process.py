@@ -39,8 +39,9 @@ from smtstack.tapnic.flows import Flows
 from smtstack.tapnic.nic import TapNic
 from smtstack.tapnic.wire import WireEnd
 
-#: Frames of one queue, or of the wire, before another has its turn; segments count as one.
+#: Frames of the wire, and segments of one queue, before another has its turn.
 _BATCH: Final = 64
+_SEGMENTS: Final = 16
 #: Counters that others watch are this old at most; idle, settings are looked at this often.
 _PUBLISH_NS: Final = 20_000_000
 _IDLE_S: Final = 0.5
@@ -144,8 +145,7 @@ class NicProcess:
     def _sync(self) -> None:
         """Take new settings, publish the counters."""
         self._publish_at = time.monotonic_ns() + _PUBLISH_NS
-        self._unpublished = False
-        self._flows.tend()
+        self._unpublished = self._flows.tend()
         self._control.sync(self.counters())
         if self._nic.tso != self._tso:
             self._tso = self._nic.tso
@@ -168,7 +168,7 @@ class NicProcess:
         read, unpack, send = os.readv, VNET.unpack_from, self._wire.send_whole
         impairments = self._control.tx
         single = impairments is not None or nic.watcher is not None
-        for _segment in range(_BATCH):
+        for _segment in range(_SEGMENTS):
             try:
                 size = read(queue, buffers)
             except BlockingIOError:
