@@ -182,8 +182,9 @@ class NicProcess:
             flags, kind, _head, cut, start, offset = unpack(view)
             if kind == GSO_NONE:
                 cut = 0
-            if single:
-                needs_csum = flags & NEEDS_CSUM != 0
+            needs_csum = flags & NEEDS_CSUM != 0
+            # A checksum that the kernel has made is one of the plaintext: it has to be made anew.
+            if single or (marked and not needs_csum):
                 frames = nic.packets(bytes(view[VNET_LEN:size]), cut, needs_csum, start, offset, marked)
                 if impairments is not None:
                     self._impair(impairments, frames, True)
