@@ -137,9 +137,14 @@ class SmtNet(Mininet):
         rate: float | None = host.defaultIntf().options.rate_mbps
         return rate
 
+    def nic_pids(self, host: SmtHost) -> list[int]:
+        """Processes that are the host's NICs, where these own its interfaces (hosting tap)."""
+        return [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+
     def emulator_pids(self) -> list[int]:
-        """Processes that are the network itself: Open vSwitch, wires, the controller."""
+        """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""
         pids = [link.wire.pid for link in self.links if link.wire is not None]
+        pids += [pid for host in self.hosts for pid in self.nic_pids(host)]
         if self.switch_controller is not None:
             pids += self.switch_controller.pids()
         switchd = ovs.pid() if self.switch_kind.startswith("ovs") else None
@@ -147,9 +152,9 @@ class SmtNet(Mininet):
 
     def drops(self) -> dict[str, int]:
         """Frames lost since the start, by reason. ``ovs`` (no room in a switch port's buffer), ``wire`` (the wire
-        was too slow) and ``cables`` (the kernel had no room between the ends of a veth, or a smaller MTU) are the
-        emulator's own and make a run unfaithful; ``queues`` (a shaped link was full) and ``impairments`` are what
-        was asked for."""
+        was too slow), ``nics`` (so was a NIC that owns an interface) and ``cables`` (the kernel had no room
+        between the ends of a veth, or a smaller MTU) are the emulator's own and make a run unfaithful; ``queues``
+        (a shaped link was full) and ``impairments`` are what was asked for."""
         wires = [link.wire for link in self.links if link.wire is not None]
         ways = [numbers[side] for numbers in (w.statistics() for w in wires) for side in ("left", "right")]
         asked = sum(way["dropped"] for way in ways)
@@ -159,7 +164,8 @@ class SmtNet(Mininet):
                       for counters in priority_counters(intf.name, intf.pid).values())
         ports = switches.port_names(self.switches)
         return {"ovs": ovs.port_drops(ports) if self.switch_kind.startswith("ovs") else 0,
-                "wire": sum(w.drops() for w in wires), "cables": self._cables() - self._cable_drops,
+                "wire": sum(w.drops() for w in wires), "nics": sum(link.nic_drops() for link in self.links),
+                "cables": self._cables() - self._cable_drops,
                 "queues": queues, "impairments": asked}
 
     def fabric_octets(self) -> dict[str, int]:
@@ -235,7 +241,7 @@ def _why(client: SmtHost, server: SmtHost) -> str:
             (entry,) = json.loads(run(command))
         except SmtError:
             return f"{host.name} has no interface {intf.name} any more"
-        if entry["operstate"] != "UP":
+        if entry["operstate"] not in ("UP", "UNKNOWN"):  # a TAP has no carrier
             return f"{intf.name} is {entry['operstate'].lower()}: ip link set dev {intf.name} up"
     return "no answer to an ICMP echo"
 
