@@ -33,6 +33,7 @@ RANK = {
     "smtstack.nicshare": 8,
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
+    "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
     "smtstack.ktls_io": 10,
     "smtstack.socket": 10,
     "smtstack.aio": 11,  # the asyncio face of smtstack.socket
