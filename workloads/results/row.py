@@ -65,6 +65,8 @@ class Cpu(TypedDict, total=False):
 
     client_s: float
     server_s: float
+    device_s: float
+    """NICs that are processes of their own (hosting tap): what is computed there was moved, not saved."""
     switch_s: float
     """What emulates the network: of others' work, but on this machine."""
     wall_s: float

@@ -1,16 +1,19 @@
 """Senders and receivers of streams on the hosts of a network, and what a transfer between them came to.
 
-Processor time is that of the processes: the sender's (``host_s``) and its NIC's (``device_s``), if the NIC is a
-process of its own. What a NIC in Python takes stands beside what the host took, never left out: work that was moved
+Processor time is that of processes: the sender's (``host_s``) and its NIC's (``device_s``), if the NIC is one of
+its own. What a NIC in Python takes stands beside what the host took, never left out: work that was moved
 is not saved.
 """
 
 from __future__ import annotations
 
+import hashlib
+import random
+import tempfile
 import time
 from array import array
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -43,6 +46,8 @@ COUNTERS = ("tx_packets", "tx_bytes", "tx_tls_encrypted_packets", "tx_tls_encryp
 class Transfer:
     """What is sent, on each of some connections."""
 
+    name: str
+    """What rows call it: a system, or a path of a file."""
     how: How
     count: int
     """Bytes."""
@@ -82,21 +87,24 @@ class StreamRow(Row):
 
 
 class Pairs:
-    """So many senders on one host and receivers on another; a context manager. ``folder`` takes what they say, and
-    ``file`` is what is sent, readable on all hosts."""
+    """So many senders on the server's host of a network and receivers on the client's; a context manager
+    (:func:`open_pairs`). ``file`` has ``content``, which is what they send."""
 
-    def __init__(self, net: SmtNet, topo: str, file: Path, digests: Digests, folder: Path, keys: Path,
-                 connections: int = 1) -> None:
+    def __init__(self, net: SmtNet, topo: str, file: Path, content: bytes, logs: Path, keys: Path,
+                 connections: int) -> None:
         self.net = net
         self.client, self.server = net.flows[0]
-        self._topo = topo
-        self._file = file
-        self._digests = digests
-        self._nic = NicState.open(str(self.server.defaultIntf()), pid=self.server.pid)
+        self.topo = topo
+        self.file = file
+        self.content = content
+        #: SHA-256 of parts of it, by offset and length.
+        self._digests: dict[tuple[int, int], str] = {}
+        #: Settings and counters of the sender's NIC.
+        self.nic = NicState.open(str(self.server.defaultIntf()), pid=self.server.pid)
         self._stack = ExitStack()
         self._senders: list[Program] = []
         self._receivers: list[Program] = []
-        folder.mkdir(parents=True)
+        logs.mkdir(parents=True)
         made = credentials.make(keys, "tls", {host.name: host.IP() for host in net.hosts})
         with ExitStack() as stack:
             for number in range(connections):
@@ -105,7 +113,7 @@ class Pairs:
                     arguments = [role, "--addr", f"{self.server.IP()}:{FIRST_PORT + number}",
                                  "--certs", str(keys / host.name)]
                     program = Program(host, f"stream {role}", python_program(MODULE, *arguments),
-                                      folder / f"{host.name}-{role}{number}.log",
+                                      logs / f"{host.name}-{role}{number}.log",
                                       environment=made.environment(host.name), imports=(*IMPORTS, MODULE))
                     stack.callback(program.stop)
                     into.append(program)
@@ -119,10 +127,6 @@ class Pairs:
     def __exit__(self, *_exc: object) -> None:
         self._stack.close()
 
-    @property
-    def nic(self) -> NicState:
-        """Settings and counters of the sender's NIC."""
-        return self._nic
 
     def prepare(self, transfer: Transfer, **more: Any) -> Begun:
         """Connect, and shake hands. ``more`` are words for both ends. Raises SmtError if that fails."""
@@ -130,7 +134,7 @@ class Pairs:
         senders, receivers = self._senders[:transfer.connections], self._receivers[:transfer.connections]
         for number, (sender, receiver) in enumerate(zip(senders, receivers, strict=True)):
             peer = [self.server.IP(), FIRST_PORT + number]
-            sender.tell({"how": how, "file": str(self._file), "offset": transfer.offset, "count": transfer.count,
+            sender.tell({"how": how, "file": str(self.file), "offset": transfer.offset, "count": transfer.count,
                          "record": transfer.record, **more})
             receiver.tell({"how": how, "peer": peer, "count": transfer.count, **more})
         for program in (*senders, *receivers):
@@ -139,34 +143,45 @@ class Pairs:
 
     def measure(self, transfer: Transfer, trial: int, mode: str, variant: str = "") -> StreamRow:
         """One transfer. Raises SmtError if it failed: there is no figure then."""
-        begun = self.prepare(transfer)
+        return self.watched(transfer, trial, mode, variant)[0]
+
+    def watched(self, transfer: Transfer, trial: int, mode: str, variant: str = "",
+                meanwhile: Callable[[], None] = lambda: None, **more: Any,
+                ) -> tuple[StreamRow, list[dict[str, Any]]]:
+        """One transfer and what its receivers said; ``meanwhile`` is done once it is under way, ``more`` are words
+        for both ends. Raises SmtError if it failed."""
+        begun = self.prepare(transfer, **more)
         watch = Watch(self, begun)
         for receiver in begun.receivers:
             receiver.tell({})
+        meanwhile()
         sent = [sender.answer() for sender in begun.senders]
         came = [receiver.answer() for receiver in begun.receivers]
         row = watch.row(sent, came, trial, mode, variant)
-        wanted = self._digests.of(transfer.offset, transfer.count)
         for receiver in begun.receivers:
             receiver.tell({"digest": True})
-        right = all(receiver.answer()["digest"] == wanted for receiver in begun.receivers)
-        why = next((answer["error"] for answer in (*came, *sent) if answer["error"]), "")
+        wanted = self._digest(transfer.offset, transfer.count)
+        right = [receiver.answer()["digest"] for receiver in begun.receivers] == [wanted] * len(came)
+        why = next((answer["error"] for answer in (*sent, *came) if answer["error"]), "")
         if why or not right:
-            raise SmtError(f"{transfer.how.system}, {transfer.record or transfer.count} bytes: "
+            raise SmtError(f"{transfer.name}, {transfer.record or transfer.count} bytes: "
                            f"{why or 'what came is not what was sent'}")
-        return row
+        return row, came
 
-    def enough(self, transfer: Transfer, seconds: float, most: int) -> Transfer:
-        """The same with so many bytes that it takes about this long, ``most`` at most: by trying it once, which
-        warms all up. At least what it has."""
+    def _digest(self, offset: int, count: int) -> str:
+        key = offset, count
+        if key not in self._digests:
+            part = memoryview(self.content)[offset:offset + count]
+            self._digests[key] = hashlib.sha256(part).hexdigest()
+        return self._digests[key]
+
+    def enough(self, transfer: Transfer, seconds: float) -> Transfer:
+        """The same with so many bytes that it takes about this long, as far as there are so many: by trying it
+        once, which warms all up. At least what it has."""
         row = self.measure(transfer, 0, "warm-up")
         unit = transfer.record or 1 << 20
-        count = int(row["mbit_per_s"] * 1e6 / 8 * seconds) // unit * unit
-        return replace(transfer, count=max(transfer.count, min(count, most // unit * unit)))
-
-    def topo(self) -> str:
-        """The topology as on the command line."""
-        return self._topo
+        count = min(int(row["mbit_per_s"] * 1e6 / 8 * seconds), len(self.content)) // unit * unit
+        return replace(transfer, count=max(transfer.count, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +222,13 @@ class Watch:
         fidelity = self._monitor.stop()
         drops = {name: count - self._drops[name] for name, count in self._pairs.net.drops().items()}
         transfer = self._transfer
-        seconds = [answer["seconds"] for answer in came]
-        longest = max(seconds) or 1e-9
+        seconds = [answer["end"] - answer["start"] for answer in came]
+        # One clock for all processes of the machine.
+        longest = max(answer["end"] for answer in came) - min(answer["start"] for answer in came) or 1e-9
         total = sum(answer["bytes"] for answer in came)
         return {
-            "topo": self._pairs.topo(), "switch": self._pairs.net.switch_kind or None, "pinned": False,
-            "transport": transfer.how.system, "nic": None, "mode": mode, "poll": BY_DEFAULT, "variant": variant,
+            "topo": self._pairs.topo, "switch": self._pairs.net.switch_kind or None, "pinned": False,
+            "transport": transfer.name, "nic": None, "mode": mode, "poll": BY_DEFAULT, "variant": variant,
             "size": transfer.record or transfer.count, "concurrency": transfer.connections, "trial": trial,
             "rpcs": len(came), "errors": 0, "content_ok": True, "rpc_per_s": round(len(came) / longest, 3),
             "rtt_us": rtt_summary(array("Q", [round(s * 1e9) for s in seconds])), "bytes": total,
@@ -235,25 +251,20 @@ class Watch:
         return {name: now[name] - self._counters[name] for name in COUNTERS if name in now}
 
 
-class Digests:
-    """SHA-256 of parts of what is sent, each computed once."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = memoryview(content)
-        self._known: dict[tuple[int, int], str] = {}
-
-    def of(self, offset: int, count: int) -> str:
-        """In hexadecimal digits."""
-        import hashlib
-
-        key = offset, count
-        if key not in self._known:
-            self._known[key] = hashlib.sha256(self._content[offset:offset + count]).hexdigest()
-        return self._known[key]
+@contextmanager
+def open_pairs(net: SmtNet, topo: str, size: int, seed: int, folder: Path, connections: int = 1,
+               ) -> Iterator[Pairs]:
+    """Senders and receivers with a file of ``size`` random bytes; all gone afterwards. Logs go to ``folder``."""
+    content = random.Random(seed).randbytes(size)
+    with tempfile.TemporaryDirectory(dir="/run") as place:
+        file = Path(place, "file")
+        file.write_bytes(content)
+        with Pairs(net, topo, file, content, folder / "hosts", Path(place, "keys"), connections) as pairs:
+            yield pairs
 
 
 def _nic_pids(net: SmtNet, host: SmtHost) -> list[int]:
-    return net.nic_pids(host)
+    return getattr(net, "nic_pids", lambda _host: [])(host)
 
 
 def _family(programs: Sequence[Program]) -> list[int]:

@@ -1,14 +1,14 @@
 """Sender and receiver of a stream on two hosts, moved by orders on stdin, a JSON line each.
 
-``serve`` listens; ``{"how": {...}, "file": PATH, "offset": 0, "count": N, "record": 0}`` has it take one connection,
-say ``{"ready": true}``, wait to be asked, and send so much of the file: by sendfile or what its system has for
-files, or (``record``) from memory in writes of so many bytes. When the peer has hung up it says what it copied.
-With ``"pause": M`` it stops after M bytes, once they are acknowledged, says ``{"paused": true}`` and goes on at
-``{}``, which it answers with ``{"written": true}`` when TCP has the rest.
+``serve`` listens. ``{"how": {...}, "file": PATH, "offset": 0, "count": N, "record": 0}`` has it take one
+connection, say ``{"ready": true}``, wait to be asked, and send so much of the file: as its system sends files, or
+(``record``) from memory in writes of so many bytes. When the peer has hung up, it says what it copied. With
+``"pause": M`` it stops after M bytes, once they are acknowledged, says ``{"paused": true}``, goes on at ``{}`` and
+says ``{"written": true}`` when TCP has the rest.
 
-``call`` connects by ``{"how": {...}, "peer": [IP, PORT], "count": N}``, says ``{"ready": true}``, at ``{}`` asks and
-takes N bytes, and says how long that took and, for ``{"digest": true}``, the SHA-256 of what came. ``"trace": true``:
-also how many bytes had come by when. Both say "ready" on stderr when they are up.
+``call`` connects by ``{"how": {...}, "peer": [IP, PORT], "count": N}``, says ``{"ready": true}``, at ``{}`` asks,
+takes N bytes and says from when to when (``"trace": true``: also how many bytes had come by when), and answers
+``{"digest": true}`` with the SHA-256 of what came. Both say "ready" on stderr when they are up.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import sys
 import termios
 import time
@@ -67,7 +68,10 @@ def _serve(args: argparse.Namespace) -> None:
         for line in sys.stdin:
             order = json.loads(line)
             sock, _peer = listener.accept()
-            sock.settimeout(PATIENCE_S)
+            # Not by settimeout: sendfile needs a descriptor that waits.
+            sock.setblocking(True)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(PATIENCE_S), 0))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sending = accepted(sock, How(**order["how"]), args.certs)
             with open(order["file"], "rb") as file:
@@ -142,7 +146,7 @@ def _take(receiving: Receiving, room: memoryview, trace: bool) -> tuple[int, dic
     """(bytes that came, what to say of them)."""
     count, taken, error, number = len(room), 0, "", 0
     times: list[tuple[float, int]] = []
-    start = time.perf_counter()
+    start = time.monotonic()
     try:
         receiving.ask()
         while taken < count:
@@ -152,13 +156,13 @@ def _take(receiving: Receiving, room: memoryview, trace: bool) -> tuple[int, dic
                 break
             taken += got
             if trace:
-                times.append((round(time.perf_counter() - start, 6), taken))
+                times.append((round(time.monotonic() - start, 6), taken))
     except (OSError, ssl.SSLError) as e:
         error, number = f"{type(e).__name__}: {e}", e.errno or 0
-    seconds = time.perf_counter() - start
+    end = time.monotonic()
     # Now, as the sender waits for it.
     receiving.close()
-    return taken, {"seconds": seconds, "bytes": taken, "error": error, "errno": number, "trace": times}
+    return taken, {"start": start, "end": end, "bytes": taken, "error": error, "errno": number, "trace": times}
 
 
 if __name__ == "__main__":

@@ -25,13 +25,16 @@ import struct
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from smtstack.ktls.backends import Registry
 from smtstack.ktls.stats import TlsStats
 from smtstack.ktls_io import files
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.handshake import make_context
+from smtstack.ktls_io.nic_mode import TapNics
 from smtstack.ktls_io.socket import KtlsSocket
 from smtstack.nic.tls_flow import DUMP, LINUX
 from workloads.transports.tls import CA, CERTIFICATE, KEY, SUITE
@@ -71,7 +74,7 @@ class How:
     zerocopy: bool = False
     """ktls-nic: ``TLS_TX_ZEROCOPY_RO``."""
     disable_pct: int = 100
-    """ktls-nic: per cent of bytes sent again at which the NIC is given up (``ifnet_max_rexmit_pct``); 100: never."""
+    """ktls-nic: per cent of bytes sent again that give the NIC up (``ifnet_max_rexmit_pct``); 100: never."""
     policy: str = LINUX
     """ktls-nic: what a NIC without the context does with the flow's packets."""
     resync: str = DUMP
@@ -184,10 +187,8 @@ class OwnKtls(Sending):
         self.stats = TlsStats(ifnet_max_rexmit_pct=how.disable_pct)
         nic = None
         if how.system == KTLS_NIC:
-            from smtstack.ktls_io.nic_port import TapPort
-
-            nic = TapPort(policy=how.policy, tx_resync=how.resync)
-        self._tls = KtlsSocket.server(sock, context, backends=default_backends(how.backend, nic is not None),
+            nic = TapNics(how.policy, how.resync)
+        self._tls = KtlsSocket.server(sock, context, backends=_backends(how.backend, nic is not None),
                                       stats=self.stats, nic=nic)
         self._tls.zerocopy_ro = how.zerocopy
         self.copies = self._tls.copies
@@ -210,6 +211,12 @@ class OwnKtls(Sending):
 
     def close(self) -> None:
         self._tls.close()
+
+
+@cache
+def _backends(name: str, nic: bool) -> Registry:
+    """One for all connections of this process: some are processes themselves, and end with it."""
+    return default_backends(name, nic)
 
 
 def accepted(sock: socket.socket, how: How, certs: Path) -> Sending:
