@@ -306,25 +306,24 @@ class KtlsSocket:
         rx = self._rx()
         parts: list[bytes] = []
         got = 0
-        while got < size:
-            try:
+        try:
+            while got < size:
                 record = rx.next_record()
-            except OSError as e:
-                if parts:
-                    # It is told once: after what came before it.
-                    self._told_next = e
+                if record is None:
+                    if parts or rx.ended:
+                        break
+                    self._fill()
+                elif record.kind == DATA:
+                    if record.data:
+                        parts.append(record.data)
+                        got += record.length
+                elif self._between(record):
                     break
+        except OSError as e:
+            if not parts:
                 raise
-            if record is None:
-                if parts or rx.ended:
-                    break
-                self._fill()
-            elif record.kind == DATA:
-                if record.data:
-                    parts.append(record.data)
-                    got += record.length
-            elif self._between(record):
-                break
+            # It is told once: after what came before it.
+            self._told_next = e
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if got > size:
             data, self._rest = data[:size], data[size:]

@@ -16,7 +16,7 @@ from collections import deque
 from typing import Final
 
 from smtstack.crypto.stream_gcm import Data
-from smtstack.errors import ConfigError
+from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.tcp import distance
 
 Buffer = bytearray | memoryview
@@ -33,6 +33,8 @@ _MASK64: Final = 0xFFFFFFFFFFFFFFFF
 _SEALED: Final = _MASK64
 #: Records a map takes at once where nobody says otherwise.
 DEFAULT_RECORDS: Final = 4096
+#: No record is as long as that, so an entry that says so is none.
+_LENGTH_LIMIT: Final = 1 << 16
 
 
 def map_bytes(data: int, records: int = DEFAULT_RECORDS) -> int:
@@ -179,6 +181,8 @@ class RecordMapWriter(FlowWords):
         None: there is no room until more is acknowledged. Call it before TCP gets the first byte.
         """
         length = sum(map(len, parts))
+        if not 0 < length < _LENGTH_LIMIT:
+            raise LocalError(f"a record of {length} bytes")
         at = self._head % self._size
         skipped = self._size - at if at + length > self._size else 0
         head = self._head + skipped + length
@@ -198,6 +202,8 @@ class RecordMapWriter(FlowWords):
 
         False: there is no room.
         """
+        if not 0 < length < _LENGTH_LIMIT:
+            raise LocalError(f"a record of {length} bytes")
         if len(self._in) >= self._capacity:
             return False
         # The count first: whoever sees the record looks for sealed ones.
@@ -327,6 +333,8 @@ class RecordMapReader(FlowWords):
         place, offset, stamp = words[at], words[at + 1], words[at + 2]
         start, length = place >> 32, place & _MASK32
         if stamp != ordinal or (seq - start) & _MASK32 >= length or words[_AT_RELEASED] > ordinal:
+            return None
+        if length >= _LENGTH_LIMIT:
             return None
         if offset != _SEALED and offset + length > self._size:
             return None

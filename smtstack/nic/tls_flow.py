@@ -21,11 +21,13 @@ DUMP: Final = "dump"
 NEXT_RECORD: Final = "next_record"
 TX_RESYNCS: Final = (DUMP, NEXT_RECORD)
 #: How a device that lost the records finds them: it searches headers in the stream and asks, at once or with the
-#: application remembering where records began meanwhile, or the application tells it unasked.
+#: application remembering where records began meanwhile; or the application tells it unasked, more and more seldom
+#: (Linux) or after every record that came encrypted (FreeBSD).
 SCAN: Final = "scan"
 ASYNC: Final = "async"
 HINT: Final = "hint"
-RX_RESYNCS: Final = (SCAN, ASYNC, HINT)
+EVERY: Final = "every"
+RX_RESYNCS: Final = (SCAN, ASYNC, HINT, EVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class TxFlow:
     """:func:`~smtstack.wire.tcp.flow_key` of the packets that leave."""
     keys: StreamKeys
     records: Buffer
-    """Its record map, made by :class:`~smtstack.nic.record_map.RecordMapWriter`."""
+    """The record map, made by :class:`~smtstack.nic.record_map.RecordMapWriter`."""
     policy: str = LINUX
     resync: str = DUMP
 

@@ -42,7 +42,8 @@ def context_request(take: bool) -> bytes:
     return _pack(TAKE if take else GIVE, {})
 
 
-def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False, error: str = "") -> bytes:
+def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False,
+           error: str = "") -> bytes:
     """What a NIC says to each request: its number, whether the flow has a context there, and if not, whether that
     is for want of room; that the connection has records of an earlier offload under way; or what was wrong."""
     said: dict[str, Any] = {"context": context, "number": number, "full": full, "busy": busy}
