@@ -78,7 +78,7 @@ class Options:
                                 help=f"of each point (default: {TRIALS}; --quick: 1)")
     seed: int = option("--seed", type=options.positive, default=1, help="of the file (default: 1)")
     quick: bool = option("--quick", action="store_true", help="one trial, a small file, one connection")
-    network: Network = group(Network)
+    network: Network = group(Network, hosting="tap")
     end: options.QuotedResults = group(options.QuotedResults)
 
 
@@ -97,7 +97,7 @@ def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made."""
     quick, size = asked.quick, asked.size or (QUICK_SIZE if asked.quick else SIZE)
     asked.network.check(TOPO, asked.seed)
-    has_nic = getattr(asked.network.links(), "hosting", "") == "tap"
+    has_nic = asked.network.hosting == "tap"
     names = asked.path or [name for name in PATHS if has_nic or name != IN_NIC]
     if IN_NIC in names and not has_nic:
         raise ConfigError(f"--path {IN_NIC} needs --nic-hosting tap: the NIC has to own the interface")

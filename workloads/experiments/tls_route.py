@@ -1,8 +1,8 @@
 """``smtnet reproduce tls-route``: what a change of route does to a flow that a NIC seals, by policy.
 
 The sender has two NICs, with a cable each to the receiver. In the middle of a transfer its packets change from
-one to the other, and back. ``linux``: the NIC without the flow's context has software seal, the same bytes. ``freebsd``:
-it drops, and takes the context over: TCP sends again what was lost. Neither sends a byte in clear.
+one to the other, and back. ``linux``: the NIC without the flow's context has software seal, the same bytes.
+``freebsd``: it drops, and takes the context over: TCP sends again what was lost. Neither sends a byte in clear.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def route_row(row: StreamRow, trace: Sequence[tuple[float, int]], flips: Sequenc
     in seconds since the beginning, too."""
     gaps, usual = route_report.gaps_ms(trace, flips)
     return cast(RouteRow, {**row, "counters": {**row["counters"], **counted},
-                           "flips_s": [round(flip, 6) for flip in flips], "gaps_ms": gaps, "usual_gap_ms": usual, "goodput": route_report.goodput(trace)})
+                           "flips_s": [round(flip, 6) for flip in flips], "gaps_ms": gaps,
+                           "usual_gap_ms": usual, "goodput": route_report.goodput(trace)})
 
 
 def picture(rows: Sequence[Row], path: Path) -> bool:

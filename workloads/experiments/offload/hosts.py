@@ -162,7 +162,9 @@ class Pairs:
             receiver.tell({"digest": True})
         wanted = self._digest(transfer.offset, transfer.count)
         right = [receiver.answer()["digest"] for receiver in begun.receivers] == [wanted] * len(came)
-        why = next((answer["error"] for answer in (*sent, *came) if answer["error"]), "")
+        why = "; ".join(dict.fromkeys(
+            f"{who}: {answer['error']}" for who, answers in (("receiver", came), ("sender", sent))
+            for answer in answers if answer["error"]))
         if why or not right:
             raise SmtError(f"{transfer.name}, {transfer.record or transfer.count} bytes: "
                            f"{why or 'what came is not what was sent'}")
@@ -264,7 +266,7 @@ def open_pairs(net: SmtNet, topo: str, size: int, seed: int, folder: Path, conne
 
 
 def _nic_pids(net: SmtNet, host: SmtHost) -> list[int]:
-    return getattr(net, "nic_pids", lambda _host: [])(host)
+    return net.nic_pids(host)
 
 
 def _family(programs: Sequence[Program]) -> list[int]:
