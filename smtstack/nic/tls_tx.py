@@ -223,9 +223,8 @@ class TlsTxDevice:
     def _send_whole(self, d: TcpSend, payload: bytes, out: list[bytes]) -> None:
         """The super-frame with another payload, counted as the packets that it becomes."""
         frame, packet, size = d.frame, d.packet, d.gso_size
-        if payload is not d.payload:
-            frame = b"".join((frame[:packet.payload_at], payload, frame[packet.end:]))
-        out.append(frame)
+        # Always: the frame is the kernel's, and what software has sealed is in the payload alone.
+        out.append(b"".join((frame[:packet.payload_at], payload, frame[packet.end:])))
         if size and len(payload) > size:
             counters = self.counters
             more = -(-len(payload) // size) - 1
