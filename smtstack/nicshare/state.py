@@ -282,7 +282,7 @@ class Port:
         if self._slot is None:
             return own < limit
         with self._file.locked():
-            self._file.fold()
+            self._file.fold(self._number)
             slots = [self._file.slot(number) for number in range(1, SLOTS + 1) if number != self._number]
             shared = any(slot[nic_file.PROFILE] == _PROFILES.index(TAP) for slot in (*slots, self._slot)
                          if slot[nic_file.ADDRESS])

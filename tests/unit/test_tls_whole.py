@@ -1,4 +1,4 @@
-"""Super-frames that leave uncut, for a port that cuts: sealed by the device, by software, or dropped, never clear."""
+"""Super-frames that leave uncut, for a port that cuts: sealed by the device or by software, or dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def leaves(policy: str, context: bool) -> tuple[list[bytes], Stream]:
     nic.add_flow(stream.flow(policy), context)
     nic.tx.whole = True
     frames = nic.transmit(stream.packet(0, 5000), 1448, marked=True)
-    return [frame[packet.payload_at:packet.end] for frame in frames for packet in [tcp.parse_untrusted(frame)]], stream
+    packets = [(frame, tcp.parse_untrusted(frame)) for frame in frames]
+    return [frame[packet.payload_at:packet.end] for frame, packet in packets], stream
 
 
 @pytest.mark.parametrize(("policy", "context"), [(LINUX, True), (LINUX, False), (FREEBSD, True)])
