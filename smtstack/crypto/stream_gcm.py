@@ -169,7 +169,7 @@ def open_record_untrusted(keys: StreamKeys, number: int, record: Data) -> tuple[
     In TLS 1.3 the type is the last byte that is not zero (RFC 8446 §5.4); a record of zeros is refused.
     """
     at = keys.header_len
-    if record_len_untrusted(keys, record[:PREFIX_LEN]) != len(record):
+    if not record or record_len_untrusted(keys, record[:PREFIX_LEN]) != len(record):
         raise AuthError(f"{len(record)} bytes are no record")
     header = bytes(record[:at])
     aead = ChaCha20Poly1305(keys.key) if keys.cipher == CHACHA20_POLY1305 else AESGCM(keys.key)

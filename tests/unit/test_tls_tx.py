@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.crypto.stream_gcm import CHACHA20_POLY1305, TLS12, TLS13
-from smtstack.errors import ConfigError
+from smtstack.crypto.stream_gcm import CHACHA20_POLY1305, TLS12, TLS13, open_record_untrusted
+from smtstack.errors import AuthError, ConfigError
 from smtstack.nic import tls_fallback
 from smtstack.nic.record_map import RecordMapReader
 from smtstack.nic.tls_descriptors import (
@@ -533,6 +533,75 @@ def test_bytes_sent_and_sent_again():
         nic.transmit(stream.packet(at, size), marked=True)
     assert stream.map.sent_bytes == 2500
     assert stream.map.retransmitted_bytes == 1000 + 500 + 100
+
+
+# -- nonces, and what the application changes ---------------------------------------------------------------
+
+
+def nonces_of(stream: Stream, packets: list[tuple[int, bytes]]) -> dict[bytes, set[bytes]]:
+    """By nonce, what was sent under it, of every copy of every whole record that can be put together."""
+    found: dict[bytes, set[bytes]] = {}
+    ends = [*stream.starts[1:], len(stream.plain)]
+    for n, (start, end) in enumerate(zip(stream.starts, ends, strict=True)):
+        variants: dict[int, set[int]] = {}
+        for at, payload in packets:
+            for place in range(max(at, start), min(at + len(payload), end)):
+                variants.setdefault(place, set()).add(payload[place - at])
+        nonce = stream.keys.nonce(stream.number + n, bytes(stream.plain[start:start + stream.keys.header_len]))
+        for place, values in variants.items():
+            found.setdefault(nonce + place.to_bytes(4, "big"), set()).update(bytes((v,)) for v in values)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_nonce_serves_twice(kind):
+    """Every byte of every copy, by device, by software, by another NIC: one value for each place under a nonce."""
+    rng = Random(3)
+    stream = Stream(make_keys(*kind))
+    for n in range(5):
+        stream.push(text(2000, n))
+    nics = [make_nic(1), make_nic(2)]
+    wire = Wire(stream)
+    flow = stream.flow()
+    for turn in range(60):
+        if turn % 10 == 0:
+            with_context = turn // 10 % 2
+            nics[1 - with_context].add_flow(flow, context=False)
+            nics[with_context].add_flow(flow)
+        at = rng.randrange(len(stream.plain))
+        size = min(rng.randint(1, 2500), len(stream.plain) - at)
+        wire.take(rng.choice(nics).transmit(stream.packet(at, size), 536, True, 34, 16, marked=True))
+    assert all(len(values) == 1 for values in nonces_of(stream, wire.packets).values())
+    assert min(nic.counters.tx_tls_ooo for nic in nics) > 3
+    assert min(nic.counters.tx_tls_fallback for nic in nics) > 3
+    # The control: other plaintext under a nonce that was used is noticed.
+    for n in range(100):
+        stream.plain[stream.starts[1] + n + 100] ^= 1
+    wire.take(nics[0].transmit(stream.packet(stream.starts[1], 300), marked=True))
+    assert any(len(values) == 2 for values in nonces_of(stream, wire.packets).values())
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+def test_a_file_that_changes_between_two_transmissions(version):
+    """Zero-copy sendfile: TCP sends again what the file holds now. The tag is not of that, so it is noticed."""
+    stream = Stream(make_keys(version))
+    for n in range(2):
+        stream.push(text(2000, n))
+    nic, wire = offloaded(stream)
+    send_all(stream, nic, wire, 500)
+    genuine = wire.received()
+    size = stream.starts[1]
+    # 500 to 1000 was lost, and the file is changed meanwhile.
+    stream.plain[600:700] = b"changed" * 14 + b"ch"
+    wire.take(nic.transmit(stream.packet(500, 500), marked=True))
+    again = wire.packets[-1][1]
+    got = genuine[:500] + again + genuine[1000:]
+    assert got != genuine
+    with pytest.raises(AuthError):
+        open_record_untrusted(stream.keys, 0, got[:size])
+    # What was sent before, and every other record, is right.
+    assert open_record_untrusted(stream.keys, 0, genuine[:size])[1] == text(2000, 0)
+    assert open_record_untrusted(stream.keys, 1, got[size:])[1] == text(2000, 1)
 
 
 # -- the device, at the level of descriptors ----------------------------------------------------------------
