@@ -223,7 +223,7 @@ class TlsTxDevice:
     def _send_whole(self, d: TcpSend, payload: bytes, out: list[bytes]) -> None:
         """The super-frame with another payload, counted as the packets that it becomes."""
         frame, packet, size = d.frame, d.packet, d.gso_size
-        # Always: the frame is the kernel's, and what software has sealed is in the payload alone.
+        # Always: what the frame has may be plaintext, also where software has sealed it and there is no context.
         out.append(b"".join((frame[:packet.payload_at], payload, frame[packet.end:])))
         if size and len(payload) > size:
             counters = self.counters

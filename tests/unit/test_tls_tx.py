@@ -93,6 +93,21 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert nic.counters.tx_tso_packets == 1
 
 
+def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
+    """The port behind the device cuts it: no byte of the kernel's frame may be in what it gets."""
+    stream = Stream()
+    for n in range(3):
+        stream.push(text(16384, n))
+    nic = make_nic()
+    assert not nic.add_flow(stream.flow(), context=False)
+    nic.tx.whole = True
+    frame = stream.packet(100, 40_000)
+    out = nic.transmit(frame, 1448, True, 34, 16, marked=True)
+    packet = tcp.parse_untrusted(out[0])
+    assert out[0][packet.payload_at:packet.end] == stream.sealed[100:40_100]
+    assert nic.counters.tx_tls_fallback == 1
+
+
 # -- out of sequence, counters by hand ----------------------------------------------------------------------
 
 #: A record in 12 packets of 1000 bytes, and how much of it is data.

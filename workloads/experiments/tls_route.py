@@ -123,14 +123,15 @@ def _disturbed(pairs: Pairs, transfer: Transfer, trial: int, seconds: float) -> 
     flips: list[float] = []
 
     def flip() -> None:
+        began = time.monotonic()
         for share, route in zip(FLIPS, (f"route replace {client.IP()}/32 dev {server.name}-eth1 src {server.IP()}",
                                         f"route del {client.IP()}/32"), strict=True):
             time.sleep(max(0.0, began + share * seconds - time.monotonic()))
             flips.append(time.monotonic())
             batch("ip", [route], where=server.name, pid=server.pid)
 
-    began = time.monotonic()
     row, (came,) = pairs.watched(transfer, trial, MODE, meanwhile=flip, trace=True)
+    time.sleep(route_report.PUBLISH_S)
     counted = {name: sum(nic.counters()[name] - old[name] for nic, old in zip(nics, before, strict=True))
                for name in COUNTERS if name in before[0]}
     return route_row(row, came["trace"], [at - came["start"] for at in flips], counted)

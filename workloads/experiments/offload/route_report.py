@@ -17,6 +17,8 @@ from workloads.results.table import aligned
 MODE = "route"
 #: Seconds after a change in which a gap is its.
 WINDOW_S = 0.25
+#: Within so many seconds a NIC that has nothing to do tells its counters.
+PUBLISH_S = 0.6
 #: Seconds of a step of the picture.
 BIN_S = 0.01
 #: Of policies, beside the colour of the system.
