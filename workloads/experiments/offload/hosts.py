@@ -159,9 +159,9 @@ class Pairs:
         came = [receiver.answer() for receiver in begun.receivers]
         row = watch.row(sent, came, trial, mode, variant)
         for receiver in begun.receivers:
-            receiver.tell({"digest": True})
+            receiver.tell({"digest": 0})
         wanted = self._digest(transfer.offset, transfer.count)
-        right = [receiver.answer()["digest"] for receiver in begun.receivers] == [wanted] * len(came)
+        right = [receiver.answer()["digests"] for receiver in begun.receivers] == [[wanted]] * len(came)
         why = "; ".join(dict.fromkeys(
             f"{who}: {answer['error']}" for who, answers in (("receiver", came), ("sender", sent))
             for answer in answers if answer["error"]))

@@ -8,7 +8,8 @@ says ``{"written": true}`` when TCP has the rest.
 
 ``call`` connects by ``{"how": {...}, "peer": [IP, PORT], "count": N}``, says ``{"ready": true}``, at ``{}`` asks,
 takes N bytes and says from when to when (``"trace": true``: also how many bytes had come by when), and answers
-``{"digest": true}`` with the SHA-256 of what came. Both say "ready" on stderr when they are up.
+``{"digest": 0}`` with the SHA-256 of what came, ``{"digest": B}`` with those of what came before the pause and of
+each B bytes after it. Both say "ready" on stderr when they are up.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import struct
 import sys
 import termios
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,10 @@ def _call(args: argparse.Namespace) -> None:
             _order()
             taken, answer = _take(receiving, room, bool(order.get("trace")))
             _say(**answer)
-        if _order().get("digest"):
-            _say(digest=hashlib.sha256(room[:taken]).hexdigest())
+        piece = int(_order()["digest"])
+        first = order.get("pause", 0)
+        cuts = [0, *range(first, taken, piece), taken] if piece else [0, taken]
+        _say(digests=[hashlib.sha256(room[start:end]).hexdigest() for start, end in pairwise(cuts)])
 
 
 def _take(receiving: Receiving, room: memoryview, trace: bool) -> tuple[int, dict[str, Any]]:
