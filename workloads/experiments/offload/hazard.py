@@ -45,7 +45,8 @@ class Hazard(TypedDict):
     old: int
     """Records of the second part that came as the file was when it was first sent."""
     new: int
-    """Those that came as it was afterwards: TCP happened to send all of such a one again, so its tag is right."""
+    """Records of it that came as the file was afterwards: TCP happened to send all of such a one again, and its
+    tag is right."""
     wrong: int
     """Pieces that are neither."""
     error: str

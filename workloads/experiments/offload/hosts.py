@@ -178,8 +178,8 @@ class Pairs:
         return self._digests[key]
 
     def enough(self, transfer: Transfer, seconds: float) -> Transfer:
-        """The same with so many bytes that it takes about this long, as far as there are so many: by trying it
-        once, which warms all up. At least what it has."""
+        """A transfer like this of so many bytes that it takes about this long, as far as there are so many: by
+        trying it once, which warms all up. At least what it has."""
         row = self.measure(transfer, 0, "warm-up")
         unit = transfer.record or 1 << 20
         count = min(int(row["mbit_per_s"] * 1e6 / 8 * seconds), len(self.content)) // unit * unit
