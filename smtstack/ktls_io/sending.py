@@ -280,7 +280,8 @@ class Sender:
     # -- software --------------------------------------------------------------------------------------------
 
     def _push_sealed(self, wait: bool) -> bool:
-        """As much as one call takes, of the first record's session: behind it may be what only a NIC may send."""
+        """Give TCP what one call takes of the first record's session: behind that may be what only a NIC may
+        send."""
         flags = self._flags(wait)
         if self._nic is not None:
             # A NIC may begin with the next byte: no segment is to have both.

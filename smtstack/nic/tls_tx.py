@@ -109,7 +109,7 @@ class TlsTxContext:
                 at += len(header) - had
                 if len(header) < header_len:
                     break
-                length = record_len_untrusted(keys, header)
+                length = record_len_untrusted(keys, header, any_kind=True)
                 if not length:
                     self.seq = -1
                     self._restart()

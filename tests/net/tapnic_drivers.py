@@ -15,18 +15,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smtstack.errors import SmtError, Unsupported
+from smtstack.crypto.stream_gcm import AES_128_GCM, TLS12, StreamKeys, open_record_untrusted, seal_record
 from smtstack.io import plaintext_guard, tcp_queries
 from smtstack.io.namespaces import interface_exists
+from smtstack.nic.marks import DECRYPTED, ENCRYPTED
 from smtstack.nic.plaintext import PLAINTEXT_MARK
 from smtstack.nicshare.state import NicState
 from smtstack.tapnic import client
 from smtstack.wire import tcp
 from tests.net.inside import go_inside
 from tests.net.tapnic_rig import (
+    APPLICATION_DATA,
     CANARY,
     PATIENCE_S,
     RECORD,
@@ -42,7 +45,7 @@ from tests.net.tapnic_rig import (
 )
 from topo.commands import run
 from topo.link_options import LinkOptions
-from topo.network import SmtNet, open_network
+from topo.network import open_network
 
 MB = 1 << 20
 TAP = LinkOptions(hosting="tap")
@@ -86,8 +89,8 @@ def openssl_transfer(one: Any, two: Any, size: int) -> bool:
     ours, theirs = connect(one, two)
     with tempfile.TemporaryDirectory() as folder:
         cert, key = f"{folder}/cert.pem", f"{folder}/key.pem"
-        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
-             key, "-out", cert, "-subj", "/CN=h2", "-days", "2"])
+        run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+             "-keyout", key, "-out", cert, "-subj", "/CN=h2", "-days", "2"])
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(cert, key)
         trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -112,8 +115,8 @@ def openssl_transfer(one: Any, two: Any, size: int) -> bool:
 
 
 def shape(frames: list[bytes]) -> list[str]:
-    """What is wrong with the headers of the packets that h1 has sent as parts of a stream; nothing, with right ones:
-    checksums, one IP ID after the other, no byte that is missing, constant headers but for what TCP counts."""
+    """What is wrong with the headers of the packets that h1 has sent as parts of a stream. Nothing, where
+    checksums are right, no byte is missing, and all have the same header but for what TCP and IP count."""
     wrong: set[str] = set()
     heads = set()
     spans = []
@@ -128,7 +131,8 @@ def shape(frames: list[bytes]) -> list[str]:
         if len(frame) > 1514:
             wrong.add("longer than the MTU")
         if packet.length:
-            heads.add((frame[:16], frame[20:24], frame[26:38], frame[46:47], frame[54:58], packet.flags & ~(tcp.PSH | tcp.FIN)))
+            heads.add((frame[:16], frame[20:24], frame[26:38], frame[46:47], frame[54:58],
+                       packet.flags & ~(tcp.PSH | tcp.FIN)))
             spans.append((packet.seq, packet.length))
     if len(heads) != 1:
         wrong.add(f"{len(heads)} different headers")
@@ -196,7 +200,7 @@ def settings(one: Any, two: Any) -> dict[str, Any]:
 
 
 def guard() -> dict[str, Any]:
-    """Marked sockets on the plain interface of a host that has a NIC of its own, too, with the guard and without."""
+    """Marked sockets on the plain interface of a host that has a NIC, too; with the guard and without."""
     out: dict[str, Any] = {}
     with open_network(TwoHosts(("tap", "inline")), LinkOptions()) as net:
         one, two = net.hosts
@@ -205,16 +209,16 @@ def guard() -> dict[str, Any]:
         for case in ("guarded", "open"):
             if case == "open":
                 on(one, plaintext_guard.remove)
-            for name, number in (("plain", 1), ("lo", -1)):
-                take_cable(one, two, max(number, 0))
-                ours, theirs = connect(one, one if number < 0 else two)
-                recordings[number > 0 and 0 or 1].frames()
+            for name, peer, recording in (("plain", two, recordings[0]), ("lo", one, recordings[1])):
+                take_cable(one, two, 1)
+                ours, theirs = connect(one, peer)
+                recording.frames()
                 with ours, theirs:
                     tcp_queries.set_mark(ours, PLAINTEXT_MARK)
                     ours.setblocking(False)
                     ours.send(canaries(8192))
                     time.sleep(0.3)
-                    out[f"{name}_{case}"] = leaked(recordings[0 if number > 0 else 1].payloads())
+                    out[f"{name}_{case}"] = leaked(recording.payloads())
         on(one, plaintext_guard.install)
         # The NIC does not know the flow: it drops what has payload, and counts that.
         take_cable(one, two, 0)
@@ -294,6 +298,53 @@ def offload() -> dict[str, Any]:
             if last["tx_tls_ctx"] == last["tx_tls_del"]:
                 break
         out["contexts_left"] = last["tx_tls_ctx"] - last["tx_tls_del"]
+    return out
+
+
+def receive() -> dict[str, Any]:
+    """Sealed records from a sender without a NIC's help, decrypted by the receiver's NIC: with nothing wrong on
+    the way, and with changed bits."""
+    out: dict[str, Any] = {}
+    size = 2 * MB
+    with open_network("star,2", TAP, "bridge") as net:
+        one, two = net.hosts
+        state = NicState.open("h2-eth0", pid=two.pid)
+        for case in ("clean", "rx.corrupt=1%"):
+            if case != "clean":
+                state.assign(case)
+                assert state.wait_applied()
+            keys = StreamKeys(TLS12, AES_128_GCM, os.urandom(16), os.urandom(4))
+            ours, theirs = connect(one, two)
+            offload = on(two, partial(client.install_rx, theirs, keys, 0))
+            before = counters(two)
+            data = canaries(RECORD)
+            records = [seal_record(keys, n, APPLICATION_DATA, data, n) for n in range(size // RECORD)]
+            sender = threading.Thread(target=ours.sendall, args=(b"".join(records),))
+            sender.start()
+            plain = sealed = wrong = at = 0
+            for number, record in enumerate(records):
+                got = bytearray()
+                while len(got) < len(record):
+                    got += theirs.recv(len(record) - len(got))
+                seq = tcp.advance(offload.seq, at)
+                forms = {r.form for r in offload.marks.forms(seq, len(record))}
+                offload.marks.release(seq)
+                at += len(record)
+                if forms == {DECRYPTED}:
+                    plain += got[13:-16] == data
+                    wrong += got[13:-16] != data
+                elif forms == {ENCRYPTED}:
+                    sealed += open_record_untrusted(keys, number, bytes(got)) == (APPLICATION_DATA, data)
+                    wrong += bytes(got) != record
+            sender.join(PATIENCE_S)
+            after = counters(two)
+            out[case] = {"records": len(records), "plain": plain, "sealed": sealed, "wrong": wrong,
+                         "decrypted": after["rx_tls_decrypted_bytes"] - before["rx_tls_decrypted_bytes"],
+                         "bytes": at, "errors": after["rx_tls_err"] - before["rx_tls_err"]}
+            offload.close()
+            ours.close()
+            theirs.close()
+        out["contexts_left"] = counters(two)["rx_tls_ctx"] - counters(two)["rx_tls_del"]
     return out
 
 
@@ -384,19 +435,18 @@ def routes(policy: str, way: str, flips: str, seed: str) -> dict[str, Any]:
     with open_network(TwoHosts(("tap", "tap", "inline")), LinkOptions()) as net:
         one, two = net.hosts
         static_neighbours(one, two, 3)
-        if way == "open":
-            on(one, plaintext_guard.remove)
         other = 1 if way == "nic" else 2
         recordings = {"n-h1-eth0": Recording("n-h1-eth0"), "n-h1-eth1": Recording("n-h1-eth1"),
                       "h1-eth2": Recording("h1-eth2", one)}
         lost = dict.fromkeys(recordings, 0)
         bad = []
         count = int(flips)
-        resets = 0
         done = 0
         while done < count:
             take_cable(one, two, 0)
             transfer = Transfer(one, *connect(one, two), size=12 * MB, policy=policy)
+            if way == "open":
+                on(one, plaintext_guard.remove)
             number = 0
             while transfer.running() and done < count and number < 8 and not transfer.error:
                 time.sleep(generator.uniform(0.002, 0.04))
@@ -412,17 +462,17 @@ def routes(policy: str, way: str, flips: str, seed: str) -> dict[str, Any]:
                 bad.append(transfer.error or transfer.received[1])
             with contextlib.suppress(OSError):
                 transfer._ours.shutdown(socket.SHUT_RDWR)
-            resets += sum(counters(one, f"h1-eth{n}")["ifnet_reset"] for n in (0, 1))
             transfer.close()
-        out.update(leaked=lost, bad=bad, resets=resets, flips=done)
-        out["dropped"] = sum(counters(one, f"h1-eth{n}")["tx_tls_drop_bypass_req"] for n in (0, 1))
-        out["fallback"] = sum(counters(one, f"h1-eth{n}")["tx_tls_fallback"] for n in (0, 1))
-        out["failed"] = sum(counters(one, f"h1-eth{n}")["ifnet_reset_failed"] for n in (0, 1))
+        counted = [counters(one, f"h1-eth{n}") for n in (0, 1)]
+        out.update(leaked=lost, bad=bad, flips=done)
+        for key, name in (("dropped", "tx_tls_drop_bypass_req"), ("fallback", "tx_tls_fallback"),
+                          ("resets", "ifnet_reset"), ("failed", "ifnet_reset_failed")):
+            out[key] = sum(each[name] for each in counted)
     return out
 
 
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
-    "basics": basics, "guard": guard, "offload": offload, "killed": killed, "routes": routes}
+    "receive": receive, "basics": basics, "guard": guard, "offload": offload, "killed": killed, "routes": routes}
 
 
 def main() -> None:

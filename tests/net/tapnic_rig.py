@@ -158,9 +158,9 @@ def sealed_stream(connection: socket.socket, keys: StreamKeys, size: int) -> tup
 
 
 class Transfer:
-    """``size`` bytes as records from ``ours`` to ``theirs``, which NICs encrypt on the way; the other end opens each.
+    """``size`` bytes as records from ``ours`` to ``theirs``, which NICs encrypt on the way; they are opened there.
 
-    ``pause_s``: between records, so that something else can happen meanwhile.
+    ``how``: as for :func:`~smtstack.tapnic.client.install_tx`, which raises.
     """
 
     def __init__(self, one: Any, ours: socket.socket, theirs: socket.socket, size: int, **how: Any) -> None:
@@ -180,6 +180,9 @@ class Transfer:
 
     def _receive(self) -> None:
         self.received = sealed_stream(self._theirs, self.keys, self._size)
+        if self.received[1]:
+            # Nobody reads any more: the sender is to hear that.
+            self._theirs.close()
 
     def _send(self) -> None:
         data, digest = canaries(RECORD), hashlib.sha256()
@@ -189,8 +192,8 @@ class Transfer:
         try:
             for _record in range(self._size // RECORD):
                 while (view := offload.append(framed)) is None:
-                    if offload.aborted:
-                        raise ConnectionAbortedError("aborted")
+                    if offload.aborted or self.received[1]:
+                        raise ConnectionAbortedError("nobody takes the rest")
                     if not offload.release():
                         time.sleep(0.001)
                     assert time.monotonic() < end, "nothing is acknowledged any more"
@@ -234,4 +237,5 @@ def static_neighbours(one: Any, two: Any, cables: int) -> None:
 
 def take_cable(one: Any, two: Any, number: int) -> None:
     """From now on the first host's packets to the second leave by this cable."""
-    run(["ip", "route", "replace", f"{two.IP()}/32", "dev", f"{one.name}-eth{number}", "src", one.IP()], pid=one.pid)
+    run(["ip", "route", "replace", f"{two.IP()}/32", "dev", f"{one.name}-eth{number}", "src", one.IP()],
+        pid=one.pid)

@@ -93,6 +93,28 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert nic.counters.tx_tso_packets == 1
 
 
+def test_a_port_that_cuts_gets_super_frames_whole():
+    """What the port makes of them is what the device would have sent, and so are the counters."""
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        for n in range(3):
+            stream.push(text(9000, n), ready=n == 1)
+    (one, wire), (other, behind) = map(offloaded, streams)
+    other.tx.whole = True
+    # All ways: by the device, as it is, by software, after a resync, before the start marker.
+    for at, size in ((0, 5000), (5000, 9000), (9022, 9000), (14_000, 13_000), (3000, 800), (100, 2000)):
+        frame = streams[0].packet(at, size, tcp.PSH | tcp.ACK)
+        wire.take(one.transmit(frame, 1448, True, 34, 16, marked=True))
+        (whole,) = other.transmit(frame, 1448, True, 34, 16, marked=True)
+        packet = tcp.parse_untrusted(whole)
+        behind.take(tcp.cut(whole, packet, whole[packet.payload_at:packet.end], 1448))
+    assert wire.packets == behind.packets
+    assert not wire.wrong
+    assert one.counters.snapshot() == other.counters.snapshot()
+    assert one.counters.tx_tls_fallback > 1
+    assert one.counters.tx_tls_ooo > 1
+
+
 def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
     """The port behind the device cuts it: no byte of the kernel's frame may be in what it gets."""
     stream = Stream()
@@ -301,6 +323,44 @@ def test_next_record_sync():
     assert len(wire.packets) == 7
 
 
+def test_a_context_that_comes_when_gigabytes_are_through():
+    """The start marker is so far behind that it seems ahead: the driver asks, rather than compare."""
+    stream = Stream(start=7, room=1 << 16)
+    nic = make_nic()
+    flow = stream.flow(resync=NEXT_RECORD)
+    assert not nic.add_flow(flow, context=False)
+    for hop in range(3):
+        stream.start = 7 + hop * 0x38000000
+        for part in (stream.plain, stream.sealed):
+            part.clear()
+        stream.number += len(stream.starts)
+        stream.starts.clear()
+        stream.push(text(100, hop))
+        stream.map.release(stream.start + len(stream.plain))
+    wire = Wire(stream)
+    nic.add_flow(flow)
+    at = len(stream.plain)
+    for n in range(3):
+        size = stream.push(text(100, n))
+        wire.take(nic.transmit(stream.packet(at, size), marked=True))
+        at += size
+    assert nic.counters.tx_tls_fallback == nic.counters.tx_tls_ooo == 1
+    assert nic.counters.tx_tls_encrypted_packets == 2
+    assert not wire.wrong
+
+
+def test_a_content_type_of_ones_own():
+    """TLS 1.2 shows it in the header; nobody but a searching device cares."""
+    stream = Stream(make_keys(TLS12))
+    stream.push(text(100), kind=99)
+    nic, wire = offloaded(stream)
+    wire.take(nic.transmit(stream.packet(0, 50), marked=True))
+    nic.reset()
+    wire.take(nic.transmit(stream.packet(50, len(stream.plain) - 50), marked=True))
+    assert wire.received() == stream.sealed
+    assert open_record_untrusted(stream.keys, 0, wire.received()) == (99, text(100))
+
+
 # -- software in place of the device ------------------------------------------------------------------------
 
 
@@ -440,6 +500,26 @@ def test_the_route_leads_to_a_nic_without_the_context(policy):
     assert wire.received() == stream.sealed
     assert not wire.wrong
     assert not reader.reset_pending
+
+
+@pytest.mark.parametrize("policy", [LINUX, FREEBSD])
+def test_a_context_that_is_no_longer_the_flows_is_not_used(policy):
+    """Another NIC took the flow: the word in the map counts, even for a packet in sequence."""
+    stream = Stream()
+    stream.push(text(2000))
+    nic, wire = offloaded(stream, policy)
+    wire.take(nic.transmit(stream.packet(0, 500), marked=True))
+    stream.map.owner = 2
+    wire.take(nic.transmit(stream.packet(500, 500), marked=True))
+    assert nic.contexts() == 1
+    assert nic.counters.tx_tls_encrypted_packets == 1
+    assert nic.counters.tx_tls_fallback == (policy == LINUX)
+    assert stream.map.reset_pending == (policy == FREEBSD)
+    # It comes back: the device stands where it stood, and is told where to go on.
+    stream.map.owner = 1
+    send_all(stream, nic, wire, 500, 500 if policy == FREEBSD else 1000)
+    assert wire.received() == stream.sealed
+    assert nic.counters.tx_tls_ooo == (policy == LINUX)
 
 
 def test_the_device_goes_down():
@@ -694,6 +774,29 @@ def test_progress_is_told():
     told = device.completions[-1]
     assert isinstance(told, Progress)
     assert (told.seq, told.number, told.tracker, told.authenticates) == (30, 5, "tracking", True)
+
+
+def test_keys_and_number_are_posted_only_if_the_number_changed():
+    """A second retransmission of the same record: progress and fence alone."""
+    stream = Stream()
+    for n in range(2):
+        stream.push(text(1000, n))
+    nic, wire = offloaded(stream)
+    driver = nic._driver
+
+    def posted(at: int) -> list[str]:
+        frame = stream.packet(at, 100)
+        assert driver.transmit(0, frame, tcp.parse_untrusted(frame), 0, marked=True)
+        names = [type(d).__name__ for d in nic.tx._rings[0]]
+        wire.take(nic.tx.process(0))
+        return names
+
+    assert posted(0) == ["SetStatic", "SetProgress", "Fence", "TcpSend"]
+    assert posted(300) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1100) == ["SetStatic", "SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1200) == ["TcpSend"]
+    assert posted(1100) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert not wire.wrong
 
 
 def test_a_ring_without_room():
