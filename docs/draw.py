@@ -243,7 +243,8 @@ def architecture() -> str:
 
 
 class _Nic:
-    """Driver half and device half, and a stream of three records; what is posted is looked at before it is done."""
+    """Driver half and device half, and a stream of three records; what is posted is looked at before it is
+    done."""
 
     def __init__(self) -> None:
         self.stream = Stream()
