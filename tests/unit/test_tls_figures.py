@@ -112,6 +112,15 @@ def test_backends_stand_beside_what_was_published():
     assert "T6 (NIC)" in tls_backends.as_text(table)
 
 
+def test_records_stand_beside_the_talk():
+    rows = [stream(name, mode=tls_records.MODE, mbit=mbit, host_s=host_s)
+            for name, mbit, host_s in (("ktls-sw", 400.0, 0.002), ("ktls-nic", 200.0, 0.001))]
+    beside = {line["system"]: line for line in tls_records.talk(figures.lines(rows, KTLS_SW))}
+    assert (beside["ktls-nic"]["published_ratio"], beside["plain"]["published_ratio"]) == (2.0, 5.75)
+    assert (beside["ktls-nic"]["ratios"], beside["ktls-nic"]["host_ratios"]) == ({MB: 0.5}, {MB: 0.5})
+    assert "kTLS, offload" in tls_records.talk_text(list(beside.values()))
+
+
 TRACE = [(0.1, 10), (0.2, 20), (0.2625, 30), (0.45, 1_250_020), (0.5, 1_250_030), (0.9, 1_250_040)]
 
 

@@ -1,5 +1,9 @@
 """``smtnet reproduce tls-records``: throughput and processor time by the size of a record, for plain TCP, TLS in
-user space, and our kernel TLS by software and in the NIC."""
+user space, and our kernel TLS by software and in the NIC; beside the talk that proposed TLS offload for Linux.
+
+The talk's figures (Pismenny, Lesokhin and Liss, Netdev 1.2, 2016) are of a proof of concept, with one processor at
+its limit and small records. They are its captions, read from a transcript.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,22 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.offload import figures, pictures
+from workloads.experiments.offload.figures import Line
 from workloads.experiments.offload.hosts import StreamRow, Transfer, open_pairs
-from workloads.experiments.offload.senders import SYSTEMS, TLS, How
+from workloads.experiments.offload.senders import KTLS_NIC, KTLS_SW, PLAIN, SYSTEMS, TLS, How
 from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.points import size_text
 from workloads.results.row import Row
+from workloads.results.table import aligned
 
 MODE = "records"
 TOPO = "back2back"
@@ -27,6 +34,9 @@ SIZES, QUICK_SIZES = (256, 1024, 4096, 16_384), (1024, 16_384)
 TRIALS, SECONDS, QUICK_SECONDS = 5, 0.5, 0.1
 #: Bytes that are tried first, and the most that are sent.
 _FIRST, _MOST = 512 * 1024, 128 << 20
+
+#: Gbit/s of the talk, by what stands for it here.
+TALK = {PLAIN: ("TCP", 23.0), TLS: ("GnuTLS", 5.0), KTLS_SW: ("kTLS", 4.0), KTLS_NIC: ("kTLS, offload", 8.0)}
 
 _EXAMPLES = """examples:
   smtnet reproduce tls-records --quick
@@ -79,10 +89,47 @@ def measure(plan: Plan, running: Running) -> Outcome:
                 running.progress.step(f"{transfer.name}, writes of {transfer.record} B, trial {trial}")
                 rows.append(pairs.measure(transfer, trial, MODE))
     table = figures.lines(rows, TLS)
-    text = figures.as_text(table, TLS, "record") + "\n" + figures.NOTE
-    return Outcome(rows, {"points": table}, text, table=False,
+    beside = talk(figures.lines(rows, KTLS_SW))
+    text = "\n".join([figures.as_text(table, TLS, "record"), figures.NOTE, "", talk_text(beside)])
+    return Outcome(rows, {"points": table, "talk": beside}, text, table=False,
                    files={"tls-records.csv": csv_text(figures.as_csv_rows(table))},
                    parameters={"trials": plan.trials, "sizes": plan.sizes})
+
+
+class TalkLine(TypedDict):
+    """What the talk has of a system, and its ratios to kernel TLS by software there and here."""
+
+    system: str
+    published: str
+    """The talk's name of it."""
+    published_gbit_per_s: float
+    published_ratio: float
+    ratios: dict[int, float | None]
+    """Throughput here, by that of ktls-sw, by bytes of a record."""
+    host_ratios: dict[int, float | None]
+    """Processor time of the host for each byte, the same way."""
+
+
+def talk(table: Sequence[Line]) -> list[TalkLine]:
+    """Lines, whose yardstick is ktls-sw, beside the talk's."""
+    _name, base = TALK[KTLS_SW]
+    return [{"system": system, "published": name, "published_gbit_per_s": rate,
+             "published_ratio": round(rate / base, 2),
+             "ratios": {line["size"]: line["ratio"] for line in table if line["system"] == system},
+             "host_ratios": {line["size"]: line["host_ratio"] for line in table if line["system"] == system}}
+            for system, (name, rate) in TALK.items()]
+
+
+def talk_text(beside: Sequence[TalkLine]) -> str:
+    """For people."""
+    sizes = sorted(beside[0]["ratios"])
+    grid = [["by kernel TLS in software", "there", "Gbit/s", "ratio",
+             *(f"here, {size_text(size)}" for size in sizes), *(f"host, {size_text(size)}" for size in sizes)]]
+    for line in beside:
+        shares = [found.get(size) for found in (line["ratios"], line["host_ratios"]) for size in sizes]
+        grid.append([line["system"], line["published"], f"{line['published_gbit_per_s']:g}",
+                     f"{line['published_ratio']:.2f}", *("-" if s is None else f"{s:.2f}" for s in shares)])
+    return aligned(grid, left=2) + "\nhere: throughput; host: processor time of the host for each byte."
 
 
 def picture(rows: Sequence[Row], path: Path) -> bool:
