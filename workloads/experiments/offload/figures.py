@@ -10,11 +10,15 @@ from workloads.experiments.offload.hosts import StreamRow
 from workloads.experiments.offload.senders import COPIES
 from workloads.results.points import grouped, size_text
 from workloads.results.table import aligned
+from workloads.transports.table import TABLE
 
-#: Colours of systems and paths, as the transports that they are have them, and of the other figures.
-COLOURS = {"plain": "#E69F00", "tls": "#D55E00", "read": "#D55E00", "ktls-sw": "#AA4499", "sendfile-sw": "#AA4499",
-           "ktls-nic": "#0072B2", "sendfile-nic": "#0072B2", "sendfile-nic, zerocopy": "#56B4E9",
-           "smt-hw": "#009E73"}
+#: Colours of systems and paths: those of the transports that they are.
+_OF_TRANSPORTS = {
+    "plain": ("tcp", "sw"), "tls": ("tls", "sw"), "read": ("tls", "sw"), "ktls-sw": ("ktls-sw", "sw"),
+    "sendfile-sw": ("ktls-sw", "sw"), "ktls-nic": ("ktls-nic", "sw"), "sendfile-nic": ("ktls-nic", "sw"),
+    "smt-hw": ("smt", "hw")}
+COLOURS = {name: TABLE[transport].looks[nic].colour for name, (transport, nic) in _OF_TRANSPORTS.items()}
+COLOURS["sendfile-nic, zerocopy"] = "#7B68C8"
 COPY_COLOURS = {"read": "#999999", "seal": "#D55E00", "map": "#0072B2", "send": "#F0E442"}
 
 

@@ -22,7 +22,7 @@ PUBLISH_S = 0.6
 #: Seconds of a step of the picture.
 BIN_S = 0.01
 #: Of policies, beside the colour of the system.
-_LOOKS = {"ktls-nic, linux": COLOURS["ktls-nic"], "ktls-nic, freebsd": "#56B4E9"}
+_LOOKS = {"ktls-nic, linux": COLOURS["ktls-nic"], "ktls-nic, freebsd": "#009E73"}
 
 
 class RouteRow(StreamRow):
