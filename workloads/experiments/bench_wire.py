@@ -129,8 +129,8 @@ def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[d
         assert value is not None  # a failed trial ended the run
         key = (row["variant"], row["poll"], row["mode"], row["size"], row["concurrency"])
         points.setdefault(key, {}).setdefault(label(row), []).append(value)
-        for found, name in ((cpu, "us_per_rpc"), (device, "device_us_per_rpc")):
-            found.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get(name) or 0.0)
+        cpu.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("us_per_rpc") or 0.0)
+        device.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("device_us_per_rpc") or 0.0)
     out = []
     for key, by_system in points.items():
         variant, poll, mode, size, concurrency = key
