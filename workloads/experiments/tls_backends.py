@@ -164,7 +164,8 @@ def _cells(line: Line) -> list[str]:
 def picture(rows: Sequence[Row], path: Path) -> bool:
     """Bars by backend. False: no such rows, no file."""
     found = [cast(StreamRow, row) for row in rows if row["mode"] == MODE]
-    return bool(found) and pictures.by_path(lines(found), path)
+    colours = {name: figures.COLOURS[kind.how.system] for name, kind in KINDS.items()}
+    return bool(found) and pictures.by_path(lines(found), path, colours)
 
 
 EXPERIMENT = Experiment(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ from workloads.results import plots
 from workloads.results.points import size_text
 
 _DEVICE = "#BBBBBB"
+#: Where the longest bar is so many times the shortest, they are drawn by logarithms.
+_FAR = 50
 
 
-def by_path(table: Sequence[Line], path: Path) -> bool:
-    """Throughput, processor time (host below, device above) and copies of each byte, as bars by system; a row of
-    panels for each number of connections."""
+def _time(line: Line) -> float:
+    return line["host_ns_per_byte"] + line["device_ns_per_byte"]
+
+
+def by_path(table: Sequence[Line], path: Path, colours: Mapping[str, str] = COLOURS) -> bool:
+    """Throughput, processor time (host first, device behind it) and copies of each byte, as bars by system; a row
+    of panels for each number of connections."""
     from matplotlib.patches import Patch
 
     counts = sorted({line["connections"] for line in table})
@@ -28,17 +34,19 @@ def by_path(table: Sequence[Line], path: Path) -> bool:
         for place, name in enumerate(names):
             if (line := own.get(name)) is None:
                 continue
-            colour = COLOURS.get(name, "black")
+            colour = colours.get(name, "black")
             rate.barh(place, line["mbit_per_s"], color=colour, xerr=[[line["mbit_per_s"] - line["low"]],
                                                                     [line["high"] - line["mbit_per_s"]]])
             host = line["host_ns_per_byte"]
+            time.barh(place, host + line["device_ns_per_byte"], color=_DEVICE, hatch="//", edgecolor="white")
             time.barh(place, host, color=colour)
-            time.barh(place, line["device_ns_per_byte"], left=host, color=_DEVICE, hatch="//", edgecolor="white")
             left = 0.0
             for kind in COPIES:
                 value = line["copies_per_byte"][kind]
                 copies.barh(place, value, left=left, color=COPY_COLOURS[kind], edgecolor="white")
                 left += value
+        if max(map(_time, own.values())) > _FAR * min(map(_time, own.values())):
+            time.set_xscale("log")
         for axes in (rate, time, copies):
             axes.set_yticks(range(len(names)), names if axes is rate else [""] * len(names))
             axes.set_ylim(len(names) - 0.5, -0.5)
@@ -65,8 +73,7 @@ def by_size(table: Sequence[Line], path: Path) -> bool:
     panels: tuple[tuple[Any, Callable[[Line], float], str], ...] = (
         (rate, lambda line: line["mbit_per_s"], "Mbit/s"),
         (host, lambda line: line["host_ns_per_byte"], "host (ns a byte)"),
-        (both, lambda line: line["host_ns_per_byte"] + line["device_ns_per_byte"],
-         "host and NIC's process (ns a byte)"))
+        (both, _time, "host and NIC's process (ns a byte)"))
     for axes, value, label in panels:
         for name in names:
             own = sorted((line for line in table if line["system"] == name), key=lambda line: line["size"])
