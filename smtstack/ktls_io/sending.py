@@ -20,8 +20,8 @@ from smtstack.crypto.stream_gcm import Data, StreamKeys
 from smtstack.errors import Unsupported
 from smtstack.ktls.connection import KtlsConnection
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.sendq import MOST_BUFFERS, OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.sendq import MOST_BUFFERS
+from smtstack.ktls.session import OutRecord, TlsSession
 from smtstack.ktls.stats import NIC, SW
 from smtstack.nic.marks import MarkReader
 

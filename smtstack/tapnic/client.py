@@ -2,7 +2,7 @@
 
 :func:`install_tx` and :func:`install_rx` tell *every* NIC of the network namespace of the flow, so that none sends
 plaintext of it and each can go on with it after the route has changed; that of the route gets the context. What
-these return is the application's end of what it shares with them: a record map, marks. docs/tls-offload.md.
+these return is the application's end of what it shares with them: a record map, marks.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Flows:
                 rx = RxFlow(flow, keys, view, int(fields["seq"]) & 0xFFFFFFFF, int(fields["number"]), resync)
                 return KnownFlow(rx, memory, view, None)
             tx = TxFlow(flow, keys, view, str(fields["policy"]), resync)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ConfigError(f"a request to a NIC lacks something: {type(e).__name__}: {e}") from None
         return KnownFlow(tx, memory, view, FlowWords(view))
 
@@ -117,7 +117,7 @@ class Flows:
         return self._answer(known)
 
     def end(self, known: KnownFlow) -> None:
-        """Its application is done with it, or gone."""
+        """The application is done with a flow, or gone."""
         key = known.flow.flow
         if known.words is None:
             if self._rx.get(key) is known:
@@ -161,16 +161,21 @@ class Flows:
         tls = self._nic.tls
         dropped = tls.counters.tx_tls_drop_bypass_req
         look, self._dropped = dropped != self._dropped, dropped
-        for flows in (self._tx, self._ending):
-            for known in flows.values():
-                words = known.words
-                assert words is not None
-                if known.context:
-                    self._settle(known)
-                    if tls.contexts() > tls.context_limit or words.owner != self._index:
-                        self._take_context(known)
-                elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
-                    self._tag_again(known, words)
+        for known in (*self._tx.values(), *self._ending.values()):
+            words = known.words
+            assert words is not None
+            if known.context:
+                self._settle(known)
+                if words.owner != self._index:
+                    self._take_context(known)
+            elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
+                self._tag_again(known, words)
+        excess = tls.contexts() - tls.context_limit
+        if excess > 0:
+            held = [known for flows in (self._ending, self._tx, self._rx) for known in flows.values()
+                    if known.context]
+            for known in held[:excess]:
+                self._take_context(known)
 
     def _settle(self, known: KnownFlow) -> None:
         """Take a context away that is not wanted any more, unless plaintext is under way that needs it."""

@@ -54,7 +54,7 @@ def read_untrusted(message: bytes) -> dict[str, Any]:
     """A message's fields; ``do`` is the request's word. Raises :class:`ConfigError` for what is none."""
     try:
         fields = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise ConfigError("this is no message to a NIC")
@@ -66,7 +66,7 @@ def keys_untrusted(fields: Mapping[str, Any]) -> StreamKeys:
     try:
         return StreamKeys(int(fields["version"]), str(fields["cipher"]), bytes.fromhex(fields["key"]),
                           bytes.fromhex(fields["iv"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise ConfigError(f"a request to a NIC lacks something: {type(e).__name__}: {e}") from None
 
 

@@ -11,6 +11,7 @@ wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapni
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import heapq
 import json
@@ -43,6 +44,8 @@ _BATCH: Final = 64
 #: Counters that others watch are this old at most; idle, settings are looked at this often.
 _PUBLISH_NS: Final = 20_000_000
 _IDLE_S: Final = 0.5
+#: epoll counts in milliseconds, which is too coarse for shorter waits than this.
+_EXACT_S: Final = 0.002
 _NO_HEADER: Final = bytes(VNET_LEN)
 _NO_COUNTERS: Final = dict.fromkeys(COUNTERS, 0)
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
@@ -58,7 +61,7 @@ class NicOptions:
     wire: str
     """The cable's end, in the namespace of the NIC's own process."""
     mac: str
-    """As 12 hexadecimal digits."""
+    """MAC address of the TAP, as 12 hexadecimal digits."""
     mtu: int
     queues: int = 1
     """TX queues for what is not marked; as many for what is."""
@@ -87,6 +90,8 @@ class NicProcess:
         self._later: list[tuple[int, int, bool, bytes]] = []
         self._numbers = 0
         self._publish_at = 0
+        #: Something has happened since the counters were told.
+        self._unpublished = False
         self._running = True
         self._buffer = bytearray(LONGEST)
         self._view = memoryview(self._buffer)
@@ -101,7 +106,14 @@ class NicProcess:
             poll.register(descriptor, select.EPOLLIN)
         self._sync()
         while self._running:
-            for descriptor, _events in poll.poll(self._patience()):
+            patience = self._patience()
+            if 0 < patience < _EXACT_S:
+                select.select([poll], [], [], patience)
+                patience = 0
+            ready = poll.poll(patience)
+            if ready:
+                self._unpublished = True
+            for descriptor, _events in ready:
                 if descriptor == wire:
                     self._receive()
                 elif descriptor in queues:
@@ -120,13 +132,20 @@ class NicProcess:
         self._control.close(self.counters())
 
     def _patience(self) -> float:
-        if not self._later:
-            return _IDLE_S
-        return max(0.0, (self._later[0][0] - time.monotonic_ns()) / 1e9)
+        """Seconds to the next thing to do, if nothing comes."""
+        patience = _IDLE_S
+        if self._unpublished or self._later:
+            now = time.monotonic_ns()
+            if self._unpublished:
+                patience = min(patience, (self._publish_at - now) / 1e9)
+            if self._later:
+                patience = min(patience, (self._later[0][0] - now) / 1e9)
+        return max(0.0, patience)
 
     def _sync(self) -> None:
         """Take new settings, publish the counters."""
         self._publish_at = time.monotonic_ns() + _PUBLISH_NS
+        self._unpublished = False
         self._flows.tend()
         self._control.sync(self.counters())
         if self._nic.tso != self._tso:
@@ -155,7 +174,13 @@ class NicProcess:
                 size = read(queue, buffers)
             except BlockingIOError:
                 return
-            flags, kind, head, cut, start, offset = unpack(view)
+            except OSError as e:
+                if e.errno != errno.EBADFD:
+                    raise
+                # Somebody has removed the interface, and with it the NIC.
+                self._running = False
+                return
+            flags, kind, _head, cut, start, offset = unpack(view)
             if kind == GSO_NONE:
                 cut = 0
             if single:
@@ -169,7 +194,7 @@ class NicProcess:
                 for frame in nic.segment(bytes(view[VNET_LEN:size]), cut):
                     send(bytes(view[:VNET_LEN]) + frame)
             else:
-                nic.passed(size - VNET_LEN, head, cut)
+                nic.passed(view[VNET_LEN:size], cut)
                 send(view[:size])
 
     # -- from the wire to the kernel ----------------------------------------------------------------------------
@@ -183,17 +208,19 @@ class NicProcess:
             data = take()
             if data is None:
                 return
+            flags, kind, _head, cut, start, offset = unpack(data)
+            if kind == GSO_NONE:
+                cut = 0
             if not single and not looks:
-                nic.arrived(len(data) - VNET_LEN)
+                nic.arrived(data[VNET_LEN:], cut)
                 write(data)
                 continue
-            flags, kind, _head, cut, start, offset = unpack(data)
             frame = bytes(data[VNET_LEN:])
             needs_csum = flags & NEEDS_CSUM != 0
             if not single:
-                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum))
+                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum, cut))
                 continue
-            for packet in nic.singles(frame, cut if kind != GSO_NONE else 0, needs_csum, start, offset):
+            for packet in nic.singles(frame, cut, needs_csum, start, offset):
                 if impairments is not None:
                     self._impair(impairments, [packet], False)
                 else:

@@ -307,7 +307,7 @@ class Fleet:
             lost["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
         # What full queues and impairments lose is what was asked for.
         whole = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
-                         path_drops=drops["ovs"] + drops["wire"] + drops["cables"])
+                         path_drops=drops["ovs"] + drops["wire"] + drops["nics"] + drops["cables"])
         row: Row = {
             **told, "cpu": {"client_s": round(cpu["client_s"], 4), "server_s": round(cpu["server_s"], 4),
                             "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
