@@ -138,6 +138,11 @@ def test_goodput_by_time():
     assert sum(bins) * route_report.BIN_S / 8e-6 == pytest.approx(TRACE[-1][1], rel=0.001)
 
 
+def test_a_route_that_changes_after_the_end_is_no_gap():
+    late = tls_route.route_row(stream("plain", mode=route_report.MODE), TRACE, [0.25, 0.95], {})
+    assert (late["flips_s"], late["gaps_ms"]) == ([0.25], [187.5])
+
+
 def route_rows() -> list[Any]:
     return [tls_route.route_row(stream(name, mode=route_report.MODE), TRACE, [0.25, 0.46], {"ifnet_reset": 1})
             for name in tls_route.SYSTEMS]
