@@ -48,8 +48,8 @@ class Hazard(TypedDict):
     """Records of it that came as the file was afterwards: TCP happened to send all of such a one again, and its
     tag is right."""
     mixed: int
-    """Records of it that are neither, and have a right tag for all that: the receiver had their beginning, TCP sent
-    all the rest again, and the device had the beginning as it was from the record map."""
+    """Records of it that are neither, and have a right tag for all that: the receiver had their beginning, TCP
+    sent all the rest again, and the device had the beginning as it was from the record map."""
     first_ok: bool
     """Whether the first part, which nothing disturbed, is right."""
     error: str
@@ -59,8 +59,8 @@ class Hazard(TypedDict):
 
 
 def play(pairs: Pairs, zerocopy: bool) -> Hazard:
-    """Play it; again, at most twice, if no record was refused, as TCP happened to send all of each again. Both ends
-    are ours here, for the errno. The file has its content again afterwards."""
+    """Play it; again, at most twice, if no record was refused, as TCP happened to send all of each again. Both
+    ends are ours here, for the errno. The file has its content again afterwards."""
     for _attempt in range(_ATTEMPTS):
         found = _play(pairs, zerocopy)
         if as_expected(found):
