@@ -325,5 +325,8 @@ def _refusal(interface: str, reply: dict[str, Any]) -> OSError:
         return OSError(errno.EBUSY, "records of an earlier offload of this connection are not acknowledged yet")
     if reply.get("full"):
         return OSError(errno.ENOSPC, f"the NIC of {interface} has no TLS context left")
+    if reply.get("hooked"):
+        return OSError(errno.ENXIO, f"filters of tc may mirror packets of {interface}, with plaintext in them: "
+                                    f"tc qdisc del dev {interface} clsact (or ingress)")
     return OSError(errno.ENXIO, f"the NIC of {interface} does not take this flow: its TLS offload is off, or the "
                                 "cipher is not one of its")

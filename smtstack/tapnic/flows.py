@@ -58,6 +58,8 @@ class Flows:
         #: Their application is gone; what it wrote may still have to be sent.
         self._ending: dict[bytes, KnownFlow] = {}
         self._up = False
+        #: Filters of tc may send copies of the interface's packets elsewhere, with plaintext in them.
+        self._hooked = False
         #: Packets dropped for want of a context, as far as that was looked into.
         self._dropped = 0
 
@@ -130,6 +132,9 @@ class Flows:
 
     def _give_context(self, known: KnownFlow) -> bytes:
         tls = self._nic.tls
+        if self._hooked:
+            tls.add_flow(known.flow, False)
+            return messages.answer(number=self._index, hooked=True)
         room = self._port is None or self._port.claim_context(tls.contexts(), tls.context_limit)
         tls.contexts_elsewhere = 0 if room else tls.context_limit
         known.context = tls.add_flow(known.flow, True)
@@ -150,8 +155,10 @@ class Flows:
 
     # -- now and then --------------------------------------------------------------------------------------
 
-    def tend(self) -> None:
-        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts."""
+    def tend(self) -> bool:
+        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts;
+        whether there is more to forget soon."""
+        before = len(self._ending)
         for key in [key for key, _known in zip(self._ending, range(_ASKED), strict=False)]:
             known = self._ending.pop(key)
             if self._unacknowledged(key):
@@ -176,6 +183,7 @@ class Flows:
                     if known.context]
             for known in held[:excess]:
                 self._take_context(known)
+        return 0 < len(self._ending) < before
 
     def _settle(self, known: KnownFlow) -> None:
         """Take a context away that is not wanted any more, unless plaintext is under way that needs it."""
@@ -216,6 +224,9 @@ class Flows:
                 known.context = known.giving = False
             self._count_contexts()
         self._up = bool(flags & _IFF_UP)
+        self._hooked = self._routes.has_hooks(self._index)
+        if self._hooked:
+            self._refuse_all()
         for known in (*self._tx.values(), *self._ending.values()):
             words = known.words
             assert words is not None
@@ -224,6 +235,17 @@ class Flows:
                 index = self._routes.way_out(own, peer, PLAINTEXT_MARK)
                 if index not in (0, self._index) and self._routes.link(index)[1] != NIC_GROUP:
                     self._abort(known, words)
+
+    def _refuse_all(self) -> None:
+        """Who mirrors the interface's packets is to see none that the NIC has decrypted, or has yet to encrypt."""
+        for known in self._rx.values():
+            if known.context:
+                self._take_context(known)
+        for known in (*self._tx.values(), *self._ending.values()):
+            words = known.words
+            assert words is not None
+            if not words.aborted and words.created - words.released > words.sealed:
+                self._abort(known, words)
 
     # -- the end of a flow ---------------------------------------------------------------------------------
 

@@ -42,11 +42,12 @@ def context_request(take: bool) -> bytes:
     return _pack(TAKE if take else GIVE, {})
 
 
-def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False,
+def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False, hooked: bool = False,
            error: str = "") -> bytes:
     """What a NIC says to each request: its number, whether the flow has a context there, and if not, whether that
-    is for want of room; that the connection has records of an earlier offload under way; or what was wrong."""
-    said: dict[str, Any] = {"context": context, "number": number, "full": full, "busy": busy}
+    is for want of room, or since the interface's packets may be mirrored (``hooked``); that the connection has
+    records of an earlier offload under way; or what was wrong."""
+    said: dict[str, Any] = {"context": context, "number": number, "full": full, "busy": busy, "hooked": hooked}
     return json.dumps({"error": error} if error else said).encode()
 
 

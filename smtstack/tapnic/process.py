@@ -1,8 +1,8 @@
 """The process of a NIC: the TAP at the kernel's side, the cable at the other, and the device between.
 
-``python -m smtstack.tapnic.process CONTROL-FD OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says
-``{}`` or what went wrong over that socket, and ends when it is closed, and with the process that started it: the
-TAP goes then, whatever ended it.
+``python -m smtstack.tapnic.process OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says ``{}`` or what
+went wrong on stdout, and ends with its stdin, and with the process that started it: the TAP goes then, whatever
+ended it.
 
 Where neither impairments nor a recording want single packets, a segment of the kernel's goes to the port of the
 wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapnic.wire`).
@@ -16,9 +16,9 @@ import gc
 import heapq
 import json
 import os
+import resource
 import select
 import signal
-import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -39,8 +39,9 @@ from smtstack.tapnic.flows import Flows
 from smtstack.tapnic.nic import TapNic
 from smtstack.tapnic.wire import WireEnd
 
-#: Frames of one queue, or of the wire, before another has its turn; segments count as one.
+#: Frames of the wire, and segments of one queue, before another has its turn.
 _BATCH: Final = 64
+_SEGMENTS: Final = 16
 #: Counters that others watch are this old at most; idle, settings are looked at this often.
 _PUBLISH_NS: Final = 20_000_000
 _IDLE_S: Final = 0.5
@@ -77,14 +78,13 @@ class NicProcess:
     """Moves frames between the kernel and the wire, until it is told to stop."""
 
     def __init__(self, tap: TapInterface, wire: WireEnd, nic: TapNic, control: NicControl, flows: Flows,
-                 server: ControlServer, parent: socket.socket) -> None:
+                 server: ControlServer) -> None:
         self._tap = tap
         self._wire = wire
         self._nic = nic
         self._control = control
         self._flows = flows
         self._server = server
-        self._parent = parent
         self._into = tap.queues[0]
         #: Frames that impairments delay: (when, number, outwards?, frame).
         self._later: list[tuple[int, int, bool, bytes]] = []
@@ -98,10 +98,10 @@ class NicProcess:
         self._tso = self._coalesce = True
 
     def run(self) -> None:
-        """Until the parent's end of the control socket is closed."""
+        """Until stdin ends."""
         poll = select.epoll()
         queues = {descriptor: number >= self._tap.half for number, descriptor in enumerate(self._tap.queues)}
-        wire, parent, server = self._wire.fileno(), self._parent.fileno(), self._server.fileno()
+        wire, parent, server = self._wire.fileno(), sys.stdin.fileno(), self._server.fileno()
         for descriptor in (*queues, wire, parent, server, self._flows.fileno()):
             poll.register(descriptor, select.EPOLLIN)
         self._sync()
@@ -145,8 +145,7 @@ class NicProcess:
     def _sync(self) -> None:
         """Take new settings, publish the counters."""
         self._publish_at = time.monotonic_ns() + _PUBLISH_NS
-        self._unpublished = False
-        self._flows.tend()
+        self._unpublished = self._flows.tend()
         self._control.sync(self.counters())
         if self._nic.tso != self._tso:
             self._tso = self._nic.tso
@@ -169,7 +168,7 @@ class NicProcess:
         read, unpack, send = os.readv, VNET.unpack_from, self._wire.send_whole
         impairments = self._control.tx
         single = impairments is not None or nic.watcher is not None
-        for _segment in range(_BATCH):
+        for _segment in range(_SEGMENTS):
             try:
                 size = read(queue, buffers)
             except BlockingIOError:
@@ -264,7 +263,7 @@ class NicProcess:
             self._deliver(frame)
 
 
-def start(options: NicOptions, parent: socket.socket) -> NicProcess:
+def start(options: NicOptions) -> NicProcess:
     """All parts of a NIC, in their namespaces. Raises :class:`SmtError`; then nothing of it is left."""
     pid = options.pid or None
     wire = WireEnd(options.wire, options.mtu, options.super_frames)
@@ -284,25 +283,27 @@ def start(options: NicOptions, parent: socket.socket) -> NicProcess:
         tap.close()
         raise
     control = NicControl(port, nic, int(options.mac, 16), None, None)
-    return NicProcess(tap, wire, nic, control, flows, server, parent)
+    return NicProcess(tap, wire, nic, control, flows, server)
 
 
 def main(argv: list[str]) -> int:
     """Run a NIC; the exit code."""
-    control_fd, text = argv
+    (text,) = argv
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Delays are to be kept within microseconds; the default slack is 50 of them.
     libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    parent = socket.socket(fileno=int(control_fd))
+    # One for each direction of each connection that it offloads.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        process = start(NicOptions(**json.loads(text)), parent)
+        process = start(NicOptions(**json.loads(text)))
     except SmtError as e:
         kind = "config" if isinstance(e, ConfigError) else "unsupported"
-        parent.send(json.dumps({"kind": kind, "error": str(e)}).encode())
+        print(json.dumps({"kind": kind, "error": str(e)}), flush=True)
         return 1
     gc.disable()  # nothing here makes cycles, and a collection would be a pause on the link
-    parent.send(b"{}")
+    print("{}", flush=True)
     process.run()
     return 0
 

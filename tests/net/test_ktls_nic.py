@@ -151,3 +151,16 @@ def test_the_bench_has_a_line_for_every_backend(tmp_path):
     for point in result["points"]:
         assert point["gbit_per_s"] > 0
         assert point["helper_s"] == 0 or point["system"] in {"coproc", "openssl-noaesni"}
+
+
+def test_as_a_transport_with_the_nics_processor_time_beside(tmp_path):
+    words = ["--transport", "ktls-nic", "--size", "20000", "--count", "200", "--concurrency", "4", "--trials", "1",
+             "--json", "--allow-unfaithful", "--results", str(tmp_path)]
+    done = run([sys.executable, "-m", "workloads", "run", "echo", "--nic-hosting", "tap", *words], timeout=120)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert (row["transport"], row["rpcs"], row["errors"], row["content_ok"]) == ("ktls-nic", 200, 0, True)
+    assert row["cpu"]["nic_us_per_rpc"] > 0
+    refused = run([sys.executable, "-m", "workloads", "run", "echo", *words], timeout=120)
+    assert refused.returncode == 2
+    assert "--nic-hosting tap" in refused.stderr

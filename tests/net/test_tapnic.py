@@ -104,3 +104,14 @@ def test_a_nic_that_is_killed_takes_its_interface_along_and_leaks_nothing():
     assert got["leaked"] == [0, 0]
     # The transfer was under way.
     assert got["ended"]
+
+
+def test_while_packets_may_be_mirrored_nothing_is_in_clear():
+    got = inside("mirrored")
+    # The detector finds what the NIC has decrypted on the interface itself.
+    assert got["before"]["interface"] > 0
+    assert got["before"]["mirror"] == 0
+    assert got["mirrored"]
+    assert got["after"] == 0
+    assert got["aborted"]
+    assert got["rx"] == got["tx"] == errno.ENXIO

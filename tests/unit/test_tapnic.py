@@ -154,6 +154,7 @@ class Kernel:
         self.waiting: int | None = 0
         self.flags = 1
         self.index = 5
+        self.hooked = False
         self.aborted: list[tuple[int, ...]] = []
 
     def unacknowledged(self, *_connection: int) -> int | None:
@@ -168,6 +169,9 @@ class Kernel:
 
     def link(self, index: int) -> tuple[int, int]:
         return self.flags, 0 if index == PLAIN else NIC_GROUP
+
+    def has_hooks(self, _index: int) -> bool:
+        return self.hooked
 
     def way_out(self, _own: int, _peer: int, _mark: int) -> int:
         return self.index
@@ -328,6 +332,25 @@ def test_a_device_that_goes_down_leaves_its_flows_to_software(shared):
     assert records.owner == 0
     assert nic.sends(START, record) == by_device
     assert nic.device.counters.tx_tls_fallback == 1
+
+
+def test_where_packets_may_be_mirrored_nothing_is_in_clear(shared):
+    descriptor, records = shared
+    nic = Nic()
+    nic.begin(descriptor)
+    record = bytes(records.append(START, frame_record(KEYS, 23, b"m" * 900)))
+    assert nic.sends(START, record)
+    nic.kernel.hooked = True
+    nic.flows.routes_changed()
+    # Plaintext is under way.
+    assert records.aborted
+    assert nic.kernel.aborted == [(OWN, 4000, PEER, 443)]
+    assert nic.sends(START, record) == []
+    other = tcp.flow_key(OWN, PEER, 4001, 443)
+    assert nic.begin(descriptor, flow=other)[1]["hooked"]
+    nic.kernel.hooked = False
+    nic.flows.routes_changed()
+    assert nic.begin(descriptor, flow=tcp.flow_key(OWN, PEER, 4002, 443))[1]["context"]
 
 
 # -- the device --------------------------------------------------------------------------------------------------
