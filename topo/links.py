@@ -191,8 +191,9 @@ class SmtLink(Link):
         batch("tc", [f"qdisc add dev {port} root pfifo limit {_PORT_QUEUE}"], where=end.name)
         mac = (end.address or f"02:{':'.join(f'{byte:02x}' for byte in os.urandom(5))}").replace(":", "")
         assert end.pid is not None
-        self.nics[end.name, end.pid] = NicProcess(NicOptions(end.name, end.pid, port, mac, self.options.mtu,
-                                                             super_frames=self._super_frames()))
+        self.nics[end.name, end.pid] = NicProcess(NicOptions(
+            end.name, end.pid, port, mac, self.options.mtu, self.options.settings().queues or 1,
+            self._super_frames()))
 
     def _super_frames(self) -> bool:
         """Whether whoever is at the ends takes segments that are still to be cut."""

@@ -17,8 +17,8 @@ class TapNic:
     """What the process moves frames through: device and driver in one, as settings see it. ``number`` tells the
     NICs of a host apart, ``super_frames``: whoever is at the other end of the cable takes segments uncut."""
 
-    def __init__(self, number: int, mtu: int, super_frames: bool) -> None:
-        self.tls = TlsNic(TlsNicConfig(number, max_contexts=CONFIG.max_contexts, mtu=mtu))
+    def __init__(self, number: int, mtu: int, super_frames: bool, queues: int = 1) -> None:
+        self.tls = TlsNic(TlsNicConfig(number, max_contexts=CONFIG.max_contexts, mtu=mtu, queues=queues))
         self.counters = self.tls.counters
         self.watcher: Tap | None = None
         self.tso = True
@@ -88,19 +88,19 @@ class TapNic:
             counters.tx_packets += more
             counters.tx_bytes += more * head
 
-    def segment(self, frame: bytes, cut: int) -> list[bytes]:
+    def segment(self, frame: bytes, cut: int, queue: int = 0) -> list[bytes]:
         """A segment of a marked socket, sealed; what is left to do to it stays to be done. Empty: dropped."""
         self.tls.tx.whole = True
-        frames = self.tls.transmit(frame, cut, marked=True)
+        frames = self.tls.transmit(frame, cut, marked=True, queue=queue)
         self.tls.tx.whole = False
         return frames
 
-    def packets(self, frame: bytes, cut: int, needs_csum: bool, start: int, offset: int,
-                marked: bool) -> list[bytes]:
+    def packets(self, frame: bytes, cut: int, needs_csum: bool, start: int, offset: int, marked: bool,
+                queue: int = 0) -> list[bytes]:
         """The packets that a segment becomes on the wire."""
-        frames = self.tls.transmit(frame, cut, needs_csum, start, offset, marked)
+        frames = self.tls.transmit(frame, cut, needs_csum, start, offset, marked, queue)
         if self.watcher is not None:
-            self.watcher.left(int(marked), frame, frames, "offload: hw" if marked else "")
+            self.watcher.left(queue, frame, frames, "offload: hw" if marked else "")
         return frames
 
     # -- receive -------------------------------------------------------------------------------------------

@@ -100,7 +100,9 @@ class NicProcess:
     def run(self) -> None:
         """Until stdin ends."""
         poll = select.epoll()
-        queues = {descriptor: number >= self._tap.half for number, descriptor in enumerate(self._tap.queues)}
+        half = self._tap.half
+        #: By descriptor: the queue's number, and whether it is one for what is marked.
+        queues = {queue: (number % half, number >= half) for number, queue in enumerate(self._tap.queues)}
         wire, parent, server = self._wire.fileno(), sys.stdin.fileno(), self._server.fileno()
         for descriptor in (*queues, wire, parent, server, self._flows.fileno()):
             poll.register(descriptor, select.EPOLLIN)
@@ -117,7 +119,7 @@ class NicProcess:
                 if descriptor == wire:
                     self._receive()
                 elif descriptor in queues:
-                    self._transmit(descriptor, queues[descriptor])
+                    self._transmit(descriptor, *queues[descriptor])
                 elif descriptor == server:
                     self._server.serve()
                 elif descriptor == parent:
@@ -162,7 +164,7 @@ class NicProcess:
 
     # -- from the kernel to the wire ----------------------------------------------------------------------------
 
-    def _transmit(self, queue: int, marked: bool) -> None:
+    def _transmit(self, descriptor: int, queue: int, marked: bool) -> None:
         """Take segments out of a TX queue."""
         nic, view, buffers = self._nic, self._view, [self._buffer]
         read, unpack, send = os.readv, VNET.unpack_from, self._wire.send_whole
@@ -170,7 +172,7 @@ class NicProcess:
         single = impairments is not None or nic.watcher is not None
         for _segment in range(_SEGMENTS):
             try:
-                size = read(queue, buffers)
+                size = read(descriptor, buffers)
             except BlockingIOError:
                 return
             except OSError as e:
@@ -182,15 +184,16 @@ class NicProcess:
             flags, kind, _head, cut, start, offset = unpack(view)
             if kind == GSO_NONE:
                 cut = 0
-            if single:
-                needs_csum = flags & NEEDS_CSUM != 0
-                frames = nic.packets(bytes(view[VNET_LEN:size]), cut, needs_csum, start, offset, marked)
+            needs_csum = flags & NEEDS_CSUM != 0
+            # A checksum that the kernel has made is one of the plaintext: it has to be made anew.
+            if single or (marked and not needs_csum):
+                frames = nic.packets(bytes(view[VNET_LEN:size]), cut, needs_csum, start, offset, marked, queue)
                 if impairments is not None:
                     self._impair(impairments, frames, True)
                 else:
                     self._wire.send(frames)
             elif marked:
-                for frame in nic.segment(bytes(view[VNET_LEN:size]), cut):
+                for frame in nic.segment(bytes(view[VNET_LEN:size]), cut, queue):
                     send(bytes(view[:VNET_LEN]) + frame)
             else:
                 nic.passed(view[VNET_LEN:size], cut)
@@ -275,7 +278,7 @@ def start(options: NicOptions) -> NicProcess:
 
     tap, connections, routes = within(pid, in_host)
     try:
-        nic = TapNic(tap.index, options.mtu, options.super_frames)
+        nic = TapNic(tap.index, options.mtu, options.super_frames, options.queues)
         port = Port.attach(options.interface, EVERY_ADDRESS, 0, 0, TAP, pid=pid)
         flows = Flows(nic, tap.index, port, connections, routes)
         server = within(pid, lambda: ControlServer(options.interface, flows))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smtstack.crypto.stream_gcm import AES_128_GCM, TLS12, StreamKeys, open_record_untrusted, seal_record
-from smtstack.io import plaintext_guard, tcp_queries
+from smtstack.io import ethtool, plaintext_guard, tcp_queries
 from smtstack.io.namespaces import interface_exists
 from smtstack.nic.marks import DECRYPTED, ENCRYPTED
 from smtstack.nic.plaintext import PLAINTEXT_MARK
@@ -296,6 +296,11 @@ def offload() -> dict[str, Any]:
         # It was not marked by what failed, and goes on as an ordinary connection.
         second[0].send(CANARY)
         out["as_before"] = second[1].recv(64) == CANARY
+        on(one, lambda: ethtool.switch("h1-eth0", (ethtool.TX_CSUM,), False))
+        transfer = Transfer(one, *connect(one, two), size=MB)
+        out["own_checksums"] = transfer.finish()
+        transfer.close()
+        on(one, lambda: ethtool.switch("h1-eth0", (ethtool.TX_CSUM,), True))
         out["device_down"] = _device_down(one, two)
         out["exit"] = _program_exits(one, two, state)
         end = time.monotonic() + PATIENCE_S

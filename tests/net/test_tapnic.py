@@ -78,6 +78,7 @@ def test_records_are_encrypted_on_the_way():
     assert got["full"] == errno.ENOSPC
     assert got["off"] == errno.ENXIO
     assert got["as_before"]
+    assert got["own_checksums"]
     ok, before, after, by_software = got["device_down"]
     assert (ok, before, after, by_software) == (True, "h1-eth0", "", True)
     assert got["exit"]
