@@ -32,7 +32,7 @@ _WQUEUE_AT = 60
 _NO_COOKIE = b"\xff" * 8
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 18, 24, 26
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
-_IFLA_GROUP = 27
+_IFLA_GROUP, _IFF_UP = 27, 1
 _RTM_NEWQDISC, _RTM_GETQDISC, _DUMP, _DONE, _TCA_KIND = 36, 38, 0x300, 3, 1
 #: What filters and their actions hang on that see packets beside an interface's queue.
 _HOOKS = (b"ingress\0", b"clsact\0")
@@ -130,19 +130,21 @@ class Routes:
             self.news.bind((0, _CHANGES))
             self.news.setblocking(False)
 
-    def take_news(self) -> bool:
-        """Whether anything changed since the last call, as far as can be known."""
-        changed = False
+    def take_news(self, index: int) -> tuple[bool, bool]:
+        """(whether anything changed since the last call, whether interface ``index`` was down meanwhile), as far
+        as can be known: it was, if there were more changes than were kept."""
+        changed = down = False
         if self.news is not None:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     try:
-                        self.news.recv(1 << 16)
+                        down |= _was_down(self.news.recv(1 << 16), index)
                     except OSError as e:
-                        if e.errno != errno.ENOBUFS:  # more than fitted
+                        if e.errno != errno.ENOBUFS:
                             raise
+                        down = True
                     changed = True
-        return changed
+        return changed, down
 
     def way_out(self, own: int, peer: int, mark: int) -> int:
         """Index of the interface by which marked packets from ``own`` to ``peer`` leave now; 0: there is none."""
@@ -153,14 +155,11 @@ class Routes:
         answer = self._ask(_RTM_GETROUTE, _RTM_NEWROUTE, body)
         return int.from_bytes(_attribute(answer, _ROUTE.size, _RTA_OIF), sys.byteorder)
 
-    def link(self, index: int) -> tuple[int, int]:
-        """(flags, as IFF_UP, of an interface; the group that it is in); (0, -1): it is gone."""
-        body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-        answer = self._ask(_RTM_GETLINK, _RTM_NEWLINK, body)
+    def group(self, index: int) -> int:
+        """The group that an interface is in; -1: it is gone."""
+        answer = self._ask(_RTM_GETLINK, _RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0))
         group = _attribute(answer, _LINK.size, _IFLA_GROUP)
-        if not group:
-            return 0, -1
-        return _LINK.unpack_from(answer, _HEADER.size)[3], int.from_bytes(group, sys.byteorder)
+        return int.from_bytes(group, sys.byteorder) if group else -1
 
     def has_hooks(self, index: int) -> bool:
         """Whether filters of tc may see an interface's packets (``ingress`` or ``clsact`` is there), and so send
@@ -190,6 +189,19 @@ class Routes:
         self._sock.close()
         if self.news is not None:
             self.news.close()
+
+
+def _was_down(news: bytes, index: int) -> bool:
+    """Whether one of these messages is of that interface, and says that it is down."""
+    at = 0
+    while at + _HEADER.size <= len(news):
+        length, kind = struct.unpack_from("=IH", news, at)
+        if kind == _RTM_NEWLINK:
+            _family, _kind, which, flags, _change = _LINK.unpack_from(news, at + _HEADER.size)
+            if which == index and not flags & _IFF_UP:
+                return True
+        at += max(length + 3 & ~3, _HEADER.size)
+    return False
 
 
 def _attribute(answer: bytes, fixed: int, wanted: int) -> bytes:

@@ -206,7 +206,12 @@ class Sender:
         self._sock.sendall(header, socket.MSG_MORE)
         end = offset + len(payload)
         while offset < end:
-            count = os.sendfile(self._sock.fileno(), descriptor, offset, end - offset)
+            try:
+                count = os.sendfile(self._sock.fileno(), descriptor, offset, end - offset)
+            except BlockingIOError:
+                # A socket with a time limit: Python has made it one that does not wait.
+                self._wait_for_room()
+                continue
             if not count:
                 # Cut off meanwhile: the record has to be as long as its header says.
                 self._sock.sendall(bytes(end - offset), socket.MSG_MORE)
@@ -320,6 +325,14 @@ class Sender:
             if descriptor is not None:
                 waiter.register(descriptor, select.POLLIN)
         waiter.poll(1000)
+
+    def _wait_for_room(self) -> None:
+        """Until TCP takes more. TimeoutError after the socket's time."""
+        patience = self._sock.gettimeout()
+        waiter = select.poll()
+        waiter.register(self._sock, select.POLLOUT)
+        if not waiter.poll(None if patience is None else patience * 1000):
+            raise TimeoutError("TCP took nothing in time")
 
     def _wait_for_acknowledgement(self) -> None:
         """Nothing tells of one: look again soon, or at once if the connection ends. Raises OSError then."""

@@ -20,7 +20,6 @@ from smtstack.nicshare.state import Port
 from smtstack.tapnic import messages
 from smtstack.tapnic.nic import TapNic
 
-_IFF_UP: Final = 1
 #: Flows whose application is gone that are asked after in one go.
 _ASKED: Final = 64
 
@@ -57,7 +56,6 @@ class Flows:
         self._rx: dict[bytes, KnownFlow] = {}
         #: Their application is gone; what it wrote may still have to be sent.
         self._ending: dict[bytes, KnownFlow] = {}
-        self._up = False
         #: Filters of tc may send copies of the interface's packets elsewhere, with plaintext in them.
         self._hooked = False
         #: Packets dropped for want of a context, as far as that was looked into.
@@ -214,16 +212,15 @@ class Flows:
 
     def routes_changed(self) -> None:
         """Routes or interfaces are not what they were."""
-        if not self._routes.take_news():
+        changed, down = self._routes.take_news(self._index)
+        if not changed:
             return
-        flags, _group = self._routes.link(self._index)
-        if self._up and not flags & _IFF_UP:
-            # The device is down: flows are software's from now on, also when it is up again.
+        if down:
+            # The device was down: flows are software's from now on, also now that it is up again.
             self._nic.tls.reset()
             for known in (*self._tx.values(), *self._rx.values(), *self._ending.values()):
                 known.context = known.giving = False
             self._count_contexts()
-        self._up = bool(flags & _IFF_UP)
         self._hooked = self._routes.has_hooks(self._index)
         if self._hooked:
             self._refuse_all()
@@ -233,7 +230,7 @@ class Flows:
             if known.context and known.flow.policy == FREEBSD and not words.aborted:  # type: ignore[union-attr]
                 own, _own_port, peer, _peer_port = _addresses(known.flow.flow)
                 index = self._routes.way_out(own, peer, PLAINTEXT_MARK)
-                if index not in (0, self._index) and self._routes.link(index)[1] != NIC_GROUP:
+                if index not in (0, self._index) and self._routes.group(index) != NIC_GROUP:
                     self._abort(known, words)
 
     def _refuse_all(self) -> None:

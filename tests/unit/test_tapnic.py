@@ -152,7 +152,7 @@ class Kernel:
     def __init__(self) -> None:
         self.news = SimpleNamespace(fileno=lambda: 0)
         self.waiting: int | None = 0
-        self.flags = 1
+        self.down = False
         self.index = 5
         self.hooked = False
         self.aborted: list[tuple[int, ...]] = []
@@ -164,11 +164,11 @@ class Kernel:
         self.aborted.append(connection)
         return True
 
-    def take_news(self) -> bool:
-        return True
+    def take_news(self, _index: int) -> tuple[bool, bool]:
+        return True, self.down
 
-    def link(self, index: int) -> tuple[int, int]:
-        return self.flags, 0 if index == PLAIN else NIC_GROUP
+    def group(self, index: int) -> int:
+        return 0 if index == PLAIN else NIC_GROUP
 
     def has_hooks(self, _index: int) -> bool:
         return self.hooked
@@ -325,9 +325,9 @@ def test_a_device_that_goes_down_leaves_its_flows_to_software(shared):
     nic.begin(descriptor)
     record = bytes(records.append(START, frame_record(KEYS, 23, b"z" * 900)))
     by_device = nic.sends(START, record)
-    nic.kernel.flags = 0
+    nic.kernel.down = True
     nic.flows.routes_changed()
-    nic.kernel.flags = 1
+    nic.kernel.down = False
     nic.flows.routes_changed()
     assert records.owner == 0
     assert nic.sends(START, record) == by_device
