@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.net.starting import run
-from workloads.experiments import bench_ktls, files
+from workloads.experiments import bench_ktls
 
 pytestmark = pytest.mark.root
 
@@ -164,15 +164,3 @@ def test_as_a_transport_with_the_nics_processor_time_beside(tmp_path):
     refused = run([sys.executable, "-m", "workloads", "run", "echo", *words], timeout=120)
     assert refused.returncode == 2
     assert "--nic-hosting tap" in refused.stderr
-
-
-def test_files_are_served_in_every_way_with_fewer_copies_by_zero_copy(tmp_path):
-    words = ["--size", "2MB", "--trials", "1", "--seconds", "0.05", "--json", "--results", str(tmp_path)]
-    done = run([sys.executable, "-m", "workloads", "run", "files", *words], timeout=120)
-    assert done.returncode == 0, done.stderr
-    points = {point["way"]: point for point in json.loads(done.stdout)["points"]}
-    assert tuple(points) == files.SYSTEMS
-    assert all(point["gbit_per_s"] > 0 for point in points.values())
-    copies = [round(point["copies"]) for point in points.values()]
-    # Plain; read, sealed, written; the same by sendfile; read, kept for the NIC, written; not written.
-    assert copies == [0, 3, 3, 3, 2]

@@ -87,15 +87,13 @@ class Bench:
         stack.callback(program.stop)
         return program
 
-    def measure(self, system: str, size: int, workers: int, seconds: float,
-                file: Path | None = None) -> dict[str, Any]:
+    def measure(self, system: str, size: int, workers: int, seconds: float) -> dict[str, Any]:
         """One trial: ``gbit_per_s`` of payload, and processor seconds for a gigabyte of it, of the application, of
-        processes that seal for it, and of its host's NIC; copies of each byte that the application made. ``file``:
-        what is sent, by one of the ways that :mod:`workloads.load.bulk` has for files."""
+        processes that seal for it, and of its host's NIC."""
         before = self._nic_s()
         senders = self._senders[:workers]
         for sender in senders:
-            sender.tell({"system": system, "size": size, "seconds": seconds, "file": file and str(file)})
+            sender.tell({"system": system, "size": size, "seconds": seconds})
         answers = [sender.answer() for sender in senders]
         nic = self._nic_s() - before
         if errors := [answer["error"] for answer in answers if "error" in answer]:

@@ -13,17 +13,15 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, Final
 
 from smtstack.crypto.stream_gcm import CIPHERS
 from smtstack.errors import SmtError
-from smtstack.ktls.params import SOL_TLS, TLS_TX_ZEROCOPY_RO, VERSION_1_3, TlsParams
+from smtstack.ktls.params import VERSION_1_3, TlsParams
 from smtstack.ktls.stats import NIC, TlsStats
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.coproc import ProcessBackend
-from smtstack.ktls_io.files import sendfile
 from smtstack.ktls_io.nic_mode import TapNics
 from smtstack.ktls_io.socket import KtlsSocket
 
@@ -31,12 +29,6 @@ from smtstack.ktls_io.socket import KtlsSocket
 PLAIN: Final = "plain"
 USER_TLS: Final = "user TLS"
 BY_NIC: Final = "nic"
-#: How files are served: by name, the system above that is behind it, or a backend.
-PLAIN_FILE: Final = "sendfile, plain"
-READ_AND_WRITE: Final = "read, user TLS, write"
-SENDFILE_SW: Final = "sendfile, ktls-sw"
-SENDFILE_NIC: Final = "sendfile, ktls-nic"
-ZERO_COPY: Final = "sendfile, ktls-nic, zero-copy"
 CIPHER: Final = "aes-256-gcm"
 #: Bytes written at a time: a file's, say.
 _WRITE: Final = 1 << 18
@@ -65,28 +57,21 @@ def receive(port: int, certs: Path) -> None:
 
 
 def send(ip: str, port: int) -> None:
-    """Carry out orders from stdin, ``{"system", "size", "seconds"}``, with ``file`` of a file, until it ends; an
-    answer for each."""
+    """Carry out orders from stdin, ``{"system", "size", "seconds"}``, until it ends; an answer for each."""
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            answer = measured(ip, port, order["system"], order["size"], order["seconds"], order.get("file"))
+            answer = measured(ip, port, order["system"], order["size"], order["seconds"])
         except (SmtError, OSError) as e:
             answer = {"error": str(e)}
         print(json.dumps(answer), flush=True)
 
 
-def measured(ip: str, port: int, system: str, size: int, seconds: float,
-             path: str | None = None) -> dict[str, Any]:
+def measured(ip: str, port: int, system: str, size: int, seconds: float) -> dict[str, Any]:
     """Send records of ``size`` bytes for so long: ``bytes`` of payload, ``seconds``, processor time of this
     process (``own_s``) and of one that seals for it (``helper_s``), and copies that we made, by what for."""
     with socket.create_connection((ip, port), _PATIENCE_S) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if system == PLAIN_FILE:
-            sock.settimeout(None)
-        if path is not None:
-            with open(path, "rb") as file:
-                return _serve_file(sock, system, file.fileno(), seconds)
         if system == PLAIN:
             sock.sendall(b"p")
             return _timed(sock.sendall, bytes(_WRITE), seconds)
@@ -97,7 +82,7 @@ def measured(ip: str, port: int, system: str, size: int, seconds: float,
         return _kernel_tls(sock, system, size, seconds)
 
 
-def _timed(write: Callable[[Any], object], data: Sized, seconds: float) -> dict[str, Any]:
+def _timed(write: Any, data: bytes, seconds: float) -> dict[str, Any]:
     sent, cpu = 0, time.process_time()
     start = time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:
@@ -107,17 +92,13 @@ def _timed(write: Callable[[Any], object], data: Sized, seconds: float) -> dict[
             "copies": {}}
 
 
-def _user_context() -> ssl.SSLContext:
+def _user_tls(sock: socket.socket, size: int, seconds: float) -> dict[str, Any]:
+    """OpenSSL by Python's ssl, a record for each write."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     # Only how fast records are made is measured.
     context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _user_tls(sock: socket.socket, size: int, seconds: float) -> dict[str, Any]:
-    """OpenSSL by Python's ssl, a record for each write."""
-    with _user_context().wrap_socket(sock) as end:
+    with context.wrap_socket(sock) as end:
         pieces = [bytes(size)] * max(1, _WRITE // size)
 
         def write(_data: bytes) -> None:
@@ -144,44 +125,6 @@ def _kernel_tls(sock: socket.socket, system: str, size: int, seconds: float) -> 
         found["copies"] = dict(end.copies)
     if isinstance(helper, ProcessBackend):
         helper.close()
-    return found
-
-
-def _serve_file(sock: socket.socket, system: str, descriptor: int, seconds: float) -> dict[str, Any]:
-    """The whole file, again and again."""
-    length = os.fstat(descriptor).st_size
-    # As long as it is, without its bytes.
-    whole = range(length)
-    if system == PLAIN_FILE:
-        sock.sendall(b"p")
-
-        def send_pages(_file: Any) -> None:
-            at = 0
-            while at < length:
-                at += os.sendfile(sock.fileno(), descriptor, at, length - at)
-
-        return _timed(send_pages, whole, seconds)
-    if system == READ_AND_WRITE:
-        sock.sendall(b"t")
-        with _user_context().wrap_socket(sock) as end:
-            def read_and_write(_file: Any) -> None:
-                for at in range(0, length, _WRITE):
-                    end.sendall(os.pread(descriptor, _WRITE, at))
-
-            found = _timed(read_and_write, whole, seconds)
-        # By what is done, as nobody counts there: OpenSSL seals into a buffer of its own.
-        found["copies"] = dict.fromkeys(("read", "seal", "send"), found["bytes"])
-        return found
-    sock.sendall(b"p")
-    by_nic = system != SENDFILE_SW
-    stats = TlsStats(ifnet_max_rexmit_pct=100)
-    with KtlsSocket(sock, stats=stats, nic=TapNics() if by_nic else None) as tls:
-        tls.txtls_enable(TlsParams(CIPHER, VERSION_1_3, os.urandom(CIPHERS[CIPHER]), os.urandom(12)))
-        if by_nic and tls.txtls_mode != NIC:
-            tls.txtls_mode = NIC  # raises why not
-        tls.setsockopt(SOL_TLS, TLS_TX_ZEROCOPY_RO, int(system == ZERO_COPY))
-        found = _timed(lambda _file: sendfile(tls, descriptor, 0, length), whole, seconds)
-        found["copies"] = dict(tls.copies)
     return found
 
 
