@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from tests.net.starting import run
-from workloads.experiments import bench_ktls
 
 pytestmark = pytest.mark.root
 
@@ -136,21 +135,6 @@ def test_connections_leave_nothing_in_us_and_in_the_nic():
     assert (result["left"], result["server left"], result["descriptors"]) == (0, 0, 0)
     nic = result["nic"]
     assert nic["tx_tls_ctx"] == nic["tx_tls_del"] == nic["rx_tls_ctx"] == nic["rx_tls_del"] == CONNECTIONS
-
-
-def test_the_bench_has_a_line_for_every_backend(tmp_path):
-    words = ["--sizes", "16384", "--workers", "2", "--trials", "1", "--seconds", "0.05", "--json"]
-    done = run([sys.executable, "-m", "workloads", "bench", "ktls", *words, "--results", str(tmp_path)],
-               timeout=120)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    measured = {point["system"] for point in result["points"]}
-    assert measured | set(result["skipped"]) == set(bench_ktls.SYSTEMS)
-    # Only where masking has no effect.
-    assert set(result["skipped"]) <= {"openssl-noaesni"}
-    for point in result["points"]:
-        assert point["gbit_per_s"] > 0
-        assert point["helper_s"] == 0 or point["system"] in {"coproc", "openssl-noaesni"}
 
 
 def test_as_a_transport_with_the_nics_processor_time_beside(tmp_path):
