@@ -30,6 +30,7 @@ RANK = {
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
+    "smtstack.storage": 8,  # block devices, and what protects them
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
     "smtstack.socket": 10,
