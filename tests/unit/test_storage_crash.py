@@ -179,7 +179,8 @@ def test_an_error_is_reported_and_nothing_acknowledged_is_lost(operation, number
     states = [contents(device)]
     with pytest.raises(OSError) as caught:
         write_on(device, ((i, i % 3) for i in range(1, 9)), lambda _i: states.append(contents(device)))
-    states.append([pattern(i) if sector == i % 3 else data for sector, data in enumerate(states[-1])])
+    last = len(states)
+    states.append([pattern(last) if sector == last % 3 else data for sector, data in enumerate(states[-1])])
     assert caught.value.errno == number
     # Whether what failed is on the disk nobody knows: nothing is done any more that could hide it.
     for again in (device.flush, device.commit, lambda: device.write(0, pattern(9))):
