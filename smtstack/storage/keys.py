@@ -38,6 +38,9 @@ class ScryptCost:
             raise ConfigError(f"scrypt with N=2^{self.log_n}, r={self.r}, p={self.p}: no device of ours has that")
 
 
+DEFAULT_COST: Final = ScryptCost()
+
+
 @dataclass(frozen=True, slots=True)
 class Secret:
     """What a device is opened with: exactly one of both."""

@@ -188,11 +188,6 @@ class ProtectedDevice:
         self._new_length = length
 
     @property
-    def mark(self) -> Mark:
-        """How far it has come, for a trusted state that is to adopt it."""
-        return Mark(self._sequence, self._root)
-
-    @property
     def most_sectors(self) -> int:
         """How many different sectors a commit can have."""
         return self._most
@@ -290,10 +285,16 @@ class ProtectedDevice:
             self._checkpoint()
 
     def close(self) -> None:
-        """Give the devices back. What was not committed is dropped."""
+        """Give the device below back, not the trusted state. What was not committed is dropped."""
         self._device.close()
-        if self._trusted is not None:
-            self._trusted.close()
+
+    def trust(self, trusted: TrustedState) -> None:
+        """Have a device that was vouched for, and is flushed, take the place of the one that this state is about.
+
+        Both can be opened until the next flush. Raises OSError.
+        """
+        trusted.adopt(self._block.device, Mark(self._sequence, self._root))
+        self._trusted = trusted
 
     def _check(self) -> None:
         if self._failed is not None:
@@ -349,7 +350,8 @@ class ProtectedDevice:
                     self._entries[group] = entries[group]
                 else:
                     self._entries.append(entries[group])
-            self._changed.update(entries)
+            # Groups that are new and empty are holes below, which read the same.
+            self._changed.update(number // GROUP for number in (numbers if tagged else ()))
             self._sectors, self._length, self._root, self._sequence = sectors, length, root, sequence
             self._sealing = {}
 

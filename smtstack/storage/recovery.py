@@ -148,9 +148,8 @@ def _apply(found: Recovered, record: Record, payload: bytes) -> None:
     found.sectors, found.length, found.sequence = record.sectors, record.length, record.sequence
     found.root = record.root
     if block.tagged:
-        for group in range(len(found.entries), -(-record.sectors // GROUP)):
+        for _group in range(len(found.entries), -(-record.sectors // GROUP)):
             found.entries.append(bytearray(SECTOR))
-            found.changed.add(group)
     for i, (sector, tag) in enumerate(record.items):
         found.overlay[sector] = payload[i * SECTOR:(i + 1) * SECTOR]
         if block.tagged:
