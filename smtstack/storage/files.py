@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smtstack.errors import AuthError, ConfigError
-from smtstack.storage.device import SECTOR, FileDevice
+from smtstack.storage.device import SECTOR, BlockDevice, FileDevice
 from smtstack.storage.keys import DEFAULT_COST, ScryptCost, Secret
 from smtstack.storage.layout import MAGIC, Superblock
 from smtstack.storage.protected import (
@@ -56,13 +56,14 @@ class Protected:
     """An open one."""
 
     path: Path
-    below: FileDevice
+    below: BlockDevice
     device: ProtectedDevice
     master: bytes
     trusted: TrustedState | None
 
     def fileno(self) -> int:
         """The descriptor of the file."""
+        assert isinstance(self.below, FileDevice)
         return self.below.fileno()
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Server:
         device = disk.open()
         how = Protection(Secret(key=KEY), disk.mode, folder / "none" if disk.freshness != "none" else None)
         # Only a log that is written anew looks for a file, and this one is not.
-        made = Protected(folder / "log", disk.disk, device, KEY, None)  # type: ignore[arg-type]
+        made = Protected(folder / "log", disk.disk, device, KEY, None)
         self.aof = Aof(folder / "log", "always", Keyspace(), growth=0, log=lambda _path: log(made, how))
         self.store = EmbeddedStore(self.aof._keys, self.aof)
         self.front = RespMessages(self.store, LIMIT)
