@@ -111,7 +111,7 @@ class _File:
         """There is nobody to lock out: the device is."""
 
     def xUnlock(self, level: int) -> None:  # noqa: N802
-        """Likewise."""
+        """Nor to let in."""
 
     def xCheckReservedLock(self) -> bool:  # noqa: N802
         return False
@@ -148,7 +148,7 @@ class _InMemory(_File):
         return len(self._content)
 
     def xSync(self, flags: int) -> None:  # noqa: N802
-        """It need not survive anything."""
+        """Nothing here need survive anything."""
 
     def xClose(self) -> None:  # noqa: N802
         """What has a name stays until it is deleted."""

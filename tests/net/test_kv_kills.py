@@ -45,7 +45,7 @@ def kill_again_and_again(net: Net, path: Path, kills: int, *options: str,
             server = net.start(
                 net.b, "workloads", "serve", "kv", "--iface", IFACE, "--keys", net.keys, *PATIENT, "--transport",
                 "smt", "--addr", f"{B}:6001", "--aof", str(path), "--fsync", "always",
-                "--aof-rewrite-min-size", "40kb", *options, ready="serving")
+                "--aof-rewrite-min-size", "4kb", "--aof-rewrite-percentage", "3", *options, ready="serving")
             try:
                 clients.stdin.write("go\n")
                 clients.stdin.flush()
