@@ -14,10 +14,11 @@ from random import Random
 import pytest
 
 from smtstack.errors import AuthError, ConfigError
-from smtstack.storage.files import Protection, open_file
+from smtstack.storage.files import Protection, is_protected, open_file
 from smtstack.storage.keys import ScryptCost, Secret, make_key_file, read_key_file, read_passphrase_file
 from smtstack.storage.layout import MODES
-from workloads.commands import kv_file
+from workloads.commands import kv_file, serve_kv
+from workloads.commands.main import build_parser
 from workloads.kv import aof_file
 from workloads.kv.aof import FSYNC, Aof
 from workloads.kv.aof_protected import opener, plain_opener
@@ -283,3 +284,26 @@ def test_cut_at_any_place_it_begins_with_whole_turns(tmp_path, mode):
         assert found in states, f"cut at {cut}"
         seen.add(states.index(found))
     assert len(seen) > 4
+
+
+def test_where_sessions_are_mutual_a_new_file_is_protected_and_a_plain_one_stays(tmp_path):
+    def open_one(name, *options):
+        words = ["serve", "kv", "--transport", "tcp", "--addr", "127.0.0.1:1", "--aof", str(tmp_path / name)]
+        return serve_kv.open_store(build_parser("serve", "kv").parse_args([*words, *options]), mutual=True)
+
+    store, warnings = open_one("new")
+    store.close()
+    assert is_protected(tmp_path / "new")
+    assert "keep both elsewhere" in warnings[0]
+    assert (tmp_path / "new.key").stat().st_mode & 0o777 == 0o600
+    # With the same again.
+    store, _warnings = open_one("new")
+    store.close()
+    (tmp_path / "new.state").unlink()
+    with pytest.raises(AuthError, match=r"new\.state is gone"):
+        open_one("new")
+    for options in (["--storage-mode", "file"], []):
+        store, warnings = open_one("plain", *options)
+        store.close()
+        assert not is_protected(tmp_path / "plain")
+        assert not warnings
