@@ -148,10 +148,16 @@ def take_place(new: Protected, old: Protected | None, protection: Protection) ->
     give_name(new.path)
 
 
+def open_or_create(path: Path, protection: Protection, *, autocommit: bool = True) -> Protected:
+    """Open what there is, or make a new one. Raises as :func:`open_file` and :func:`create`."""
+    if path.exists() or finish_naming(path, protection):
+        return open_file(path, protection, autocommit=autocommit)
+    return create(path, protection, autocommit=autocommit)
+
+
 def open_file(path: Path, protection: Protection, *, read_only: bool = False,
               autocommit: bool = True) -> Protected:
     """Open what is there. Raises OSError; :class:`ConfigError`, :class:`AuthError` that name it."""
-    _finish_naming(path, protection)
     below = FileDevice(path)
     trusted = None
     try:
@@ -192,11 +198,27 @@ def open_state(protection: Protection, master: bytes, make: bool = True) -> Trus
         raise
 
 
-def _finish_naming(path: Path, protection: Protection) -> None:
-    """A crash between the trusted state and the name of a new file leaves the latter to be given."""
-    state = protection.state
-    if state is not None and state.exists() and not path.exists() and new_path(path).exists():
+def finish_naming(path: Path, protection: Protection) -> bool:
+    """Whether a crash between the trusted state and the name of a new, whole file had left the latter to be given:
+    it is now. Raises OSError."""
+    state, new = protection.state, new_path(path)
+    if state is None or not state.exists() or not is_protected(new):
+        return False
+    below = FileDevice(new)
+    try:
+        block = read_superblock(below)
+        trusted = open_state(protection, key_of(block, protection.secret))
+    except (AuthError, ConfigError):
+        # Of a making that came less far.
+        return False
+    finally:
+        below.close()
+    assert trusted is not None
+    known = trusted.mark(block.device) is not None
+    trusted.close()
+    if known:
         give_name(path)
+    return known
 
 
 def give_name(path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final
 from smtstack.errors import AuthError, ConfigError, SmtError, Unsupported
 from smtstack.storage.block_file import BlockFile
 from smtstack.storage.device import SECTOR
-from smtstack.storage.files import Protected, Protection, create, is_protected, open_file
+from smtstack.storage.files import Protected, Protection, is_protected, open_or_create
 
 try:
     import apsw
@@ -43,11 +43,9 @@ def open_database(path: Path, protection: Protection) -> apsw.Connection:
 
     def open_one(name: str) -> Protected:
         file = Path(name)
-        if not file.exists():
-            return create(file, protection, autocommit=False)
-        if not is_protected(file):
+        if file.exists() and not is_protected(file):
             raise ConfigError(f"{file}: this database is not protected; copy it by the shell's .dump")
-        return open_file(file, protection, autocommit=False)
+        return open_or_create(file, protection, autocommit=False)
 
     return connect(path, open_one)
 

@@ -212,6 +212,30 @@ def test_a_plain_file_is_taken_over_only_when_that_is_asked_for(tmp_path):
         Store(path, how, upgrade=True)
 
 
+@pytest.mark.parametrize("upgrade", [False, True])
+@pytest.mark.parametrize("step", ["open_state", "give_name", "os.fsync"])
+def test_a_crash_while_a_file_is_made_leaves_it_to_be_made_or_whole(tmp_path, monkeypatch, step, upgrade):
+    path, how = tmp_path / "f", protection(tmp_path)
+    if upgrade:
+        plain = Aof(path, "no", Keyspace())
+        plain.write([[b"SET", b"a", b"1"]], 0)
+        plain.close()
+
+    def crash(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"smtstack.storage.files.{step}", crash)
+        with pytest.raises(KeyboardInterrupt):
+            Store(path, how, upgrade=upgrade)
+    for _turn in range(2):
+        store = Store(path, how, upgrade=upgrade)
+        assert store.do(b"GET a") == [b"$1\r\n1\r\n" if upgrade else b"$-1\r\n"]
+        store.aof.close()
+    assert is_protected(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "trusted"]
+
+
 def test_keys_come_from_private_files_and_passphrases(tmp_path):
     make_key_file(tmp_path / "key")
     assert len(read_key_file(tmp_path / "key").key) == 32

@@ -86,7 +86,7 @@ class Aof:
         except OSError as e:
             self._log.close()
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
-        except SmtError:
+        except BaseException:
             self._log.close()
             raise
 

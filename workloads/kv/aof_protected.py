@@ -27,11 +27,12 @@ from smtstack.storage.block_file import BlockFile, BlockReader
 from smtstack.storage.files import (
     Protected,
     Protection,
-    create,
+    finish_naming,
     is_protected,
     make_unnamed,
     new_path,
     open_file,
+    open_or_create,
     open_unnamed,
     take_place,
 )
@@ -68,6 +69,8 @@ def opener(protection: Protection, upgrade: bool) -> Callable[[Path], Log]:
             # Whoever has the disk could put one there.
             raise ConfigError(f"--aof {path}: this file is not protected; to take over what is in it, start once "
                               f"with --aof-upgrade")
+        if finish_naming(path, protection):
+            return ProtectedLog.open(path, protection)
         return PlainToProtected(path, open_locked(path), protection)
     return open_log
 
@@ -93,9 +96,8 @@ class ProtectedLog:
     @classmethod
     def open(cls, path: Path, protection: Protection, read_only: bool = False) -> ProtectedLog:
         """Open it, or make it if there is none."""
-        if path.exists() or read_only or (protection.state is not None and new_path(path).exists()):
-            return cls(open_file(path, protection, read_only=read_only), protection)
-        return cls(create(path, protection), protection)
+        made = open_file(path, protection, read_only=True) if read_only else open_or_create(path, protection)
+        return cls(made, protection)
 
     @property
     def size(self) -> int:
