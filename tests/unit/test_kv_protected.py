@@ -8,27 +8,32 @@ import os
 import shutil
 import signal
 import time
+from collections import deque
 from contextlib import suppress
 from random import Random
 
 import pytest
 
 from smtstack.errors import AuthError, ConfigError
-from smtstack.storage.files import Protection, is_protected, open_file
+from smtstack.storage.files import Protected, Protection, is_protected, open_file
 from smtstack.storage.keys import ScryptCost, Secret, make_key_file, read_key_file, read_passphrase_file
 from smtstack.storage.layout import MODES
+from tests.disks import Disk
 from workloads.commands import kv_file, serve_kv
 from workloads.commands.main import build_parser
 from workloads.kv import aof_file
-from workloads.kv.aof import FSYNC, Aof
-from workloads.kv.aof_protected import opener, plain_opener
+from workloads.kv.aof import FSYNC, Aof, AofError, replay
+from workloads.kv.aof_file import EntryReader
+from workloads.kv.aof_protected import ProtectedLog, opener, plain_opener
 from workloads.kv.arguments import Session
+from workloads.kv.backend import EmbeddedStore
 from workloads.kv.commands import execute
 from workloads.kv.databases import Journal
 from workloads.kv.store import Keyspace
 
 NOW = 1_700_000_000_000
 KEY = Secret(key=bytes(range(32)))
+HOW = Protection(KEY)
 CANARY = b"the-canary-sings"
 PATIENCE_S = 30
 CASES = [("plain", None), ("xts", None), ("xts+hmac", "counter"), ("aead", "sealed")]
@@ -331,3 +336,26 @@ def test_where_sessions_are_mutual_a_new_file_is_protected_and_a_plain_one_stays
         store.close()
         assert not is_protected(tmp_path / "plain")
         assert not warnings
+
+
+def test_a_full_disk_is_said_and_what_was_not_kept_is_not_answered(tmp_path):
+    disk = Disk("aead", "sealed", sectors=300, journal=12, room=60)
+    made = Protected(tmp_path / "f", disk.disk, disk.open(), KEY.key, None)
+    aof = Aof(tmp_path / "f", "always", Keyspace(), log=lambda _path: ProtectedLog(made, HOW))
+    store = EmbeddedStore(aof._keys, aof)
+    answered: list[bytes] = []
+
+    def fill():
+        for i in range(10_000):
+            store.submit(Session(), deque([[b"SET", b"k%d" % i, b"x" * 3000]]), answered.append, 1000)
+            store.turn()
+
+    with pytest.raises(AofError, match="No space left on device.*not acknowledged"):
+        fill()
+    assert len(answered) > 10
+    again = Protected(tmp_path / "f", disk.disk, disk.open(read_only=True), KEY.key, None)
+    keys = Keyspace()
+    log = ProtectedLog(again, HOW)
+    with log.reading() as source:
+        replay(EntryReader(tmp_path / "f", source, log.size), keys, "f")
+    assert len(answered) <= len(keys) <= len(answered) + 1
