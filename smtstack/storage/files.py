@@ -74,8 +74,8 @@ class Protected:
 
 
 def is_protected(path: Path) -> bool:
-    """Whether a file is one of ours. Raises OSError; no file: it is not."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    """Whether a file is one of ours. What cannot be read is not."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
         slots = file.read(2 * SECTOR)
         return MAGIC in (slots[:len(MAGIC)], slots[SECTOR:SECTOR + len(MAGIC)])
     return False

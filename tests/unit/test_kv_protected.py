@@ -350,7 +350,7 @@ def test_a_full_disk_is_said_and_what_was_not_kept_is_not_answered(tmp_path):
             store.submit(Session(), deque([[b"SET", b"k%d" % i, b"x" * 3000]]), answered.append, 1000)
             store.turn()
 
-    with pytest.raises(AofError, match="No space left on device.*not acknowledged"):
+    with pytest.raises(AofError, match=r"No space left on device.*not acknowledged"):
         fill()
     assert len(answered) > 10
     again = Protected(tmp_path / "f", disk.disk, disk.open(read_only=True), KEY.key, None)
