@@ -113,6 +113,16 @@ def test_truncation_is_found_in_every_mode(mode, freshness):
         disk.open()
 
 
+@pytest.mark.parametrize(("mode", "freshness"), ALL)
+def test_a_sector_that_is_made_one_that_was_never_written_is_an_old_one(mode, freshness):
+    disk, _older = written(mode, freshness)
+    at, size = (entry(disk, 4), ENTRY.size) if disk.open(read_only=True).block.tagged else (place(disk, 4), SECTOR)
+    disk.raw.data[at:at + size] = bytes(size)
+    seen, content = detected(disk)
+    assert seen == (freshness != "none")
+    assert seen or content[4] == bytes(SECTOR)
+
+
 @pytest.mark.parametrize("mode", ["plain", "xts"])
 def test_a_flip_garbles_what_xts_says_it_garbles(mode):
     """One block of 16 bytes in xts, one bit in plain: and nobody is told."""
