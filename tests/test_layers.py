@@ -31,6 +31,7 @@ RANK = {
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
+    "smtstack.storage": 8,  # block devices, and what protects them
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
     "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
@@ -64,7 +65,8 @@ SECRETS = {"smtstack.session"}
 OUTSIDE_CALLS = {"open", "print", "input"}
 OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
 #: Modules of a command that has several, and the one module that may import them.
-FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call"}
+FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call",
+            "kv_file": "kv"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from smtstack.storage.keys import make_key_file
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
 from workloads.fleet import credentials
 from workloads.fleet import redis as redis_program
@@ -494,10 +495,14 @@ def test_no_redis_there_is_one_line():
 
 # -- killed ------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("protected", [False, True])
 @pytest.mark.parametrize("fsync", ["always", "everysec", "no"])
-def test_kill_9_in_mid_load_loses_nothing_that_was_acknowledged(tmp_path, fsync):
-    file = str(tmp_path / "store.aof")
-    with serving("--aof", file, "--fsync", fsync) as server, server.client() as client:
+def test_kill_9_in_mid_load_loses_nothing_that_was_acknowledged(tmp_path, fsync, protected):
+    options = ["--aof", str(tmp_path / "store.aof"), "--fsync", fsync]
+    if protected:
+        make_key_file(tmp_path / "key")
+        options += ["--storage-key", str(tmp_path / "key"), "--storage-state", str(tmp_path / "state")]
+    with serving(*options) as server, server.client() as client:
         acknowledged = 0
         for i in range(0, 400, 4):
             acknowledged += len(client.send(*[[b"SET", b"k%d" % j, b"%d" % j] for j in range(i, i + 4)]))
@@ -505,7 +510,7 @@ def test_kill_9_in_mid_load_loses_nothing_that_was_acknowledged(tmp_path, fsync)
         client.sock.sendall(b"".join([resp.command(["SET", f"k{j}", j]) for j in range(400, 20_000)]))
         acknowledged += len(client.replies(1))
         server.kill()
-    with serving("--aof", file, "--fsync", fsync) as server, server.client() as client:
+    with serving(*options) as server, server.client() as client:
         replies = client.send(*[[b"GET", b"k%d" % j] for j in range(acknowledged)])
         assert replies == [resp.bulk(b"%d" % j) for j in range(acknowledged)]
         present = int(client.one("DBSIZE")[1:-2])
@@ -567,6 +572,12 @@ def test_a_torn_end_is_a_warning_and_damage_a_refusal(tmp_path):
     (["--store", "redis:1.2.3.4:5", "--aof", "f"], "for --store embedded"),
     (["--aof-rewrite-percentage", "10"], "--aof-rewrite-percentage needs --aof"),
     (["--store", "redis:1.2.3.4:5", "--aof-rewrite-min-size", "1mb"], "for --store embedded"),
+    (["--aof-upgrade", "--aof", "/nowhere/f"], "--aof-upgrade needs --storage-key"),
+    (["--storage-mode", "aead"], "--storage-mode needs --aof"),
+    (["--storage-mode", "aead", "--aof", "/nowhere/f"], "needs --storage-key"),
+    (["--storage-mode", "file", "--storage-state", "s", "--aof", "/nowhere/f"], "it has no key and no state"),
+    (["--storage-freshness", "counter", "--aof", "/nowhere/f"], "needs --storage-state"),
+    (["--storage-key", "/nowhere/key", "--aof", "/nowhere/f"], "/nowhere/key: No such file"),
     (["--listen", "udp:1.2.3.4:5"], "'udp' is no transport"), (["--listen", "tcp:1.2.3.4"], "no IP:PORT"),
 ])
 def test_options_that_make_no_sense_are_one_line(options, said):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from smtstack.errors import ConfigError
 from workloads import transports
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.one_system import OneSystem, counters_and_judgement, measured_trials, quote
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet import kv as kv_fleet
+from workloads.fleet.kv_storage import NONE, PROTECTED, STORAGE
 from workloads.fleet.setup import Setup
+from workloads.kv.aof import FSYNC
 from workloads.load.ycsb_load import YcsbLoad
 from workloads.options.declare import group, option
+from workloads.transports.sessions import MODE
 
 #: A name that every record has: captures of encrypted transports must not show it.
 _CANARY = b"field0"
@@ -44,6 +48,13 @@ class Options:
     direct: bool = option("--direct", action="store_true",
                           help="with --store redis --transport tcp: clients ask Redis itself, and "
                                "redis-benchmark, if it is installed, is run as an outside yardstick")
+    storage: str | None = option(
+        "--storage", choices=tuple(STORAGE),
+        help="embedded: what is kept on the disk; " + "; ".join(f"{name}: {about}" for name, (*_how, about)
+                                                                in STORAGE.items())
+        + f" (default: {PROTECTED} with --session mtls, else {NONE})")
+    fsync: str = option("--fsync", choices=FSYNC, default="everysec",
+                        help="when changes must be on the disk, as in serve kv (default: %(default)s)")
     ycsb: Ycsb = group(Ycsb)
     system: OneSystem = group(OneSystem)
 
@@ -57,6 +68,8 @@ class Plan:
     loading: YcsbLoad
     run: YcsbLoad
     """What is done in the first trial; later ones have other seeds."""
+    storage: str
+    """What is kept on the disk."""
 
 
 def check(asked: Options) -> Plan:
@@ -69,7 +82,13 @@ def check(asked: Options) -> Plan:
     system.network.check(system.topo, asked.ycsb.seed)
     transports.check(system.transport, system.network.links(asked.ycsb.seed).hosting)
     kv_fleet.check(system.transport, asked.store, asked.direct)
-    return Plan(asked, setup, loading, run)
+    storage = asked.storage
+    if storage is None:
+        mutual = system.transport == "smt" and system.sessions.session == MODE and asked.store == "embedded"
+        storage = PROTECTED if mutual else NONE
+    if storage != NONE and asked.store != "embedded":
+        raise ConfigError(f"--storage {storage} is for --store embedded; Redis keeps what it keeps")
+    return Plan(asked, setup, loading, run, storage)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -80,7 +99,8 @@ def measure(plan: Plan, running: Running) -> Outcome:
     with running.network(system.network, system.topo, seed) as net, \
             system.captures(net, running) as captures, \
             kv_fleet.KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
-                    direct=asked.direct, keep_keys=system.keep_keys) as fleet:
+                    direct=asked.direct, keep_keys=system.keep_keys, storage=plan.storage,
+                    fsync=asked.fsync) as fleet:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)
         more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}

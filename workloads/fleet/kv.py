@@ -25,6 +25,7 @@ from topo.network import SmtNet
 from topo.running import Program
 from workloads.fleet import redis as redis_program
 from workloads.fleet.fleet import Fleet, Measured
+from workloads.fleet.kv_storage import NONE, Kept
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
 from workloads.load.loops import Load
@@ -42,6 +43,8 @@ class KvRow(Row, Described):
     """One trial of YCSB; ``rpcs`` are operations."""
 
     store: str
+    storage: str
+    """What is kept on the disk, and how (:data:`~workloads.fleet.kv_storage.STORAGE`)."""
     ops: Mapping[str, Any]
     """By kind of operation: ``count``, ``errors``, ``rtt_us``."""
     server_rss_mb: float
@@ -64,8 +67,13 @@ class KvFleet(Fleet):
     TAGS = KINDS_SUFFIX
 
     def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0, *,
-                 store: str = "embedded", direct: bool = False, keep_keys: bool = False) -> None:
+                 store: str = "embedded", direct: bool = False, keep_keys: bool = False,
+                 storage: str = NONE, fsync: str = "everysec") -> None:
         super().__init__(net, topo, setup, folder, number, keep_keys)
+        self.storage = storage
+        self._fsync = fsync
+        #: What the server keeps on the disk.
+        self.kept: Kept | None = None
         self._store = store
         self._direct = direct
         if direct:
@@ -92,6 +100,9 @@ class KvFleet(Fleet):
             self._behind.append(redis)
             redis.wait_for(_REDIS_READY)
             store = ["--store", f"redis:unix:{path}"]
+        if self.storage != NONE:
+            self.kept = Kept(self.storage, self._folder, self._private_folder(), host.name, self._fsync)
+            store = self.kept.words()
         arguments = ["serve", "kv", *self._common(host, self._port), *self.key_options(host.name), *store,
                      "--json"]
         self._servers.append(self._program(host, "server", log, "workloads", *arguments))
@@ -112,6 +123,8 @@ class KvFleet(Fleet):
         super().stop()
         for redis in self._behind:
             redis.stop()
+        if self.kept is not None:
+            self.kept.remove()
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
         self._behind, self._private = [], None
@@ -149,7 +162,7 @@ class KvFleet(Fleet):
         facts = described(load)
         return cast(KvRow, {
             **super()._row(load, trial, done, samples), "variant": f"ycsb {facts['workload']}", **facts,
-            "store": "redis, direct" if self._direct else self._store, "ops": failed})
+            "store": "redis, direct" if self._direct else self._store, "storage": self.storage, "ops": failed})
 
     def yardstick(self, clients: int, value_bytes: int, count: int) -> dict[str, Any] | None:
         """What ``redis-benchmark`` says of the server, from the first client's host: ops/s and p50 of SET and GET.
