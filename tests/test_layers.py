@@ -43,6 +43,7 @@ RANK = {
     "workloads.results": 15,
     "workloads.options": 16,
     "workloads.kv": 17,
+    "workloads.blocks": 17,
     "workloads.load": 18,
     "workloads.vectors": 18,
     "workloads.fleet": 19,
