@@ -113,6 +113,8 @@ class Target:
         self._waiting: list[_Waiting] = []
         self._counters: Counter[str] = Counter()
         self._broken = False
+        #: Capsules, of whatever kind.
+        self.handled = 0
         #: What the device said when it failed last; "": never.
         self.last_failure = ""
 
@@ -124,6 +126,7 @@ class Target:
 
     def handle(self, request: Incoming) -> None:
         """One capsule: completed now, or by :meth:`settle`."""
+        self.handled += 1
         try:
             command = command_untrusted(request.data)
         except BadPacket:
