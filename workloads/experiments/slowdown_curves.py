@@ -101,11 +101,12 @@ def measure(plan: Plan, running: Running) -> Outcome:
 
 
 def beside(buckets: Sequence[Bucket]) -> list[Beside]:
-    """Median and 99th percentile of each bucket of sizes, by profile."""
+    """Median and 99th percentile of each bucket of sizes, by profile; the published ones are Homa's."""
     out = []
     for what, here, there in (("slowdown, median", "median", "published_median"),
                               ("slowdown, 99th percentile", "p99", "published_p99")):
-        out += [Beside(what, bucket.transport, f"{bucket.label} %", getattr(bucket, here), getattr(bucket, there))
+        out += [Beside(what, bucket.transport, f"{bucket.label} %", getattr(bucket, here),
+                       getattr(bucket, there) if bucket.transport == "homa" else None)
                 for bucket in buckets if bucket.from_pct < bucket.to_pct]
     return out
 

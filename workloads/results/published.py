@@ -7,10 +7,10 @@ of theirs (:class:`Beside`); ``smtnet reproduce all`` shows all of them on one p
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from smtstack.errors import ConfigError
 from workloads.results import plots
@@ -18,8 +18,13 @@ from workloads.results.points import grouped
 from workloads.results.table import aligned
 from workloads.results.table import number as large
 
+#: Colour, marker, line.
+_Style: TypeAlias = tuple[str, str, Any]
 #: In a result folder.
 FILE = "published.json"
+#: Of lines that are no systems: Okabe and Ito's, in another order than those of systems.
+_COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C6D31")
+_MARKERS = "XosD^vP*<"
 #: Inches of one panel.
 _WIDTH, _HEIGHT = 3.9, 2.9
 
@@ -66,6 +71,8 @@ class Beside:
     high: float | None = None
     note: str = ""
     """As what stands in for it."""
+    bars: bool = False
+    """Places are names, no quantity that grows: a panel of bars."""
 
     @property
     def published_text(self) -> str:
@@ -139,37 +146,65 @@ def picture(values: Sequence[Beside], path: Path) -> bool:
              if any(value.published_value is not None for value in own)}
     if not found:
         return False
-    figure = plots.new_figure(2 * _WIDTH + 1.5, _HEIGHT * len(found))
-    grid = figure.subplots(len(found), 2, squeeze=False)
+    heights = [_HEIGHT if not own[0].bars else 1.0 + 0.2 * len(own) for own in found.values()]
+    figure = plots.new_figure(2 * _WIDTH + 2.2, sum(heights))
+    grid = figure.subplots(len(found), 2, squeeze=False, height_ratios=heights)
     series = list(dict.fromkeys(value.series for own in found.values() for value in own))
-    styles = plots.styles_of(series)
+    styles = _styles(series)
     for line, (what, own) in zip(grid, found.items(), strict=True):
-        places = {at: place for place, at in enumerate(dict.fromkeys(value.at for value in own))}
         for axes, where in zip(line, ("published", "here"), strict=True):
             axes.set_title(f"{what}, {where}", fontsize=9)
-            axes.set_xticks(list(places.values()), list(places), fontsize=8,
-                            rotation=30 if max(map(len, places)) > 8 else 0)
-            axes.set_xmargin(0.1)
-            for name in dict.fromkeys(value.series for value in own):
-                _draw(axes, styles[name], [value for value in own if value.series == name], where, places)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
             axes.tick_params(labelsize=8)
-    figure.legend(handles=plots.line_keys(series), loc="outside right upper", fontsize=8, frameon=False)
+            (_draw_bars if own[0].bars else _draw_lines)(axes, styles, own, where)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=1.4, label=name)
+               for name, (color, marker, line) in styles.items()]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=plots.DPI)
     return True
 
 
-def _draw(axes: Any, style: tuple[str, str, str], own: Sequence[Beside], where: str,
-          places: dict[str, int]) -> None:
-    color, marker, line = style
-    marks = []
-    for value in own:
-        y = value.here if where == "here" else value.published_value
-        if y is None:
-            continue
-        marks.append((places[value.at], y))
-        if where == "published" and value.low is not None and value.high is not None:
-            axes.plot([places[value.at]] * 2, [value.low, value.high], color=color, linewidth=4, alpha=0.3)
-    axes.plot([x for x, _y in marks], [y for _x, y in marks], color=color, marker=marker, linestyle=line,
-              linewidth=1.4, markersize=5)
+def _styles(series: Sequence[str]) -> dict[str, _Style]:
+    """Systems as everywhere; others, as ratios, by colours of their own."""
+    known = plots.styles_of([])
+    others = [name for name in series if name not in known]
+    return {name: known[name] if name in known else
+            (_COLORS[others.index(name) % len(_COLORS)], _MARKERS[others.index(name) % len(_MARKERS)], ":")
+            for name in series}
+
+
+def _value(value: Beside, where: str) -> float | None:
+    return value.here if where == "here" else value.published_value
+
+
+def _draw_lines(axes: Any, styles: Mapping[str, _Style], own: Sequence[Beside], where: str) -> None:
+    places = {at: place for place, at in enumerate(dict.fromkeys(value.at for value in own))}
+    axes.set_xticks(list(places.values()), list(places), rotation=30 if max(map(len, places)) > 7 else 0)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.grid(alpha=0.3)
+    highest = 0.0
+    for name, found in grouped(own, lambda value: value.series).items():
+        color, marker, line = styles[name]
+        marks = [(places[value.at], y) for value in found if (y := _value(value, where)) is not None]
+        for value in found:
+            if where == "published" and value.low is not None and value.high is not None:
+                axes.plot([places[value.at]] * 2, [value.low, value.high], color=color, linewidth=4, alpha=0.3)
+                highest = max(highest, value.high)
+        axes.plot([x for x, _y in marks], [y for _x, y in marks], color=color, marker=marker, linestyle=line,
+                  linewidth=1.4, markersize=5)
+        highest = max([highest, *(y for _x, y in marks)])
+    axes.set_ylim(0, highest * 1.1 or 1)
+
+
+def _draw_bars(axes: Any, styles: Mapping[str, _Style], own: Sequence[Beside], where: str) -> None:
+    places = {at: place for place, at in enumerate(dict.fromkeys(value.at for value in own))}
+    names = list(dict.fromkeys(value.series for value in own))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        found = [(places[value.at] + (number - (len(names) - 1) / 2) * width, y) for value in own
+                 if value.series == name and (y := _value(value, where)) is not None]
+        axes.barh([place for place, _y in found], [y for _place, y in found], width, color=styles[name][0])
+    axes.set_yticks(list(places.values()), list(places) if where == "published" else [])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)

@@ -75,10 +75,11 @@ def _saved(ours: Sequence[float], yardstick: Sequence[float]) -> float | None:
 
 
 def beside(table: Sequence[dict[str, Any]]) -> list[Beside]:
-    """Times of the smallest request (the paper's are of one size), and what is saved."""
+    """Times of the smallest request, and what is saved."""
     first = table[0]
-    out = [Beside("first RPC (us)", way, size_text(first["size"]), first["us"][way], PAPER_US[way])
-           for way in PAPER_US if way in first["us"]]
+    title = f"first RPC of {size_text(first['size'])} (us)"
+    out = [Beside(title, "here and there", way, first["us"][way], value, bars=True)
+           for way, value in PAPER_US.items() if way in first["us"]]
     for way, (low, high) in PAPER_SAVED.items():
         out += [Beside("share of Init-1RTT that is saved", way, size_text(entry["size"]), entry["saved"].get(way),
                        low=low, high=high) for entry in table]

@@ -137,7 +137,7 @@ def break_down(steps: Sequence[dict[str, Any]],
 def beside(tls: dict[str, list[dict[str, Any]]]) -> list[Beside]:
     """Each operation's time, and its share of its side's."""
     lines = [(side, part) for side, parts in tls.items() for part in parts]
-    return [Beside(what, side, part["step"], part[here], part[paper])
+    return [Beside(what, side, part["step"], part[here], part[paper], bars=True)
             for what, here, paper in (("time (us)", "us", "paper_us"),
                                       ("share of the side's time", "share", "paper_share"))
             for side, part in lines]
