@@ -48,8 +48,9 @@ RANK = {
     "workloads.vectors": 18,
     "workloads.fleet": 19,
     "workloads.experiments": 20,
-    "workloads.commands": 21,
-    "workloads": 22,  # python -m workloads
+    "workloads.batch": 21,
+    "workloads.commands": 22,
+    "workloads": 23,  # python -m workloads
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
@@ -64,7 +65,7 @@ OUTSIDE_CALLS = {"open", "print", "input"}
 OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
 #: Modules of a command that has several, and the one module that may import them.
 FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call",
-            "serve_blocks": "serve", "call_blocks": "call"}
+            "serve_blocks": "serve", "call_blocks": "call", "reproduce_all": "reproduce"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}
