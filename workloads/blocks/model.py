@@ -15,8 +15,10 @@ from struct import Struct
 
 from workloads.blocks.capsule import BLOCK
 
-#: At the beginning of a block: its number, the version, and the writer's seed.
-_STAMP = Struct("<QII")
+#: Every block begins with it, but those of zeros: captures of encrypted transports must not show it.
+CANARY = b"smtblock"
+#: Then come its number, the version, and the writer's seed.
+_STAMP = Struct("<8sQII")
 #: What the rest is cut from, and how many cuts there are.
 _CUTS = 65_521
 ZEROS = bytes(BLOCK)
@@ -47,7 +49,7 @@ class Model:
     def content(self, block: int, version: int) -> bytes:
         """What a version holds that is not zeros."""
         cut = (block * 31 + version * 4099) % _CUTS
-        return _STAMP.pack(block, version, self._seed) + self._noise[cut:cut + BLOCK - _STAMP.size]
+        return _STAMP.pack(CANARY, block, version, self._seed) + self._noise[cut:cut + BLOCK - _STAMP.size]
 
     def begin(self, block: int, blocks: int = 1, zeros: bool = False) -> bytes:
         """A write begins; its data. The blocks are busy until :meth:`written` or :meth:`unknown`."""
@@ -105,7 +107,7 @@ class Model:
                 return f"block {block} is zeros, not a version from {floor} to {last}"
             self._raise(block, min(found))
             return ""
-        stamped, version, _seed = _STAMP.unpack_from(data)
+        _canary, stamped, version, _seed = _STAMP.unpack_from(data)
         if not floor <= version <= last or version in self._zeros.get(block, ()) \
                 or data != self.content(block, version):
             return (f"block {block} is not one of its versions from {floor} to {last}: it is stamped version "
