@@ -86,8 +86,18 @@ class Plan:
 
 def check(figure: Figure, asked: Options) -> Plan:
     """Which systems there are here, and what the user left open."""
+    chosen, missing = choose(figure.lines)
+    seconds = QUICK_SECONDS if asked.quick else SECONDS
+    loads = [timed(size, seconds, many) for many in figure.under_way
+             for size in (figure.quick_sizes if asked.quick else figure.sizes)]
+    trials = asked.trials or (QUICK_TRIALS if asked.quick else TRIALS)
+    return Plan(figure, chosen, missing, loads, trials, asked.quick)
+
+
+def choose(lines: Sequence[Line]) -> tuple[list[Chosen], list[str]]:
+    """(what stands for each line here, which lines are not here and why)."""
     chosen, missing = [], []
-    for line in figure.lines:
+    for line in lines:
         reasons = []
         for transport, nic in line.systems:
             try:
@@ -99,11 +109,7 @@ def check(figure: Figure, asked: Options) -> Plan:
                 break
         else:
             missing.append(f"{line.paper} is left out ({'; '.join(reasons)})")
-    seconds = QUICK_SECONDS if asked.quick else SECONDS
-    loads = [timed(size, seconds, many) for many in figure.under_way
-             for size in (figure.quick_sizes if asked.quick else figure.sizes)]
-    trials = asked.trials or (QUICK_TRIALS if asked.quick else TRIALS)
-    return Plan(figure, chosen, missing, loads, trials, asked.quick)
+    return chosen, missing
 
 
 def _require(transport: str) -> None:
