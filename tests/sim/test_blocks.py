@@ -117,8 +117,8 @@ def run(profile: str, rates: ImpairmentRates, seed: int, count: int, depth: int,
         restart_ms: tuple[int, ...] = ()) -> tuple[Served, Network]:
     """A load over the engine; every command has to succeed, every block to be right."""
     net = Network(seed)
-    hosts = [net.add_host(tx_rates=rates, rx_rates=rates) for _ in range(2)]
-    net.connect(*hosts)
+    hosts = net.add_host(tx_rates=rates, rx_rates=rates), net.add_host(tx_rates=rates, rx_rates=rates)
+    net.connect(hosts[0], hosts[1])
     keys = demo_keys(profile)
     served = Served(MemoryDevice(SECTORS))
     # Over so bad a wire silence means little.
