@@ -112,6 +112,8 @@ setup(
         # Handshakes of transport smt (the ssl module has no exporter, and keeps from ktls the keys that the
         # kernel wants), and its tickets.
         "session": ["pyOpenSSL>=25.2", "dnspython>=2.7"],
+        # SQLite on protected storage, which needs a VFS of its own.
+        "sqlite": ["apsw>=3.47"],
         # Beside transport quic, which is aioquic's (workloads/transports/quic.py).
         "quic": ["aioquic>=1.2"],
         "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scapy>=2.6",

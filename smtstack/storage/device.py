@@ -125,6 +125,10 @@ class FileDevice:
     def sectors(self) -> int:
         return self._sectors
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
     def read(self, sector: int, count: int) -> bytes:
         check_range(self, sector, count * SECTOR)
         data = os.pread(self._fd, count * SECTOR, sector * SECTOR)

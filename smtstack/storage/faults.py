@@ -111,7 +111,7 @@ class FaultyDevice:
         self._versions.clear()
 
     def lose(self, random: Random) -> None:
-        """Of what was written since the last flush any part is lost: each sector is as some write left it, or torn
+        """Lose any part of what was written since the last flush: each sector is as some write left it, or torn
         between two of these."""
         for sector, versions in self._versions.items():
             older, newer = random.choice(versions), random.choice(versions)

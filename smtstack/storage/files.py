@@ -8,13 +8,14 @@ in a file of its own, which should lie where the disk's owner cannot put back an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smtstack.errors import AuthError, ConfigError
-from smtstack.storage.device import SECTOR, FileDevice
+from smtstack.storage.device import SECTOR, BlockDevice, FileDevice
 from smtstack.storage.keys import DEFAULT_COST, ScryptCost, Secret
 from smtstack.storage.layout import MAGIC, Superblock
 from smtstack.storage.protected import (
@@ -46,7 +47,7 @@ class Protection:
 
     @property
     def freshness(self) -> str:
-        """As in the superblock."""
+        """What the superblock says of it."""
         return self.kind if self.state is not None else "none"
 
 
@@ -55,9 +56,15 @@ class Protected:
     """An open one."""
 
     path: Path
+    below: BlockDevice
     device: ProtectedDevice
     master: bytes
     trusted: TrustedState | None
+
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        assert isinstance(self.below, FileDevice)
+        return self.below.fileno()
 
     def close(self) -> None:
         """Give all back. What was not committed is dropped."""
@@ -83,17 +90,10 @@ def create(path: Path, protection: Protection, sectors: int = FIRST_SECTORS, *,
            autocommit: bool = True) -> Protected:
     """A new protected file. Raises OSError, FileExistsError too; AuthError if one was there that is gone."""
     if path.exists():
-        raise FileExistsError(17, "File exists", str(path))
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     making = make_unnamed(path, protection, sectors, autocommit=autocommit)
     with closing_on_error(making):
-        making.trusted = open_state(protection, making.master)
-        if making.trusted is not None:
-            if not making.trusted.empty:
-                raise AuthError(f"{path} is gone: the trusted state {protection.state} is about such a file. "
-                                f"Delete that to begin anew")
-            making.device.flush()
-            making.device.trust(making.trusted)
-        give_name(path)
+        take_place(making, None, protection)
     return making
 
 
@@ -111,7 +111,8 @@ def make_unnamed(path: Path, protection: Protection, sectors: int = FIRST_SECTOR
     below = FileDevice(new_path(path), size, new=True)
     try:
         format_device(below, block, master)
-        return Protected(path, ProtectedDevice(below, master, vouched=True, autocommit=autocommit), master, None)
+        device = ProtectedDevice(below, master, vouched=True, autocommit=autocommit)
+        return Protected(path, below, device, master, None)
     except BaseException:
         below.close()
         raise
@@ -121,22 +122,29 @@ def open_unnamed(path: Path, like: Protected) -> Protected:
     """What :func:`make_unnamed` made, closed meanwhile: the caller vouches for it. Raises as ProtectedDevice."""
     below = FileDevice(new_path(path))
     try:
-        return Protected(path, ProtectedDevice(below, like.master, vouched=True), like.master, None)
+        return Protected(path, below, ProtectedDevice(below, like.master, vouched=True), like.master, None)
     except BaseException:
         below.close()
         raise
 
 
-def take_place(new: Protected, old: Protected) -> None:
-    """Give ``new``, which holds all that ``old`` does, its name and trusted state. ``old`` is not written any
-    more.
+def take_place(new: Protected, old: Protected | None, protection: Protection) -> None:
+    """Give ``new`` its name and trusted state. ``old``: which had both, holds no more than ``new`` does, and is
+    not written any more; None: there was none.
 
-    Raises OSError: then it may have the name, or not.
+    Raises OSError: then it may have the name, or not. AuthError: there was one, says the trusted state.
     """
     new.device.flush()
-    if old.trusted is not None:
-        new.device.trust(old.trusted)
-        new.trusted, old.trusted = old.trusted, None
+    trusted = old.trusted if old is not None else open_state(protection, new.master)
+    new.trusted = trusted
+    if trusted is not None:
+        if old is not None:
+            old.trusted = None
+            old.device.retire()
+        elif not trusted.empty:
+            raise AuthError(f"{new.path} is gone: the trusted state {protection.state} is about such a file. "
+                            f"Delete that to begin anew")
+        new.device.trust(trusted)
     give_name(new.path)
 
 
@@ -150,9 +158,9 @@ def open_file(path: Path, protection: Protection, *, read_only: bool = False,
         block = read_superblock(below)
         _compare(path, block, protection)
         master = key_of(block, protection.secret)
-        trusted = open_state(protection, master)
+        trusted = open_state(protection, master, make=False)
         device = ProtectedDevice(below, master, trusted, read_only=read_only, autocommit=autocommit)
-        return Protected(path, device, master, trusted)
+        return Protected(path, below, device, master, trusted)
     except BaseException as e:
         below.close()
         if trusted is not None:
@@ -170,10 +178,12 @@ def _compare(path: Path, block: Superblock, protection: Protection) -> None:
         raise ConfigError(f"its freshness is {block.freshness}, not {protection.freshness}")
 
 
-def open_state(protection: Protection, master: bytes) -> TrustedState | None:
-    """The trusted state, made if it is not there; None: no freshness. Raises AuthError, ConfigError, OSError."""
+def open_state(protection: Protection, master: bytes, make: bool = True) -> TrustedState | None:
+    """The trusted state, or one that is made; None: no freshness. Raises AuthError, ConfigError, OSError."""
     if protection.state is None:
         return None
+    if not make and not protection.state.exists():
+        raise AuthError(f"the trusted state {protection.state} is gone: whether this is the latest, nobody knows")
     device = FileDevice(protection.state, SLOTS)
     try:
         return TrustedState(device, master, protection.kind)

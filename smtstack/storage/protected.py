@@ -60,7 +60,7 @@ def master_key(device: BlockDevice, secret: Secret) -> bytes:
 
 
 def key_of(block: Superblock, secret: Secret) -> bytes:
-    """The same, by a superblock. Raises :class:`ConfigError` for a wrong kind of secret."""
+    """The key of the device with this superblock. Raises :class:`ConfigError` for a wrong kind of secret."""
     if block.mode == "plain" and block.freshness == "none":
         return NO_KEY
     if bool(secret.passphrase) != (block.cost is not None):
@@ -76,7 +76,7 @@ def device_sectors(mode: str, freshness: str, sectors: int, journal: int = JOURN
 
 def new_superblock(mode: str, freshness: str, sectors: int, journal: int = JOURNAL_SECTORS,
                    cost: ScryptCost | None = None) -> Superblock:
-    """Of a device yet to be formatted; ``cost`` if its key comes from a passphrase. Raises ConfigError."""
+    """For a device yet to be formatted; ``cost`` if its key comes from a passphrase. Raises ConfigError."""
     if mode not in MODES or freshness not in FRESHNESS:
         raise ConfigError(f"storage mode {mode}, freshness {freshness}: {', '.join(MODES)}; "
                           f"{', '.join(FRESHNESS)}")
@@ -197,6 +197,11 @@ class ProtectedDevice:
         """How many sectors the next commit has."""
         return len(self._staged)
 
+    @property
+    def in_journal(self) -> int:
+        """How many sectors are in the journal only."""
+        return len(self._overlay)
+
     # -- sectors -----------------------------------------------------------------------------------------------
 
     def read(self, sector: int, count: int) -> bytes:
@@ -287,6 +292,11 @@ class ProtectedDevice:
     def close(self) -> None:
         """Give the device below back, not the trusted state. What was not committed is dropped."""
         self._device.close()
+
+    def retire(self) -> None:
+        """Another has its place: a flush that some thread still does is none of the trusted state's business."""
+        with self._flushing:
+            self._trusted, self._durable = None, self._sequence
 
     def trust(self, trusted: TrustedState) -> None:
         """Have a device that was vouched for, and is flushed, take the place of the one that this state is about.

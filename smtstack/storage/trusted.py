@@ -68,7 +68,7 @@ class TrustedState:
             raise AuthError("the trusted state cannot be opened: another key, another kind, or it was changed")
 
     def mark(self, device: bytes) -> Mark | None:
-        """Of this device; None: it is not the one, or there is none yet."""
+        """How far this device has come; None: it is not the one, or there is none yet."""
         return self._marks.get(device)
 
     @property

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtstack.nic.impairments import ImpairmentRates, Impairments
-from smtstack.socket import SmtContext, SmtSocket
+from smtstack.socket import RpcFuture, SmtContext, SmtSocket
 from smtstack.transport.params import TransportParams
 from tests.kv_commands import COMMAND, in_order
+from tests.kv_history import Asked, Histories, parsed
 from tests.net.netns import IFACE, PATIENCE, A, B
 from tests.redis_server import RawClient
 from workloads import transports
@@ -25,6 +29,8 @@ from workloads.transports.contract import Call, Caller
 
 LOCAL = {name for name, entry in COMMANDS.items() if entry.local}
 PATIENT = TransportParams(timeout_resends=1000)
+#: Operations under way at a time.
+IN_FLIGHT = 6
 
 
 def lossy_clients(stack: ExitStack, keys: str, first_port: int, count: int) -> list[SmtSocket]:
@@ -121,6 +127,40 @@ def mixed(keys: str, smt: str, homa: str, tcp: str) -> None:
     print(json.dumps(said))
 
 
+def killed(keys: str, port: str) -> None:
+    """YCSB A against a server that is killed now and then, 1 % of all frames lost. Lines on stdin say what to do:
+    ``go`` (the server is up), ``stop`` (it was killed); at their end it says what was seen."""
+    histories, rates = Histories(1), ImpairmentRates(drop=0.01)
+    peer = (B, int(port))
+    ports = count(40_000)
+    dropped = 0
+    for number, line in enumerate(sys.stdin):
+        assert line == "go\n"
+        context = SmtContext(IFACE, "smt", keys, PATIENT, tx_impairments=Impairments(rates, seed=2 * number),
+                             rx_impairments=Impairments(rates, seed=2 * number + 1))
+        with SmtSocket((A, next(ports)), context) as client:
+            if not number:
+                client.request(peer, b"".join(map(resp.command, histories.load())), PATIENCE)
+            asked: dict[RpcFuture, Asked] = {}
+            print("going", flush=True)
+            while not select.select([sys.stdin], [], [], 0)[0]:
+                while len(asked) < IN_FLIGHT:
+                    one = histories.next(time.monotonic_ns())
+                    asked[client.send_request(peer, b"".join(map(resp.command, one.commands)))] = one
+                client.drive(lambda asked=asked: any(f.done() for f in asked), 0.005)  # type: ignore[misc]
+                for future in [f for f in asked if f.done()]:
+                    asked.pop(future).answer(parsed(future.result(0)), time.monotonic_ns())
+            for one in asked.values():
+                one.lost()
+            dropped += sum(way.dropped for way in (context.tx_impairments, context.rx_impairments)
+                           if way is not None)
+        assert sys.stdin.readline() == "stop\n"
+        print("stopped", flush=True)
+    print(json.dumps({"violations": histories.violations(), "acknowledged": histories.acknowledged,
+                      "unanswered": histories.unanswered, "read": histories.read, "dropped": dropped}))
+
+
 if __name__ == "__main__":
-    programs: dict[str, Callable[..., None]] = {"model": model, "counting": counting, "mixed": mixed}
+    programs: dict[str, Callable[..., None]] = {"model": model, "counting": counting, "mixed": mixed,
+                                                "killed": killed}
     programs[sys.argv[1]](*sys.argv[2:])

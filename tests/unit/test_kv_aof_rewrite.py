@@ -68,7 +68,7 @@ class Store:
     def pid(self):
         """Of the process that writes."""
         assert self.aof._rewrite is not None
-        return self.aof._rewrite._pid
+        return self.aof._rewrite.pid
 
     def wait(self):
         """Until the file is written anew, or that has failed."""
@@ -281,8 +281,8 @@ def serve_until(path, fsync, stop_at, counter, events):
             return result
         return do
 
-    close = aof_rewrite._close_all_but
-    aof_rewrite._close_all_but = lambda *kept: close(*kept, events)
+    close = aof_rewrite.close_all_but
+    aof_rewrite.close_all_but = lambda *kept: close(*kept, events)
     for name in STEPS:
         setattr(os, name, step(name))
     store = Store(path, fsync)

@@ -192,7 +192,7 @@ def test_an_error_is_reported_and_nothing_acknowledged_is_lost(operation, number
 def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room():
     disk = Disk("xts+hmac", "none", sectors=100, journal=8, room=30)
     device = disk.open()
-    acknowledged = []
+    acknowledged: list[int] = []
     with pytest.raises(OSError) as caught:
         write_on(device, ((i, i) for i in range(100)), acknowledged.append)
     assert caught.value.errno == errno.ENOSPC

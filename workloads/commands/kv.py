@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from smtstack import quantities
-from smtstack.errors import PeerError
+from smtstack.errors import ConfigError, PeerError
 from smtstack.exit_codes import EXIT_FAILED
+from workloads.commands import kv_file
 from workloads.kv.client import RETRIES, TIMEOUT_S, Arg, KvClient, KvError, is_error
 from workloads.kv.resp import RespError, split_arguments
 from workloads.kv.text import as_json, formatted, raw
@@ -36,6 +37,8 @@ _EXAMPLES = """examples:
   smtnet kv --transport tcp --peer 10.9.0.2:6379
   printf 'INCR hits\\nGET hits\\n' | smtnet kv --transport tcp --peer 10.9.0.2:6379
 
+  smtnet kv check store.aof --storage-key store.key      # what a server keeps: kv check, dump, key --help
+
 Without a command: a prompt, or (no terminal) commands line by line from stdin. Options go before the command.
 A command that changes something is sent once: if no reply comes, it may have been carried out or not, and the
 error says so. Commands that only read are tried again (--retries).
@@ -54,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Commands for a key-value server over any transport. smt, homa, linux, upstream need root; "
                     "--addr may leave the port out: then it is one that nobody had before, as a server wants it.")
     options.add_transport_options(parser)
-    parser.add_argument("--peer", required=True, metavar="IP:PORT", help="the server")
+    parser.add_argument("--peer", metavar="IP:PORT", help="the server; without it: check, dump, key")
     parser.add_argument("--timeout", type=quantities.SECONDS, default=TIMEOUT_S, metavar="S",
                         help="seconds to wait for a reply (default: %(default)s)")
     parser.add_argument("--retries", type=options.not_negative, default=RETRIES, metavar="N",
@@ -69,6 +72,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """The subcommand."""
+    if args.peer is None:
+        if args.words and args.words[0] in kv_file.WORDS:
+            return kv_file.run(args.words)
+        raise ConfigError("--peer IP:PORT is needed: the server; without one there are: smtnet kv "
+                          f"{', '.join(kv_file.WORDS)}")
     peer = parse_address(args.peer)
     if args.transport in PACKET_TRANSPORTS and args.addr is not None and ":" not in args.addr:
         # Message ids start over with each process: to a server that remembers, the same port is the old client.

@@ -17,6 +17,7 @@ from workloads.blocks.stores import BLOCKS, STORES, open_store
 from workloads.blocks.target import Target
 from workloads.options import common as options
 from workloads.options.common import positive
+from workloads.options.storage import add_storage_options, protection
 from workloads.results.fidelity import FidelityMonitor, shorten_pauses
 from workloads.transports import PACKET_TRANSPORTS, Settings
 from workloads.transports.contract import Server
@@ -30,6 +31,7 @@ _LINGER_S = 0.3
 _EXAMPLES = """examples:
   smtnet serve blocks --transport tcp --addr 127.0.0.1:4420 smtnet serve blocks --iface vb --addr 10.9.0.2:4420
   --certs certs/b --store file:disk.img --blocks 262144 --durable
+  smtnet serve blocks --transport tcp --addr 127.0.0.1:4420 --store file:disk.img --storage-key disk.key
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/blocks.md is the how-to.
 """
@@ -50,7 +52,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
                              "and of a file that is there those it has)")
     parser.add_argument("--durable", action="store_true",
                         help="complete a write when it is on the disk (default: Flush and writes with FUA only, "
-                             "as of a drive with a volatile write cache)")
+                             "as of a drive with a volatile write cache; what is protected is always durable)")
+    add_storage_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.set_defaults(run=run_blocks)
 
@@ -61,13 +64,13 @@ def run_blocks(args: argparse.Namespace) -> int:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     settings = options.settings(args)
     options.check_trace(args, 1)
-    device = open_store(args.store, args.blocks)
+    store = open_store(args.store, args.blocks, protection(args))
     try:
-        target = Target(device, durable=args.durable)
+        target = Target(store.device, durable=args.durable or store.protected is not None)
         with transports.open_server(settings, target.handle) as server:
             result = _serve(args, settings, server, target)
     finally:
-        device.close()
+        store.close()
     if args.json:
         print(json.dumps(result))
     else:

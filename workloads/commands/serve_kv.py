@@ -15,21 +15,24 @@ from types import FrameType
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.storage.files import is_protected
 from smtstack.waiting import AS_TCP
 from workloads import transports
 from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
+from workloads.kv.aof_protected import opener, plain_opener
 from workloads.kv.backend import Backend, EmbeddedStore
 from workloads.kv.limits import OPTIONS, Limits, byte_count
 from workloads.kv.redis_store import RedisStore
 from workloads.kv.server import RespMessages, Service, open_front
 from workloads.kv.store import DATABASES, MAX_DATABASES, open_databases
 from workloads.options import common as options
+from workloads.options.storage import add_storage_options, own_protection, protection
 from workloads.results.fidelity import FidelityMonitor, shorten_pauses
 from workloads.results.row import Verdict
 from workloads.transports import Settings
 from workloads.transports.contract import Server
 from workloads.transports.failures import FailureNotes
-from workloads.transports.sessions import summary
+from workloads.transports.sessions import MODE, summary
 
 #: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
 _LOOK_S = 0.1
@@ -76,6 +79,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default = getattr(Limits(), name)
         streams.add_argument(f"--{option}", type=byte_count, default=default, metavar="N",
                              help=f"{what} (default: {default:,})")
+    add_storage_options(parser)
+    parser.add_argument("--aof-upgrade", action="store_true",
+                        help="protect a plain --aof FILE from now on, with what is in it")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     parser.set_defaults(run=run_kv)
 
@@ -103,10 +109,12 @@ def listeners(args: argparse.Namespace) -> list[Settings]:
             for transport, where in wanted]
 
 
-def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
-    """The store, and warnings. Raises :class:`ConfigError`."""
-    names = ("fsync", "aof_rewrite_percentage", "aof_rewrite_min_size")
-    about_aof = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+def open_store(args: argparse.Namespace, mutual: bool) -> tuple[Backend, list[str]]:
+    """The store, and warnings. ``mutual``: sessions are mtls, and what is kept is protected unless the user says
+    otherwise. Raises SmtError."""
+    names = ("fsync", "aof_rewrite_percentage", "aof_rewrite_min_size", "storage_key", "storage_passphrase",
+             "storage_mode", "storage_state", "storage_freshness", "aof_upgrade")
+    about_aof = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
     if args.store != "embedded":
         if not args.store.startswith("redis:"):
             raise ConfigError(f"--store {args.store}: embedded, redis:unix:/path or redis:IP:PORT")
@@ -121,10 +129,19 @@ def open_store(args: argparse.Namespace) -> tuple[Backend, list[str]]:
         if about_aof:
             raise ConfigError(f"{about_aof[0]} needs --aof FILE: without it nothing is kept")
         return EmbeddedStore(keys), []
+    how = protection(args)
+    warnings = []
+    if how is None and args.storage_mode is None and mutual and (not args.aof.exists() or is_protected(args.aof)):
+        how = own_protection(args.aof)
+        warnings.append(f"--aof {args.aof} is protected; its key is {args.aof}.key, and {args.aof}.state says "
+                        f"which file is the latest: keep both elsewhere (--storage-key, --storage-state)")
+    if how is None and args.aof_upgrade:
+        raise ConfigError("--aof-upgrade needs --storage-key FILE or --storage-passphrase FILE")
     growth, least = args.aof_rewrite_percentage, args.aof_rewrite_min_size
     aof = Aof(args.aof, args.fsync or "everysec", keys, GROWTH if growth is None else growth,
-              LEAST if least is None else least, _say)
-    return EmbeddedStore(keys, aof), aof.warnings
+              LEAST if least is None else least, _say,
+              plain_opener if how is None else opener(how, args.aof_upgrade))
+    return EmbeddedStore(keys, aof), warnings + aof.warnings
 
 
 def _say(text: str) -> None:
@@ -144,7 +161,7 @@ def run_kv(args: argparse.Namespace) -> int:
         stopping = True
 
     with ExitStack() as undo:
-        store, warnings = open_store(args)
+        store, warnings = open_store(args, any(settings.session_mode == MODE for settings in wanted))
         undo.callback(store.close)
         if isinstance(store, EmbeddedStore):
             # Not before: what is in the file may come from times with another limit.

@@ -94,7 +94,7 @@ def check(asked: Options) -> Plan:
                   wait=system.waits.waiting(), session=system.sessions.session or "",
                   options=system.transport_words())
     if asked.kill and asked.store == "memory":
-        raise ConfigError("--kill needs --store file: what is in the target's memory is gone when it is killed")
+        raise ConfigError("--kill needs --store file or protected: a killed target loses what is in its memory")
     seconds = None if asked.commands else asked.seconds or _SECONDS
     loads = [BlockLoad(pattern=pattern, count=asked.commands, seconds=seconds, concurrency=depth,
                        timeout=asked.timeout) for pattern in asked.pattern for depth in asked.iodepth]

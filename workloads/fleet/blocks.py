@@ -16,6 +16,7 @@ from typing import Any, cast
 import psutil
 
 from smtstack.errors import ConfigError
+from smtstack.storage.keys import make_key_file
 from topo.host import SmtHost
 from topo.network import SmtNet
 from topo.running import Program
@@ -29,7 +30,9 @@ from workloads.results.row import Answered, Row
 #: Rows of this mode are judged by the median, as the paper's figure is.
 MODE = "blocks"
 #: The stores of a run: gone with it.
-STORES = {"memory": "in the target's memory", "file": "a file in the result folder, deleted at the end"}
+STORES = {"memory": "in the target's memory",
+          "file": "a file in the result folder, deleted at the end",
+          "protected": "the same, encrypted and authenticated, with a trusted state; always durable"}
 #: Seconds between a start of the target, or of the measurement, and the next kill.
 KILL_EVERY_S = 1.0
 
@@ -73,13 +76,17 @@ class BlockFleet(Fleet):
         self._servers.append(self._target(host))
 
     def _target(self, host: SmtHost) -> Program:
-        if self._store == "file" and self._disk is None:
+        if self._store != "memory" and self._disk is None:
             self._disk = Path(tempfile.mkdtemp(prefix="store-", dir=self._folder))
-        store = "memory" if self._disk is None else f"file:{self._disk / 'blocks'}"
+            if self._store == "protected":
+                make_key_file(self._disk / "key")
+        store = ["memory"] if self._disk is None else [f"file:{self._disk / 'blocks'}"]
+        if self._store == "protected":
+            store += ["--storage-key", f"{self._disk}/key", "--storage-state", f"{self._disk}/state"]
         log = self._folder / f"{host.name}-server{f'-{self._killed}' if self._killed else ''}.log"
         durable = ["--durable"] if self._durable else []
         return self._program(host, "server", log, "workloads", "serve", "blocks", *self._common(host, self._port),
-                             *self.key_options(host.name), "--store", store, "--blocks", str(self._blocks),
+                             *self.key_options(host.name), "--store", *store, "--blocks", str(self._blocks),
                              *durable, "--json")
 
     def stop(self) -> None:

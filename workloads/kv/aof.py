@@ -7,15 +7,15 @@ dropped, with a warning. Anything else that is wrong is damage, and nothing is s
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from smtstack.errors import ConfigError, SmtError
-from workloads.kv.aof_file import FORMAT, EntryReader, EntryWriter, write_snapshot
-from workloads.kv.aof_rewrite import Rewrite, RewriteFailed, new_path, open_locked, sync_folder
+from smtstack.errors import AuthError, ConfigError, SmtError
+from workloads.kv.aof_file import FORMAT, EntryReader
+from workloads.kv.aof_log import Log, PlainLog, Rewriting
+from workloads.kv.aof_rewrite import RewriteFailed, open_locked
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
 from workloads.kv.commands_databases import OUT_OF_RANGE
@@ -46,11 +46,14 @@ class Aof:
     ``least`` bytes long and ``growth`` per cent longer than after the last time (0: never by itself). ``say`` is
     told what people should know of that.
 
+    ``log``: what opens the file; by default a plain one.
+
     Raises :class:`ConfigError` naming the file, and the offset where it is damaged.
     """
 
     def __init__(self, path: Path, fsync: str, keys: Keyspace, growth: int = GROWTH, least: int = LEAST,
-                 say: Callable[[str], object] = lambda _text: None) -> None:
+                 say: Callable[[str], object] = lambda _text: None,
+                 log: Callable[[Path], Log] = lambda path: PlainLog(path, open_locked(path))) -> None:
         self._path = path
         self._fsync = fsync
         self._keys = keys
@@ -64,7 +67,7 @@ class Aof:
         #: What happened at the start, for people.
         self.warnings: list[str] = []
         self.loaded = self.entries = self.bytes = self.syncs = self.rewrites = 0
-        self._rewrite: Rewrite | None = None
+        self._rewrite: Rewriting | None = None
         self._asked = False
         self._rewrite_failed = False
         self._rewrite_began = 0
@@ -73,23 +76,18 @@ class Aof:
         #: None by itself before this.
         self._rewrite_from = 0
         try:
-            self._file = open_locked(path)
+            self._log = log(path)
         except OSError as e:
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
         try:
-            self._writer = EntryWriter(self._file.fileno())
             if self._load(keys) or (growth and self._is_long(keys)):
                 self._write_anew(keys)
-            os.fsync(self._file.fileno())
-            sync_folder(path)
-            # Of a server that ended while it wrote that.
-            new_path(path).unlink(missing_ok=True)
-            self._base = self._writer.size
+            self._base = self._log.writer.size
         except OSError as e:
-            self._file.close()
+            self._log.close()
             raise ConfigError(f"--aof {path}: {e.strerror}") from None
-        except ConfigError:
-            self._file.close()
+        except SmtError:
+            self._log.close()
             raise
 
     # -- while it runs ---------------------------------------------------------------------------------------
@@ -102,18 +100,22 @@ class Aof:
         """
         try:
             if journal:
-                before = self._writer.size
-                self._writer.append(journal)
-                self.bytes += self._writer.size - before
+                writer = self._log.writer
+                before = writer.size
+                writer.append(journal)
+                self.bytes += writer.size - before
                 self.entries += 1
                 self._dirty = True
-            if not self._dirty or self._fsync == "no":
+            if not self._dirty:
                 return
             if self._fsync == "always":
-                os.fdatasync(self._file.fileno())
+                self._log.sync()
                 self.syncs += 1
                 self._dirty = False
-            elif now_ns - self._synced_at >= _SECOND_NS:
+                return
+            if journal:
+                self._log.put()
+            if self._fsync == "everysec" and now_ns - self._synced_at >= _SECOND_NS:
                 self._sync_aside(now_ns)
         except OSError as e:
             raise AofError(f"--aof {self._path}: {e.strerror}; changes since were not acknowledged") from None
@@ -123,7 +125,7 @@ class Aof:
             if not self._syncing.done():
                 return
             self._syncing.result()
-        self._syncing = self._aside().submit(os.fdatasync, self._file.fileno())
+        self._syncing = self._aside().submit(self._log.sync)
         self._synced_at = now_ns
         self.syncs += 1
         self._dirty = False
@@ -153,7 +155,7 @@ class Aof:
             elif self._asked or self._has_grown(now_ns):
                 self._asked = False
                 self._rewrite_began = now_ns
-                self._rewrite = Rewrite(self._path, self._keys, self._writer)
+                self._rewrite = self._log.rewriting(self._keys)
         except RewriteFailed as e:
             self._rewrite = None
             self._rewrite_failed = True
@@ -163,17 +165,17 @@ class Aof:
             raise AofError(f"--aof {self._path}: {e.strerror}; changes since were not acknowledged") from None
 
     def _has_grown(self, now_ns: int) -> bool:
-        size = self._writer.size
+        size = self._log.writer.size
         return (self._growth > 0 and size >= self._least and size * 100 >= self._base * (100 + self._growth)
                 and now_ns >= self._rewrite_from)
 
-    def _take_new(self, rewrite: Rewrite, now_ns: int) -> None:
-        old = self._file
+    def _take_new(self, rewrite: Rewriting, now_ns: int) -> None:
+        old = self._log
         self._rewrite = None
-        self._file, self._writer = rewrite.finish(self._writer)
+        self._log = rewrite.finish(old.writer)
         self._rewrite_failed = self._dirty = False
         self._rewrite_took = (now_ns - self._rewrite_began) // _SECOND_NS
-        self._base = self._writer.size
+        self._base = self._log.writer.size
         self.rewrites += 1
         # To close a long file that has no name is to delete it, which takes long; and it may just be synced.
         self._aside().submit(old.close)
@@ -187,7 +189,7 @@ class Aof:
                     (time.monotonic_ns() - self._rewrite_began) // _SECOND_NS if running else -1,
                 "aof_last_bgrewrite_status": "err" if self._rewrite_failed else "ok",
                 "aof_rewrites": self.rewrites, "aof_last_write_status": "ok",
-                "aof_current_size": self._writer.size, "aof_base_size": self._base,
+                "aof_current_size": self._log.writer.size, "aof_base_size": self._base,
                 "aof_fsync": self._fsync, "aof_entries": self.entries, "aof_syncs": self.syncs}
 
     def settings(self) -> dict[str, object]:
@@ -208,61 +210,60 @@ class Aof:
             if self._thread is not None:
                 self._thread.shutdown()
             if self._dirty and self._fsync != "no":
-                os.fdatasync(self._file.fileno())
+                self._log.sync()
         except OSError as e:
             raise AofError(f"--aof {self._path}: {e.strerror}") from None
         finally:
-            self._file.close()
+            self._log.close()
 
     # -- at the start ----------------------------------------------------------------------------------------
 
     def _load(self, keys: Keyspace) -> bool:
         """Replay what is there; whether an older version wrote it."""
-        size = os.fstat(self._file.fileno()).st_size
-        session = Session()
-        with open(self._path, "rb") as source:
+        size = self._log.size
+        with self._log.reading() as source:
             reader = EntryReader(self._path, source, size)
-            reader.head()
-            for at, body in reader.entries():
-                # The parser's limits are for clients; what we wrote may be as long as a client's APPENDs made it.
-                commands, wrong = CommandParser(Limits(len(body), len(body), len(body))).take(body)
-                session.database = 0
-                # Nothing expires while time stands still: what did is in the file as DEL.
-                replies = [execute(keys, args, session, now=0) for args in commands]
-                failed = [reply for reply in replies if reply.startswith(b"-")]
-                if error(OUT_OF_RANGE) in failed:
-                    raise ConfigError(f"--aof {self._path}: the entry at offset {at} is about a database above "
-                                      f"{len(keys.databases.all) - 1}: start with a larger --databases")
-                if wrong is not None or failed:
-                    raise ConfigError(f"--aof {self._path}: the entry at offset {at} cannot be replayed: another "
-                                      f"version wrote it; start with another file")
-                self.loaded += len(commands)
-        if reader.whole < size:
-            if reader.whole:
-                self.warnings.append(f"--aof {self._path}: the last entry, at offset {reader.whole}, is not "
-                                     f"whole: {size - reader.whole} bytes dropped")
-            os.ftruncate(self._file.fileno(), reader.whole)
-        self._writer = EntryWriter(self._file.fileno(), reader.crc, reader.whole)
-        if not reader.whole:
-            self._writer.begin()
-        keys.databases.now = 0
-        return reader.form is not FORMAT
+            try:
+                self.loaded, _entries = replay(reader, keys, f"--aof {self._path}")
+            except AuthError as e:
+                raise AuthError(f"--aof {self._path}: {e}") from None
+        if reader.whole < size and reader.whole:
+            self.warnings.append(f"--aof {self._path}: the last entry, at offset {reader.whole}, is not "
+                                 f"whole: {size - reader.whole} bytes dropped")
+        self._log.start(reader.crc, reader.whole)
+        return reader.form is not FORMAT or self._log.outdated
 
     def _is_long(self, keys: Keyspace) -> bool:
         """Whether most of the file is about what is not there any more."""
-        if self._writer.size < _LONG:
+        if self._log.writer.size < _LONG:
             return False
         needed = sum(sum(map(len, entry)) + 6 * len(entry) for _database, entry in keys.databases.snapshot())
-        return self._writer.size >= _WORTH * needed
+        return self._log.writer.size >= _WORTH * needed
 
     def _write_anew(self, keys: Keyspace) -> None:
-        temporary = new_path(self._path)
-        temporary.unlink(missing_ok=True)
-        file = open_locked(temporary)
-        writer = EntryWriter(file.fileno())
-        for _entry in write_snapshot(writer, keys.databases.snapshot()):
-            pass
-        os.fsync(file.fileno())
-        os.rename(temporary, self._path)
-        self._file.close()
-        self._file, self._writer = file, writer
+        self._log = self._log.anew(keys)
+
+
+def replay(reader: EntryReader, keys: Keyspace, name: str) -> tuple[int, int]:
+    """Do what all entries say; how many commands and entries there were. Raises :class:`ConfigError` (``name``
+    names the file), :class:`AuthError`."""
+    session = Session()
+    done = entries = 0
+    reader.head()
+    for at, body in reader.entries():
+        # The parser's limits are for clients; what we wrote may be as long as a client's APPENDs made it.
+        commands, wrong = CommandParser(Limits(len(body), len(body), len(body))).take(body)
+        session.database = 0
+        # Nothing expires while time stands still: what did is in the file as DEL.
+        replies = [execute(keys, args, session, now=0) for args in commands]
+        failed = [reply for reply in replies if reply.startswith(b"-")]
+        if error(OUT_OF_RANGE) in failed:
+            raise ConfigError(f"{name}: the entry at offset {at} is about a database above "
+                              f"{len(keys.databases.all) - 1}: start with a larger --databases")
+        if wrong is not None or failed:
+            raise ConfigError(f"{name}: the entry at offset {at} cannot be replayed: another version wrote it; "
+                              f"start with another file")
+        done += len(commands)
+        entries += 1
+    keys.databases.now = 0
+    return done, entries

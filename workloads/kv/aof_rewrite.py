@@ -45,7 +45,7 @@ class Rewrite:
 
     def __init__(self, path: Path, keys: Keyspace, old: EntryWriter) -> None:
         self._path = path
-        self._pid = 0
+        self.pid = 0
         self._told = b""
         new = new_path(path)
         try:
@@ -60,13 +60,13 @@ class Rewrite:
             with warnings.catch_warnings():
                 # That a thread may hold a lock: the new process takes none.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._pid = os.fork()
+                self.pid = os.fork()
         except OSError as e:
             for fd in pipe:
                 os.close(fd)
             self._drop()
             raise RewriteFailed(e.strerror) from None
-        if not self._pid:
+        if not self.pid:
             _new_process(path, self._file.fileno(), writing, keys, old, parent)
         os.close(writing)
         os.set_blocking(reading, False)
@@ -99,7 +99,7 @@ class Rewrite:
             with open(self._path, "rb") as source:
                 reader = EntryReader(self._path, source, old.size)
                 reader.go_on(whole, old_crc, old.size)
-                _copy(reader, writer)
+                copy_entries(reader, writer)
             os.fsync(writer.fd)
             # Before the name is given: afterwards nothing must fail for want of descriptors.
             folder = _open_folder(self._path)
@@ -119,13 +119,13 @@ class Rewrite:
 
     def abort(self) -> None:
         """Give it up."""
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
         self._wait()
         self._drop()
 
     def _wait(self) -> None:
         os.close(self._report)
-        os.waitpid(self._pid, 0)
+        os.waitpid(self.pid, 0)
 
     def _drop(self) -> None:
         self._file.close()
@@ -141,7 +141,7 @@ def _new_process(path: Path, fd: int, report: int, keys: Keyspace, old: EntryWri
         gc.disable()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        _close_all_but(fd, report)
+        close_all_but(fd, report)
         try:
             writer = EntryWriter(fd)
             for _entry in write_snapshot(writer, keys.databases.snapshot()):
@@ -156,7 +156,8 @@ def _new_process(path: Path, fd: int, report: int, keys: Keyspace, old: EntryWri
         os._exit(0)
 
 
-def _close_all_but(*kept: int) -> None:
+def close_all_but(*kept: int) -> None:
+    """For a new process: no other descriptors, and nothing behind the first three."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
@@ -176,7 +177,7 @@ def _catch_up(path: Path, writer: EntryWriter, old: EntryWriter) -> tuple[int, i
             reader = EntryReader(path, source, os.fstat(source.fileno()).st_size)
             reader.go_on(whole, crc, os.fstat(source.fileno()).st_size)
             try:
-                _copy(reader, writer)
+                copy_entries(reader, writer)
             except ConfigError:
                 # Perhaps it is being written just now. The server knows, and goes on from here.
                 break
@@ -189,15 +190,19 @@ def _catch_up(path: Path, writer: EntryWriter, old: EntryWriter) -> tuple[int, i
     return whole, crc
 
 
-def _copy(reader: EntryReader, writer: EntryWriter) -> None:
-    """Write the entries that are left again; small ones together, which keeps each of them whole."""
+def copy_entries(reader: EntryReader, writer: EntryWriter, most: int | None = None) -> None:
+    """Write the entries that are left again, or at least ``most`` bytes of them; small ones together, which keeps
+    each of them whole."""
     bodies: list[bytes] = []
-    size = 0
+    size = total = 0
     damaged = None
     try:
         for _at, body in reader.entries():
             bodies.append(body)
             size += len(body)
+            total += len(body)
+            if most is not None and total >= most:
+                break
             if size >= BATCH:
                 writer.append_encoded(bodies)
                 bodies, size = [], 0
