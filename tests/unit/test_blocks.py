@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smtstack.errors import AuthError, BadPacket, LocalError, PeerError
 from smtstack.storage.device import MemoryDevice
+from smtstack.storage.protected import ProtectedDevice, device_sectors, format_device, new_superblock
 from tests.blocks import HOST, LONGEST, CacheDevice, Net, Rates, Request, ask, run_load
 from workloads.blocks import target as target_module
 from workloads.blocks.capsule import (
@@ -333,6 +334,23 @@ def test_a_target_that_never_answers_is_an_error_in_the_end():
     net._rates = Rates()
     assert initiator.run(BlockCall(Opcode.READ, 3)) in (A, bytes(BLOCK))
     assert initiator.counters()["blocks_connects"] == 2, "no late copy of the write is done under the new one"
+
+
+def test_a_protected_device_on_a_remote_one_shows_the_target_ciphertext_only():
+    rng = Random(7)
+    below = MemoryDevice(device_sectors("aead", "none", 64, 64))
+    net = Net(lambda: Target(below), Rates(0.1, 0.1, 0.1), rng)
+    remote = RemoteDevice(Initiator(net, HOST, clock=net.clock))
+    key = rng.randbytes(32)
+    format_device(remote, new_superblock("aead", "none", 64, 64), key)
+    device = ProtectedDevice(remote, key)
+    device.write(9, A + B)
+    net.kill()
+    device.flush()
+    assert device.read(9, 2) == A + B
+    assert A not in below.data
+    device.close()
+    assert ProtectedDevice(below, key).read(9, 2) == A + B
 
 
 shares = st.floats(0, 0.3, allow_nan=False)

@@ -96,7 +96,7 @@ class Status(IntEnum):
 
     @property
     def text(self) -> str:
-        """As NVMe calls it: ``LBA Out of Range``."""
+        """NVMe's name of the status: ``LBA Out of Range``."""
         words = self.name.replace("_", " ").title().replace("Lba", "LBA")
         return words.replace(" Of ", " of ").replace(" Or ", " or ").replace(" In ", " in ")
 

@@ -379,7 +379,7 @@ class Initiator(Caller):
             self.drive_on(left / 1e9)
 
     def drive_on(self, timeout_s: float) -> None:
-        """As :meth:`drive`, also if commands have finished that nobody has taken yet."""
+        """Wait and do, as :meth:`drive`, also if commands have finished that nobody has taken yet."""
         self._maintain()
         if self._retry_at is not None:
             timeout_s = min(timeout_s, max(0, self._retry_at - self._clock()) / 1e9)

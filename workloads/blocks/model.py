@@ -71,7 +71,7 @@ class Model:
             self.busy.discard(each)
 
     def unknown(self, block: int, blocks: int = 1) -> None:
-        """It was given up, or refused: nobody knows what is there."""
+        """The write to these blocks was given up, or refused: nobody knows what is there."""
         self.busy.difference_update(range(block, block + blocks))
 
     def hold(self, block: int) -> bytes | None:

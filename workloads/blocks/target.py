@@ -67,7 +67,7 @@ class _Slot:
     sequence: int = 0
     status: int = Status.SUCCESS
     waits: bool = False
-    """It is done, but for the flush it waits for."""
+    """Whether that command is done but for the flush it waits for."""
 
 
 @dataclass(slots=True)

@@ -141,4 +141,4 @@ EXPERIMENT = Experiment(
         not_comparable="absolute values: the paper's target has an NVMe drive, whose time is most of its round "
                        "trip; here it is memory. So transports differ more here than there, and what costs Python "
                        "for each packet pays for it. The paper has reads up to depth 8; writes and deeper queues "
-                       "are ours alone"))
+                       "are ours alone, and its kTLS-hw is not measured"))

@@ -208,7 +208,7 @@ class _BlockLoop(Loop):
 
 
 class BlockClosedLoop(_BlockLoop, ClosedLoop):
-    """As many commands under way as the queue is deep."""
+    """Keeps as many commands under way as the queue is deep."""
 
 
 class BlockOpenLoop(_BlockLoop, OpenLoop):
