@@ -12,11 +12,11 @@ from typing import Any
 
 from smtstack.socket import RpcTimeout
 from smtstack.storage.device import SECTOR, MemoryDevice
-from workloads.blocks.capsule import Command, Completion, Opcode, completion_untrusted
+from workloads.blocks.capsule import Command, Completion, completion_untrusted
 from workloads.blocks.initiator import Initiator
 from workloads.blocks.model import Model
 from workloads.blocks.target import Target
-from workloads.load.blocks import BlockClosedLoop, BlockLoad, BlockTally, Commands, ModelCall, _Filling
+from workloads.load.blocks import BlockClosedLoop, BlockLoad, BlockTally, Commands, Filling, Reading
 from workloads.transports.contract import Call, Caller, Incoming
 
 HOST = b"an initiator 016"
@@ -195,23 +195,6 @@ class Net(Caller):
         pass
 
 
-class _Reading:
-    """Reads every block once, in order."""
-
-    BLOCKS = 8
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._next = model.first
-
-    def make(self) -> Call:
-        at = self._next
-        self._next += self.BLOCKS
-        call = ModelCall(self._model, "read", Opcode.READ, at, self.BLOCKS)
-        call.before = self._model.before(at, self.BLOCKS)
-        return call
-
-
 def run_load(net: Any, clock: Callable[[], int], count: int, depth: int, pattern: str = "all", seed: int = 1,
              timeout: float = 60.0) -> tuple[BlockTally, Initiator, Model]:
     """Fill the namespace, put random commands on it, and read all of it at the end."""
@@ -224,11 +207,12 @@ def run_load(net: Any, clock: Callable[[], int], count: int, depth: int, pattern
     def loop() -> BlockClosedLoop:
         return BlockClosedLoop(initiator, depth, timeout, clock=clock)
 
-    filled = loop().run(_Filling(model, most), -(-model.count // most))
+    filling, reading = Filling(model, most), Reading(model, 8)
+    filled = loop().run(filling, filling.total)
     assert (filled.errors, filled.wrong) == (0, 0), filled.first_error
     load = BlockLoad(pattern=pattern, count=count, concurrency=depth)
     tally = loop().run(Commands(load, model, initiator.sectors, most, seed), count)
-    after = loop().run(_Reading(model), -(-model.count // _Reading.BLOCKS))
+    after = loop().run(reading, reading.total)
     assert isinstance(tally, BlockTally)
     tally.merge(after)
     return tally, initiator, model

@@ -1,6 +1,7 @@
 """Commands of the block store under the loops of loops.py, every block compared with a model.
 
-A process has a part of the namespace for itself, which it writes before anything is measured.
+A process has a part of the namespace for itself, which it writes before anything is measured, and reads as a whole
+after each load.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ PATTERNS: dict[str, dict[str, int]] = {
 _SEVERAL = 4
 #: What a kind has to end with, if not with success.
 _EXPECTED = {"compare failure": Status.COMPARE_FAILURE, "out of range": Status.LBA_OUT_OF_RANGE}
-#: Long writes under way while the namespace is filled.
-_FILLING = 4
+#: Long commands under way while all blocks are written, or read.
+_LONG = 4
 #: How often another place is looked for where a write is under way.
 _TRIES = 64
 
@@ -239,7 +240,31 @@ class BlockSeries(Series):
             self._model = self._fill(load)
         counters = self._initiator.counters()
         self._sent_again, self._connects = counters["blocks_sent_again"], counters["blocks_connects"]
-        return super().measure(load, barrier)
+        point = super().measure(load, barrier)
+        self._look(self._model, load, point.tally)
+        return point
+
+    def _look(self, model: Model, load: BlockLoad, tally: Tally) -> None:
+        """Read every block once more, when all is over: what is missing or wrong counts to ``tally``."""
+        assert isinstance(tally, BlockTally)
+        found = self._all(load, Reading(model, self._most))
+        tally.errors += found.errors
+        tally.wrong += found.wrong
+        tally.failed += found.failed
+        tally.first_error = tally.first_error or found.first_error
+
+    @property
+    def _most(self) -> int:
+        granted = self._initiator.granted
+        assert granted is not None
+        return granted.max_blocks
+
+    def _all(self, load: BlockLoad, source: Filling | Reading) -> BlockTally:
+        """Long commands on all our blocks."""
+        loop = BlockClosedLoop(self._initiator, min(_LONG, load.concurrency), load.timeout)
+        tally = loop.run(source, source.total)
+        assert isinstance(tally, BlockTally)
+        return tally
 
     def _fill(self, load: BlockLoad) -> Model:
         """Write every block. Raises PeerError, ConfigError."""
@@ -248,10 +273,7 @@ class BlockSeries(Series):
         if last - first < MAX_BLOCKS:
             raise ConfigError(f"{sectors} blocks for {load.of} processes; at least {MAX_BLOCKS} each: --blocks")
         model = Model(first, last - first, secrets.randbits(32))
-        granted = self._initiator.granted
-        assert granted is not None
-        loop = BlockClosedLoop(self._initiator, min(_FILLING, load.concurrency), load.timeout)
-        tally = loop.run(_Filling(model, granted.max_blocks), -(-model.count // granted.max_blocks))
+        tally = self._all(load, Filling(model, self._most))
         if tally.errors or tally.wrong:
             raise PeerError(f"writing all blocks: {tally.first_error}")
         return model
@@ -259,10 +281,8 @@ class BlockSeries(Series):
     def _requests(self, load: Load, others: bool) -> tuple[Source, int | None]:
         assert isinstance(load, BlockLoad)
         assert self._model is not None
-        granted = self._initiator.granted
-        assert granted is not None
         self._seeds += 1
-        return Commands(load, self._model, self._initiator.sectors, granted.max_blocks,
+        return Commands(load, self._model, self._initiator.sectors, self._most,
                         load.seed * 1000 + self._seeds), load.count
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
@@ -282,20 +302,41 @@ class BlockSeries(Series):
         write_values(path.with_name(path.name + KINDS_SUFFIX), tally.kinds)
 
 
-class _Filling:
-    """Writes to every block once, in order."""
+class _InOrder:
+    """Commands on every block of a model, in order, ``most`` blocks each."""
 
-    def __init__(self, model: Model, max_blocks: int) -> None:
+    def __init__(self, model: Model, most: int) -> None:
         self._model = model
         self._next = model.first
-        self._most = max_blocks
+        self._most = most
+        #: How many commands there are.
+        self.total = -(-model.count // most)
 
-    def make(self) -> Call:
-        """The next one."""
+    def _place(self) -> tuple[int, int]:
         at = self._next
         blocks = min(self._most, self._model.first + self._model.count - at)
         self._next += blocks
+        return at, blocks
+
+
+class Filling(_InOrder):
+    """Writes."""
+
+    def make(self) -> Call:
+        """The next one."""
+        at, blocks = self._place()
         return ModelCall(self._model, "write", Opcode.WRITE, at, blocks, self._model.begin(at, blocks))
+
+
+class Reading(_InOrder):
+    """Reads."""
+
+    def make(self) -> Call:
+        """The next one."""
+        at, blocks = self._place()
+        call = ModelCall(self._model, "read", Opcode.READ, at, blocks)
+        call.before = self._model.before(at, blocks)
+        return call
 
 
 def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Counter[str]) -> dict[str, dict[str, Any]]:
