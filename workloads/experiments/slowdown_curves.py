@@ -86,16 +86,19 @@ def measure(plan: Plan, running: Running) -> Outcome:
         running.progress.step(f"{plan.workload}, {profile}")
         results.append(LoadRun(plan.setting, profile, sizes).run())
     unloaded = unloaded_ns(plan.setting, plan.setting.params(sizes), {size for r in results for size in r.sizes})
-    buckets = [bucket for result in results for bucket in
-               report.buckets(result.profile, report.simulated(result, unloaded), plan.curve)]
+    messages = {result.profile: report.simulated(result, unloaded) for result in results}
+    buckets = [bucket for profile, found in messages.items()
+               for bucket in report.buckets(profile, found, plan.curve)]
+    means = {profile: round(report.mean_slowdown(found), 4) for profile, found in messages.items()}
     lost = [f"{result.profile}: {result.undelivered} not delivered, {result.failed} RPCs failed"
             for result in results if result.undelivered or result.failed]
     title = f"{plan.workload.upper()}, {LOAD:.0%} load, {plan.setting.hosts} hosts, one switch"
     report.plot(running.folder.path / "slowdown.png", buckets, title)
     faithful: Verdict = {"ok": True, "reasons": []}
     table = [asdict(bucket) for bucket in buckets]
-    return Outcome(result={"workload": plan.workload, "buckets": table}, text=report.table(buckets), table=False,
-                   failed="; ".join(lost), seed=plan.setting.seed, fidelity=faithful, published=beside(buckets),
+    return Outcome(result={"workload": plan.workload, "mean_slowdown": means, "buckets": table},
+                   text=report.table(buckets), table=False, failed="; ".join(lost), seed=plan.setting.seed,
+                   fidelity=faithful, published=beside(buckets),
                    parameters={"workload": plan.workload, "messages": plan.setting.messages, "load": LOAD},
                    files={"slowdown.csv": csv_text(table), "slowdown.json": json.dumps(table, indent=1) + "\n"})
 
