@@ -63,7 +63,8 @@ def toy_of(result: dict) -> dict:
 def test_a_step_is_found_by_itself_and_so_is_every_figure(place):
     known = {step.name: step for step in steps.steps(quick=True)}
     assert known["toy"].words == ("reproduce", "toy", "--quick")
-    assert {"fig6", "fig7", "fig8", "fig10", "fig11", "fig12", "table2", "padding", "sessions", "slowdown"} <= set(known)
+    assert {"fig6", "fig7", "fig8", "fig10", "fig11", "fig12", "table2", "padding", "sessions",
+            "slowdown"} <= set(known)
     assert all("--quick" in step.words for step in known.values())
     assert all("--quick" not in step.words for step in steps.steps(quick=False))
     assert [step.name for step in steps.chosen(list(known.values()), ["toy", "fig6"])] == ["toy", "fig6"]
@@ -106,7 +107,8 @@ def test_a_step_that_fails_is_tried_once_more(everything):
 def test_ctrl_c_and_the_same_command_goes_on(place, everything):
     (place / "hosts").mkdir()
     (place / "hosts" / f"{os.uname().nodename}.toml").write_text("[options]\ntoy = ['--wait=60']\n")
-    running = subprocess.Popen([sys.executable, "-m", "workloads", *ALL], cwd=place, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen([sys.executable, "-m", "workloads", *ALL], cwd=place, stderr=subprocess.PIPE,
+                               text=True)
     assert running.stderr is not None
     for line in running.stderr:
         if "smtnet reproduce toy" in line:
@@ -131,8 +133,9 @@ def test_what_is_listed_and_what_is_wrong(place, capsys, monkeypatch):
     assert cli.main(["reproduce", "all", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["folder"] is None
-    assert listed["steps"][0] == {"name": "toy", "title": "a toy of a figure", "published": "The Toy Paper, Fig. 0",
-                                  "command": "smtnet reproduce toy", "needs_root": False, "status": "waiting"}
+    assert listed["steps"][0] == {
+        "name": "toy", "title": "a toy of a figure", "published": "The Toy Paper, Fig. 0",
+        "command": "smtnet reproduce toy", "needs_root": False, "status": "waiting"}
     assert cli.main([*ALL, "--only", "tol"]) == EXIT_USAGE
     assert "no step 'tol'; did you mean toy?" in capsys.readouterr().err
     assert not (place / "results").exists()
