@@ -57,11 +57,11 @@ class Point:
     seed: int | None
     """None: the command has no option for it."""
     words: tuple[str, ...]
-    """Its command line after ``smtnet``, without where results go."""
+    """The command line after ``smtnet``, without where results go."""
 
     @property
     def key(self) -> str:
-        """Its name in the state: it changes with the command line, and with nothing else."""
+        """The point's name in the state: it changes with the command line, and with nothing else."""
         return hashlib.sha256(json.dumps([self.words, self.repeat]).encode()).hexdigest()[:16]
 
     def text(self) -> str:

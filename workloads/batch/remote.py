@@ -37,10 +37,10 @@ class Done:
     """What it said last on stderr."""
     log: str
     files: bytes
-    """Its result folder, as a zip file."""
+    """The point's result folder, as a zip file."""
     host: str
     version: str
-    """Of smtnet there."""
+    """The version of smtnet there."""
 
 
 def run_point(words: Sequence[str], timeout_s: float, event: str) -> Done:
@@ -59,7 +59,7 @@ def run_here(words: Sequence[str], timeout_s: float, look: Callable[[], None]) -
 
 
 def version() -> str:
-    """Of smtnet here: the number, and the commit if there is one."""
+    """The version of smtnet here: the number, and the commit if there is one."""
     state = git_state(ROOT)
     return f"{__version__} {state['commit'] or ''}".strip() + ("+" if state["changed"] else "")
 

@@ -132,7 +132,7 @@ class Reproduction:
         page.make(self.state, self.steps, self.host, self.environment)
 
     def exit_code(self, chosen: Sequence[Step]) -> int:
-        """Of the steps that were chosen, as :func:`~workloads.batch.state.exit_code`."""
+        """The exit code of the steps that were chosen, as :func:`~workloads.batch.state.exit_code`."""
         return exit_code(self.state.members[step.name] for step in chosen if step.name in self.state.members)
 
 

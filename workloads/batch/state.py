@@ -46,18 +46,18 @@ class Member:
 
     status: Status = Status.WAITING
     words: list[str] = field(default_factory=list)
-    """Its command line after ``smtnet``, without where results go."""
+    """The command line after ``smtnet``, without where results go."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that it was given."""
     tries: int = 0
     code: int | None = None
     """Exit code of the last try."""
     seconds: float = 0.0
-    """Of the last try."""
+    """How long the last try took."""
     began: str = ""
     """UTC, ISO 8601."""
     folder: str = ""
-    """Its result folder, from that of the batch."""
+    """The result folder, from that of the batch."""
     reasons: list[str] = field(default_factory=list)
     """Why it failed, or was not faithful."""
     told: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class State:
 
     @classmethod
     def look(cls, base: Path, name: str, settings: dict[str, Any]) -> State | None:
-        """As :meth:`open`, but only to look at; None: there is none."""
+        """The batch that :meth:`open` would go on with, but only to look at; None: there is none."""
         return find(base, name, settings)
 
     def _take(self) -> None:
