@@ -44,8 +44,8 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler is None:
-        # Each point is a process of its own: workers only wait for it. On loopback, or Dask would look for a way to
-        # the Internet to learn this machine's address, and complain where there is none.
+        # Each point is a process of its own: workers only wait for it. On loopback, or Dask would look for a way
+        # to the Internet to learn this machine's address, and complain where there is none.
         with distributed.LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=False, host="127.0.0.1", protocol="tcp://",
                 dashboard_address=None, memory_limit=0, silence_logs=logging.CRITICAL
