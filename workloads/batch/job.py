@@ -27,7 +27,7 @@ class Ended:
     """How a command ended."""
 
     code: int
-    """Its exit code; 128 + n: signal n ended it."""
+    """The exit code; 128 + n: signal n ended it."""
     seconds: float
     timed_out: bool = False
 

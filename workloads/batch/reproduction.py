@@ -10,16 +10,14 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_OK, EXIT_UNFAITHFUL
 from workloads.batch import job, page
 from workloads.batch.host_file import HostFile
-from workloads.batch.state import Member, State, Status
+from workloads.batch.state import Member, State, Status, exit_code, now
 from workloads.batch.steps import Step
 from workloads.results.environment import environment
 from workloads.results.folder import ResultFolder
@@ -70,7 +68,7 @@ class Reproduction:
     def _begin(self, again: Sequence[str]) -> None:
         for name in again:
             self.state.members.pop(name, None)
-        self.state.began = self.state.began or _now()
+        self.state.began = self.state.began or now()
         for name in (*map(str, self.environment), ""):
             if name and not isinstance(self.environment[name], dict):
                 _say(f"{name}: {self.environment[name]}")
@@ -89,7 +87,7 @@ class Reproduction:
         member = self.state.members[step.name]
         base = self.state.folder.path / STEPS / step.name
         base.mkdir(parents=True, exist_ok=True)
-        member.status, member.began, member.reasons = Status.RUNNING, _now(), []
+        member.status, member.began, member.reasons = Status.RUNNING, now(), []
         member.tries += 1
         self.state.save()
         words = [*member.words, "--results", str(base)]
@@ -118,25 +116,13 @@ class Reproduction:
         _say(f"[{place}] {step.name}: {member.status.value}, {member.seconds:.0f} s{why}")
 
     def _judge(self, member: Member, ended: job.Ended, log: Path, made: Sequence[Path]) -> None:
-        member.code, member.seconds = ended.code, round(ended.seconds, 1)
         found = [path for path in made if (path / "run.json").is_file() and not path.is_symlink()]
+        verdict = None
         if found:
             member.folder = str(found[-1].relative_to(self.state.folder.path))
-        if ended.timed_out:
-            member.status = Status.FAILED
-            member.reasons = [f"not through after {self._timeout_s():.0f} s"]
-        elif ended.code == EXIT_ENVIRONMENT:
-            member.status, member.reasons = Status.LACKING, [job.reason(log)]
-        elif ended.code not in (EXIT_OK, EXIT_UNFAITHFUL):
-            member.status = Status.FAILED
-            member.reasons = [job.reason(log) or f"exit code {ended.code}"]
-        elif not found:
-            member.status, member.reasons = Status.FAILED, ["it left no result folder"]
-        else:
             verdict = ResultFolder.open(found[-1]).read_run().fidelity
-            faithful = verdict.get("ok", True) and ended.code == EXIT_OK
-            member.status = Status.DONE if faithful else Status.UNFAITHFUL
-            member.reasons = [str(reason) for reason in verdict.get("reasons") or ()]
+        why = f"not through after {self._timeout_s():.0f} s" if ended.timed_out else job.reason(log)
+        member.end(ended.code, ended.seconds, verdict, why)
 
     def _timeout_s(self) -> float:
         return self.host.timeout_s or (QUICK_TIMEOUT_S if self.quick else TIMEOUT_S)
@@ -146,18 +132,8 @@ class Reproduction:
         page.make(self.state, self.steps, self.host, self.environment)
 
     def exit_code(self, chosen: Sequence[Step]) -> int:
-        """1: something failed; else 3: this machine lacks something; else 4: something was not faithful; else
-        0."""
-        found = {self.state.members[step.name].status for step in chosen if step.name in self.state.members}
-        for status, code in ((Status.FAILED, EXIT_FAILED), (Status.LACKING, EXIT_ENVIRONMENT),
-                             (Status.UNFAITHFUL, EXIT_UNFAITHFUL)):
-            if status in found:
-                return code
-        return EXIT_OK
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        """The exit code of the steps that were chosen, as :func:`~workloads.batch.state.exit_code`."""
+        return exit_code(self.state.members[step.name] for step in chosen if step.name in self.state.members)
 
 
 def _say(text: str) -> None:

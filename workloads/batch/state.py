@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_OK, EXIT_UNFAITHFUL
 from workloads.results.folder import ResultFolder
 
 FILE, LOCK = "state.json", ".lock"
@@ -44,26 +46,56 @@ class Member:
 
     status: Status = Status.WAITING
     words: list[str] = field(default_factory=list)
-    """Its command line after ``smtnet``, without where results go."""
+    """The command line after ``smtnet``, without where results go."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that it was given."""
     tries: int = 0
     code: int | None = None
     """Exit code of the last try."""
     seconds: float = 0.0
-    """Of the last try."""
+    """How long the last try took."""
     began: str = ""
     """UTC, ISO 8601."""
     folder: str = ""
-    """Its result folder, from that of the batch."""
+    """The result folder, from that of the batch."""
     reasons: list[str] = field(default_factory=list)
     """Why it failed, or was not faithful."""
     told: dict[str, Any] = field(default_factory=dict)
     """A sweep: what the command said (``--json``), and where it ran."""
 
+    def end(self, code: int, seconds: float, verdict: Mapping[str, Any] | None, why: str) -> None:
+        """What becomes of it. ``verdict``: that of fidelity; None: it left no result. ``why``: what it said
+        last."""
+        self.code, self.seconds, self.reasons = code, round(seconds, 1), []
+        if code == EXIT_ENVIRONMENT:
+            self.status, self.reasons = Status.LACKING, [why]
+        elif code not in (EXIT_OK, EXIT_UNFAITHFUL):
+            self.status, self.reasons = Status.FAILED, [why or f"exit code {code}"]
+        elif verdict is None:
+            self.status, self.reasons = Status.FAILED, ["it left no result"]
+        else:
+            faithful = verdict.get("ok", True) and code == EXIT_OK
+            self.status = Status.DONE if faithful else Status.UNFAITHFUL
+            self.reasons = [str(reason) for reason in verdict.get("reasons") or ()]
+
     def is_finished(self, words: list[str], environment: Mapping[str, str]) -> bool:
         """Whether its result is the one of this command line."""
         return self.status.finished and self.words == words and self.environment == dict(environment)
+
+
+def exit_code(members: Iterable[Member]) -> int:
+    """1: one failed; else 3: this machine lacks something; else 4: one was not faithful; else 0."""
+    found = {member.status for member in members}
+    for status, code in ((Status.FAILED, EXIT_FAILED), (Status.LACKING, EXIT_ENVIRONMENT),
+                         (Status.UNFAITHFUL, EXIT_UNFAITHFUL)):
+        if status in found:
+            return code
+    return EXIT_OK
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(slots=True)
@@ -91,7 +123,7 @@ class State:
 
     @classmethod
     def look(cls, base: Path, name: str, settings: dict[str, Any]) -> State | None:
-        """As :meth:`open`, but only to look at; None: there is none."""
+        """The batch that :meth:`open` would go on with, but only to look at; None: there is none."""
         return find(base, name, settings)
 
     def _take(self) -> None:

@@ -21,7 +21,7 @@ class Step:
     name: str
     title: str
     words: tuple[str, ...]
-    """Its command line after ``smtnet``, without where results go."""
+    """The command line after ``smtnet``, without where results go."""
     published: Published
     needs_root: bool
 
@@ -47,7 +47,7 @@ def _step(experiment: Experiment[Any, Any], quick: bool) -> Step:
 
 
 def chosen(known: list[Step], names: Collection[str]) -> list[Step]:
-    """Those of these names; all if there are none. Raises :class:`ConfigError` for a name that no step has."""
+    """The steps of these names; all if there are none. Raises :class:`ConfigError` for a name that no step has."""
     by_name = {step.name: step for step in known}
     for name in names:
         if name not in by_name:

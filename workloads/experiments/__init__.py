@@ -1,5 +1,4 @@
 """Experiments: a module here that has an ``EXPERIMENT``, or the ``run`` of a folder that has one, is a command.
-Who has several, in ``EXPERIMENTS``, is as many.
 
 Nothing lists them. One that is called as its file or folder is found without a look at the others. How to write
 one is in :mod:`workloads.experiments.experiment`.
@@ -8,7 +7,7 @@ one is in :mod:`workloads.experiments.experiment`.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ def load(command: str | None = None) -> list[Experiment[Any, Any]]:
 
     Imports all of them: for commands that need an experiment, and for who reads any experiment's results.
     """
-    found = (experiment for module in _modules() for experiment in _experiments(module))
-    return sorted((experiment for experiment in found if command in (None, experiment.command)),
+    found = (_experiment(module) for module in _modules())
+    return sorted((experiment for experiment in found
+                   if experiment is not None and command in (None, experiment.command)),
                   key=lambda experiment: (experiment.place, experiment.name))
 
 
@@ -31,17 +31,14 @@ def asked(command: str, name: str | None) -> list[Experiment[Any, Any]]:
     name; every one of the command if there is none. All of them take half as long again to import."""
     for module in _modules():
         if name is not None and name in module.split(".")[2:3]:
-            for experiment in _experiments(module):
-                if (experiment.command, experiment.name) == (command, name):
-                    return [experiment]
+            experiment = _experiment(module)
+            if experiment is not None and (experiment.command, experiment.name) == (command, name):
+                return [experiment]
     return load(command)
 
 
-def _experiments(module: str) -> Sequence[Experiment[Any, Any]]:
-    found = import_module(module)
-    own = getattr(found, "EXPERIMENT", None)
-    several: Sequence[Experiment[Any, Any]] = getattr(found, "EXPERIMENTS", ())
-    return several if own is None else [own, *several]
+def _experiment(module: str) -> Experiment[Any, Any] | None:
+    return getattr(import_module(module), "EXPERIMENT", None)
 
 
 def _modules() -> Iterator[str]:

@@ -101,7 +101,7 @@ class Outcome:
     remarks: Sequence[str] = ()
     """What else is to be said on stderr, a line each."""
     published: Sequence[Beside] = ()
-    """Its values beside published ones: published.json of the folder."""
+    """The experiment's values beside published ones: published.json of the folder."""
 
 
 @dataclass(frozen=True, slots=True)

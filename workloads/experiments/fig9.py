@@ -23,7 +23,7 @@ from workloads.experiments.block_figure import (
     table,
 )
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.paper_echo.run import Chosen, choose
+from workloads.experiments.paper_echo.figure import Chosen, choose
 from workloads.fleet.blocks import BlockFleet, BlockRow
 from workloads.fleet.setup import Setup
 from workloads.load.blocks import BlockLoad

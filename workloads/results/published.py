@@ -49,7 +49,8 @@ class Published:
     words: tuple[str, ...] = ()
     """Further words of its command line in ``smtnet reproduce all``."""
     quick: tuple[str, ...] | None = None
-    """Those instead with ``--quick``; None: ``words``, and ``--quick`` if it has such an option."""
+    """What stands instead of ``words`` with ``--quick``; None: ``words``, and ``--quick`` where it has that
+    option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Beside:
     """With ``high``, what was published as a range."""
     high: float | None = None
     note: str = ""
-    """As what stands in for it."""
+    """What it is, if it stands in for what was published."""
     bars: bool = False
     """Places are names, no quantity that grows: a panel of bars."""
 

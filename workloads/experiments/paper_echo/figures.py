@@ -116,4 +116,3 @@ FIG11 = Figure(
         "what TSO saves: the emulated NIC cuts segments on the host's processor, so the gain here is that "
         f"of fewer descriptors and records alone. And {_ABSOLUTE}")),
     12, (512, 2048, 8192))
-FIGURES = (FIG6, FIG7, FIG10, FIG11)

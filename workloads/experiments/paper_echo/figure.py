@@ -8,6 +8,7 @@ another system stands in; both are said.
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from workloads import transports
 from workloads.experiments.bench_wire import failure
 from workloads.experiments.demo import timed
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.paper_echo.figures import FIGURES, RTT, Figure, Line
+from workloads.experiments.paper_echo.figures import Figure, Line
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
@@ -60,7 +61,7 @@ class Chosen:
 
     @property
     def series(self) -> str:
-        """As tables call it."""
+        """What tables call it."""
         name = system_label(self.transport, self.nic)
         return f"{name}, {self.line.variant}" if self.line.variant else name
 
@@ -202,17 +203,16 @@ def value_of(value: Beside) -> dict[str, object]:
             "published": value.published, "note": value.note}
 
 
-def _experiment(figure: Figure) -> Experiment[Options, Plan]:
+def experiment(figure: Figure) -> Experiment[Options, Plan]:
+    """The experiment of a record."""
+    examples = [shlex.join(["smtnet", "reproduce", figure.name, word]) for word in ("--quick", "--json")]
     return Experiment(
         figure.name, command="reproduce", help=figure.title, options=Options,
         description=textwrap.fill(
-            f"The SMT paper's Fig. {figure.number}: {figure.title}, over {_names(figure)}, echo between two "
-            "hosts on a "
-            "cable; medians beside the values of the paper, and the ratios of both.", 100),
-        examples=f"examples:\n  smtnet reproduce {figure.name} --quick\n  smtnet reproduce {figure.name} "
-                 "--json\n\n"
-                 f"Writes results/<UTC time>-{figure.name}/: published.json and what every run leaves. "
-                 "Needs root.\n",
+            f"The SMT paper's Fig. {figure.number}: {figure.title}, over {_names(figure)}, echo between two hosts "
+            "on a cable; medians beside the values of the paper, and the ratios of both.", 100),
+        examples="\n  ".join(["examples:", *examples]) + f"\n\nWrites results/<UTC time>-{figure.name}/: "
+                 "published.json and what every run leaves. Needs root.\n",
         check=lambda asked: check(figure, asked), measure=measure,
         steps=lambda plan: (figure.name, len(plan.chosen) * len(plan.loads) * plan.trials),
         place=figure.place, published=figure.published)
@@ -222,6 +222,3 @@ def _names(figure: Figure) -> str:
     return ", ".join(dict.fromkeys(" or ".join(transport for transport, _nic in line.systems)
                                    for line in figure.lines))
 
-
-assert all(figure.axis != RTT or figure.under_way == (1,) for figure in FIGURES)
-EXPERIMENTS = tuple(_experiment(figure) for figure in FIGURES)
