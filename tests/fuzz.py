@@ -3,7 +3,8 @@
 Every function of smtstack and workloads.blocks whose name ends in ``_untrusted`` has targets here (a test finds
 those that have none), and whole endpoints are attacked by :mod:`tests.fuzz_engine`. Seeded: the same arguments do
 the same, unless the time runs out first. Before all else goes what is kept in tests/corpus, and what a run by
-hand finds is put there. """
+hand finds is put there.
+"""
 
 from __future__ import annotations
 

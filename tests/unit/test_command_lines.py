@@ -219,13 +219,14 @@ def _asks_by_stream() -> list[CommandLine]:
 def test_clients_run_against_a_server_of_ours(line):
     """Of the line only the server's address is another."""
     words = list(line.words[1:])
-    what = "kv" if "kv" in words[:2] else "echo"
+    what = next((other for other in ("kv", "blocks") if other in words[:2]), "echo")
     command = [sys.executable, "-m", "workloads"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         peer = f"127.0.0.1:{free.getsockname()[1]}"
     words[words.index("--peer") + 1] = peer
     # Options, where a line has them, in the order of parsing: the last one counts.
-    short = [word for name, value in (("--seconds", "0.3"), ("--records", "50")) if name in words
+    short = [word for name, value in (("--seconds", "0.3"), ("--records", "50"), ("--commands", "99"))
+             if name in words
              for word in (name, value)]
     server = subprocess.Popen([*command, "serve", what, "--transport", "tcp", "--addr", peer], cwd=ROOT, text=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

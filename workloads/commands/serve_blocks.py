@@ -29,8 +29,8 @@ _LOOK_S = 0.1
 _LINGER_S = 0.3
 
 _EXAMPLES = """examples:
-  smtnet serve blocks --transport tcp --addr 127.0.0.1:4420 smtnet serve blocks --iface vb --addr 10.9.0.2:4420
-  --certs certs/b --store file:disk.img --blocks 262144 --durable
+  smtnet serve blocks --transport tcp --addr 127.0.0.1:4420
+  smtnet serve blocks --iface vb --addr 10.9.0.2:4420 --certs certs/b --store file:disk.img --blocks 262144
   smtnet serve blocks --transport tcp --addr 127.0.0.1:4420 --store file:disk.img --storage-key disk.key
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/blocks.md is the how-to.

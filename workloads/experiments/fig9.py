@@ -48,7 +48,8 @@ _EXAMPLES = """examples:
   smtnet reproduce fig9 --json
 
 Writes results/<UTC time>-fig9/: published.json, iodepth.csv, iodepth.png, and what every run leaves. Takes some
-four minutes (--quick: half a minute). Needs root. """
+four minutes (--quick: half a minute). Needs root.
+"""
 
 
 @dataclass(frozen=True)
