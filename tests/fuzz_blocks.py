@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from itertools import count
 from random import Random
@@ -24,6 +25,7 @@ from workloads.blocks.capsule import (
     wanted_untrusted,
 )
 from workloads.blocks.initiator import BlockCall, Initiator
+from workloads.blocks.nbd import option_untrusted, request_untrusted
 from workloads.blocks.target import Target
 
 if TYPE_CHECKING:
@@ -119,7 +121,11 @@ def targets(kind: type[fuzz.Target]) -> list[fuzz.Target]:
     """All of them."""
     ours = Wanted(HOST, 4).pack(), Wanted(HOST, 1024).pack()
     theirs = Granted(4, 64, True).pack(), Granted(1, 1, False).pack()
-    return [kind(f"{_OF}.command_untrusted", _again(command_untrusted), commands(), share=0.5),
+    asks = [struct.pack(">IHHQQI", 0x25609513, 1, number, 7, 4096, 8192) for number in (0, 1, 2, 3, 6)]
+    options = [b"IHAVEOPT" + struct.pack(">II", number, 6) for number in (1, 2, 3, 6, 7)]
+    return [kind("workloads.blocks.nbd.request_untrusted", request_untrusted, asks, share=0.3),
+            kind("workloads.blocks.nbd.option_untrusted", option_untrusted, options, share=0.3),
+            kind(f"{_OF}.command_untrusted", _again(command_untrusted), commands(), share=0.5),
             kind(f"{_OF}.command_untrusted", _Target(), commands(), (), share=0.5),
             kind(f"{_OF}.completion_untrusted", _again(completion_untrusted), completions(), share=0.5),
             kind(f"{_OF}.completion_untrusted", _initiator, completions(), (), share=0.02),

@@ -65,7 +65,8 @@ OUTSIDE_CALLS = {"open", "print", "input"}
 OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
 #: Modules of a command that has several, and the one module that may import them.
 FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call",
-            "serve_blocks": "serve", "call_blocks": "call", "reproduce_all": "reproduce", "kv_file": "kv"}
+            "serve_blocks": "serve", "serve_nbd": "serve", "call_blocks": "call", "reproduce_all": "reproduce",
+            "kv_file": "kv"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}

@@ -414,7 +414,7 @@ def open_caller(settings: transports.Settings, peers: Sequence[Address], connect
 
 
 #: What a block device says for statuses; for others, and where nobody answers, EIO.
-_ERRNO = {Status.LBA_OUT_OF_RANGE: errno.EINVAL, Status.CAPACITY_EXCEEDED: errno.ENOSPC}
+ERRNO = {Status.LBA_OUT_OF_RANGE: errno.EINVAL, Status.CAPACITY_EXCEEDED: errno.ENOSPC}
 
 
 class RemoteDevice:
@@ -457,7 +457,7 @@ class RemoteDevice:
         try:
             return self._initiator.run(call)
         except BlockError as e:
-            raise OSError(_ERRNO.get(e.status, errno.EIO), str(e)) from None
+            raise OSError(ERRNO.get(e.status, errno.EIO), str(e)) from None
         except PeerError as e:
             raise OSError(errno.EIO, str(e)) from None
 

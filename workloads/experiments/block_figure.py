@@ -136,11 +136,12 @@ def by_depth(rows: Sequence[Row], path: Path) -> bool:
                     if (value := row["rtt_us"][name] if name else row["rpc_per_s"]) is not None])
             _finish(axes, f"{variant}: {what}", list(depths))
     if paper:
+        stands_in = " (tls: its kTLS-sw)" if "tls" in paper else ""
         for axes, share, what in zip(grid[-1], (P50, P99), ("median (µs)", "99th percentile (µs)"), strict=False):
             for system, line in paper.items():
                 curve(axes, styles[system], [Mark(place, value, value, value, False)
                                              for place, value in enumerate(line.values[share])])
-            _finish(axes, f"the paper, random reads: {what}", list(DEPTHS))
+            _finish(axes, f"the paper{stands_in}, random reads: {what}", list(DEPTHS))
         grid[-1][2].set_visible(False)
     return finish(figure, path, line_keys(systems), "depth of the queue", said=caption(found, "mark", "no bar"))
 
