@@ -151,8 +151,8 @@ def test_a_client_by_hand():
     struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 7, 1 << 30)])
 def test_who_speaks_something_else_is_cut_off(said):
     with export() as (client, raised, _target):
-        client.sendall(said)
         take(client, 18)
+        client.sendall(said)
         assert client.recv(1) == b""
     (error,) = raised
     assert isinstance(error, BadPacket)
