@@ -201,7 +201,7 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
 	# pip would compile what it installs by one processor.
-	$(BIN)/python -m pip install -qq --no-compile --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic,sqlite]'
+	$(BIN)/python -m pip install -qq --no-compile --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic,sqlite,sweep]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold what other Pythons are for
 	printf '%s' '$(CURDIR)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

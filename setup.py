@@ -116,6 +116,8 @@ setup(
         "sqlite": ["apsw>=3.47"],
         # Beside transport quic, which is aioquic's (workloads/transports/quic.py).
         "quic": ["aioquic>=1.2"],
+        # Grids of experiments, here or on a cluster (workloads/batch/sweeping.py).
+        "sweep": ["distributed>=2025.1"],
         "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scapy>=2.6",
                  "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4", "redis>=5", "zstandard>=0.23"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.

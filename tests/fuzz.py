@@ -1,9 +1,9 @@
 """Fuzzing of everything that touches bytes off the wire: ``python -m tests.fuzz --inputs N --seed S --seconds T``.
 
-Every function of smtstack whose name ends in ``_untrusted`` has targets here (a test finds those that have
-none), and whole endpoints are attacked by :mod:`tests.fuzz_engine`. Seeded: the same arguments do the same,
-unless the time runs out first. Before all else goes what is kept in tests/corpus, and what a run by hand finds is
-put there.
+Every function of smtstack and workloads.blocks whose name ends in ``_untrusted`` has targets here (a test finds
+those that have none), and whole endpoints are attacked by :mod:`tests.fuzz_engine`. Seeded: the same arguments do
+the same, unless the time runs out first. Before all else goes what is kept in tests/corpus, and what a run by
+hand finds is put there.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4, overlay, show, upstream
 from smtstack.wire import frame as wire_frame
-from tests import fuzz_ktls, fuzz_sessions, fuzz_storage, fuzz_tls
+from tests import fuzz_blocks, fuzz_ktls, fuzz_sessions, fuzz_storage, fuzz_tls
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
 from tests.recorder import Recorder
+from workloads import blocks
 
 #: Share of the inputs that go to parsers; the rest goes to endpoints.
 PARSER_SHARE = 0.6
@@ -46,6 +47,8 @@ PARSER_SHARE = 0.6
 ROUNDS = [("smt", False, 50_000), ("homa", False, 10_000), ("linux", False, 10_000), ("smt", False, 10_000),
           ("upstream", False, 10_000), ("smt", True, 10_000), ("linux", True, 10_000), ("upstream", False, 10_000)]
 
+#: Where what touches bytes off the wire is.
+PACKAGES = (smtstack, blocks)
 #: Inputs that are kept, in folders by function.
 CORPUS = Path(__file__).resolve().parent / "corpus"
 KEYS = DirectionKeys(AES_128_GCM, bytes(16), bytes(12))
@@ -77,8 +80,9 @@ class Target:
 
 
 def untrusted_functions() -> Iterator[str]:
-    """``module.name`` or ``module.Class.name`` of all there are in smtstack."""
-    for info in pkgutil.walk_packages(smtstack.__path__, "smtstack."):
+    """``module.name`` or ``module.Class.name`` of all there are in :data:`PACKAGES`."""
+    for info in (info for package in PACKAGES
+                 for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")):
         module = importlib.import_module(info.name)
         for name, thing in vars(module).items():
             if getattr(thing, "__module__", None) != info.name:
@@ -374,6 +378,7 @@ def targets() -> list[Target]:
         *fuzz_sessions.targets(genuine_frames("smt")),
         *fuzz_tls.targets(),
         *(Target(*one) for one in fuzz_ktls.targets()),
+        *fuzz_blocks.targets(Target),
     ]
 
 

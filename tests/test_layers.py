@@ -46,12 +46,14 @@ RANK = {
     "workloads.results": 15,
     "workloads.options": 16,
     "workloads.kv": 17,
+    "workloads.blocks": 17,
     "workloads.load": 18,
     "workloads.vectors": 18,
     "workloads.fleet": 19,
     "workloads.experiments": 20,
-    "workloads.commands": 21,
-    "workloads": 22,  # python -m workloads
+    "workloads.batch": 21,
+    "workloads.commands": 22,
+    "workloads": 23,  # python -m workloads
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
@@ -66,6 +68,7 @@ OUTSIDE_CALLS = {"open", "print", "input"}
 OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
 #: Modules of a command that has several, and the one module that may import them.
 FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call",
+            "serve_blocks": "serve", "serve_nbd": "serve", "call_blocks": "call", "reproduce_all": "reproduce",
             "kv_file": "kv"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700

@@ -20,7 +20,7 @@ from workloads.experiments.slowdown.report import (
     simulated,
     table,
 )
-from workloads.experiments.slowdown.run import LoadRun, Result, Setting, homa_wire_bytes, unloaded_ns
+from workloads.experiments.slowdown.simulation import LoadRun, Result, Setting, homa_wire_bytes, unloaded_ns
 from workloads.load.distributions import workload
 
 

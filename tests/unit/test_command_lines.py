@@ -34,7 +34,10 @@ from workloads.load import memory_echo
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
 _NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets", "interop"}
 #: Words that make a long run of a command short.
-_SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1")}
+_SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1"),
+          "reproduce slowdown": ("--messages", "200")}
+#: Batches of runs: what only shows what would be run is run, and sweeps are read.
+_BATCHES = {"reproduce all": "--list", "sweep": "--check"}
 #: Of the lines that measure the same, and show it in other ways, the first does.
 _run_bench = cache(memory_echo.run_bench)
 #: What a command may say of a line whose files are not there.
@@ -174,6 +177,11 @@ def test_our_lines_are_parsed(line, tmp_path, monkeypatch):
             raise
 
 
+def _only_shows(words: tuple[str, ...]) -> list[str]:
+    """What has a batch of runs only say what it would run."""
+    return [word for batch, word in _BATCHES.items() if " ".join(words).startswith(batch)]
+
+
 def _run_here() -> list[CommandLine]:
     found = []
     for line in _lines("smtnet"):
@@ -190,7 +198,8 @@ def test_what_needs_nobody_else_runs(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(bench, "run_bench", _run_bench)
-    code = cli.main([*line.words[1:], *_SHORT.get(line.words[1], ())])
+    code = cli.main([*line.words[1:], *_SHORT.get(" ".join(line.words[1:3]), _SHORT.get(line.words[1], ())),
+                     *_only_shows(line.words[1:])])
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     if code == exit_codes.EXIT_USAGE:
@@ -210,13 +219,14 @@ def _asks_by_stream() -> list[CommandLine]:
 def test_clients_run_against_a_server_of_ours(line):
     """Of the line only the server's address is another."""
     words = list(line.words[1:])
-    what = "kv" if "kv" in words[:2] else "echo"
+    what = next((other for other in ("kv", "blocks") if other in words[:2]), "echo")
     command = [sys.executable, "-m", "workloads"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         peer = f"127.0.0.1:{free.getsockname()[1]}"
     words[words.index("--peer") + 1] = peer
     # Options, where a line has them, in the order of parsing: the last one counts.
-    short = [word for name, value in (("--seconds", "0.3"), ("--records", "50")) if name in words
+    short = [word for name, value in (("--seconds", "0.3"), ("--records", "50"), ("--commands", "99"))
+             if name in words
              for word in (name, value)]
     server = subprocess.Popen([*command, "serve", what, "--transport", "tcp", "--addr", peer], cwd=ROOT, text=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

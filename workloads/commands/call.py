@@ -45,7 +45,8 @@ docs/echo.md is the how-to.
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None) -> None:
-    """Add ``call`` and its subcommands ``echo`` and ``kv``, which is left out if ``only`` echo is asked for."""
+    """Add ``call`` and its subcommands ``echo``, ``kv`` and ``blocks``, of which only echo stays if ``only`` that
+    is asked for."""
     call = commands.add_parser("call", help="clients on an interface", description="Clients on an interface.")
     actions = call.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -83,9 +84,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], on
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout")
     echo.set_defaults(run=run_echo)
     if only != "echo":
-        from workloads.commands import call_kv
+        from workloads.commands import call_blocks, call_kv
 
         call_kv.add_parser(actions)
+        call_blocks.add_parser(actions)
 
 
 def run_echo(args: argparse.Namespace) -> int:

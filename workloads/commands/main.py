@@ -49,7 +49,7 @@ COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
-    "trace": "trace", "interop": "interop",
+    "trace": "trace", "interop": "interop", "sweep": "sweep",
 }
 
 

@@ -51,7 +51,8 @@ Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it. docs/echo.m
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], only: str | None = None) -> None:
-    """Add ``serve`` and its subcommands ``echo`` and ``kv``, which is left out if ``only`` echo is asked for."""
+    """Add ``serve`` and its subcommands ``echo``, ``kv``, ``blocks`` and ``nbd``, of which only echo stays if
+    ``only`` that is asked for."""
     serve = commands.add_parser("serve", help="servers on an interface", description="Servers on an interface.")
     actions = serve.add_subparsers(dest="action", required=True, metavar="WHAT")
     echo = actions.add_parser(
@@ -67,9 +68,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser], on
     echo.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     echo.set_defaults(run=run_echo)
     if only != "echo":
-        from workloads.commands import serve_kv
+        from workloads.commands import serve_blocks, serve_kv, serve_nbd
 
         serve_kv.add_parser(actions)
+        serve_blocks.add_parser(actions)
+        serve_nbd.add_parser(actions)
 
 
 class Quota:

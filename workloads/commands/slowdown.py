@@ -15,7 +15,7 @@ from smtstack import quantities
 from smtstack.errors import ConfigError
 from smtstack.wire.homa import FORMATS
 from workloads.experiments.slowdown import report
-from workloads.experiments.slowdown.run import LoadRun, Result, Setting, ShareDone, mean_cost, unloaded_ns
+from workloads.experiments.slowdown.simulation import LoadRun, Result, Setting, ShareDone, mean_cost, unloaded_ns
 from workloads.load.distributions import DEFAULT_CAP, WORKLOADS, Distribution, find, load_table
 from workloads.results.plots import require_matplotlib
 

@@ -24,7 +24,7 @@ from topo.network import open_network
 from workloads.experiments import bench_wire, fig8
 from workloads.experiments.bench_wire import BULK_SIZE
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.slowdown.run import LoadRun, Setting
+from workloads.experiments.slowdown.simulation import LoadRun, Setting
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis

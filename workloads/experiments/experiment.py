@@ -28,6 +28,8 @@ An experiment is one module of this folder with an ``EXPERIMENT``; nothing else 
   (``dataclasses.replace``). It runs again in the sandbox.
 - ``measure`` measures, and says what has come out: an :class:`Outcome`. SmtErrors end the run, with their exit
   code.
+- ``published`` (:mod:`workloads.results.published`) says which published figure it is; ``smtnet reproduce all``
+  takes it among its steps then.
 - ``kinds`` (:mod:`workloads.results.kinds`) is what a report must know of its rows: how a mode is judged,
   pictures, texts.
 
@@ -55,12 +57,13 @@ from topo.topologies import SmtTopo
 from workloads.options import declare
 from workloads.options.common import Reported
 from workloads.options.network import Network
-from workloads.results import plots, report
+from workloads.results import plots, published, report
 from workloads.results.environment import environment
 from workloads.results.folder import DIRECTORY, REPEATS, ResultFolder
 from workloads.results.kinds import Kind, register
 from workloads.results.points import overall
 from workloads.results.progress import Progress
+from workloads.results.published import Beside, Published
 from workloads.results.row import Row, Verdict
 from workloads.results.table import print_table
 
@@ -97,6 +100,8 @@ class Outcome:
     """The verdict, if it is not that of the rows."""
     remarks: Sequence[str] = ()
     """What else is to be said on stderr, a line each."""
+    published: Sequence[Beside] = ()
+    """The experiment's values beside published ones: published.json of the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,9 @@ class Experiment(Generic[O, P]):
     """What stderr names at the end: ``report``, the page, or ``results``, the folder."""
     place: int = 100
     """In --help, lowest first."""
+    published: Published | None = None
+    """What it stands beside. Who says so is a step of ``smtnet reproduce all``, as is every experiment of command
+    ``reproduce``."""
 
     def __post_init__(self) -> None:
         register(*self.kinds)
@@ -175,6 +183,8 @@ def save(experiment: Experiment[O, P], options: O, outcome: Outcome, folder: Res
     there is no results.csv and no report."""
     for name, content in outcome.files.items():
         folder.write(name, content)
+    if outcome.published:
+        folder.write(published.FILE, published.as_json(outcome.published))
     asked = outcome.parameters
     if not isinstance(asked, Mapping):
         words = {"command": experiment.command, "action": experiment.name}

@@ -19,7 +19,7 @@ from workloads.experiments import queries as runs
 from workloads.experiments import query_curves as curves
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.mix.arithmetic import Mix
-from workloads.experiments.slowdown.run import REPLY_BYTES
+from workloads.experiments.slowdown.simulation import REPLY_BYTES
 from workloads.fleet.fleet import Fleet
 from workloads.fleet.query import Background, QueryFleet, QueryRow, lasting
 from workloads.fleet.setup import Setup

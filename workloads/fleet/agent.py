@@ -1,11 +1,11 @@
 """A client process of an experiment: takes loads on stdin, answers with results on stdout, a JSON line each.
 
-Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.loops.Load`
-(``--work kv``: of :class:`~workloads.load.ycsb_load.YcsbLoad`, ``query``: of
-:class:`~workloads.load.queries.QueryLoad`), and may have ``raw`` (a file for the round trips) and
-``barrier``: then, warmed up and connected, it answers ``{"ready": true}`` and begins with the next line,
-whatever that is, so that clients of many hosts begin together. Ends with its stdin. Errors are one line
-on stderr, exit codes those of ``smtnet``.
+Says "ready" on stderr once it is open. A line has the fields of :class:`~workloads.load.loops.Load` (``--work
+kv``: of :class:`~workloads.load.ycsb_load.YcsbLoad`, ``query``: of :class:`~workloads.load.queries.QueryLoad`,
+``blocks``: of :class:`~workloads.load.blocks.BlockLoad`), and may have ``raw`` (a file for the round trips) and
+``barrier``: then, warmed up and connected, it answers ``{"ready": true}`` and begins with the next line, whatever
+that is, so that clients of many hosts begin together. Ends with its stdin. Errors are one line on stderr, exit
+codes those of ``smtnet``.
 
     python -m workloads.fleet.agent --transport tcp --peer 10.0.0.2:2000
     {"size": "64", "count": 1000, "concurrency": 8}
@@ -30,7 +30,9 @@ from workloads.transports.contract import Caller
 
 #: What a client does, and the module of ``workloads.load`` with its kind of Series: imported when it is asked for.
 WORK = {"echo": "measure:Series", "kv": "ycsb_load:YcsbSeries", "query": "queries:QuerySeries",
-        "mix": "mix:MixSeries", "timed": "timed:TimedSeries"}
+        "mix": "mix:MixSeries", "timed": "timed:TimedSeries", "blocks": "blocks:BlockSeries"}
+#: What opens its caller, if it is not one of RPCs.
+OPENERS = {"kv": "workloads.kv.client", "blocks": "workloads.blocks.initiator"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(args: argparse.Namespace) -> None:
     settings = options.settings(args)
     peers = [parse_address(text) for text in args.peer]
-    module = import_module("workloads.kv.client") if args.work == "kv" else transports
+    module = import_module(OPENERS[args.work]) if args.work in OPENERS else transports
     with module.open_caller(settings, peers, args.connections) as caller:
         series = _series(args.work, caller)
         shorten_pauses()

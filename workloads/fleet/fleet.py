@@ -1,5 +1,5 @@
 """Servers and clients on a network of hosts, and points measured with them: here echo, in kv.py YCSB, in
-query.py queries of many servers, in mix/fleet.py a mix of sizes all to all.
+query.py queries of many servers, in blocks.py a block store, in mix/fleet.py a mix of sizes all to all.
 
 What ``smtnet run``, ``demo``, ``bench`` and ``reproduce`` share. A :class:`Fleet` is one transport on one network:
 it stays up while many points are measured, and several fleets may take turns on one network, so that a machine
@@ -383,9 +383,13 @@ class Fleet:
                 for key, _events in selector.select(_LOOK_S):
                     answers[key.data] = key.data.answer()
                     selector.unregister(key.fileobj)
-                for server in self._servers:
-                    server.check()
+                self.look()
         return answers
+
+    def look(self) -> None:
+        """While clients are waited for, some times a second: raises if a server has died."""
+        for server in self._servers:
+            server.check()
 
 
 def share_of(load: Load, index: int, many: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ IMPORTS = ("workloads.commands.main", "workloads.commands.serve", "workloads.com
            "workloads.fleet.agent", "workloads.kv.client", "workloads.kv.server", "workloads.transports.messages",
            "workloads.transports.tls", "smtstack.session_io.host", "smtstack.session_io.ticket_dns",
            "workloads.load.ycsb_load", "workloads.load.queries",
-           "workloads.load.mix", "workloads.load.timed")
+           "workloads.load.mix", "workloads.load.timed", "workloads.load.blocks",
+           "workloads.commands.serve_blocks")
 
 
 def run_on_host(read: Callable[[], T], work: Callable[[T], None]) -> NoReturn:

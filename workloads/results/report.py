@@ -28,7 +28,8 @@ kinds.register(
     kinds.Picture("rtt.png", plots.rtt_by_size, "Round trip of one RPC at a time, by message size"),
     kinds.Picture("throughput.png", plots.throughput_by_concurrency, "RPCs per second, by how many are under way"))
 
-_CSS = """
+#: Of pages.
+CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
 body { max-width: 76em; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em; margin-bottom: 0 }
@@ -112,7 +113,7 @@ def _page(run: Run, pictures: Iterable[tuple[Path, str]], missing: str,
     parts.append("</ul>")
     body = "\n".join(parts)
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{escape(run.name)}</title>\n'
-            f"<style>{_CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
+            f"<style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n")
 
 
 def _compared(run: Run) -> str:

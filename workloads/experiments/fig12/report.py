@@ -10,6 +10,7 @@ from typing import Any
 from workloads.results import plots
 from workloads.results.folder import csv_text
 from workloads.results.points import grouped, points, size_text
+from workloads.results.published import Beside
 from workloads.results.row import Row
 
 #: Ways to begin a session, as the paper names them. ``+ DNS``: with the ticket's lookup and check in the time.
@@ -71,6 +72,18 @@ def _saved(ours: Sequence[float], yardstick: Sequence[float]) -> float | None:
     share, as the yardstick took no time at all."""
     shares = [1 - own / theirs for own, theirs in zip(ours, yardstick, strict=True) if theirs > 0]
     return round(statistics.median(shares), 3) if shares else None
+
+
+def beside(table: Sequence[dict[str, Any]]) -> list[Beside]:
+    """Times of the smallest request, and what is saved."""
+    first = table[0]
+    title = f"first RPC of {size_text(first['size'])} (us)"
+    out = [Beside(title, "here and there", way, first["us"][way], value, bars=True)
+           for way, value in PAPER_US.items() if way in first["us"]]
+    for way, (low, high) in PAPER_SAVED.items():
+        out += [Beside("share of Init-1RTT that is saved", way, size_text(entry["size"]), entry["saved"].get(way),
+                       low=low, high=high) for entry in table]
+    return out
 
 
 def as_csv(table: Sequence[dict[str, Any]]) -> str:

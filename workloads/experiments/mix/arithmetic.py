@@ -1,6 +1,6 @@
 """The arithmetic of ``smtnet run mix``: which messages, how many a second, and what their times say.
 
-The rule for load and the shape of the answer are the simulation's (slowdown/run.py, slowdown/report.py).
+The rule for load and the shape of the answer are the simulation's (slowdown/simulation.py, slowdown/report.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from smtstack.transport.params import TransportParams, software
 from workloads.experiments.slowdown.report import Message
-from workloads.experiments.slowdown.run import COOL_DOWN, WARM_UP, mean_cost, rpc_wire_bytes
+from workloads.experiments.slowdown.simulation import COOL_DOWN, WARM_UP, mean_cost, rpc_wire_bytes
 from workloads.load import distributions
 from workloads.load.cutoffs import unsched_cutoffs
 from workloads.load.distributions import Distribution

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from topo.network import SmtNet
 from workloads.experiments.mix.arithmetic import Mix, lag, shortfall
-from workloads.experiments.slowdown.run import REPLY_BYTES
+from workloads.experiments.slowdown.simulation import REPLY_BYTES
 from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.setup import Setup
 from workloads.load.loops import Load

@@ -19,7 +19,7 @@ from workloads.experiments.mix import report as mix_report
 from workloads.experiments.mix.arithmetic import Mix, Unloaded, spread
 from workloads.experiments.mix.fleet import MixFleet, MixRow, judge
 from workloads.experiments.slowdown import report as slowdown
-from workloads.experiments.slowdown.run import REPLY_BYTES
+from workloads.experiments.slowdown.simulation import REPLY_BYTES
 from workloads.fleet.setup import Setup
 from workloads.load.distributions import WORKLOADS
 from workloads.load.measure import OPEN_LOOP_CONNECTIONS

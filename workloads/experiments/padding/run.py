@@ -25,6 +25,7 @@ from workloads.load.loops import Load
 from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.kinds import Picture
+from workloads.results.published import Published
 from workloads.results.row import Row
 
 TOPO = "back2back"
@@ -121,8 +122,13 @@ def _row(measured: Measured[Row], load: Load, policy: str, moved: int) -> Paddin
 EXPERIMENT = Experiment(
     "padding", command="reproduce", help="length concealment: bytes and time by padding policy",
     description=textwrap.fill(
-        "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a length, and "
-        "echo round trips and RPC/s, for the policies none, power-of-two and buckets.", 100),
+        "Bytes that padding adds to the messages of W1 to W5, what an onlooker still learns from a "
+        "length, and echo round trips and RPC/s, for the policies none, power-of-two and buckets.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
     steps=lambda plan: ("padding", len(POLICIES) * len(plan.loads) * plan.trials), needs_pictures=True, place=40,
+    published=Published(
+        emulated="two hosts on a cable: network namespaces on one machine",
+        modelled="bytes of W1 to W5 are computed from the published message sizes, and counted on the wire "
+                 "as a check",
+        not_comparable="anything published: the paper names length concealment (its section 6) and measures none"),
     kinds=(Picture("padding.png", picture, "Bytes that padding adds, by workload"),))

@@ -33,6 +33,7 @@ from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.fidelity import FidelityMonitor
 from workloads.results.folder import csv_text
+from workloads.results.published import Published
 from workloads.results.row import Verdict
 from workloads.transports.sessions import FROM_SESSIONS, FROM_TICKETS
 
@@ -237,7 +238,12 @@ EXPERIMENT = Experiment(
     "sessions", command="reproduce",
     help="thousands of concurrent sessions: a server's memory, and what stays of it",
     description=textwrap.fill(
-        "Many sessions with one server process, all alive at the same time: memory of each, handshakes per "
-        "second, and memory after all were closed.", 100),
+        "Many sessions with one server process, all alive at the same time: memory of each, "
+        "handshakes per second, and memory after all were closed.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure,
-    steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50)
+    steps=lambda plan: ("sessions", 1 + 3 * plan.rounds), ends_with="results", place=50,
+    published=Published(
+        emulated="two hosts on a cable: network namespaces on one machine; sessions, handshakes and memory "
+                 "are real",
+        not_comparable="anything published: the paper says that sessions are held in numbers, and has no "
+                       "figure of it"))

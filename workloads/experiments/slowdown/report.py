@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smtstack.errors import ConfigError
-from workloads.experiments.slowdown.run import Result
+from workloads.experiments.slowdown.simulation import Result
 from workloads.results.plots import color_of, new_figure
 from workloads.results.table import aligned
 

@@ -1,0 +1,8 @@
+"""``smtnet reproduce fig11``: a figure of echo, as its record says."""
+
+from __future__ import annotations
+
+from workloads.experiments.paper_echo.figure import experiment
+from workloads.experiments.paper_echo.figures import FIG11
+
+EXPERIMENT = experiment(FIG11)
