@@ -85,7 +85,7 @@ def run(asked: Options) -> int:
 
 @contextlib.contextmanager
 def _credentials(asked: Options, net: Any) -> Iterator[Credentials]:
-    """Of this run, at each machine, and gone afterwards."""
+    """Credentials of this run, at each machine, and gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="smtnet-cluster-") as place:
         folder = Path(place, "keys")
         made = credentials.make(folder, asked.transport, {host.name: host.IP() for host in net.hosts})
