@@ -1,7 +1,8 @@
 """Draws the pictures that come from the code: ``python -m docs.draw``, in the checkout, writes them into docs/img.
 
 rpc.svg is the table in smtstack/transport/states.py; architecture.svg is RANK in tests/test_layers.py, with what
-imports what. tests/unit/test_pictures.py compares what is committed with what this would draw.
+imports what; tls-resync.svg is what the driver half of TLS offload posts to the device half, played.
+tests/unit/test_pictures.py compares what is committed with what this would draw.
 """
 
 from __future__ import annotations
@@ -13,8 +14,15 @@ from html import escape
 from itertools import combinations
 from pathlib import Path
 
+from smtstack.nic.counters import NicCounters
+from smtstack.nic.tls_descriptors import Dump, Fence, SetProgress, SetStatic, TcpSend, TlsDescriptor
+from smtstack.nic.tls_driver import TlsTxDriver, TxState
+from smtstack.nic.tls_flow import FREEBSD, LINUX
+from smtstack.nic.tls_tx import TlsTxDevice
 from smtstack.transport.states import CLIENT, SERVER, Input, State
+from smtstack.wire.tcp import parse_untrusted
 from tests.test_layers import RANK, imports, module_files, unit_of
+from tests.tls_rig import FLOW, Stream, text
 
 IMG = Path(__file__).resolve().parent / "img"
 
@@ -36,6 +44,7 @@ _STYLE = """<style>
 text { font: 13px sans-serif; fill: #222 } .small { font-size: 11px; fill: #555 } .head { font-weight: bold }
 rect { fill: #eef3fa; stroke: #456; rx: 6px } .floor { fill: none; stroke: #ddd; rx: 0 }
 .topo, .controllers { fill: #f6f0e3 } .workloads { fill: #eaf5ea } .end { fill: #eee }
+.send { fill: #dcefe4 } .dump { fill: #f9dcc9 } .fence { fill: #eee }
 path { fill: none; stroke: #456; stroke-width: 1.2; marker-end: url(#to) }
 </style>
 <defs><marker id="to" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">
@@ -230,7 +239,115 @@ def architecture() -> str:
     return _svg(width, bottom + 24, [*parts, _text(width / 2, bottom + 8, note, "small")])
 
 
-PICTURES: dict[str, Callable[[], str]] = {"rpc.svg": rpc, "architecture.svg": architecture}
+# -- what the driver of a NIC that offloads TLS posts ------------------------------------------------------------
+
+
+class _Nic:
+    """Driver half and device half, and a stream of three records; what is posted is looked at before it is
+    done."""
+
+    def __init__(self) -> None:
+        self.stream = Stream()
+        for seed in range(3):
+            self.stream.push(text(16_384, seed))
+        self.counters = NicCounters()
+        self.device = TlsTxDevice(self.counters, 1, 1024)
+        self.driver = TlsTxDriver(self.device, self.counters, 1, 1500)
+        self.flow(LINUX)
+        self.take()
+
+    def flow(self, policy: str) -> None:
+        """Know the flow with this policy, without a context."""
+        self.state = TxState(self.stream.flow(policy))
+        self.driver.flows[FLOW] = self.state
+
+    def take(self) -> None:
+        """Get a context."""
+        self.state.context = self.device.create_context()
+        self.state.expected = self.state.number = -1
+        self.state.records.owner = 1
+
+    def send(self, at: int, size: int) -> list[TlsDescriptor]:
+        """What is posted for a packet of the stream."""
+        frame = self.stream.packet(at, size)
+        self.driver.transmit(0, frame, parse_untrusted(frame), 0, True)
+        posted = list(self.device._rings[0])
+        self.device.process(0)
+        self.driver.completed()
+        return posted
+
+
+_MSS = 1448
+Step = tuple[str, str, list[tuple[str, str]], str]
+
+
+def tls_steps() -> list[Step]:
+    """(what the kernel sends, the case, (kind, text) of each descriptor, what leaves), as the code has it."""
+    nic = _Nic()
+    record = len(nic.stream.plain) // 3
+    found: list[Step] = []
+
+    def step(what: str, case: str, at: int, size: int, leaves: str) -> None:
+        found.append((what, case, _chips(nic.send(at, size)), leaves))
+
+    step("record 0, the first 12 packets", "the first packet of the flow", 0, record, "sealed by the device")
+    step("record 1", "in sequence", record, record, "sealed by the device")
+    step("packet 8 of record 0 again", "out of sequence: rebuild", 7 * _MSS, _MSS, "sealed by the device")
+    step("packet 1 of record 2", "out of sequence: a record begins", 2 * record, _MSS, "sealed by the device")
+    nic.state.records.owner = 2
+    step("packet 2 of record 2", "the context is another NIC's: linux", 2 * record + _MSS, _MSS,
+         "sealed by software")
+    nic.flow(FREEBSD)
+    step("packet 3 of record 2", "the same: freebsd", 2 * record + 2 * _MSS, _MSS,
+         "nothing; a context is asked for")
+    nic.take()
+    step("packet 3 again", "the context is here: rebuild", 2 * record + 2 * _MSS, _MSS, "sealed by the device")
+    nic.stream.map.release((nic.stream.start + record) % 2**32)
+    step("packet 8 of record 0 once more", "its record is acknowledged, so gone", 7 * _MSS, _MSS, "nothing")
+    return found
+
+
+def _chips(posted: list[TlsDescriptor]) -> list[tuple[str, str]]:
+    """Descriptors as words; DUMPs of one record are one."""
+    out: list[tuple[str, str]] = []
+    dumps = [len(d.data) for d in posted if isinstance(d, Dump)]
+    for d in posted:
+        if isinstance(d, SetStatic):
+            out.append(("static", f"STATIC record {d.number}"))
+        elif isinstance(d, SetProgress):
+            out.append(("progress", "PROGRESS"))
+        elif isinstance(d, Fence):
+            out.append(("fence", "FENCE"))
+        elif isinstance(d, Dump):
+            if out[-1][0] != "dump":
+                out.append(("dump", f"DUMP {sum(dumps):,} B in {len(dumps)}"))
+        elif isinstance(d, TcpSend):
+            out.append(("send", f"SEND {len(d.payload):,} B" + (f", context {d.context}" if d.context else "")))
+    return out
+
+
+def tls_resync() -> str:
+    """The picture of the driver's decisions, one below the other."""
+    steps = tls_steps()
+    top, line = 58.0, 46.0
+    heads = ((20, "the kernel's TCP sends"), (250, "descriptors that the driver posts to the device"),
+             (850, "leaves"))
+    parts = [_text(x, 32, words, "head", "start") for x, words in heads]
+    for number, (what, case, chips, leaves) in enumerate(steps):
+        y = top + line * number
+        parts.append(_box(10, y - 8, 1060, line - 4, "floor"))
+        parts += [_text(20, y + 10, what, "", "start"), _text(20, y + 26, case, "small", "start"),
+                  _text(850, y + 18, leaves, "", "start")]
+        x = 250.0
+        for kind, words in chips:
+            width = 14 + 7.2 * len(words)
+            parts += [_box(x, y + 2, width, 24, kind), _text(x + width / 2, y + 18, words)]
+            x += width + 6
+    return _svg(1080, round(top + line * len(steps) + 4), parts)
+
+
+PICTURES: dict[str, Callable[[], str]] = {"rpc.svg": rpc, "architecture.svg": architecture,
+                                          "tls-resync.svg": tls_resync}
 
 
 def main() -> None:

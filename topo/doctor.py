@@ -132,6 +132,8 @@ def _network(facts: Facts) -> Iterator[Check]:
         yield Check("tc netem", "ok", "missing: the programmable wire is used" if netem else "works")
     yield from _tried(facts, "overlay", "overlay tcp", "warn", "missing: --overlay tcp is refused",
                       _modprobe(facts, "nf_tables"), "super-frames pass, and the host's TCP can be kept from them")
+    yield from _tried(facts, "nic_tap", "nic hosting", "warn", "missing: --nic-hosting tap is refused",
+                      _modprobe(facts, "tun", "nf_tables"), "inline, tap: a NIC can own an interface")
     yield from _tried(facts, "buffer", "receive buffers", "warn", "8 MB are not to be had: bursts may be lost",
                       "sudo sysctl -w net.core.rmem_max=16777216", "8 MB")
 
@@ -143,7 +145,8 @@ def _crypto(facts: Facts) -> Iterator[Check]:
     yield from _tried(facts, "ktls", "kernel TLS", "warn", "missing: transport ktls is skipped",
                       _modprobe(facts, "tls"))
     if not facts.openssl_binding:
-        yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, ktls is skipped",
+        yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, "
+                    "transport ktls-sw is skipped, transport ktls-nic is skipped",
                     _pip("pyOpenSSL"))
     yield from _tickets(facts)
     speed = f"{facts.seal_us:g} us to seal 1 KB"

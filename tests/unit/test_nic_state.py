@@ -536,3 +536,19 @@ def test_description(ends):
                    "10.0.0.2:2000 linux     process", "on: tls-hw-tx-offload, rx-checksum"):
         assert wanted in text
     assert json.dumps(dataclasses.asdict(state.settings()))
+
+
+# -- contexts -------------------------------------------------------------------------------------------------
+
+
+def test_who_claims_a_context_keeps_its_place():
+    """Its own slot looks free to it: it must not take itself for one of those that are gone."""
+    port = attach()
+    port.publish(counted(tx_packets=5))
+    assert port.claim_context(0, 1)
+    assert not port.claim_context(1, 1)
+    state = NicState.open(IFACE)
+    assert [endpoint.address for endpoint in state.endpoints()] == ["10.0.0.1:2000"]
+    port.publish(counted(tx_packets=7))
+    assert state.counters()["tx_packets"] == 7
+    port.detach()

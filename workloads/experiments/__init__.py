@@ -28,9 +28,10 @@ def load(command: str | None = None) -> list[Experiment[Any, Any]]:
 
 def asked(command: str, name: str | None) -> list[Experiment[Any, Any]]:
     """What a command has to know, ``name`` being the word after it: the experiment in the file or folder of that
-    name; every one of the command if there is none. All of them take half as long again to import."""
+    name (with ``_`` for ``-``); every one of the command if there is none. All of them take half as long again to
+    import."""
     for module in _modules():
-        if name is not None and name in module.split(".")[2:3]:
+        if name is not None and name.replace("-", "_") in module.split(".")[2:3]:
             experiment = _experiment(module)
             if experiment is not None and (experiment.command, experiment.name) == (command, name):
                 return [experiment]

@@ -222,7 +222,7 @@ class Fleet:
 
     def processes(self) -> list[psutil.Process]:
         """Servers and clients."""
-        return [process for kind, process in self._processes() if kind != "switch"]
+        return [process for kind, process in self._processes() if kind not in ("switch", "device")]
 
     def sent_again(self) -> int:
         """Packets (tcp, tls, ktls: segments) that all hosts have sent again, as far as it is known by now."""
@@ -294,7 +294,7 @@ class Fleet:
         answers = self._collect(clients)
         wall = time.perf_counter() - trial.start
         machine = trial.monitor.stop()
-        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
+        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0, "device_s": 0.0}
         for kind, process, before in trial.accounts:
             cpu[f"{kind}_s"] += cpu_s(process) - before
         drops = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
@@ -313,6 +313,9 @@ class Fleet:
                             "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
                             "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
             **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
+        if any(kind == "device" for kind, _process, _before in trial.accounts):
+            row["cpu"]["device_s"] = round(cpu["device_s"], 4)
+            row["cpu"]["device_us_per_rpc"] = _per_rpc_us(cpu["device_s"], told["rpcs"])
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
@@ -358,7 +361,8 @@ class Fleet:
     def _processes(self) -> list[tuple[str, psutil.Process]]:
         found = [("client", client.pid) for client in self._clients]
         found += [("server", server.pid) for server in self._servers]
-        found += [("switch", pid) for pid in self.net.emulator_pids()]
+        nics = {pid for host in self.net.hosts for pid in self.net.nic_pids(host)}
+        found += [("device" if pid in nics else "switch", pid) for pid in self.net.emulator_pids()]
         out = []
         for kind, pid in found:
             process = psutil.Process(pid)
