@@ -17,6 +17,7 @@ from importlib import import_module
 
 from smtstack.errors import Unsupported
 from smtstack.nicshare.state import NicState
+from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from workloads import transports
 from workloads.experiments.bench_wire import failure
@@ -32,7 +33,7 @@ from workloads.results import published
 from workloads.results.points import points, size_text
 from workloads.results.published import Beside
 from workloads.results.row import Row
-from workloads.transports.table import TABLE, system_label
+from workloads.transports.table import INLINE, TABLE, system_label
 
 TOPO = "back2back"
 TRIALS, SECONDS = 5, 0.5
@@ -64,6 +65,11 @@ class Chosen:
         """What tables call it."""
         name = system_label(self.transport, self.nic)
         return f"{name}, {self.line.variant}" if self.line.variant else name
+
+    @property
+    def hosting(self) -> str:
+        """How the hosts' NICs have to be."""
+        return TABLE[self.transport].hosting or INLINE
 
     @property
     def stands_in(self) -> bool:
@@ -126,18 +132,9 @@ def _require(transport: str) -> None:
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each load, line and trial."""
     rows: list[Row] = []
-    with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
-        systems = list(dict.fromkeys((one.transport, one.nic) for one in plan.chosen))
-        hosts = running.folder.path / "hosts"
-        fleets = {system: stack.enter_context(Fleet(net, TOPO, Setup(*system), hosts, number))
-                  for number, system in enumerate(systems)}
-        for trial in range(1, plan.trials + 1):
-            for tso in dict.fromkeys(one.line.tso for one in plan.chosen):
-                if tso:
-                    _set(net, f"tso={tso}")
-                for load in plan.loads:
-                    rows += [_row(fleets[one.transport, one.nic], one, load, trial, running)
-                             for one in plan.chosen if one.line.tso == tso]
+    # What needs a NIC of another hosting has a network of its own.
+    for hosting in dict.fromkeys(one.hosting for one in plan.chosen):
+        rows += _on_network(plan, [one for one in plan.chosen if one.hosting == hosting], hosting, running)
     remarks = [f"smtnet: {text}" for text in (*plan.missing, *(
         f"{one.series}, for {one.line.paper}: {one.line.note}" for one in plan.chosen if one.stands_in))]
     parameters = {"figure": plan.figure.name, "trials": plan.trials, "quick": plan.quick, "missing": plan.missing}
@@ -146,6 +143,24 @@ def measure(plan: Plan, running: Running) -> Outcome:
     values = beside(plan.figure, plan.chosen, rows)
     return Outcome(rows, {"points": [value_of(value) for value in values], "missing": plan.missing},
                    published.text(values), table=False, parameters=parameters, remarks=remarks, published=values)
+
+
+def _on_network(plan: Plan, chosen: Sequence[Chosen], hosting: str, running: Running) -> list[Row]:
+    rows: list[Row] = []
+    with open_network(TOPO, LinkOptions(hosting=hosting), progress=running.progress.say) as net, \
+            ExitStack() as stack:
+        systems = list(dict.fromkeys((one.transport, one.nic) for one in chosen))
+        hosts = running.folder.path / "hosts" / hosting
+        fleets = {system: stack.enter_context(Fleet(net, TOPO, Setup(*system), hosts, number))
+                  for number, system in enumerate(systems)}
+        for trial in range(1, plan.trials + 1):
+            for tso in dict.fromkeys(one.line.tso for one in chosen):
+                if tso:
+                    _set(net, f"tso={tso}")
+                for load in plan.loads:
+                    rows += [_row(fleets[one.transport, one.nic], one, load, trial, running)
+                             for one in chosen if one.line.tso == tso]
+    return rows
 
 
 def _set(net: SmtNet, setting: str) -> None:
