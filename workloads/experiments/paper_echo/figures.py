@@ -67,8 +67,8 @@ class Figure:
 
 
 _KTLS = "the paper has kernel TLS; where this kernel has none, smtnet's own, on the kernel's TCP, stands in"
-_KTLS_NIC = ("the paper has kernel TLS and a ConnectX-7; here smtnet's own, sealed by a NIC that is a process and owns "
-             "the interface")
+_KTLS_NIC = ("the paper has kernel TLS and a ConnectX-7; here smtnet's own, sealed by a NIC that is a process and "
+             "owns the interface")
 #: Of figures 6 and 7.
 _RATIOS = (("SMT-sw", "kTLS-sw"), ("SMT-hw", "kTLS-hw"), ("Homa", "TCP"), ("SMT-sw", "Homa"), ("SMT-hw", "SMT-sw"))
 _TCP, _HOMA = (("tcp", "sw"),), (("homa", "sw"),)
