@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from smtstack.errors import Unsupported
 from smtstack.nicshare.state import NicState
@@ -38,8 +39,8 @@ from workloads.transports.table import INLINE, TABLE, system_label
 TOPO = "back2back"
 TRIALS, SECONDS = 5, 0.5
 QUICK_TRIALS, QUICK_SECONDS = 1, 0.2
-#: Modules that bring transports which are in no list unasked.
-_BRING = {"quic": "workloads.transports.quic"}
+#: Of transports that are in no list unasked: the module that brings each, and the package that it needs.
+_BRING = {"quic": ("workloads.transports.quic", "aioquic")}
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,27 @@ def check(figure: Figure, asked: Options) -> Plan:
 
 def _require(transport: str) -> None:
     """Raises :class:`Unsupported` for a transport that cannot be here."""
-    module = _BRING.get(transport)
-    if module is not None and transport not in TABLE:
-        try:
-            import_module(module)
-        except ImportError as e:
-            raise Unsupported(str(e)) from None
-        # The programs on hosts take it from there.
-        known = os.environ.get("SMTNET_TRANSPORTS", "")
-        os.environ["SMTNET_TRANSPORTS"] = ",".join(filter(None, (known, module)))
-    if transport not in TABLE:
+    if transport in TABLE:
+        transports.check(transport)
+    elif transport not in _BRING:
         raise Unsupported(f"there is no transport {transport}")
-    transports.check(transport)
+    elif find_spec(_BRING[transport][1]) is None:
+        raise Unsupported(f"{transport} needs {_BRING[transport][1]}: pip install 'smtnet[{transport}]'")
+
+
+def _bring(chosen: Sequence[Chosen]) -> None:
+    """Have all of them in the table: here, in the sandbox, and in the programs that are started from here."""
+    for one in chosen:
+        if one.transport not in TABLE:
+            module = _BRING[one.transport][0]
+            import_module(module)
+            known = os.environ.get("SMTNET_TRANSPORTS", "")
+            os.environ["SMTNET_TRANSPORTS"] = ",".join(filter(None, (known, module)))
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each load, line and trial."""
+    _bring(plan.chosen)
     rows: list[Row] = []
     # What needs a NIC of another hosting has a network of its own.
     for hosting in dict.fromkeys(one.hosting for one in plan.chosen):
