@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import uuid
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,12 +45,15 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler is None:
-        # Each point is a process of its own: workers only wait for it. On loopback, or Dask would look for a way
-        # to the Internet to learn this machine's address, and complain where there is none.
-        with distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=False, host="127.0.0.1", protocol="tcp://",
-                dashboard_address=None, memory_limit=0, silence_logs=logging.CRITICAL
-        ) as local, distributed.Client(local) as client:
+        # Each point is a process of its own: workers only wait for it. All within this process: who reaches a
+        # scheduler by a port may run what he likes as its user, and here that is often root.
+        with warnings.catch_warnings():
+            # Dask names itself by this machine's address, which it learns from the way to the Internet.
+            warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
+            local = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=False, protocol="inproc://",
+                dashboard_address=None, memory_limit=0, silence_logs=logging.CRITICAL)
+        with local, distributed.Client(local) as client:
             yield client
         return
     try:
