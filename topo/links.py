@@ -26,7 +26,7 @@ from mininet.node import Host, Switch
 from smtstack.errors import ConfigError
 from smtstack.io import ethtool
 from smtstack.io.namespaces import within
-from smtstack.nicshare.state import NicState
+from smtstack.nicshare.state import TAP, NicState
 from smtstack.tapnic.process import NicOptions
 from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
@@ -191,8 +191,9 @@ class SmtLink(Link):
         batch("tc", [f"qdisc add dev {port} root pfifo limit {_PORT_QUEUE}"], where=end.name)
         mac = (end.address or f"02:{':'.join(f'{byte:02x}' for byte in os.urandom(5))}").replace(":", "")
         assert end.pid is not None
-        self.nics[end.name, end.pid] = NicProcess(NicOptions(end.name, end.pid, port, mac, self.options.mtu,
-                                                             super_frames=self._super_frames()))
+        self.nics[end.name, end.pid] = NicProcess(NicOptions(
+            end.name, end.pid, port, mac, self.options.mtu, self.options.settings().queues or 1,
+            self._super_frames()))
 
     def _super_frames(self) -> bool:
         """Whether whoever is at the ends takes segments that are still to be cut."""
@@ -223,6 +224,11 @@ class SmtLink(Link):
             one, two = self.ends
             self.wire = Wire.start(self._inner[0], self._inner[1], one.rates(), back=two.rates(),
                                    most=one.max_queue_size, most_back=two.max_queue_size, seed=self.options.seed)
+
+    def nic_drops(self) -> int:
+        """Frames that NICs which own an end have lost, since they were too slow."""
+        return sum(e.counters["socket_dropped"] + e.counters["socket_send_drops"]
+                   for state in self._states for e in state.endpoints() if e.profile == TAP)
 
     def record(self, path: Path) -> None:
         """Record what passes, on a link that has a wire."""

@@ -32,12 +32,16 @@ _WQUEUE_AT = 60
 _NO_COOKIE = b"\xff" * 8
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 18, 24, 26
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
-_IFLA_GROUP = 27
-#: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE.
-_CHANGES = 0x1 | 0x10 | 0x40 | 0x80
+_IFLA_GROUP, _IFF_UP = 27, 1
+_RTM_NEWQDISC, _RTM_GETQDISC, _DUMP, _DONE, _TCA_KIND = 36, 38, 0x300, 3, 1
+#: What filters and their actions hang on that see packets beside an interface's queue.
+_HOOKS = (b"ingress\0", b"clsact\0")
+#: RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE.
+_CHANGES = 0x1 | 0x8 | 0x10 | 0x40 | 0x80
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _LINK = struct.Struct("=BxHiII")
+_QDISC = struct.Struct("=BxxxiIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
@@ -117,7 +121,7 @@ class Routes:
     """Asks the kernel for routes and interfaces of the network namespace in which it was made."""
 
     def __init__(self, news: bool = False) -> None:
-        """``news``: it becomes readable when routes, addresses or interfaces change."""
+        """``news``: it becomes readable when routes, addresses, interfaces or their queues change."""
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._sock.settimeout(5.0)
         self.news: socket.socket | None = None
@@ -126,19 +130,21 @@ class Routes:
             self.news.bind((0, _CHANGES))
             self.news.setblocking(False)
 
-    def take_news(self) -> bool:
-        """Whether anything changed since the last call, as far as can be known."""
-        changed = False
+    def take_news(self, index: int) -> tuple[bool, bool]:
+        """(whether anything changed since the last call, whether interface ``index`` was down meanwhile), as far
+        as can be known: it was, if there were more changes than were kept."""
+        changed = down = False
         if self.news is not None:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     try:
-                        self.news.recv(1 << 16)
+                        down |= _was_down(self.news.recv(1 << 16), index)
                     except OSError as e:
-                        if e.errno != errno.ENOBUFS:  # more than fitted
+                        if e.errno != errno.ENOBUFS:
                             raise
+                        down = True
                     changed = True
-        return changed
+        return changed, down
 
     def way_out(self, own: int, peer: int, mark: int) -> int:
         """Index of the interface by which marked packets from ``own`` to ``peer`` leave now; 0: there is none."""
@@ -149,14 +155,28 @@ class Routes:
         answer = self._ask(_RTM_GETROUTE, _RTM_NEWROUTE, body)
         return int.from_bytes(_attribute(answer, _ROUTE.size, _RTA_OIF), sys.byteorder)
 
-    def link(self, index: int) -> tuple[int, int]:
-        """(flags, as IFF_UP, of an interface; the group that it is in); (0, -1): it is gone."""
-        body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-        answer = self._ask(_RTM_GETLINK, _RTM_NEWLINK, body)
+    def group(self, index: int) -> int:
+        """The group that an interface is in; -1: it is gone."""
+        answer = self._ask(_RTM_GETLINK, _RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0))
         group = _attribute(answer, _LINK.size, _IFLA_GROUP)
-        if not group:
-            return 0, -1
-        return _LINK.unpack_from(answer, _HEADER.size)[3], int.from_bytes(group, sys.byteorder)
+        return int.from_bytes(group, sys.byteorder) if group else -1
+
+    def has_hooks(self, index: int) -> bool:
+        """Whether filters of tc may see an interface's packets (``ingress`` or ``clsact`` is there), and so send
+        copies of them elsewhere."""
+        body = _QDISC.pack(socket.AF_UNSPEC, index, 0, 0, 0)
+        self._sock.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETQDISC, _REQUEST | _DUMP, 1, 0) + body)
+        found = False
+        while True:
+            answer = self._sock.recv(1 << 16)
+            at = 0
+            while at + _HEADER.size <= len(answer):
+                length, kind = struct.unpack_from("=IH", answer, at)
+                if kind in (_DONE, _ERROR):
+                    return found
+                if kind == _RTM_NEWQDISC and _QDISC.unpack_from(answer, at + _HEADER.size)[1] == index:
+                    found |= _attribute(answer[at:at + length], _QDISC.size, _TCA_KIND) in _HOOKS
+                at += length + 3 & ~3
 
     def _ask(self, question: int, wanted: int, body: bytes) -> bytes:
         """The kernel's answer; empty: it is an error."""
@@ -169,6 +189,19 @@ class Routes:
         self._sock.close()
         if self.news is not None:
             self.news.close()
+
+
+def _was_down(news: bytes, index: int) -> bool:
+    """Whether one of these messages is of that interface, and says that it is down."""
+    at = 0
+    while at + _HEADER.size <= len(news):
+        length, kind = struct.unpack_from("=IH", news, at)
+        if kind == _RTM_NEWLINK:
+            _family, _kind, which, flags, _change = _LINK.unpack_from(news, at + _HEADER.size)
+            if which == index and not flags & _IFF_UP:
+                return True
+        at += max(length + 3 & ~3, _HEADER.size)
+    return False
 
 
 def _attribute(answer: bytes, fixed: int, wanted: int) -> bytes:

@@ -18,8 +18,7 @@ class MarkSource(Protocol):
         """In which forms these bytes came up, all of which are here."""
 
     def head(self, at: int, size: int, number: int, here: int) -> None:
-        """The header of record ``number`` has come, and says its ``size``; ``here``: bytes from there on so
-        far."""
+        """The header of record ``number`` has come, and says its ``size``; ``here``: bytes from there on."""
 
     def record(self, at: int, size: int, number: int, forms: list[Range], queued: bool) -> None:
         """Record ``number`` lies there, and came in these forms; ``queued``: there are bytes behind it, too."""

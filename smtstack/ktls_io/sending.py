@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import Counter, deque
 from typing import Final, Protocol
 
@@ -20,8 +21,8 @@ from smtstack.crypto.stream_gcm import Data, StreamKeys
 from smtstack.errors import Unsupported
 from smtstack.ktls.connection import KtlsConnection
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.sendq import MOST_BUFFERS, OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.sendq import MOST_BUFFERS
+from smtstack.ktls.session import OutRecord, TlsSession
 from smtstack.ktls.stats import NIC, SW
 from smtstack.nic.marks import MarkReader
 
@@ -205,7 +206,12 @@ class Sender:
         self._sock.sendall(header, socket.MSG_MORE)
         end = offset + len(payload)
         while offset < end:
-            count = os.sendfile(self._sock.fileno(), descriptor, offset, end - offset)
+            try:
+                count = os.sendfile(self._sock.fileno(), descriptor, offset, end - offset)
+            except BlockingIOError:
+                # A socket with a time limit: Python has made it one that does not wait.
+                self._wait_for_room()
+                continue
             if not count:
                 # Cut off meanwhile: the record has to be as long as its header says.
                 self._sock.sendall(bytes(end - offset), socket.MSG_MORE)
@@ -243,10 +249,15 @@ class Sender:
             self._release()
 
     def _make_room(self, wait: bool) -> bool:
-        """Let go of what is acknowledged; whether it is worth trying again."""
+        """Let go of what is acknowledged; whether it is worth trying again. TimeoutError after the socket's
+        time."""
+        patience = self._sock.gettimeout()
+        end = None if patience is None else time.monotonic() + patience
         while not self._release(now=True):
             if not wait:
                 return False
+            if end is not None and time.monotonic() > end:
+                raise TimeoutError("nothing was acknowledged in time")
             self._wait_for_acknowledgement()
         return True
 
@@ -315,9 +326,16 @@ class Sender:
                 waiter.register(descriptor, select.POLLIN)
         waiter.poll(1000)
 
+    def _wait_for_room(self) -> None:
+        """Until TCP takes more. TimeoutError after the socket's time."""
+        patience = self._sock.gettimeout()
+        waiter = select.poll()
+        waiter.register(self._sock, select.POLLOUT)
+        if not waiter.poll(None if patience is None else patience * 1000):
+            raise TimeoutError("TCP took nothing in time")
+
     def _wait_for_acknowledgement(self) -> None:
-        """Nothing tells of one: look again soon, or at once if the connection ends. Raises OSError then, and
-        TimeoutError after the socket's time."""
+        """Nothing tells of one: look again soon, or at once if the connection ends. Raises OSError then."""
         waiter = select.poll()
         waiter.register(self._sock, 0)
         if waiter.poll(1):

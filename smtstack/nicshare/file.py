@@ -140,12 +140,11 @@ class StateFile:
         """Whether another open file than this one holds any slot."""
         return self.alive(1, SLOTS)
 
-    def fold(self, own: int = 0) -> None:
-        """Add the counters of endpoints that are gone to the total; their slots are free then. ``own``: the slot
-        that we hold ourselves, which looks free to us."""
+    def fold(self) -> None:
+        """Add the counters of endpoints that are gone to the total; their slots are free then."""
         for number in range(1, SLOTS + 1):
             slot = self.slot(number)
-            if number != own and slot[ADDRESS] and not self.alive(number):
+            if slot[ADDRESS] and not self.alive(number):
                 self.add_gone(slot[SLOT_WORDS - len(COUNTERS):])
                 slot[:] = array("Q", bytes(8 * SLOT_WORDS))
 

@@ -17,6 +17,7 @@ from tests.net.netns import IFACE, PATIENCE, PATIENT, A, B, Net, Running, run
 from workloads import transports
 from workloads.fleet import credentials
 from workloads.fleet.credentials import Credentials
+from workloads.transports.table import TABLE
 
 pytestmark = pytest.mark.root
 
@@ -32,7 +33,8 @@ def marked(name: str) -> Any:
     return name
 
 
-STREAMS = [marked(name) for name in transports.STREAM_TRANSPORTS]
+#: Not those that need another kind of NIC: tests/net/test_ktls_nic.py.
+STREAMS = [marked(name) for name in transports.STREAM_TRANSPORTS if not TABLE[name].hosting]
 
 
 class Echo:

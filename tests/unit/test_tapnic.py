@@ -152,8 +152,9 @@ class Kernel:
     def __init__(self) -> None:
         self.news = SimpleNamespace(fileno=lambda: 0)
         self.waiting: int | None = 0
-        self.flags = 1
+        self.down = False
         self.index = 5
+        self.hooked = False
         self.aborted: list[tuple[int, ...]] = []
 
     def unacknowledged(self, *_connection: int) -> int | None:
@@ -163,11 +164,14 @@ class Kernel:
         self.aborted.append(connection)
         return True
 
-    def take_news(self) -> bool:
-        return True
+    def take_news(self, _index: int) -> tuple[bool, bool]:
+        return True, self.down
 
-    def link(self, index: int) -> tuple[int, int]:
-        return self.flags, 0 if index == PLAIN else NIC_GROUP
+    def group(self, index: int) -> int:
+        return 0 if index == PLAIN else NIC_GROUP
+
+    def has_hooks(self, _index: int) -> bool:
+        return self.hooked
 
     def way_out(self, _own: int, _peer: int, _mark: int) -> int:
         return self.index
@@ -215,6 +219,7 @@ def test_a_flow_stays_until_nothing_of_it_can_be_sent(shared):
     descriptor, records = shared
     nic = Nic()
     known, answer = nic.begin(descriptor)
+    assert known is not None
     assert (answer["context"], answer["number"], records.owner) == (True, 5, 5)
     record = bytes(records.append(START, frame_record(KEYS, 23, b"secret" * 100)))
     first = nic.sends(START, record)
@@ -258,6 +263,7 @@ def test_a_context_goes_when_no_plaintext_is_under_way(shared):
     descriptor, records = shared
     nic = Nic()
     known, _answer = nic.begin(descriptor)
+    assert known is not None
     framed = frame_record(KEYS, 23, b"x" * 100)
     records.append(START, framed)
     assert json.loads(nic.flows.context(known, False))["context"]
@@ -319,13 +325,32 @@ def test_a_device_that_goes_down_leaves_its_flows_to_software(shared):
     nic.begin(descriptor)
     record = bytes(records.append(START, frame_record(KEYS, 23, b"z" * 900)))
     by_device = nic.sends(START, record)
-    nic.kernel.flags = 0
+    nic.kernel.down = True
     nic.flows.routes_changed()
-    nic.kernel.flags = 1
+    nic.kernel.down = False
     nic.flows.routes_changed()
     assert records.owner == 0
     assert nic.sends(START, record) == by_device
     assert nic.device.counters.tx_tls_fallback == 1
+
+
+def test_where_packets_may_be_mirrored_nothing_is_in_clear(shared):
+    descriptor, records = shared
+    nic = Nic()
+    nic.begin(descriptor)
+    record = bytes(records.append(START, frame_record(KEYS, 23, b"m" * 900)))
+    assert nic.sends(START, record)
+    nic.kernel.hooked = True
+    nic.flows.routes_changed()
+    # Plaintext is under way.
+    assert records.aborted
+    assert nic.kernel.aborted == [(OWN, 4000, PEER, 443)]
+    assert nic.sends(START, record) == []
+    other = tcp.flow_key(OWN, PEER, 4001, 443)
+    assert nic.begin(descriptor, flow=other)[1]["hooked"]
+    nic.kernel.hooked = False
+    nic.flows.routes_changed()
+    assert nic.begin(descriptor, flow=tcp.flow_key(OWN, PEER, 4002, 443))[1]["context"]
 
 
 # -- the device --------------------------------------------------------------------------------------------------
@@ -335,7 +360,7 @@ def test_a_device_that_goes_down_leaves_its_flows_to_software(shared):
 def test_a_segment_counts_as_the_packets_that_the_port_makes_of_it(size, cut):
     frame = packet(1, bytes(size))
     counted = []
-    for way in (lambda nic: nic.passed(len(frame), 54, cut if size > cut else 0),
+    for way in (lambda nic: nic.passed(memoryview(frame), cut if size > cut else 0),
                 lambda nic: nic.packets(frame, cut if size > cut else 0, True, 34, 16, False)):
         nic = TapNic(1, 1500, super_frames=False)
         way(nic)
@@ -356,3 +381,15 @@ def test_features_are_those_of_such_a_nic():
 def test_options_pass_by_the_command_line():
     options = NicOptions("h1-eth0", 7, "n-h1-eth0", "020000000001", 9000, 2, True)
     assert NicOptions(**json.loads(options.pack())) == options
+
+
+@given(st.integers(1, 30_000), st.integers(500, 1460))
+def test_what_the_port_has_put_together_counts_as_the_packets_it_was(size, cut):
+    frame = packet(1, bytes(size))
+    sent, whole, looked_into = (TapNic(1, 1500, super_frames=False) for _ in range(3))
+    sent.packets(frame, cut if size > cut else 0, True, 34, 16, False)
+    whole.arrived(memoryview(frame), cut if size > cut else 0)
+    looked_into.receive(frame, True, cut if size > cut else 0)
+    assert whole.counters.rx_packets == sent.counters.tx_packets
+    assert whole.counters.rx_bytes == sent.counters.tx_bytes
+    assert whole.counters.snapshot() == looked_into.counters.snapshot()

@@ -138,6 +138,11 @@ def test_goodput_by_time():
     assert sum(bins) * route_report.BIN_S / 8e-6 == pytest.approx(TRACE[-1][1], rel=0.001)
 
 
+def test_a_route_that_changes_after_the_end_is_no_gap():
+    late = tls_route.route_row(stream("plain", mode=route_report.MODE), TRACE, [0.25, 0.95], {})
+    assert (late["flips_s"], late["gaps_ms"]) == ([0.25], [187.5])
+
+
 def route_rows() -> list[Any]:
     return [tls_route.route_row(stream(name, mode=route_report.MODE), TRACE, [0.25, 0.46], {"ifnet_reset": 1})
             for name in tls_route.SYSTEMS]
@@ -151,14 +156,14 @@ def test_the_table_of_routes():
 
 
 def played(mode: str, **more: Any) -> Any:
-    return {"mode": mode, "delivered": 100, "of": 100, "old": 6, "new": 0, "wrong": 0, "error": "", "resent": 9,
-            **more}
+    return {"mode": mode, "delivered": 100, "of": 100, "old": 6, "new": 0, "mixed": 0, "first_ok": True,
+            "error": "", "resent": 9, **more}
 
 
 @pytest.mark.parametrize(("found", "right"), [
     (played("copy"), True), (played("copy", new=1, old=5), False), (played("copy", error="EBADMSG"), False),
-    (played("zerocopy", error="EBADMSG", delivered=60, old=1, new=2), True), (played("zerocopy"), False),
-    (played("zerocopy", error="EBADMSG", delivered=60, wrong=1), False)])
+    (played("copy", mixed=1), False), (played("zerocopy", error="EBADMSG", delivered=60, old=1, new=2), True),
+    (played("zerocopy"), False), (played("zerocopy", error="EBADMSG", delivered=60, first_ok=False), False)])
 def test_how_a_file_that_changes_must_end(found, right):
     assert hazard.as_expected(found) is right
 

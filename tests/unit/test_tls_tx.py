@@ -23,7 +23,7 @@ from smtstack.nic.tls_descriptors import (
     SetStatic,
     TcpSend,
 )
-from smtstack.nic.tls_flow import DUMP, FREEBSD, LINUX, NEXT_RECORD, NO_POLICY, TxFlow
+from smtstack.nic.tls_flow import DUMP, FREEBSD, LINUX, NEXT_RECORD, NO_POLICY, RxFlow, TxFlow
 from smtstack.wire import tcp
 from tests.tls_rig import (
     ALL_KINDS,
@@ -847,6 +847,11 @@ def test_words_that_are_none():
         stream.flow("darwin")
     with pytest.raises(ConfigError, match="resync is 'never'"):
         stream.flow(resync="never")
+    with pytest.raises(ConfigError, match="12 bytes"):
+        TxFlow(FLOW[1:], stream.keys, stream.buffer)
+    for seq, number in ((-1, 0), (1 << 32, 0), (0, -1), (0, 1 << 64)):
+        with pytest.raises(ConfigError, match="32 bits"):
+            RxFlow(FLOW, stream.keys, stream.buffer, seq, number)
     nic = make_nic()
     with pytest.raises(ConfigError, match="no record map"):
         nic.add_flow(TxFlow(FLOW, stream.keys, bytearray(5000)))

@@ -117,20 +117,21 @@ def measure(asked: Options, running: Running) -> Outcome:
 
 def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
     """One entry for each point: median figure of every system, processor time of both ends for an RPC
-    (``cpu_us``; ``device_us``: of NICs that are processes, beside that), and median ratio for each of ``pairs``.
+    (``cpu_us``; ``nic_us``: of NICs that own their interfaces), and median ratio for each of ``pairs``.
 
     A round trip's ratio is good below 1, a rate's above.
     """
     points: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     cpu: dict[tuple[Any, ...], dict[str, list[float]]] = {}
-    device: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    nic: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         value = metric(row)
         assert value is not None  # a failed trial ended the run
         key = (row["variant"], row["poll"], row["mode"], row["size"], row["concurrency"])
         points.setdefault(key, {}).setdefault(label(row), []).append(value)
         cpu.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("us_per_rpc") or 0.0)
-        device.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("device_us_per_rpc") or 0.0)
+        if "nic_s" in row["cpu"]:
+            nic.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("nic_us_per_rpc") or 0.0)
     out = []
     for key, by_system in points.items():
         variant, poll, mode, size, concurrency = key
@@ -140,8 +141,9 @@ def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[d
                   for ours, theirs in pairs}
         out.append({"variant": variant, "poll": poll, "mode": mode, "size": size, "concurrency": concurrency,
                     "median": {name: round(value, 1) for name, value in median.items()},
-                    **{name: {system: round(statistics.median(values), 1) for system, values in found[key].items()}
-                       for name, found in (("cpu_us", cpu), ("device_us", device))},
+                    "cpu_us": {name: round(statistics.median(values), 1) for name, values in cpu[key].items()},
+                    **({"nic_us": {name: round(statistics.median(values), 1) for name, values in nic[key].items()}}
+                       if key in nic else {}),
                     "ratio": {name: round(value, 3) for name, value in shares.items()}})
     return out
 
@@ -163,9 +165,10 @@ def as_text(table: list[dict[str, Any]]) -> str:
         head = f"{what} {size_text(point['size'])}{many}, {point['poll']}{variant}"
         lines.append(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
                      + "".join(f"{point['ratio'][pair]:>18.2f}" for pair in pairs))
-        lines += [f"{head:>42}" + "".join(f"{point[of][name]:>10,.1f}" for name in names)
-                  for head, of in (("processor us an RPC", "cpu_us"), ("of NICs' processes", "device_us"))
-                  if of == "cpu_us" or any(point[of].values())]
+        lines.append(f"{'processor us an RPC':>42}"
+                     + "".join(f"{point['cpu_us'][name]:>10,.1f}" for name in names))
+        if "nic_us" in point:
+            lines.append(f"{'of the NICs':>42}" + "".join(f"{point['nic_us'][name]:>10,.1f}" for name in names))
     return "\n".join(lines)
 
 

@@ -46,6 +46,7 @@ _ANSWER, _UNDER_WAY = 100_000, 4
 _EXAMPLES = """examples:
   smtnet reproduce tls-loss --quick
   smtnet reproduce tls-loss --trials 5 --bytes 100MB --json
+  smtnet reproduce tls-loss --record 1024
 
 Writes results/<UTC time>-tls-loss/: tls-loss.csv, tls-loss.png, and what every run leaves. Takes two minutes
 (--quick: fifteen seconds). Needs root, and what --nic-hosting tap needs ('smtnet doctor').
@@ -63,6 +64,9 @@ class Options:
     bytes: int | None = option("--bytes", type=loss_report.BYTES, metavar="B",
                                help=f"of each transfer (default: {BYTES // 1_000_000}MB; --quick: "
                                     f"{QUICK_BYTES // 1_000_000}MB)")
+    record: int | None = option("--record", type=loss_report.RECORD, metavar="B",
+                                help="of each write, so of a record of the systems on TCP (default: a file, in "
+                                     "records of 16 KB)")
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,15 @@ class Plan:
     losses: tuple[float, ...]
     trials: int
     bytes: int
+    record: int
+    """Bytes of a write; 0: what is sent is a file."""
 
 
 def check(asked: Options) -> Plan:
     """What the user left open, filled in."""
     quick = asked.quick
     return Plan(QUICK_LOSSES if quick else LOSSES, asked.trials or (1 if quick else TRIALS),
-                asked.bytes or (QUICK_BYTES if quick else BYTES))
+                asked.bytes or (QUICK_BYTES if quick else BYTES), asked.record or 0)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -88,7 +94,8 @@ def measure(plan: Plan, running: Running) -> Outcome:
     table = figures.lines(rows, YARDSTICK)
     return Outcome(rows, {"points": table}, loss_report.as_text(table) + "\n" + figures.NOTE, table=False,
                    files={"tls-loss.csv": csv_text(figures.as_csv_rows(table))},
-                   parameters={"trials": plan.trials, "losses": plan.losses, "bytes": plan.bytes})
+                   parameters={"trials": plan.trials, "losses": plan.losses, "bytes": plan.bytes,
+                               "record": plan.record})
 
 
 def _on_tcp(plan: Plan, running: Running) -> list[StreamRow]:
@@ -96,14 +103,14 @@ def _on_tcp(plan: Plan, running: Running) -> list[StreamRow]:
     with open_network(TOPO, LinkOptions(hosting="tap"), progress=running.progress.say) as net, \
             open_pairs(net, TOPO, plan.bytes, 1, running.folder.path / "tcp") as pairs:
         for name, how in SYSTEMS.items():
-            pairs.measure(Transfer(name, how, min(plan.bytes, 1_000_000)), 0, MODE)
+            pairs.measure(Transfer(name, how, min(plan.bytes, 1_000_000), plan.record), 0, MODE)
         for trial in range(1, plan.trials + 1):
             for loss in plan.losses:
                 with _lossy(pairs.nic, loss, trial):
                     for name, how in SYSTEMS.items():
                         running.progress.step(f"{name}, {loss:g} % lost, trial {trial}")
-                        rows.append(pairs.measure(Transfer(name, how, plan.bytes), trial, MODE,
-                                                  loss_report.variant(loss)))
+                        transfer = Transfer(name, how, plan.bytes, plan.record)
+                        rows.append(pairs.measure(transfer, trial, MODE, loss_report.variant(loss)))
     return rows
 
 
@@ -146,11 +153,11 @@ def smt_row(row: Row, counted: dict[str, int], loss: float) -> StreamRow:
 
 @contextmanager
 def _lossy(nic: NicState, per_cent: float, seed: int) -> Iterator[None]:
-    """The NIC loses so many of the packets that it sends."""
+    """The NIC loses so many of the packets that it sends; none: it handles each by itself all the same, so that
+    what is compared differs in nothing but loss."""
     before = nic.settings()
-    if per_cent:
-        nic.restore(before.assign(f"loss={per_cent}%").assign(f"seed={seed}"))
-        nic.wait_applied()
+    nic.restore(before.assign(f"loss={per_cent}%").assign(f"seed={seed}"))
+    nic.wait_applied()
     try:
         yield
     finally:

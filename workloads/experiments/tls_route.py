@@ -141,7 +141,8 @@ def _disturbed(pairs: Pairs, transfer: Transfer, trial: int, seconds: float) -> 
 def route_row(row: StreamRow, trace: Sequence[tuple[float, int]], flips: Sequence[float],
               counted: Mapping[str, int]) -> RouteRow:
     """A transfer as a row. ``trace``: (seconds, bytes that had come by then); ``flips``: when the route changed,
-    in seconds since the beginning, too."""
+    in seconds since the beginning, too; what is over by then is no gap."""
+    flips = [flip for flip in flips if trace and flip < trace[-1][0]]
     gaps, usual = route_report.gaps_ms(trace, flips)
     return cast(RouteRow, {**row, "counters": {**row["counters"], **counted},
                            "flips_s": [round(flip, 6) for flip in flips], "gaps_ms": gaps,

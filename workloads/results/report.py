@@ -156,7 +156,7 @@ def _reading(rows: Sequence[Row]) -> str:
     parts += ["lowest and highest trial"] if trials > 1 else []
     parts.append("99th percentile of the round trip (p99)")
     if any("us_per_rpc" in row["cpu"] for row in rows):
-        nics = " and, behind the plus, of the NICs' own" if any("device_s" in row["cpu"] for row in rows) else ""
+        nics = " and, behind the plus, of the NICs' own" if any("nic_s" in row["cpu"] for row in rows) else ""
         parts.append(f"processor time of all client and server processes{nics} for an RPC (cpu)")
     return f"<p>{escape(text + ', '.join(parts))}. KB are 1024 bytes; x50: fifty RPCs under way.</p>"
 
@@ -188,8 +188,8 @@ def _cell(point: QuotedPoint | None, found: Sequence[QuotedPoint]) -> str:
         weak_tail = "~" * bool(figure_reasons(row, "p99"))
         details.append(f"p99 {number(row['rtt_us']['p99'])}{weak_tail} µs")
     if row["cpu"].get("us_per_rpc"):
-        device = row["cpu"].get("device_us_per_rpc")
-        beside = f" + NIC {number(device)}" if device else ""
+        of_nics = row["cpu"].get("nic_us_per_rpc")
+        beside = f" + NIC {number(of_nics)}" if of_nics else ""
         details.append(f"cpu {number(row['cpu']['us_per_rpc'])}{beside} µs")
     weak = ' class="weak" title="' + escape("; ".join(point.reasons) or "RPCs failed") + '"' if mark else ""
     small = "".join(f"<small>{escape(text)}</small>" for text in details if text)

@@ -65,17 +65,16 @@ class Cpu(TypedDict, total=False):
 
     client_s: float
     server_s: float
-    device_s: float
-    """NICs that are processes of their own (hosting tap), where there are any: what is computed there was moved,
-    not saved."""
     switch_s: float
     """What emulates the network: of others' work, but on this machine."""
     wall_s: float
     """How long the trial took."""
     us_per_rpc: float | None
     """Processor time of clients and servers for each RPC; None: there was none."""
-    device_us_per_rpc: float | None
-    """Processor time of ``device_s`` for each RPC; None: there was none."""
+    nic_s: float
+    """Processor time of the hosts' NICs, where these own the interfaces (``--nic-hosting tap``)."""
+    nic_us_per_rpc: float | None
+    """Processor time of those NICs for each RPC."""
 
 
 class OpenLoopFigures(TypedDict):

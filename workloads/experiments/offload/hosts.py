@@ -241,7 +241,7 @@ class Watch:
                        "resent": sum(answer["resent"] for answer in sent),
                        "disabled": sum(answer.get("disabled", 0) for answer in sent)},
             "counters": self._counted(), "drops": drops,
-            "cpu": {"client_s": cpu["client"], "server_s": cpu["server"], "device_s": cpu["device"],
+            "cpu": {"client_s": cpu["client"], "server_s": cpu["server"], "nic_s": cpu["device"],
                     "switch_s": cpu["switch"], "wall_s": round(wall, 6), "us_per_rpc": None},
             "fidelity": fidelity}
 

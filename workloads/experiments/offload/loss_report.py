@@ -17,6 +17,7 @@ MODE = "loss"
 YARDSTICK, IN_NIC, SMT = "ktls-sw", "ktls-nic", "smt-hw"
 GIVEN_UP, NEXT = "ktls-nic, given up at 2 %", "ktls-nic, next record"
 BYTES = replace(quantities.BYTES, least=1_000_000)
+RECORD = replace(quantities.BYTES, most=16_384)
 _LINES = {GIVEN_UP: "--", NEXT: ":"}
 
 

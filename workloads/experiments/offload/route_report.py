@@ -17,8 +17,8 @@ from workloads.results.table import aligned
 MODE = "route"
 #: Seconds after a change in which a gap is its.
 WINDOW_S = 0.25
-#: Within so many seconds a NIC that has nothing to do tells its counters.
-PUBLISH_S = 0.6
+#: Within so many seconds a NIC tells its counters.
+PUBLISH_S = 0.1
 #: Seconds of a step of the picture.
 BIN_S = 0.01
 #: Of policies, beside the colour of the system.
@@ -43,9 +43,9 @@ class RouteLine(TypedDict):
 
     system: str
     trials: int
-    gap_ms: float
-    """The median over all changes of route of the longest time without a byte."""
-    worst_gap_ms: float
+    gap_ms: float | None
+    """The median over all changes of route of the longest time without a byte; None: all was over before any."""
+    worst_gap_ms: float | None
     usual_gap_ms: float
     """The median over trials of the longest time without a byte when nothing changed."""
     resent: int
@@ -92,8 +92,8 @@ def lines(rows: Sequence[RouteRow]) -> list[RouteLine]:
     for system, trials in grouped(rows, lambda row: row["transport"]).items():
         gaps = [gap for row in trials for gap in row["gaps_ms"]]
         out.append({
-            "system": system, "trials": len(trials), "gap_ms": round(statistics.median(gaps), 2),
-            "worst_gap_ms": max(gaps),
+            "system": system, "trials": len(trials), "gap_ms": round(statistics.median(gaps), 2) if gaps else None,
+            "worst_gap_ms": max(gaps, default=None),
             "usual_gap_ms": round(statistics.median(row["usual_gap_ms"] for row in trials), 2),
             "resent": round(statistics.median(row["sender"]["resent"] for row in trials)),
             "software": _sum(trials, "tx_tls_fallback"), "dropped": _sum(trials, "tx_tls_drop_bypass_req"),
@@ -108,12 +108,16 @@ def _sum(rows: Sequence[Mapping[str, Mapping[str, int]]] | Sequence[RouteRow], n
 def as_text(table: Sequence[RouteLine]) -> str:
     """For people."""
     grid = [["system", "gap (ms)", "worst", "usual", "sent again (B)", "by software", "dropped", "re-tagged"]]
-    grid += [[line["system"], f"{line['gap_ms']:.1f}{'' if line['faithful'] else '~'}",
-              f"{line['worst_gap_ms']:.1f}", f"{line['usual_gap_ms']:.1f}", f"{line['resent']:,}",
+    grid += [[line["system"], _ms(line["gap_ms"]) + ("" if line["faithful"] else "~"),
+              _ms(line["worst_gap_ms"]), f"{line['usual_gap_ms']:.1f}", f"{line['resent']:,}",
               f"{line['software']:,}", f"{line['dropped']:,}", str(line["retagged"])] for line in table]
     return aligned(grid) + (
         f"\ngap: the longest time without a byte within {WINDOW_S * 1000:.0f} ms of a change of route; usual: at "
         "any other time.\nPackets are of all trials.")
+
+
+def _ms(gap: float | None) -> str:
+    return "-" if gap is None else f"{gap:.1f}"
 
 
 def picture(rows: Sequence[RouteRow], path: Path) -> bool:
