@@ -77,3 +77,25 @@ def test_many_sessions_at_once(tmp_path):
     assert result["flat"] is True
     assert result["kb_per_session"] > 0
     assert (folder / "sessions.csv").exists()
+
+
+def test_all_that_is_asked_for_as_steps(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "workloads", "reproduce", "all", "--quick", "--only", "fig11", "--results",
+               str(tmp_path), "--json"]
+    done = starting.run(command, timeout=PATIENCE)
+    assert done.returncode in (0, 4), done.stderr
+    result = json.loads(done.stdout)
+    step = next(step for step in result["steps"] if step["name"] == "fig11")
+    assert (step["status"] in ("done", "not faithful"), step["tries"]) == (True, 1)
+    folder = Path(result["folder"])
+    values = json.loads((folder / step["folder"] / "published.json").read_text())
+    assert {value["series"] for value in values if value["what"] == "round trip (us)"} == {
+        "smt-hw, nic tso on", "smt-hw, nic tso off"}
+    assert all(value["here"] and value["published"] for value in values)
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/png") >= 2, "published beside here, and the step's own"
+    # Finished: nothing is measured again, and what was not faithful stays so.
+    again = starting.run(command, timeout=PATIENCE)
+    assert again.returncode == done.returncode, again.stderr
+    assert json.loads(again.stdout)["steps"] == result["steps"]

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from smtstack.errors import ConfigError
 from smtstack.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNFAITHFUL, EXIT_USAGE
 from tests import batch_toy
 from workloads.batch import grid, job
-from workloads.batch.sweeping import flat
+from workloads.batch.sweeping import cluster, flat
 from workloads.commands import main as cli
 
 POINTS = int(os.environ.get("SMTNET_POINTS", "4"))
@@ -192,6 +193,21 @@ def test_check_runs_nothing_and_a_cluster_that_is_none_is_named(place, capsys, m
     assert not (place / "results").exists()
     assert cli.main(["sweep", "sweep.toml", "--scheduler", "tcp://127.0.0.1:9"]) == EXIT_USAGE
     assert "no scheduler of Dask answers" in capsys.readouterr().err
+
+
+def test_local_workers_listen_to_nobody_elsewhere():
+    """Who reaches a scheduler may run what he likes as its user."""
+    pytest.importorskip("distributed")
+    before = listening()
+    with cluster(1, None) as client:
+        assert client.submit(os.getpid).result(timeout=30) == os.getpid()
+        assert client.scheduler.address.startswith("inproc://")
+        assert {ip for ip, _port in listening() - before} <= {"127.0.0.1"}
+
+
+def listening() -> set[tuple[str, int]]:
+    return {(each.laddr.ip, each.laddr.port) for each in psutil.Process().net_connections()
+            if each.status == psutil.CONN_LISTEN}
 
 
 # -- interrupted, and gone on with ---------------------------------------------------------------------------

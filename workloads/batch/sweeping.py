@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import uuid
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ from workloads.results.progress import Progress
 
 TRIES = 2
 POINTS = "points"
+#: Where Dask's web servers are, which it always starts, here without a page.
+_NO_PAGES = "127.0.0.1:0"
 #: Seconds until a cluster must have answered.
 _CONNECT_S = 10.0
 #: Seconds that points which run may take to end when the sweep is interrupted.
@@ -40,16 +43,22 @@ def require_dask() -> None:
 def cluster(workers: int, scheduler: str | None) -> Iterator[Any]:
     """A client of ``workers`` local workers, which are threads of this process, or of a cluster by its address.
     Raises :class:`ConfigError` if nobody answers there, or has no worker."""
+    import dask
     import distributed
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if scheduler is None:
-        # Each point is a process of its own: workers only wait for it. On loopback, or Dask would look for a way
-        # to the Internet to learn this machine's address, and complain where there is none.
-        with distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=False, host="127.0.0.1", protocol="tcp://",
-                dashboard_address=None, memory_limit=0, silence_logs=logging.CRITICAL
-        ) as local, distributed.Client(local) as client:
+        # Each point is a process of its own: workers only wait for it. All within this process: who reaches a
+        # scheduler by a port may run what he likes as its user, and here that is often root.
+        nobody: dict[str, list[str]] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
+        with dask.config.set(nobody), warnings.catch_warnings():
+            # Dask names itself by this machine's address, which it learns from the way to the Internet.
+            warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
+            local = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=False, protocol="inproc://",
+                dashboard_address=_NO_PAGES, worker_dashboard_address=_NO_PAGES, memory_limit=0,
+                silence_logs=logging.CRITICAL)
+        with local, distributed.Client(local) as client:
             yield client
         return
     try:

@@ -50,6 +50,7 @@ COMMANDS = {
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
     "trace": "trace", "interop": "interop", "sweep": "sweep",
+    "cluster": "cluster",
 }
 
 

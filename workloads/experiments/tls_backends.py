@@ -24,6 +24,7 @@ from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.published import Beside, Published
 from workloads.results.row import Row
 from workloads.results.table import aligned
 
@@ -112,7 +113,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
                 rows.append(pairs.measure(transfer, trial, MODE))
     table = lines(rows)
     text = as_text(table) + "\n" + figures.NOTE
-    return Outcome(rows, {"points": [_beside(line) for line in table]}, text, table=False,
+    return Outcome(rows, {"points": [_beside(line) for line in table]}, text, table=False, published=beside(table),
                    files={"tls-backends.csv": csv_text([_flat(line) for line in table])},
                    parameters={"trials": plan.trials, "workers": plan.workers})
 
@@ -130,6 +131,18 @@ def theirs(line: Line) -> tuple[float, float] | None:
         return None
     place = WORKERS.index(line["connections"])
     return published[place], round(published[place] / base[place], 2)
+
+
+def beside(table: Sequence[Line]) -> list[Beside]:
+    """Throughput by that of AES-NI in the host, here and in FreeBSD's table."""
+    out = []
+    for line in table:
+        found = theirs(line)
+        many = "one worker" if line["connections"] == 1 else f"{line['connections']} workers"
+        note = KINDS[line["system"]].theirs
+        out.append(Beside(f"throughput by that of {YARDSTICK} (AES-NI)", many, line["system"], line["ratio"],
+                          found[1] if found else None, note=note, bars=True))
+    return out
 
 
 def _beside(line: Line) -> dict[str, Any]:
@@ -174,6 +187,12 @@ EXPERIMENT = Experiment(
         "Files served over TLS 1.2 with AES256-GCM by each backend of our kernel TLS, by OpenSSL in user space "
         "and by the NIC, with one worker and with four, beside FreeBSD's published figures.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, needs_pictures=True, place=72,
+    published=Published(
+        "FreeBSD in-kernel TLS (Baldwin, vBSDCon 2019), table of nginx over HTTPS",
+        "two hosts on a cable: network namespaces on one machine; the NIC is a process that owns the interface, "
+        "the co-processor another one",
+        not_comparable="Gbit/s, and the NIC's line: there a T6 at 100 Gbit/s seals, here a process on the same "
+                       "processors does. Of the backends that compute in the host the order stands beside theirs"),
     steps=lambda plan: ("tls-backends", plan.trials * len(plan.workers) * len(KINDS)),
     kinds=(Mode(MODE, heading="files per second"),
            Picture("tls-backends.png", picture, "Who seals what is served")))

@@ -31,6 +31,7 @@ from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.published import Published
 from workloads.results.row import Row
 
 TOPO = "back2back"
@@ -176,6 +177,11 @@ EXPERIMENT = Experiment(
         "Throughput, and the bytes a NIC has to read again for each byte of payload, by loss: both ways to "
         "resync, with and without FreeBSD's rule that gives the NIC up; SMT's resyncs beside them.", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, needs_pictures=True, place=71,
+    published=Published(
+        emulated="two hosts on a cable: network namespaces on one machine; the NIC is a process that owns the "
+                 "interface",
+        not_comparable="anything published: Linux documents the rules and FreeBSD the switch that gives a NIC up, "
+                       "and neither has a figure of it"),
     steps=lambda plan: ("tls-loss", plan.trials * len(plan.losses) * (len(SYSTEMS) + 1)),
     kinds=(Mode(MODE, heading="transfers per second"),
            Picture("tls-loss.png", picture, "What loss costs: throughput, bytes read again, resyncs")))

@@ -30,6 +30,7 @@ from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.kinds import Mode, Picture
+from workloads.results.published import Published
 from workloads.results.row import Row
 
 TOPO = "two cables"
@@ -159,6 +160,11 @@ EXPERIMENT = Experiment(
         "The longest time without a byte after the sender's packets change from one of its NICs to the other, by "
         "Linux's policy (software seals) and FreeBSD's (drop, and take the context over).", 100),
     examples=_EXAMPLES, options=Options, check=check, measure=measure, needs_pictures=True, place=73,
+    published=Published(
+        emulated="two hosts on a cable: network namespaces on one machine; the NIC is a process that owns the "
+                 "interface",
+        not_comparable="anything published: Linux and FreeBSD have the two policies, and no figure of what "
+                       "they cost"),
     steps=lambda plan: ("tls-route", plan.trials * len(SYSTEMS)),
     kinds=(Mode(MODE, heading="transfers per second"),
            Picture("tls-route.png", picture, "Goodput while the route changes, and changes back")))

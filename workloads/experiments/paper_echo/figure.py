@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from smtstack.errors import Unsupported
 from smtstack.nicshare.state import NicState
+from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from workloads import transports
 from workloads.experiments.bench_wire import failure
@@ -32,13 +34,13 @@ from workloads.results import published
 from workloads.results.points import points, size_text
 from workloads.results.published import Beside
 from workloads.results.row import Row
-from workloads.transports.table import TABLE, system_label
+from workloads.transports.table import INLINE, TABLE, system_label
 
 TOPO = "back2back"
 TRIALS, SECONDS = 5, 0.5
 QUICK_TRIALS, QUICK_SECONDS = 1, 0.2
-#: Modules that bring transports which are in no list unasked.
-_BRING = {"quic": "workloads.transports.quic"}
+#: Of transports that are in no list unasked: the module that brings each, and the package that it needs.
+_BRING = {"quic": ("workloads.transports.quic", "aioquic")}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Chosen:
         """What tables call it."""
         name = system_label(self.transport, self.nic)
         return f"{name}, {self.line.variant}" if self.line.variant else name
+
+    @property
+    def hosting(self) -> str:
+        """How the hosts' NICs have to be."""
+        return TABLE[self.transport].hosting or INLINE
 
     @property
     def stands_in(self) -> bool:
@@ -115,35 +122,31 @@ def choose(lines: Sequence[Line]) -> tuple[list[Chosen], list[str]]:
 
 def _require(transport: str) -> None:
     """Raises :class:`Unsupported` for a transport that cannot be here."""
-    module = _BRING.get(transport)
-    if module is not None and transport not in TABLE:
-        try:
-            import_module(module)
-        except ImportError as e:
-            raise Unsupported(str(e)) from None
-        # The programs on hosts take it from there.
-        known = os.environ.get("SMTNET_TRANSPORTS", "")
-        os.environ["SMTNET_TRANSPORTS"] = ",".join(filter(None, (known, module)))
-    if transport not in TABLE:
+    if transport in TABLE:
+        transports.check(transport)
+    elif transport not in _BRING:
         raise Unsupported(f"there is no transport {transport}")
-    transports.check(transport)
+    elif find_spec(_BRING[transport][1]) is None:
+        raise Unsupported(f"{transport} needs {_BRING[transport][1]}: pip install 'smtnet[{transport}]'")
+
+
+def _bring(chosen: Sequence[Chosen]) -> None:
+    """Have all of them in the table: here, in the sandbox, and in the programs that are started from here."""
+    for one in chosen:
+        if one.transport not in TABLE:
+            module = _BRING[one.transport][0]
+            import_module(module)
+            known = os.environ.get("SMTNET_TRANSPORTS", "")
+            os.environ["SMTNET_TRANSPORTS"] = ",".join(filter(None, (known, module)))
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each load, line and trial."""
+    _bring(plan.chosen)
     rows: list[Row] = []
-    with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
-        systems = list(dict.fromkeys((one.transport, one.nic) for one in plan.chosen))
-        hosts = running.folder.path / "hosts"
-        fleets = {system: stack.enter_context(Fleet(net, TOPO, Setup(*system), hosts, number))
-                  for number, system in enumerate(systems)}
-        for trial in range(1, plan.trials + 1):
-            for tso in dict.fromkeys(one.line.tso for one in plan.chosen):
-                if tso:
-                    _set(net, f"tso={tso}")
-                for load in plan.loads:
-                    rows += [_row(fleets[one.transport, one.nic], one, load, trial, running)
-                             for one in plan.chosen if one.line.tso == tso]
+    # What needs a NIC of another hosting has a network of its own.
+    for hosting in dict.fromkeys(one.hosting for one in plan.chosen):
+        rows += _on_network(plan, [one for one in plan.chosen if one.hosting == hosting], hosting, running)
     remarks = [f"smtnet: {text}" for text in (*plan.missing, *(
         f"{one.series}, for {one.line.paper}: {one.line.note}" for one in plan.chosen if one.stands_in))]
     parameters = {"figure": plan.figure.name, "trials": plan.trials, "quick": plan.quick, "missing": plan.missing}
@@ -152,6 +155,24 @@ def measure(plan: Plan, running: Running) -> Outcome:
     values = beside(plan.figure, plan.chosen, rows)
     return Outcome(rows, {"points": [value_of(value) for value in values], "missing": plan.missing},
                    published.text(values), table=False, parameters=parameters, remarks=remarks, published=values)
+
+
+def _on_network(plan: Plan, chosen: Sequence[Chosen], hosting: str, running: Running) -> list[Row]:
+    rows: list[Row] = []
+    with open_network(TOPO, LinkOptions(hosting=hosting), progress=running.progress.say) as net, \
+            ExitStack() as stack:
+        systems = list(dict.fromkeys((one.transport, one.nic) for one in chosen))
+        hosts = running.folder.path / "hosts" / hosting
+        fleets = {system: stack.enter_context(Fleet(net, TOPO, Setup(*system), hosts, number))
+                  for number, system in enumerate(systems)}
+        for trial in range(1, plan.trials + 1):
+            for tso in dict.fromkeys(one.line.tso for one in chosen):
+                if tso:
+                    _set(net, f"tso={tso}")
+                for load in plan.loads:
+                    rows += [_row(fleets[one.transport, one.nic], one, load, trial, running)
+                             for one in chosen if one.line.tso == tso]
+    return rows
 
 
 def _set(net: SmtNet, setting: str) -> None:
