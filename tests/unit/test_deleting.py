@@ -35,6 +35,9 @@ _OWN = "tests/unit/test_deleting.py::test_processes_are_ended_by_those_who_start
 
 #: Where (module and function): which test shows that it is about our own things only.
 PLACES = {
+    "topo.cluster ClusterBridge.stop": "tests/net/test_cluster.py::test_smt_between_hosts_of_two_machines",
+    "topo.cluster ClusterNet.remove": _OWN,
+    "topo.cluster ClusterNet.stop": _OWN,
     "topo.devices Device.remove": "tests/unit/test_deleting.py::test_what_has_been_made_anew_is_not_removed",
     "topo.devices _set": _BESIDE,
     "topo.devices silence": _BESIDE,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from smtstack import quantities
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.storage.files import Protection
 from smtstack.storage.keys import make_key_file, read_key_file
@@ -78,7 +79,7 @@ class Options:
                           help="operations under way (default: %(default)s)")
     trials: int | None = option("--trials", type=positive, metavar="N",
                                 help="the median of their ratios counts (default: 3)")
-    sqlite_rows: int | None = option("--sqlite-rows", type=int, metavar="N",
+    sqlite_rows: int | None = option("--sqlite-rows", type=quantities.NOT_NEGATIVE, metavar="N",
                                      help="rows of a table in SQLite's speed test; 0: none (default: 5000)")
     quick: bool = option("--quick", action="store_true", help="one short trial, small tables")
     network: Network = group(Network)
