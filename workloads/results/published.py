@@ -207,5 +207,5 @@ def _draw_bars(axes: Any, styles: Mapping[str, _Style], own: Sequence[Beside], w
                  if value.series == name and (y := _value(value, where)) is not None]
         axes.barh([place for place, _y in found], [y for _place, y in found], width, color=styles[name][0])
     axes.set_yticks(list(places.values()), list(places) if where == "published" else [])
-    axes.invert_yaxis()
+    axes.set_ylim(len(places) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
