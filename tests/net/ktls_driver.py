@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import ssl
 import struct
@@ -27,6 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from smtstack.capture.pcapfile import Writer
 from smtstack.crypto.stream_gcm import StreamKeys, seal_record
 from smtstack.errors import BadPacket
 from smtstack.io.namespaces import within
@@ -282,6 +284,11 @@ def transfer(asked: dict[str, Any], net: SmtNet, one: SmtHost, other: SmtHost,
     if wire is not None:
         wire.stop()
         out["canaries"] = wire.canaries()
+        if "save" in asked:
+            with Path(asked["save"]).open("wb") as file:
+                writer = Writer(file)
+                for number, frame in enumerate(wire.frames):
+                    writer.write(number, frame)
         if "keys" in sent:
             out["equal"] = equal_to_software(wire, data, sent, suite)
     return out
@@ -368,45 +375,80 @@ def peers(asked: dict[str, Any]) -> dict[str, Any]:
                 here, there = End(one, partial(ours, role, suite)), End(other, partial(python_ssl, opposite))
                 said[f"{suite[2]}, we are the {role}"] = both_results(here, there)
 
-        def https() -> Any:
-            with KtlsSocket.server(accepted(), context_of(certs[one.name], SUITES[0]), nic=nic_port(how)) as end:
+        # Programs that nobody made for us, as clients and as a server.
+        def asked_by(suite: tuple[int, str, str], ends_with: bytes, answer: bytes) -> Any:
+            with KtlsSocket.server(accepted(), context_of(certs[one.name], suite), nic=nic_port(how)) as end:
                 asked_for = bytearray()
-                while b"\r\n\r\n" not in asked_for:
+                while not asked_for.endswith(ends_with):
                     asked_for += end.recv()
-                end.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data))
-                end.send(data)
-                return end.txtls_mode
+                end.send(answer)
+                with contextlib.suppress(OSError):  # some just go
+                    end.shutdown()
+                    end.recv()
+                return [end.txtls_mode, end.rxtls_mode]
 
-        def curl() -> Any:
-            folder = certs[other.name]
-            command = ["curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", "--cacert",
-                       str(folder / "ca.pem"), "--cert", str(folder / "cert.pem"), "--key",
-                       str(folder / "key.pem"), f"https://{one.IP()}:{PORT}/"]
-            return subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE).stdout == data
+        folder = certs[other.name]
+        ca, cert, key = (str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem"))
 
-        here = End(one, https)
-        time.sleep(0.3)  # curl tries again a second later at the earliest
-        said["curl"] = both_results(here, End(other, curl))
+        def says(*command: str, expected: bytes, fed: bytes = b"") -> bool:
+            """Whether a program prints that (a line, if it is ``fed`` one); tried until somebody listens."""
+            end = time.monotonic() + PATIENCE
+            while True:
+                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.DEVNULL) as program:
+                    assert program.stdin is not None
+                    assert program.stdout is not None
+                    if fed:
+                        with contextlib.suppress(BrokenPipeError):
+                            program.stdin.write(fed)
+                            program.stdin.flush()
+                        line = program.stdout.readline()
+                        if line:
+                            program.kill()
+                            return line == expected
+                    else:
+                        said = program.communicate(timeout=PATIENCE)[0]
+                        if not program.returncode:
+                            return said == expected
+                assert time.monotonic() < end, command
+                time.sleep(0.02)
 
-        def s_server() -> Any:
-            folder = certs[other.name]
-            with subprocess.Popen(["openssl", "s_server", "-accept", str(PORT), "-cert", str(folder / "cert.pem"),
-                                   "-key", str(folder / "key.pem"), "-rev"], stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
-                assert server.stdout is not None
-                while b"CONNECTION CLOSED" not in server.stdout.readline():
-                    pass
-                server.kill()
-                return True
+        for suite in (SUITES[0], SUITES[3]):
+            http = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+            for name, ends_with, answer, program in (
+                    ("curl", b"\r\n\r\n", http + data,
+                     partial(says, "curl", "-sS", "--cacert", ca, "--cert", cert, "--key", key,
+                             f"https://{one.IP()}:{PORT}/", expected=data)),
+                    ("redis-cli", b"GET\r\n$1\r\nk\r\n", b"$5\r\nvalue\r\n",
+                     partial(says, "redis-cli", "--tls", "--cacert", ca, "--cert", cert, "--key", key, "-h",
+                             one.IP(), "-p", str(PORT), "GET", "k", expected=b"value\n")),
+                    ("openssl s_client", b"hello\n", b"and to you\n",
+                     partial(says, "openssl", "s_client", "-quiet", "-connect", f"{one.IP()}:{PORT}", "-CAfile",
+                             ca, "-cert", cert, "-key", key, fed=b"hello\n", expected=b"and to you\n"))):
+                if shutil.which(name.split()[0]) is None:
+                    continue
+                here = End(one, partial(asked_by, suite, ends_with, answer))
+                said[f"{name}, {suite[2]}"] = both_results(here, End(other, program))
 
-        def to_openssl() -> Any:
-            with KtlsSocket.client(connected(other.IP()), context_of(certs[one.name], SUITES[1]),
-                                   nic=nic_port(how)) as end:
-                end.send(b"reverse this\n")
-                return [end.txtls_mode, end.recv().decode()]
+            def s_server() -> Any:
+                with subprocess.Popen(["openssl", "s_server", "-accept", str(PORT), "-cert", cert, "-key", key,
+                                       "-rev"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.STDOUT) as server:
+                    assert server.stdout is not None
+                    while b"CONNECTION CLOSED" not in server.stdout.readline():
+                        pass
+                    server.kill()
+                    return True
 
-        there = End(other, s_server)
-        said["openssl s_server"] = both_results(End(one, to_openssl), there)
+            def to_openssl(suite: tuple[int, str, str]) -> Any:
+                with KtlsSocket.client(connected(other.IP()), context_of(certs[one.name], suite),
+                                       nic=nic_port(how)) as end:
+                    end.send(b"reverse this\n")
+                    return [[end.txtls_mode, end.rxtls_mode], end.recv().decode()]
+
+            there = End(other, s_server)
+            (modes, got), _closed = both_results(End(one, partial(to_openssl, suite)), there)
+            said[f"openssl s_server, {suite[2]}"] = [modes, got == "siht esrever\n"]
         wire.stop()
         return {"said": said, "canaries": wire.canaries()}
 

@@ -93,6 +93,30 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert nic.counters.tx_tso_packets == 1
 
 
+@pytest.mark.parametrize("by", ["device", "software"])
+def test_headers_are_those_of_a_nic_without_offload(by):
+    """All but TCP's checksum, which covers what is encrypted."""
+    stream = Stream()
+    for n in range(3):
+        stream.push(text(16384, n))
+    nic = make_nic()
+    assert nic.add_flow(stream.flow(), context=by == "device") == (by == "device")
+    plain = make_nic(2)
+    for at, size, flags in ((0, 40_000, tcp.PSH | tcp.ACK), (40_000, 700, tcp.ACK), (30_000, 5000, tcp.ACK)):
+        frame = stream.packet(at, size, flags)
+        sealed = nic.transmit(frame, 1448, True, 34, 16, marked=True)
+        clear = plain.transmit(frame, 1448, True, 34, 16, marked=False)
+        assert len(sealed) == len(clear) == -(-size // 1448)
+        for one, other in zip(sealed, clear, strict=True):
+            packet = tcp.parse_untrusted(one)
+            assert tcp.checksum_ok(one, packet)
+            assert len(one) == len(other)
+            at_sum = packet.tcp_at + 16
+            assert one[:at_sum] + one[at_sum + 2:packet.payload_at] == (
+                other[:at_sum] + other[at_sum + 2:packet.payload_at])
+            assert one[packet.payload_at:] != other[packet.payload_at:]
+
+
 def test_a_port_that_cuts_gets_super_frames_whole():
     """What the port makes of them is what the device would have sent, and so are the counters."""
     streams = [Stream(), Stream()]
