@@ -91,6 +91,7 @@ class PacketLoop:
         self.statistics = LoopStatistics()
         self._waiter = waiter or Waiter(AS_TCP)
         seed = peer_key(endpoint.ip, endpoint.port)
+        nic.memory = port
         self._control = control = NicControl(port, self.driver, seed, tx, rx)
         self._tx = tx
         self._rx = rx

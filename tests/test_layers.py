@@ -26,12 +26,15 @@ RANK = {
     "smtstack.session": 4,
     "smtstack.nic": 5,
     "smtstack.capture": 5,
+    "smtstack.ktls": 6,  # TLS records on the kernel's TCP
     "smtstack.stack": 6,  # one end: an endpoint on a NIC
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
+    "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
+    "smtstack.ktls_io": 10,
     "smtstack.socket": 10,
     "smtstack.aio": 11,  # the asyncio face of smtstack.socket
     "topo": 12,  # starts workloads by their command line, never by import
@@ -51,7 +54,7 @@ RANK = {
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
-           "smtstack.stack", "smtstack.waiting"}
+           "smtstack.ktls", "smtstack.stack", "smtstack.waiting"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
                  "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
                  "logging", "secrets"}

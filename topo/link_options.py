@@ -18,7 +18,7 @@ from smtstack.nicshare.settings import Settings
 from smtstack.quantities import MICROSECONDS, PER_CENT, RATE, SIZE, Quantity
 from topo.shaping import HIGHEST_MBPS, LOWEST_MBPS, Queue
 
-_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off")}
+_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off"), "hosting": ("inline", "tap")}
 #: Bytes. The least IPv4 may be given, and the largest frame Linux lets a veth have.
 _LEAST_MTU, _MOST_MTU = 576, 9000
 #: Mininet's bw.
@@ -69,6 +69,9 @@ class LinkOptions:
     tso: str = "auto"
     """The kernel's checksum and segmentation offload, for TCP and TLS: ``on``, ``off``, or ``auto``: off as soon
     as there is a switch or a wire, since neither a wire nor a user-space switch can finish half-made frames."""
+    hosting: str = "inline"
+    """Where a host's smart NIC is: ``inline``, a part of each program that uses it, or ``tap``: a process of its
+    own that owns the host's interface, through which all that the host's kernel sends and receives goes, too."""
     nic: tuple[str, ...] = ()
     """Settings of the hosts' smart NICs, as ``smtnet nic --set`` takes them: ``("tso=off", "max-contexts=4")``."""
 
@@ -142,7 +145,7 @@ _FIXED = {
 #: Everything that :func:`read` knows.
 NAMES = (*_DEFAULTS, *ALIASES, *_FIXED, "use_htb", "txo", "latency_ms")
 #: Those that have no sense at one end only.
-OF_THE_LINK = ("fabric_mbps", "mtu", "seed", "wire", "tso", "txo", "nic")
+OF_THE_LINK = ("fabric_mbps", "mtu", "seed", "wire", "tso", "txo", "hosting", "nic")
 #: What people call them.
 _SYNONYMS = {"bandwidth": "bw", "rate": "bw", "latency": "delay", "packet_loss": "loss",
              "queue_size": "max_queue_size"}

@@ -5,16 +5,17 @@ Without impairments a link is one veth pair, with them two and a wire (:mod:`top
     h1-eth0 <----------------------------------------> s1-eth1
     h1-eth0 <---> w-h1-eth0 | wire process | w-s1-eth1 <---> s1-eth1
 
+With hosting=tap a host's interface is a NIC's (:mod:`topo.nic_process`), and the cable begins behind that::
+
+    h1-eth0 | NIC process | n-h1-eth0 <--------------> s1-eth1
+
 The rate is applied where a frame is sent: at the host's end and at the switch's. Impairments come after it.
 Netem is not used, even where the kernel has it: it has no seed before Linux 6.6, and records nothing.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,24 @@ from typing import Any
 from mininet.link import Intf, Link, TCIntf
 from mininet.node import Host, Switch
 
-from smtstack.errors import ConfigError, Unsupported
+from smtstack.errors import ConfigError
+from smtstack.io import ethtool
 from smtstack.io.namespaces import within
 from smtstack.nicshare.state import NicState
+from smtstack.tapnic.process import NicOptions
 from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
 from topo.link_options import NAMES, OF_THE_LINK, LinkOptions, read, unknown
+from topo.nic_process import NicProcess
 from topo.shaping import set_aside, shape
 from topo.wire import Wire
 
-# Linux <linux/sockios.h>, <linux/ethtool.h>.
-_SIOCETHTOOL = 0x8946
-_STXCSUM, _STSO, _SGSO = 0x17, 0x1F, 0x24
 #: Before the name of an interface: the end of its cable that the wire has.
 _INNER = "w-"
+#: Before the name of an interface: the end of its cable that the NIC has.
+_PORT = "n-"
+#: Frames that a port's queue holds: the ring behind it is short.
+_PORT_QUEUE = 10_000
 #: What Mininet's Link and Intf take beside the options.
 _OF_MININET = ("port1", "port2", "intfName1", "intfName2", "addr1", "addr2", "params1", "params2", "intf", "cls1",
                "cls2", "fast", "ip", "mac", "ifconfig", "up")
@@ -107,7 +112,10 @@ class SmtLink(Link):
         two, params["params2"] = self._options_of(node2, params.pop("params2", None), given)
         self.ends = (one, two)
         self._has_wire = one.has_wire or two.has_wire
+        self._switched = not (isinstance(node1, Host) and isinstance(node2, Host))
         self.wire: Wire | None = None
+        #: NICs that own an end, by its interface and namespace.
+        self.nics: dict[tuple[str, int | None], NicProcess] = {}
         self._states: list[NicState] = []
         self._made: list[Device] = []
         #: The ends that the wire has, on a link that has one.
@@ -155,18 +163,44 @@ class SmtLink(Link):
         """The veth pair, or the two pairs of a link with a wire, each end in its node's namespace."""
         where = f"link {node1.name}-{node2.name}"
         mtu = self.options.mtu
-        ends = (End(name1, namespace_pid(node1), addr1), End(name2, namespace_pid(node2), addr2))
+        hosts = (End(name1, namespace_pid(node1), addr1), End(name2, namespace_pid(node2), addr2))
+        ends = [End(unused_name(_PORT, end.name)) if self._has_nic(node) else end
+                for node, end in zip((node1, node2), hosts, strict=True)]
         if not self._has_wire:
-            self._made += make_cable(*ends, mtu, where)
-            return
-        for end in ends:
-            inner = unused_name(_INNER, end.name)
-            self._made += make_cable(End(inner), end, mtu, where)
-            self._inner += (inner,)
-            silence(inner)
+            self._made += make_cable(ends[0], ends[1], mtu, where)
+        else:
+            for end in ends:
+                inner = unused_name(_INNER, end.name)
+                self._made += make_cable(End(inner), end, mtu, where)
+                self._inner += (inner,)
+                silence(inner)
+        for host, port in zip(hosts, ends, strict=True):
+            if port is not host:
+                self._plug_in(host, port.name)
+        for nic in self.nics.values():
+            nic.wait()
+
+    def _has_nic(self, node: Any) -> bool:
+        # Not a host in our own namespace, as --nat's: what a NIC's guard does there would be the machine's affair.
+        return self.options.hosting == "tap" and isinstance(node, Host) and bool(node.inNamespace)
+
+    def _plug_in(self, end: End, port: str) -> None:
+        """Start the NIC of a host's end, whose cable begins at ``port``."""
+        silence(port)
+        # With a queue before it, a full ring makes the sender wait, where the kernel can do that (Linux 6.16).
+        batch("tc", [f"qdisc add dev {port} root pfifo limit {_PORT_QUEUE}"], where=end.name)
+        mac = (end.address or f"02:{':'.join(f'{byte:02x}' for byte in os.urandom(5))}").replace(":", "")
+        assert end.pid is not None
+        self.nics[end.name, end.pid] = NicProcess(NicOptions(end.name, end.pid, port, mac, self.options.mtu,
+                                                             super_frames=self._super_frames()))
+
+    def _super_frames(self) -> bool:
+        """Whether whoever is at the ends takes segments that are still to be cut."""
+        between_hosts = not self._has_wire and not self._switched
+        return self.options.tso == "on" or (self.options.tso == "auto" and between_hosts)
 
     def _configure(self) -> None:
-        plain = self._has_wire or not all(isinstance(i.node, Host) for i in (self.intf1, self.intf2))
+        plain = self._has_wire or self._switched
         for intf, options in zip((self.intf1, self.intf2), self.ends, strict=True):
             keep_apart(intf)
             if options.rate_mbps is not None:
@@ -177,7 +211,9 @@ class SmtLink(Link):
                     queues = aside.name
                 shape(queues, options.rate_mbps, options.queue(), options.mtu, intf.pid)
             if isinstance(intf.node, Host):
-                if options.tso == "off" or (options.tso == "auto" and plain):
+                # A NIC that owns the interface cuts by itself.
+                has_nic = (intf.name, intf.pid) in self.nics
+                if options.tso == "off" or (options.tso == "auto" and plain and not has_nic):
                     set_kernel_offload(intf.name, False, intf.pid)
                 # Kept by the link, so that counters outlive the programs that made them.
                 state = NicState.open(intf.name, pid=intf.pid, persistent=True)
@@ -196,8 +232,11 @@ class SmtLink(Link):
 
     def remove_end(self, intf: SmartNicIntf) -> None:
         """Remove one interface of the link, with its peer."""
+        nic = self.nics.pop((intf.name, intf.pid), None)
+        if nic is not None:
+            nic.stop()
         for device in self._made:
-            if (device.name, device.pid) == (intf.name, intf.pid):
+            if (device.name, device.pid) in ((intf.name, intf.pid), (nic and nic.port, None)):
                 device.remove()
 
     def delete(self) -> None:
@@ -207,6 +246,9 @@ class SmtLink(Link):
         for state in self._states:
             state.remove()
         self._states = []
+        for nic in self.nics.values():
+            nic.stop()
+        self.nics = {}
         for device in self._made:
             device.remove()
         self._made = []
@@ -244,16 +286,5 @@ def namespace_pid(node: Any) -> int | None:
 
 def set_kernel_offload(interface: str, on: bool, pid: int | None = None) -> None:
     """The kernel's transmit checksum and segmentation offload (ethtool -K tx, tso, gso), for TCP and UDP."""
-    def change() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            for command in (_STXCSUM, _STSO, _SGSO):
-                value = ctypes.create_string_buffer(struct.pack("II", command, on))
-                request = struct.pack("16sP16x", interface.encode(), ctypes.addressof(value))
-                try:
-                    fcntl.ioctl(s, _SIOCETHTOOL, request)
-                except OSError as e:
-                    raise Unsupported(f"{interface}: the kernel refuses to switch checksum and segmentation "
-                                      f"offload {'on' if on else 'off'}: {e.strerror}") from None
-
-    within(pid, change)
+    within(pid, lambda: ethtool.switch(interface, (ethtool.TX_CSUM, ethtool.TSO, ethtool.GSO), on))
 

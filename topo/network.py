@@ -137,9 +137,14 @@ class SmtNet(Mininet):
         rate: float | None = host.defaultIntf().options.rate_mbps
         return rate
 
+    def nic_pids(self, host: SmtHost) -> list[int]:
+        """Processes that are the host's NICs, where these own its interfaces (hosting tap)."""
+        return [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+
     def emulator_pids(self) -> list[int]:
-        """Processes that are the network itself: Open vSwitch, wires, the controller."""
+        """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""
         pids = [link.wire.pid for link in self.links if link.wire is not None]
+        pids += [pid for host in self.hosts for pid in self.nic_pids(host)]
         if self.switch_controller is not None:
             pids += self.switch_controller.pids()
         switchd = ovs.pid() if self.switch_kind.startswith("ovs") else None

@@ -29,6 +29,9 @@ _MAX_PAYLOAD: Final = MAX_IP - HEADER_LEN - DATA_LEN
 
 #: Feature names as ethtool knows them.
 FEATURES: Final = ("tso", "tls-hw-tx-offload", "tso-seq", "rx-checksum", "gso")
+#: Those of a NIC that owns its interface (hosting tap), and all that there are.
+TAP_FEATURES: Final = ("tso", "tls-hw-tx-offload", "rx-checksum", "tls-hw-rx-offload")
+ALL_FEATURES: Final = (*FEATURES, "tls-hw-rx-offload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,18 @@ class NicConfig:
     behind the device to cut. Others are cut here."""
     steering: str = "flow"
     """``flow`` or ``message``."""
+    tls_hw_rx_offload: bool = False
+    """TLS of kernel TCP is decrypted on its way in; only a NIC that owns its interface does that."""
+
+
+class ContextMemory(Protocol):
+    """Memory for TLS contexts that a device shares with others."""
+
+    def claim_context(self, own: int, limit: int) -> bool:
+        """Whether there is room for one more than the ``own`` contexts, where ``limit`` may be there."""
+
+    def hold_contexts(self, own: int) -> None:
+        """There are so many now."""
 
 
 class Watcher(Protocol):
@@ -85,6 +100,8 @@ class SmartNic:
         self.super_frames = False
         #: Contexts that may be there at once; a setting can lower it below the hardware's ``max_contexts``.
         self.context_limit = self.config.max_contexts
+        #: Shared with other devices; None: it is this one's alone.
+        self.memory: ContextMemory | None = None
         #: Sees all that passes; None: nobody.
         self.watcher: Watcher | None = None
         self._tx: list[deque[Descriptor]] = [deque() for _ in range(self.config.queues)]
@@ -115,9 +132,15 @@ class SmartNic:
         """Every feature and whether it is on."""
         return {name: bool(getattr(self, name.replace("-", "_"))) for name in FEATURES}
 
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell it of all that passes; None: nobody."""
+        self.watcher = watcher
+
     def create_context(self, version: int, key: bytes, iv: bytes, sequence: int) -> int:
         """Number of a fresh TLS context (never 0), or 0 when the device's memory is full."""
-        if len(self._contexts) >= self.context_limit:
+        held = len(self._contexts)
+        if held >= self.context_limit or (self.memory is not None
+                                          and not self.memory.claim_context(held, self.context_limit)):
             return 0
         self._context_ids += 1
         self._contexts[self._context_ids] = TlsContext(version, key, iv, sequence)
@@ -128,6 +151,8 @@ class SmartNic:
         """Forget a context. Segments still posted for it are dropped, not sent in clear."""
         if self._contexts.pop(context, None) is not None:
             self.counters.tx_tls_del += 1
+            if self.memory is not None:
+                self.memory.hold_contexts(len(self._contexts))
 
     def contexts(self) -> int:
         """How many TLS contexts there are."""

@@ -4,14 +4,48 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from typing import Protocol
 
 from smtstack.errors import ConfigError, SmtError
-from smtstack.nic.device import FEATURES
-from smtstack.nic.driver import NicDriver
+from smtstack.nic.device import NicConfig
 from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.settings import Faults, Settings, TapSetting
 from smtstack.nicshare.state import Port
 from smtstack.nicshare.tap import Tap
+
+
+class Device(Protocol):
+    """What settings are made on: a device, as :class:`~smtstack.nic.device.SmartNic` is one."""
+
+    context_limit: int
+    """TLS contexts it may have at once."""
+
+    @property
+    def config(self) -> NicConfig:
+        """What the hardware is like."""
+
+    def features(self) -> dict[str, bool]:
+        """Every feature and whether it is on."""
+
+    def set_feature(self, name: str, on: bool) -> None:
+        """Switch one of these."""
+
+    def watch(self, tap: Tap | None) -> None:
+        """Record all that passes; None: no longer."""
+
+
+class Driver(Protocol):
+    """What is set on its driver, as :class:`~smtstack.nic.driver.NicDriver` is one."""
+
+    @property
+    def nic(self) -> Device:
+        """The device it drives."""
+
+    def trim_contexts(self) -> None:
+        """Give contexts back that are more than the device's limit."""
+
+    def set_paths(self, paths: int) -> None:
+        """Spread messages over that many paths."""
 
 
 class NicControl:
@@ -21,7 +55,7 @@ class NicControl:
     :meth:`sync`.
     """
 
-    def __init__(self, port: Port | None, driver: NicDriver, seed: int, tx: Impairments | None,
+    def __init__(self, port: Port | None, driver: Driver, seed: int, tx: Impairments | None,
                  rx: Impairments | None) -> None:
         self._port = port
         self._driver = driver
@@ -78,7 +112,7 @@ class NicControl:
 
     def _apply(self, settings: Settings) -> None:
         nic = self._nic
-        for name in FEATURES:
+        for name in nic.features():
             own = bool(getattr(nic.config, name.replace("-", "_")))
             nic.set_feature(name, settings.features.get(name, own))
         hardware = nic.config.max_contexts
@@ -105,12 +139,13 @@ class NicControl:
 
     def _open_tap(self, setting: TapSetting) -> None:
         try:
-            self._nic.watcher = self._tap = Tap(setting.path, setting.host_side)
+            self._tap = Tap(setting.path, setting.host_side)
+            self._nic.watch(self._tap)
         except (OSError, SmtError):
             self._tap_errors += 1
 
     def _close_tap(self) -> None:
-        self._nic.watcher = None
+        self._nic.watch(None)
         if self._tap is not None:
             self._tap.close()
             self._tap_errors += self._tap.errors

@@ -25,7 +25,7 @@ from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import namespaces
 from smtstack.io.namespaces import Census, Namespace
 from smtstack.nic import counters as nic_counters
-from smtstack.nic.device import FEATURES
+from smtstack.nic.device import ALL_FEATURES
 from smtstack.nicshare.settings import Settings
 from smtstack.transport import counters as transport_counters
 
@@ -39,13 +39,13 @@ SLOTS = 64
 
 _MAGIC = int.from_bytes(b"smtnic\0\1", "big")
 #: Changes with the meaning of any word.
-_LAYOUT = zlib.crc32(repr((COUNTERS, FEATURES, SLOTS, 1)).encode())
+_LAYOUT = zlib.crc32(repr((COUNTERS, ALL_FEATURES, SLOTS, 2)).encode())
 
 # Words of the header.
 _AT_MAGIC, _AT_LAYOUT, GENERATION, _AT_KEPT, _AT_BOOT, _AT_INODE, _AT_PIDS, _AT_SIZE = range(8)
 _SETTINGS_AT, _SETTINGS_END = 64, 8192
 # Words of a slot; counters follow. The address is 0 in a slot that nobody owns.
-PID, ADDRESS, PORT, PROTOCOL, PROFILE, ON, APPLIED, _SPARE = range(8)
+PID, ADDRESS, PORT, PROTOCOL, PROFILE, ON, APPLIED, CONTEXTS = range(8)
 SLOT_WORDS = 8 + len(COUNTERS)
 #: The first slot adds up the counters of endpoints that are gone.
 _GONE = 0

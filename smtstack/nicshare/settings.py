@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smtstack.errors import ConfigError
-from smtstack.nic.device import FEATURES, NicConfig
+from smtstack.nic.device import ALL_FEATURES, NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.quantities import FRACTION, MICROSECONDS
 from smtstack.wire.ethernet import MAX_PATHS
@@ -22,7 +22,7 @@ _SHARES = {"loss": "drop", "duplicate": "duplicate", "reorder": "reorder", "corr
 _TIMES = {"delay": "delay_ns", "jitter": "jitter_ns", "reorder-delay": "reorder_ns"}
 _NUMBERS = ("max-contexts", "queues", "paths")
 #: Everything :meth:`Settings.assign` knows, for error texts.
-NAMES = (*FEATURES, *_NUMBERS, *_SHARES, *_TIMES, "seed", "tx", "rx")
+NAMES = (*ALL_FEATURES, *_NUMBERS, *_SHARES, *_TIMES, "seed", "tx", "rx")
 MAX_QUEUES = 64
 DIRECTIONS = ("tx", "rx")
 _DEFAULT = "default"
@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, on in self.features.items():
-            if name not in FEATURES:
+            if name not in ALL_FEATURES:
                 raise _unknown(name)
             if not isinstance(on, bool):
                 raise ConfigError(f"{name} is on or off, not {on!r}")
@@ -108,7 +108,7 @@ class Settings:
     def with_feature(self, name: str, on: bool | None) -> Settings:
         """With a feature forced on or off; None: as the endpoints configured it."""
         features = {n: v for n, v in self.features.items() if n != name}
-        if name not in FEATURES:
+        if name not in ALL_FEATURES:
             raise _unknown(name)
         return dataclasses.replace(self, features=features if on is None else {**features, name: on})
 

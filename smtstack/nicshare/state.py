@@ -19,7 +19,7 @@ from pathlib import Path
 
 from smtstack.errors import ConfigError, SmtError
 from smtstack.io.namespaces import Namespace, locate
-from smtstack.nic.device import FEATURES, NicConfig
+from smtstack.nic.device import ALL_FEATURES, FEATURES, TAP_FEATURES, NicConfig
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.nicshare import file as nic_file
 from smtstack.nicshare.file import COUNTERS, GENERATION, SLOT_WORDS, SLOTS, StateFile, open_file, sweep
@@ -28,7 +28,11 @@ from smtstack.nicshare.tap import create_tap
 from smtstack.wire import homa
 from smtstack.wire.ipv4 import format_address
 
-_PROFILES = tuple(homa.FORMATS)
+#: Of the NIC that owns its interface, which serves whatever the kernel sends.
+TAP = "tap"
+#: What stands for the address of such a NIC, which has none of its own.
+EVERY_ADDRESS = 0xFFFFFFFF
+_PROFILES = (*homa.FORMATS, TAP)
 #: Endpoints look at the settings at least this often, even if nothing happens.
 APPLY_S = 1.5
 
@@ -40,7 +44,7 @@ class EndpointInfo:
     pid: int
     """Process id, as its own pid namespace counts."""
     address: str
-    """IP:PORT of its side."""
+    """IP:PORT of its side; ``kernel`` for a NIC that owns the interface (profile ``tap``)."""
     profile: str
     protocol: int
     """IP protocol number."""
@@ -214,12 +218,14 @@ class NicState:
 
 
 def _info(slot: memoryview, generation: int) -> EndpointInfo:
-    profile = slot[nic_file.PROFILE]
+    number = slot[nic_file.PROFILE]
+    profile = _PROFILES[number] if number < len(_PROFILES) else "?"
     on = slot[nic_file.ON]
+    names = TAP_FEATURES if profile == TAP else FEATURES
+    address = "kernel" if profile == TAP else f"{format_address(slot[nic_file.ADDRESS])}:{slot[nic_file.PORT]}"
     return EndpointInfo(
-        pid=slot[nic_file.PID], address=f"{format_address(slot[nic_file.ADDRESS])}:{slot[nic_file.PORT]}",
-        profile=_PROFILES[profile] if profile < len(_PROFILES) else "?", protocol=slot[nic_file.PROTOCOL],
-        features={name: bool(on >> n & 1) for n, name in enumerate(FEATURES)},
+        pid=slot[nic_file.PID], address=address, profile=profile, protocol=slot[nic_file.PROTOCOL],
+        features={name: bool(on >> n & 1) for n, name in enumerate(ALL_FEATURES) if name in names},
         up_to_date=slot[nic_file.APPLIED] == generation,
         counters=dict(zip(COUNTERS, slot[SLOT_WORDS - len(COUNTERS):], strict=True)))
 
@@ -236,10 +242,13 @@ class Port:
 
     @classmethod
     def attach(cls, interface: str, address: int, port: int, protocol: int, profile: str,
-               folder: Path | None = None) -> Port | None:
-        """Take a place; None where that is impossible (no such folder, not root): then one runs without."""
+               folder: Path | None = None, pid: int | None = None) -> Port | None:
+        """Take a place; None where that is impossible (no such folder, not root): then one runs without.
+
+        ``pid``: a process in whose namespace the interface is; None: ours.
+        """
         try:
-            namespace = locate(interface)
+            namespace = locate(interface, pid)
             sweep(folder, networks=False)
             file = open_file(interface, namespace, True, folder)
         except (SmtError, OSError):
@@ -264,10 +273,33 @@ class Port:
         """(generation, settings), or None while they are being changed. Raises :class:`ConfigError`."""
         return self._file.try_settings()
 
+    def claim_context(self, own: int, limit: int) -> bool:
+        """Whether there is room for one more TLS context than the ``own`` ones, of ``limit`` that may be there.
+
+        On an interface with a NIC of its own (hosting tap) all share that NIC's memory, else each endpoint has
+        one. What is claimed is to be used, or given back by :meth:`hold_contexts`.
+        """
+        if self._slot is None:
+            return own < limit
+        with self._file.locked():
+            self._file.fold()
+            slots = [self._file.slot(number) for number in range(1, SLOTS + 1) if number != self._number]
+            shared = any(slot[nic_file.PROFILE] == _PROFILES.index(TAP) for slot in (*slots, self._slot)
+                         if slot[nic_file.ADDRESS])
+            if own + (sum(slot[nic_file.CONTEXTS] for slot in slots) if shared else 0) >= limit:
+                return False
+            self._slot[nic_file.CONTEXTS] = own + 1
+            return True
+
+    def hold_contexts(self, own: int) -> None:
+        """Say how many TLS contexts we have now."""
+        if self._slot is not None:
+            self._slot[nic_file.CONTEXTS] = own
+
     def applied(self, generation: int, features: dict[str, bool]) -> None:
         """Say which settings were taken, and what is switched on now."""
         if self._slot is not None:
-            self._slot[nic_file.ON] = sum(features[name] << n for n, name in enumerate(FEATURES))
+            self._slot[nic_file.ON] = sum(features.get(name, False) << n for n, name in enumerate(ALL_FEATURES))
             self._slot[nic_file.APPLIED] = generation
 
     def publish(self, counters: dict[str, int]) -> None:

@@ -73,6 +73,14 @@ class Tap:
         """Record what came."""
         self._add(pcapng.packet(_WIRE, time.time_ns(), frame, outwards=False))
 
+    def left(self, queue: int, segment: bytes, frames: list[bytes], comment: str) -> None:
+        """Record a segment of the kernel's, if the host side is wanted, and the frames that it became."""
+        now = time.time_ns()
+        if self._host_side:
+            self._add(pcapng.packet(_HOST, now, segment, outwards=True, comment=f"queue {queue}"))
+        for frame in frames:
+            self._add(pcapng.packet(_WIRE, now, frame, outwards=True, comment=comment))
+
     def _posted(self, queue: int, descriptor: Descriptor, sequence: int, now: int) -> None:
         if isinstance(descriptor, Resync):
             self._resyncs[queue] = descriptor

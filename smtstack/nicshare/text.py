@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smtstack.nic.device import FEATURES
+from smtstack.nic.device import ALL_FEATURES
 from smtstack.nicshare.settings import DIRECTIONS, Faults, Settings
 from smtstack.nicshare.state import NicState
 
@@ -25,7 +25,7 @@ def describe(state: NicState) -> str:
 
 def _settings(settings: Settings) -> list[tuple[str, str]]:
     """What is set; one line says so if nothing is."""
-    switches = [(name, "on" if settings.features[name] else "off") for name in FEATURES
+    switches = [(name, "on" if settings.features[name] else "off") for name in ALL_FEATURES
                 if name in settings.features]
     numbers = [(name, str(value)) for name, value in (("max-contexts", settings.max_contexts),
                                                       ("queues", settings.queues),

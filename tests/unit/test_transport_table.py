@@ -85,12 +85,12 @@ def test_a_transport_of_one_record_is_in_every_list(tmp_path):
     assert found["chosen"] == "toy"
     assert found["color"] == "#123456"
     assert "toy" in found["demo"]
-    assert found["wire"] == ["smt-sw/tls", "smt-hw/tls", "homa/tcp", "toy/tcp"]
-    assert found["mix"] == ["smt", "homa", "tcp", "tls", "toy"]
-    assert found["queries"] == ["smt", "tls", "toy"]
+    assert found["wire"] == ["smt-sw/tls", "smt-hw/tls", "homa/tcp", "ktls-sw/tls", "toy/tcp"]
+    assert found["mix"] == ["smt", "homa", "tcp", "tls", "ktls-sw", "toy"]
+    assert found["queries"] == ["smt", "tls", "ktls-sw", "toy"]
     assert found["credentials"] == ["--certs", str(tmp_path / "keys" / "a")]
     assert found["uses_nic"] is False
-    assert found["kinds"] == ["tcp", "tls", "ktls", "toy"]
+    assert found["kinds"] == ["tcp", "tls", "ktls", "ktls-sw", "toy"]
 
 
 @pytest.mark.usefixtures("with_toy")
@@ -157,4 +157,4 @@ def test_what_is_divided_has_its_yardstick_beside_it():
 def test_nobody_but_the_nic_of_an_encrypted_packet_transport_is_named():
     assert [TABLE["smt"].label(nic) for nic in ("sw", "hw")] == ["smt-sw", "smt-hw"]
     assert [TABLE[name].label("sw") for name in ("homa", "linux", "tcp")] == ["homa", "linux-sw", "tcp"]
-    assert transports.ENCRYPTED == ("smt", "linux", "tls", "ktls")
+    assert transports.ENCRYPTED == ("smt", "linux", "tls", "ktls", "ktls-sw")

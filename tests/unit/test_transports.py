@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtstack.errors import ConfigError, PeerError, Unsupported
+from smtstack.ktls.key_schedule import suite_named, traffic_params
+from smtstack.ktls.params import pack_crypto_info
 from smtstack.socket import Address, RpcError, RpcTimeout
 from smtstack.waiting import POLL, Waiting
 from workloads import transports
 from workloads.fleet import credentials
 from workloads.load.loops import ClosedLoop, Load, Requests
-from workloads.transports import NAMES, Settings, ktls
+from workloads.transports import NAMES, Settings
 from workloads.transports.contract import Call, Handler, Incoming
 from workloads.transports.framing import HEADER, FramingError, Inbox, frame
 from workloads.transports.stream import Stream
@@ -348,7 +350,7 @@ def test_what_is_missing_is_named(transport, words):
 def test_ktls_keys_are_those_of_rfc_8448():
     """The client's application traffic secret, key and IV of the simple 1-RTT handshake (RFC 8448, 3)."""
     secret = bytes.fromhex("9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5")
-    info = ktls.crypto_info(secret)
+    info = pack_crypto_info(traffic_params(suite_named("TLS_AES_128_GCM_SHA256"), secret))
     version, cipher, iv, key, salt, number = struct.unpack("=HH8s16s4s8s", info)
     assert (version, cipher) == (0x0304, 51)
     assert key.hex() == "17422dda596ed5d9acd890e3c63f5051"

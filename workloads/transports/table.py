@@ -179,6 +179,19 @@ def _ktls(settings: Settings, server: bool) -> StreamMaker:
     return ktls.maker(settings.certs, settings.limit, server)
 
 
+def _ktls_sw(settings: Settings, server: bool) -> StreamMaker:
+    from workloads.transports import ktls_own
+
+    assert settings.certs is not None  # ``certified``
+    return ktls_own.maker(settings.certs, settings.limit, server)
+
+
+def _check_ktls_sw() -> None:
+    from workloads.transports import ktls_own
+
+    ktls_own.check()
+
+
 def _check_ktls() -> None:
     from workloads.transports import ktls
 
@@ -199,6 +212,9 @@ for _kind in (
                   compared=frozenset({"demo", "wire", "mix", "queries", "mn"})),
     TransportKind(name="ktls", about="by the kernel", streams=_ktls, encrypted=True, certified=True,
                   looks={"sw": Look("#CC79A7", "P", "--")}, compared=frozenset({"demo"}), check=_check_ktls),
+    TransportKind(name="ktls-sw", about="our kernel TLS, in software", streams=_ktls_sw, encrypted=True,
+                  certified=True, beside="tls", looks={"sw": Look("#AA4499", "p", "--")},
+                  compared=frozenset({"demo", "wire", "mix", "queries", "mn"}), check=_check_ktls_sw),
     TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
                   compared=frozenset({"mn"})),
 ):

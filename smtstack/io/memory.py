@@ -1,0 +1,40 @@
+"""Memory that processes share by a descriptor (memfd_create(2)), of a size that nobody can change any more."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+from smtstack.errors import ConfigError
+
+# Linux <linux/fcntl.h>
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
+_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
+
+
+def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
+    """(descriptor, mapping) of new memory, all zeros. Who gets the descriptor sees what is written."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
+        return descriptor, mmap.mmap(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def map_untrusted(descriptor: int, most: int) -> mmap.mmap:
+    """The mapping of memory that somebody else made, of at most ``most`` bytes.
+
+    Raises :class:`ConfigError` unless its size is fixed: whoever made it shorter would end us by SIGBUS.
+    """
+    try:
+        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
+        size = os.fstat(descriptor).st_size
+        if not seals & _SEAL_SHRINK or not 0 < size <= most:
+            raise ConfigError("shared memory that may shrink, or is too large")
+        return mmap.mmap(descriptor, size)
+    except OSError as e:
+        raise ConfigError(f"this descriptor is no shared memory: {e.strerror}") from None

@@ -1,0 +1,87 @@
+"""Kernel TLS of our own (smtstack.ktls) on kernel TCP: software seals (``ktls-sw``), or the NIC that owns the
+host's interface (``ktls-nic``)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from pathlib import Path
+from typing import Any
+
+from smtstack.ktls.stats import TlsStats
+from smtstack.ktls_io.backends import default_backends
+from smtstack.ktls_io.handshake import Established, openssl
+from smtstack.ktls_io.sending import NicPort
+from smtstack.ktls_io.socket import KtlsSocket
+from smtstack.socket import Address
+from workloads.transports.epoll import StreamMaker
+from workloads.transports.handshaken import HandshakenStream, host_context
+from workloads.transports.stream import StreamError
+
+#: All that has come: nothing may stay behind that no event tells of.
+_ALL = 1 << 40
+
+
+class OwnKtlsStream(HandshakenStream):
+    """A connection whose records we make."""
+
+    __slots__ = ("_tls",)
+
+    def __init__(self, sock: socket.socket, peer: Address, limit: int, context: Any, server: bool,
+                 tls: KtlsSocket) -> None:
+        super().__init__(sock, peer, limit, context, server)
+        self._tls = tls
+
+    def reason(self, error: OSError) -> str:
+        return "a record failed authentication" if error.errno == errno.EBADMSG else super().reason(error)
+
+    def begin(self, keys: Established) -> None:
+        try:
+            self._tls.turn_on(keys)
+        except OSError as e:
+            raise StreamError(f"kTLS: {e.strerror}") from None
+
+    def receive(self) -> bytes | None:
+        try:
+            return self._tls.recv(_ALL)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            raise StreamError(self.reason(e)) from None
+
+    def send(self, data: bytes | memoryview) -> bool:
+        try:
+            self._tls.connection.write(data)
+        except OSError as e:
+            raise StreamError(self.reason(e)) from None
+        return self.flush()
+
+    def flush(self) -> bool:
+        try:
+            gone = self._tls.push(wait=False)
+        except OSError as e:
+            raise StreamError(self.reason(e)) from None
+        self.backlog = self._tls.connection.queue.backlog
+        return gone
+
+    def close(self) -> None:
+        self._tls.close()
+
+
+def check() -> None:
+    """Raises :class:`~smtstack.errors.Unsupported` naming what this Python lacks."""
+    openssl()
+
+
+def maker(certs: Path, limit: int, server: bool, nic: NicPort | None = None) -> StreamMaker:
+    """Streams of this host's certificate; with ``nic`` it seals. Raises :class:`~smtstack.errors.ConfigError`,
+    :class:`~smtstack.errors.Unsupported`."""
+    check()
+    context = host_context(certs)
+    backends, stats = default_backends(nic=nic is not None), TlsStats()
+
+    def make(sock: socket.socket, peer: Address) -> OwnKtlsStream:
+        tls = KtlsSocket(sock, backends=backends, stats=stats, nic=nic)
+        return OwnKtlsStream(sock, peer, limit, context, server, tls)
+
+    return make
