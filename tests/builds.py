@@ -16,7 +16,8 @@ from smtstack import compiled
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "unit"
 #: How names of files begin: engine, attacks, fuzzers, the path of most packets, NIC, sessions.
-SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_hot_path", "test_nic", "test_overlay", "test_session")
+SUITES = ("test_engine", "test_attacks", "test_fuzz", "test_hot_path", "test_nic", "test_overlay", "test_session",
+          "test_tls_rx", "test_tls_tx")
 
 
 def files() -> list[str]:

@@ -34,7 +34,7 @@ from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4, overlay, show, upstream
 from smtstack.wire import frame as wire_frame
-from tests import fuzz_sessions
+from tests import fuzz_ktls, fuzz_sessions, fuzz_tls
 from tests.fuzz_engine import Findings, Round
 from tests.pair import Pair, pattern
 from tests.recorder import Recorder
@@ -371,6 +371,8 @@ def targets() -> list[Target]:
                lambda b: skip_untrusted(io.BytesIO(b), int.from_bytes(b[:2], "big")), captures(every)),
         Target(f"{capture}.links.find_untrusted", _link, [*every[::4], *tunnels(every[::8])], ()),
         *fuzz_sessions.targets(genuine_frames("smt")),
+        *fuzz_tls.targets(),
+        *(Target(*one) for one in fuzz_ktls.targets()),
     ]
 
 

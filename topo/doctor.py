@@ -143,7 +143,8 @@ def _crypto(facts: Facts) -> Iterator[Check]:
     yield from _tried(facts, "ktls", "kernel TLS", "warn", "missing: transport ktls is skipped",
                       _modprobe(facts, "tls"))
     if not facts.openssl_binding:
-        yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, transport ktls-sw is skipped",
+        yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, "
+                    "transport ktls-sw is skipped, transport ktls-nic is skipped",
                     _pip("pyOpenSSL"))
     yield from _tickets(facts)
     speed = f"{facts.seal_us:g} us to seal 1 KB"

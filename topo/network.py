@@ -240,7 +240,7 @@ def _why(client: SmtHost, server: SmtHost) -> str:
             (entry,) = json.loads(run(command))
         except SmtError:
             return f"{host.name} has no interface {intf.name} any more"
-        if entry["operstate"] != "UP":
+        if entry["operstate"] not in ("UP", "UNKNOWN"):  # a TAP has no carrier
             return f"{intf.name} is {entry['operstate'].lower()}: ip link set dev {intf.name} up"
     return "no answer to an ICMP echo"
 

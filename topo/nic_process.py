@@ -12,11 +12,10 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.tapnic.process import NicOptions
-from topo.interpreter import host_environment
+from topo.interpreter import host_environment, host_python
 
 #: Seconds a NIC gets to start on a loaded machine, and to end.
 _PATIENCE_S = 20.0
@@ -34,7 +33,7 @@ class NicProcess:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "smtstack.tapnic.process", str(theirs.fileno()), options.pack()],
+                [host_python(), "-m", "smtstack.tapnic.process", str(theirs.fileno()), options.pack()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                 # Ctrl-C at the terminal is for Mininet's CLI, not for the NIC under it.
                 start_new_session=True, env=host_environment())

@@ -32,7 +32,8 @@ class Needs(NamedTuple):
 
 #: What can be asked for by name here, as workloads/transports/table.py has it; a test compares the two.
 TRANSPORTS = {"smt": Needs(True, True), "homa": Needs(True, False), "tcp": Needs(False, False),
-              "tls": Needs(False, True), "ktls-sw": Needs(False, True), "upstream": Needs(True, False)}
+              "tls": Needs(False, True), "ktls-sw": Needs(False, True), "ktls-nic": Needs(False, True),
+              "upstream": Needs(True, False)}
 _PORT = 2000
 _FIRST_CLIENT_PORT = 40_000
 #: What servers and clients import sooner or later: they share it (topo/forked.py).

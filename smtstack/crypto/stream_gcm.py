@@ -117,12 +117,16 @@ class StreamKeys:
         return (header[3] << 8 | header[4]) - TAG_LEN - self.header_len + PREFIX_LEN
 
 
-def record_len_untrusted(keys: StreamKeys, prefix: Data) -> int:
-    """Length of the whole record that begins with these 5 bytes, or 0 if no sealed record of ``keys`` does."""
+def record_len_untrusted(keys: StreamKeys, prefix: Data, any_kind: bool = False) -> int:
+    """Length of the whole record that begins with these 5 bytes, or 0 if no sealed record of ``keys`` does.
+
+    ``any_kind``: TLS 1.2 records may have a content type that is none of TLS's own four.
+    """
     if len(prefix) < PREFIX_LEN or prefix[1] != 3 or prefix[2] != 3:
         return 0
     kind = prefix[0]
-    if kind != APPLICATION_DATA and (keys.version == TLS13 or not CHANGE_CIPHER_SPEC <= kind < APPLICATION_DATA):
+    if kind != APPLICATION_DATA and (keys.version == TLS13
+                                     or not (any_kind or CHANGE_CIPHER_SPEC <= kind < APPLICATION_DATA)):
         return 0
     length = prefix[3] << 8 | prefix[4]
     # A TLS 1.3 record has its type inside; one of TLS 1.2 may be empty.
@@ -169,7 +173,7 @@ def open_record_untrusted(keys: StreamKeys, number: int, record: Data) -> tuple[
     In TLS 1.3 the type is the last byte that is not zero (RFC 8446 §5.4); a record of zeros is refused.
     """
     at = keys.header_len
-    if record_len_untrusted(keys, record[:PREFIX_LEN]) != len(record):
+    if not record or record_len_untrusted(keys, record[:PREFIX_LEN], any_kind=True) != len(record):
         raise AuthError(f"{len(record)} bytes are no record")
     header = bytes(record[:at])
     aead = ChaCha20Poly1305(keys.key) if keys.cipher == CHACHA20_POLY1305 else AESGCM(keys.key)

@@ -44,6 +44,7 @@ _U32 = struct.Struct("=I")
 
 def sequences(sock: socket.socket) -> tuple[int, int]:
     """(sequence number of the next byte written to an established TCP socket, of the next that is read)."""
+    reuse = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
     except PermissionError:
@@ -58,6 +59,8 @@ def sequences(sock: socket.socket) -> tuple[int, int]:
     finally:
         # With a probe the peer would get a packet that no program sent.
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_OFF_NO_WINDOW_PROBE)
+        # It forgets this one, and nobody could listen on the port again for as long as the connection is known.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
 
 
 def set_mark(sock: socket.socket, mark: int) -> None:

@@ -12,9 +12,9 @@ from typing import Final
 from smtstack.crypto.stream_gcm import TAG_LEN, inner_untrusted
 from smtstack.errors import AuthError
 from smtstack.ktls.mixed import came_sealed, candidates, opened_whole
+from smtstack.ktls.nic_marks import MarkSource
 from smtstack.ktls.params import VERSION_1_3
 from smtstack.ktls.records import DATA, HEADER_LEN, BadRecord, Buffer, Record, record_size_untrusted
-from smtstack.ktls.resync import MarkSource
 from smtstack.ktls.session import TlsSession
 from smtstack.ktls.stats import SW, TlsStats
 from smtstack.nic.marks import Range
@@ -187,7 +187,7 @@ class ReceiveMachine:
         else:
             forms = self.marks.forms(self._at, size)
             verified = opened_whole(forms)
-            self.marks.record(self._at, size, self.number, verified)
+            self.marks.record(self._at, size, self.number, forms)
             if verified:
                 body = bytes(record[session.shape.header:size - TAG_LEN])
                 return inner_untrusted(body) if session.version == VERSION_1_3 else (record[0], body)

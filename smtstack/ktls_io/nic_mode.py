@@ -57,10 +57,11 @@ class TapRx:
 
 class TapNics:
     """A :class:`~smtstack.ktls_io.sending.NicPort`: the NICs of this network namespace. ``policy``, ``resync`` and
-    ``rx_resync`` are words of :mod:`smtstack.nic.tls_flow`."""
+    ``rx_resync`` are words of :mod:`smtstack.nic.tls_flow`; ``room``: bytes of records that may be under way."""
 
     def __init__(self, policy: str = LINUX, resync: str = DUMP, receives: bool = False,
-                 rx_resync: str = SCAN) -> None:
+                 rx_resync: str = SCAN, room: int = client.DEFAULT_ROOM) -> None:
+        self._room = room
         self.policy = policy
         self.resync = resync
         self.receives = receives
@@ -68,7 +69,8 @@ class TapNics:
 
     def install_tx(self, sock: socket.socket, keys: StreamKeys, number: int) -> TapTx:
         """Raises OSError, :class:`~smtstack.errors.Unsupported`: :func:`smtstack.tapnic.client.install_tx`."""
-        return TapTx(client.install_tx(sock, keys, number, policy=self.policy, resync=self.resync))
+        return TapTx(client.install_tx(sock, keys, number, policy=self.policy, resync=self.resync,
+                                        room=self._room))
 
     def install_rx(self, sock: socket.socket, keys: StreamKeys, number: int) -> TapRx:
         """Raises OSError, :class:`~smtstack.errors.Unsupported`: :func:`smtstack.tapnic.client.install_rx`."""

@@ -280,15 +280,16 @@ class Sender:
     # -- software --------------------------------------------------------------------------------------------
 
     def _push_sealed(self, wait: bool) -> bool:
+        """Give TCP what one call takes of the first record's session: behind that may be what only a NIC may
+        send."""
         flags = self._flags(wait)
         if self._nic is not None:
             # A NIC may begin with the next byte: no segment is to have both.
             flags |= socket.MSG_EOR
         queue = self._connection.queue
-        while parts := queue.ready():
-            count = self._sock.sendmsg(parts, [], flags)
-            self.copies["send"] += count
-            queue.sent(count)
+        count = self._sock.sendmsg(queue.ready(), [], flags)
+        self.copies["send"] += count
+        queue.sent(count)
         return True
 
     @staticmethod

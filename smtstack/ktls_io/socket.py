@@ -18,6 +18,7 @@ from smtstack.ktls import control_records as control
 from smtstack.ktls.backends import Registry
 from smtstack.ktls.connection import KtlsConnection
 from smtstack.ktls.key_schedule import Suite, next_secret, traffic_params
+from smtstack.ktls.nic_marks import NicMarks
 from smtstack.ktls.params import (
     SOL_TLS,
     TLS_RX,
@@ -31,7 +32,6 @@ from smtstack.ktls.params import (
 )
 from smtstack.ktls.receive import ReceiveMachine
 from smtstack.ktls.records import ALERT, DATA, HANDSHAKE, Buffer, Record
-from smtstack.ktls.resync import NicMarks
 from smtstack.ktls.stats import NIC, SW, TlsStats
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.handshake import Established, Handshake

@@ -77,6 +77,7 @@ class RxResync:
                 asked.delta += 1
                 if asked.delta > DELTA_LIMIT:
                     asked.begun = False
+                    asked.log.clear()
         for which, place in self._marks.questions():
             asked = self._asked[which]
             asked.seq = place

@@ -98,6 +98,7 @@ class TlsNic:
             elif not state.context and self._may_have_one(self.tls_hw_tx_offload, flow.keys.cipher):
                 state.context = self.tx.create_context()
                 state.expected = state.number = -1
+                state.answer = 0
             if state.context:
                 state.records.owner = self.config.number
             return state.context != 0

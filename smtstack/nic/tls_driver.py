@@ -116,8 +116,12 @@ class TlsTxDriver:
             return True
         if what == _MIXED or records.straddles_start(seq, size):
             return self._software(queue, state, frame, packet, payload, gso_size)
-        if state.number < 0:
-            self._synchronise(queue, state, records.start_seq, records.first_number)
+        if state.number < 0 and not state.answer:
+            if seq == records.start_seq and not records.released:
+                self._synchronise(queue, state, seq, records.first_number)
+            elif state.flow.resync == NEXT_RECORD:
+                # The context came when the stream was under way.
+                self._ask(state)
         if state.answer:
             self._take_answer(queue, state)
         if seq != state.expected or state.answer:
@@ -174,11 +178,14 @@ class TlsTxDriver:
                            gso_size: int) -> bool:
         """Out of sequence: by software, and if packets are missing ask where the next record begins."""
         if not state.answer and 0 <= distance(state.expected, packet.seq) < _AHEAD:
-            self._counters.tx_tls_ooo += 1
-            state.answer = state.records.ask_sync()
-            # Nothing is in sequence until the answer is there.
-            state.expected = -1
+            self._ask(state)
         return self._software(queue, state, frame, packet, payload, gso_size)
+
+    def _ask(self, state: TxState) -> None:
+        """Ask where the next record begins; nothing is in sequence until the answer is there."""
+        self._counters.tx_tls_ooo += 1
+        state.answer = state.records.ask_sync()
+        state.expected = -1
 
     def _take_answer(self, queue: int, state: TxState) -> None:
         answer = state.records.sync_answer(state.answer)

@@ -56,7 +56,7 @@ def _part(records: RecordMapReader, record: Record, keys: StreamKeys, offset: in
     if before is None:
         return None
     header = (before + piece[:body_at] if offset < body_at else before)[:body_at]
-    if record_len_untrusted(keys, header) != record.length:
+    if record_len_untrusted(keys, header, any_kind=True) != record.length:
         return None
     out = [piece[:max(body_at - offset, 0)]]
     start = max(offset, body_at)

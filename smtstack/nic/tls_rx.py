@@ -78,7 +78,7 @@ class TlsRxContext:
 
     @property
     def in_step(self) -> bool:
-        """It decrypts what comes next; if not, word of where a record begins may help."""
+        """Whether the device decrypts what comes next; if not, word of where a record begins may help."""
         return self.authenticates and self._highest < 0
 
     def receive_untrusted(self, seq: int, payload: bytes) -> bytes | None:

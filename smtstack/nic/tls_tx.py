@@ -109,7 +109,7 @@ class TlsTxContext:
                 at += len(header) - had
                 if len(header) < header_len:
                     break
-                length = record_len_untrusted(keys, header)
+                length = record_len_untrusted(keys, header, any_kind=True)
                 if not length:
                     self.seq = -1
                     self._restart()
@@ -223,9 +223,8 @@ class TlsTxDevice:
     def _send_whole(self, d: TcpSend, payload: bytes, out: list[bytes]) -> None:
         """The super-frame with another payload, counted as the packets that it becomes."""
         frame, packet, size = d.frame, d.packet, d.gso_size
-        if payload is not d.payload:
-            frame = b"".join((frame[:packet.payload_at], payload, frame[packet.end:]))
-        out.append(frame)
+        # Always: what the frame has may be plaintext, also where software has sealed it and there is no context.
+        out.append(b"".join((frame[:packet.payload_at], payload, frame[packet.end:])))
         if size and len(payload) > size:
             counters = self.counters
             more = -(-len(payload) // size) - 1

@@ -34,7 +34,8 @@ _FLAGS: Final = 13
 _SUM: Final = 16
 _MIN_LEN: Final = IP_AT + 20 + 20
 _IP: Final = struct.Struct("!HBxHxxHxB")
-_TCP: Final = struct.Struct("!HHIIBB")
+_TCP: Final = struct.Struct("!IIBB")
+_ENDS: Final = struct.Struct("!IIHH")
 _U16: Final = struct.Struct("!H")
 _U32: Final = struct.Struct("!I")
 
@@ -42,14 +43,10 @@ _U32: Final = struct.Struct("!I")
 class TcpPacket:
     """Where things are in a frame of TCP, which may be a super-frame that is still to be cut."""
 
-    __slots__ = ("ack", "dport", "dst", "end", "flags", "flow", "payload_at", "seq", "sport", "src", "tcp_at")
+    __slots__ = ("ack", "end", "flags", "flow", "payload_at", "seq", "tcp_at")
 
-    def __init__(self, src: int, dst: int, sport: int, dport: int, seq: int, ack: int, flags: int, flow: bytes,
-                 tcp_at: int, payload_at: int, end: int) -> None:
-        self.src = src
-        self.dst = dst
-        self.sport = sport
-        self.dport = dport
+    def __init__(self, seq: int, ack: int, flags: int, flow: bytes, tcp_at: int, payload_at: int,
+                 end: int) -> None:
         #: Sequence number of the first payload byte.
         self.seq = seq
         self.ack = ack
@@ -63,6 +60,12 @@ class TcpPacket:
         self.end = end
 
     @property
+    def ends(self) -> tuple[int, int, int, int]:
+        """Source and destination address, 32-bit integers, and both ports."""
+        src, dst, sport, dport = _ENDS.unpack(self.flow)
+        return src, dst, sport, dport
+
+    @property
     def length(self) -> int:
         """Payload bytes."""
         return self.end - self.payload_at
@@ -70,7 +73,7 @@ class TcpPacket:
 
 def flow_key(src: int, dst: int, sport: int, dport: int) -> bytes:
     """Name of one direction of a connection: 12 bytes, addresses (32-bit integers) and ports."""
-    return struct.pack("!IIHH", src, dst, sport, dport)
+    return _ENDS.pack(src, dst, sport, dport)
 
 
 def is_tcp(frame: bytes) -> bool:
@@ -96,14 +99,12 @@ def parse_untrusted(frame: bytes) -> TcpPacket:
     end = IP_AT + total
     if tcp_at < _ADDRESSES_END or not tcp_at + 20 <= end <= size:
         raise BadPacket(f"an IP header of {tcp_at - IP_AT} bytes, IP length {total}, in a frame of {size}")
-    sport, dport, seq, ack, offset, flags = _TCP.unpack_from(frame, tcp_at)
+    seq, ack, offset, flags = _TCP.unpack_from(frame, tcp_at + _SEQ)
     payload_at = tcp_at + (offset >> 4) * 4
     if not tcp_at + 20 <= payload_at <= end:
         raise BadPacket(f"a TCP header of {payload_at - tcp_at} bytes in a packet of {end - tcp_at}")
-    addresses = frame[_SRC_AT:_ADDRESSES_END]
-    src, dst = struct.unpack("!II", addresses)
-    return TcpPacket(src, dst, sport, dport, seq, ack, flags, addresses + frame[tcp_at:tcp_at + 4], tcp_at,
-                     payload_at, end)
+    flow = frame[_SRC_AT:_ADDRESSES_END] + frame[tcp_at:tcp_at + _SEQ]
+    return TcpPacket(seq, ack, flags, flow, tcp_at, payload_at, end)
 
 
 def advance(seq: int, by: int) -> int:
@@ -151,18 +152,23 @@ def finish_checksum(frame: bytes, start: int, offset: int) -> bytes:
 
 def checksum_ok(frame: bytes, packet: TcpPacket) -> bool:
     """Whether the TCP checksum of a packet is right."""
-    size = packet.end - packet.tcp_at
-    return (_sum(frame[packet.tcp_at:packet.end]) + _sum(frame[_SRC_AT:_ADDRESSES_END]) + PROTO_TCP
-            + size) % 0xFFFF == 0
+    tcp_at = packet.tcp_at
+    if tcp_at == _ADDRESSES_END:
+        summed = _sum(frame[_SRC_AT:packet.end])
+    else:
+        summed = _sum(frame[tcp_at:packet.end]) + _sum(frame[_SRC_AT:_ADDRESSES_END])
+    return (summed + PROTO_TCP + packet.end - tcp_at) % 0xFFFF == 0
 
 
 def replace_payload(frame: bytes, packet: TcpPacket, payload: bytes) -> bytes:
     """A packet with another payload of the same length, and the right TCP checksum."""
-    tcp_at, at = packet.tcp_at, packet.tcp_at + _SUM
-    head = frame[tcp_at:at] + b"\0\0" + frame[at + 2:packet.payload_at]
-    total = (_sum(head) + _sum(payload) + _sum(frame[_SRC_AT:_ADDRESSES_END]) + PROTO_TCP + packet.end - tcp_at)
-    return b"".join((frame[:at], _U16.pack((0xFFFF - total % 0xFFFF) % 0xFFFF), frame[at + 2:packet.payload_at],
-                     payload, frame[packet.end:]))
+    tcp_at, at, payload_at = packet.tcp_at, packet.tcp_at + _SUM, packet.payload_at
+    head = int.from_bytes(frame[_SRC_AT:_ADDRESSES_END] + frame[tcp_at:at] + frame[at + 2:payload_at], "big")
+    summed = (head + _sum(payload) + PROTO_TCP + packet.end - tcp_at) % 0xFFFF
+    parts = [frame[:at], _U16.pack((0xFFFF - summed) % 0xFFFF), frame[at + 2:payload_at], payload]
+    if packet.end < len(frame):
+        parts.append(frame[packet.end:])
+    return b"".join(parts)
 
 
 # -- segmentation --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import IP, TCP, UDP, IPOption
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
@@ -74,7 +74,7 @@ def test_a_checksum_of_zero_is_none_to_udp_only():
 def test_fields():
     frame = make(b"payload", TIMESTAMP, "PA", seq=2**32 - 3) + bytes(3)
     packet = tcp.parse_untrusted(frame)
-    assert (packet.src, packet.dst, packet.sport, packet.dport) == (0x0A000001, 0x0A000002, 1234, 443)
+    assert packet.ends == (0x0A000001, 0x0A000002, 1234, 443)
     assert (packet.seq, packet.ack, packet.flags) == (2**32 - 3, 99, tcp.PSH | tcp.ACK)
     assert frame[packet.payload_at:packet.end] == b"payload"
     assert packet.length == 7
@@ -84,6 +84,17 @@ def test_fields():
     assert not tcp.checksum_ok(frame[:-5] + b"X" + frame[-4:], packet)
     other = tcp.replace_payload(frame, packet, b"PAYLOAD")
     assert other == make(b"PAYLOAD", TIMESTAMP, "PA", seq=2**32 - 3) + bytes(3)
+
+
+def test_ip_options_stand_between():
+    options = make(b"payload")
+    frame = bytes(Ether(src=SRC, dst=DST) / IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption(b"\x94\x04\0\0")])
+                  / TCP(sport=1234, dport=443, seq=1, ack=99, flags="A") / b"payload")
+    packet = tcp.parse_untrusted(frame)
+    assert packet.tcp_at == 38
+    assert packet.flow == tcp.parse_untrusted(options).flow
+    assert tcp.checksum_ok(frame, packet)
+    assert tcp.cut(frame, packet, b"payload", 7) == [frame] == [tcp.replace_payload(frame, packet, b"payload")]
 
 
 def test_what_is_no_tcp_is_refused_and_forwarded():

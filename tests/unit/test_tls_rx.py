@@ -187,6 +187,39 @@ def test_an_asynchronous_resync_that_ends_without_a_place():
     assert counters.rx_tls_resync_req_skip == 1
 
 
+def test_a_question_about_a_record_that_has_gone_by():
+    """Asynchronous: the application remembers what began in the packet, 13 records at most."""
+    buffer = bytearray(mark_bytes(8))
+    writer = MarkWriter(buffer)
+    resync = RxResync(MarkReader([buffer], 0), ASYNC)
+    resync.record(900, 100, 4, ENCRYPTED)
+    writer.ask_later(1000, 1000)
+    for n in range(20):
+        resync.record(1000 + 50 * n, 50, 5 + n, ENCRYPTED)
+    assert writer.answer() is None
+    writer.ask(1000 + 50 * 12)
+    resync.record(2000, 50, 25, ENCRYPTED)
+    assert writer.answer() == (1600, 17)
+    # What came behind these, or before the packet, is not remembered; what is still to come is answered then.
+    for place in (1650, 900):
+        writer.ask(place)
+        resync.record(2050, 50, 26, ENCRYPTED)
+        assert writer.answer() is None
+    writer.ask(2150)
+    resync.record(2100, 50, 27, ENCRYPTED)
+    assert writer.answer() is None
+    resync.record(2150, 50, 28, ENCRYPTED)
+    assert writer.answer() == (2150, 28)
+    assert resync.resyncs == 2
+    # A question that comes after 65,535 records finds nothing any more.
+    writer.ask_later(5000, 100)
+    for n in range(65_536):
+        resync.record(5000 + n % 3, 50, n, ENCRYPTED)
+    writer.ask(5000)
+    resync.record(6000, 50, 9, ENCRYPTED)
+    assert writer.answer() is None
+
+
 def test_hints():
     """The application tells unasked, at its third encrypted record, fifth, ninth; it helps when it is ahead."""
     stream = make_stream(30, 1000)

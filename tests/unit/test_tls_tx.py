@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtstack.crypto.stream_gcm import CHACHA20_POLY1305, TLS12, TLS13
-from smtstack.errors import ConfigError
+from smtstack.crypto.stream_gcm import CHACHA20_POLY1305, TLS12, TLS13, open_record_untrusted
+from smtstack.errors import AuthError, ConfigError
 from smtstack.nic import tls_fallback
 from smtstack.nic.record_map import RecordMapReader
 from smtstack.nic.tls_descriptors import (
@@ -91,6 +91,21 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert [len(payload) for _at, payload in wire.packets] == [1448] * 27 + [40_000 - 27 * 1448]
     assert nic.counters.tx_tls_encrypted_packets == 28
     assert nic.counters.tx_tso_packets == 1
+
+
+def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
+    """The port behind the device cuts it: no byte of the kernel's frame may be in what it gets."""
+    stream = Stream()
+    for n in range(3):
+        stream.push(text(16384, n))
+    nic = make_nic()
+    assert not nic.add_flow(stream.flow(), context=False)
+    nic.tx.whole = True
+    frame = stream.packet(100, 40_000)
+    out = nic.transmit(frame, 1448, True, 34, 16, marked=True)
+    packet = tcp.parse_untrusted(out[0])
+    assert out[0][packet.payload_at:packet.end] == stream.sealed[100:40_100]
+    assert nic.counters.tx_tls_fallback == 1
 
 
 # -- out of sequence, counters by hand ----------------------------------------------------------------------
@@ -286,6 +301,44 @@ def test_next_record_sync():
     assert len(wire.packets) == 7
 
 
+def test_a_context_that_comes_when_gigabytes_are_through():
+    """The start marker is so far behind that it seems ahead: the driver asks, rather than compare."""
+    stream = Stream(start=7, room=1 << 16)
+    nic = make_nic()
+    flow = stream.flow(resync=NEXT_RECORD)
+    assert not nic.add_flow(flow, context=False)
+    for hop in range(3):
+        stream.start = 7 + hop * 0x38000000
+        for part in (stream.plain, stream.sealed):
+            part.clear()
+        stream.number += len(stream.starts)
+        stream.starts.clear()
+        stream.push(text(100, hop))
+        stream.map.release(stream.start + len(stream.plain))
+    wire = Wire(stream)
+    nic.add_flow(flow)
+    at = len(stream.plain)
+    for n in range(3):
+        size = stream.push(text(100, n))
+        wire.take(nic.transmit(stream.packet(at, size), marked=True))
+        at += size
+    assert nic.counters.tx_tls_fallback == nic.counters.tx_tls_ooo == 1
+    assert nic.counters.tx_tls_encrypted_packets == 2
+    assert not wire.wrong
+
+
+def test_a_content_type_of_ones_own():
+    """TLS 1.2 shows it in the header; nobody but a searching device cares."""
+    stream = Stream(make_keys(TLS12))
+    stream.push(text(100), kind=99)
+    nic, wire = offloaded(stream)
+    wire.take(nic.transmit(stream.packet(0, 50), marked=True))
+    nic.reset()
+    wire.take(nic.transmit(stream.packet(50, len(stream.plain) - 50), marked=True))
+    assert wire.received() == stream.sealed
+    assert open_record_untrusted(stream.keys, 0, wire.received()) == (99, text(100))
+
+
 # -- software in place of the device ------------------------------------------------------------------------
 
 
@@ -427,6 +480,26 @@ def test_the_route_leads_to_a_nic_without_the_context(policy):
     assert not reader.reset_pending
 
 
+@pytest.mark.parametrize("policy", [LINUX, FREEBSD])
+def test_a_context_that_is_no_longer_the_flows_is_not_used(policy):
+    """Another NIC took the flow: the word in the map counts, even for a packet in sequence."""
+    stream = Stream()
+    stream.push(text(2000))
+    nic, wire = offloaded(stream, policy)
+    wire.take(nic.transmit(stream.packet(0, 500), marked=True))
+    stream.map.owner = 2
+    wire.take(nic.transmit(stream.packet(500, 500), marked=True))
+    assert nic.contexts() == 1
+    assert nic.counters.tx_tls_encrypted_packets == 1
+    assert nic.counters.tx_tls_fallback == (policy == LINUX)
+    assert stream.map.reset_pending == (policy == FREEBSD)
+    # It comes back: the device stands where it stood, and is told where to go on.
+    stream.map.owner = 1
+    send_all(stream, nic, wire, 500, 500 if policy == FREEBSD else 1000)
+    assert wire.received() == stream.sealed
+    assert nic.counters.tx_tls_ooo == (policy == LINUX)
+
+
 def test_the_device_goes_down():
     stream = Stream()
     stream.push(text(4000))
@@ -535,6 +608,75 @@ def test_bytes_sent_and_sent_again():
     assert stream.map.retransmitted_bytes == 1000 + 500 + 100
 
 
+# -- nonces, and what the application changes ---------------------------------------------------------------
+
+
+def nonces_of(stream: Stream, packets: list[tuple[int, bytes]]) -> dict[bytes, set[bytes]]:
+    """By nonce, what was sent under it, of every copy of every whole record that can be put together."""
+    found: dict[bytes, set[bytes]] = {}
+    ends = [*stream.starts[1:], len(stream.plain)]
+    for n, (start, end) in enumerate(zip(stream.starts, ends, strict=True)):
+        variants: dict[int, set[int]] = {}
+        for at, payload in packets:
+            for place in range(max(at, start), min(at + len(payload), end)):
+                variants.setdefault(place, set()).add(payload[place - at])
+        nonce = stream.keys.nonce(stream.number + n, bytes(stream.plain[start:start + stream.keys.header_len]))
+        for place, values in variants.items():
+            found.setdefault(nonce + place.to_bytes(4, "big"), set()).update(bytes((v,)) for v in values)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_nonce_serves_twice(kind):
+    """Every byte of every copy, by device, by software, by another NIC: one value for each place under a nonce."""
+    rng = Random(3)
+    stream = Stream(make_keys(*kind))
+    for n in range(5):
+        stream.push(text(2000, n))
+    nics = [make_nic(1), make_nic(2)]
+    wire = Wire(stream)
+    flow = stream.flow()
+    for turn in range(60):
+        if turn % 10 == 0:
+            with_context = turn // 10 % 2
+            nics[1 - with_context].add_flow(flow, context=False)
+            nics[with_context].add_flow(flow)
+        at = rng.randrange(len(stream.plain))
+        size = min(rng.randint(1, 2500), len(stream.plain) - at)
+        wire.take(rng.choice(nics).transmit(stream.packet(at, size), 536, True, 34, 16, marked=True))
+    assert all(len(values) == 1 for values in nonces_of(stream, wire.packets).values())
+    assert min(nic.counters.tx_tls_ooo for nic in nics) > 3
+    assert min(nic.counters.tx_tls_fallback for nic in nics) > 3
+    # The control: other plaintext under a nonce that was used is noticed.
+    for n in range(100):
+        stream.plain[stream.starts[1] + n + 100] ^= 1
+    wire.take(nics[0].transmit(stream.packet(stream.starts[1], 300), marked=True))
+    assert any(len(values) == 2 for values in nonces_of(stream, wire.packets).values())
+
+
+@pytest.mark.parametrize("version", [TLS12, TLS13])
+def test_a_file_that_changes_between_two_transmissions(version):
+    """Zero-copy sendfile: TCP sends again what the file holds now. The tag is not of that, so it is noticed."""
+    stream = Stream(make_keys(version))
+    for n in range(2):
+        stream.push(text(2000, n))
+    nic, wire = offloaded(stream)
+    send_all(stream, nic, wire, 500)
+    genuine = wire.received()
+    size = stream.starts[1]
+    # 500 to 1000 was lost, and the file is changed meanwhile.
+    stream.plain[600:700] = b"changed" * 14 + b"ch"
+    wire.take(nic.transmit(stream.packet(500, 500), marked=True))
+    again = wire.packets[-1][1]
+    got = genuine[:500] + again + genuine[1000:]
+    assert got != genuine
+    with pytest.raises(AuthError):
+        open_record_untrusted(stream.keys, 0, got[:size])
+    # What was sent before, and every other record, is right.
+    assert open_record_untrusted(stream.keys, 0, genuine[:size])[1] == text(2000, 0)
+    assert open_record_untrusted(stream.keys, 1, got[size:])[1] == text(2000, 1)
+
+
 # -- the device, at the level of descriptors ----------------------------------------------------------------
 
 
@@ -610,6 +752,29 @@ def test_progress_is_told():
     told = device.completions[-1]
     assert isinstance(told, Progress)
     assert (told.seq, told.number, told.tracker, told.authenticates) == (30, 5, "tracking", True)
+
+
+def test_keys_and_number_are_posted_only_if_the_number_changed():
+    """A second retransmission of the same record: progress and fence alone."""
+    stream = Stream()
+    for n in range(2):
+        stream.push(text(1000, n))
+    nic, wire = offloaded(stream)
+    driver = nic._driver
+
+    def posted(at: int) -> list[str]:
+        frame = stream.packet(at, 100)
+        assert driver.transmit(0, frame, tcp.parse_untrusted(frame), 0, marked=True)
+        names = [type(d).__name__ for d in nic.tx._rings[0]]
+        wire.take(nic.tx.process(0))
+        return names
+
+    assert posted(0) == ["SetStatic", "SetProgress", "Fence", "TcpSend"]
+    assert posted(300) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1100) == ["SetStatic", "SetProgress", "Fence", "Dump", "TcpSend"]
+    assert posted(1200) == ["TcpSend"]
+    assert posted(1100) == ["SetProgress", "Fence", "Dump", "TcpSend"]
+    assert not wire.wrong
 
 
 def test_a_ring_without_room():

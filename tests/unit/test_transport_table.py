@@ -15,7 +15,7 @@ import pytest
 from smtstack.errors import ConfigError
 from topo import doctor, programs
 from workloads import transports
-from workloads.transports.table import BASELINE, TABLE, TransportKind, compared, register, systems
+from workloads.transports.table import BASELINE, TABLE, TransportKind, chosen, compared, register, systems
 
 #: All that a further transport on TCP takes.
 TOY = """
@@ -90,7 +90,7 @@ def test_a_transport_of_one_record_is_in_every_list(tmp_path):
     assert found["queries"] == ["smt", "tls", "ktls-sw", "toy"]
     assert found["credentials"] == ["--certs", str(tmp_path / "keys" / "a")]
     assert found["uses_nic"] is False
-    assert found["kinds"] == ["tcp", "tls", "ktls", "ktls-sw", "toy"]
+    assert found["kinds"] == ["tcp", "tls", "ktls", "ktls-sw", "ktls-nic", "toy"]
 
 
 @pytest.mark.usefixtures("with_toy")
@@ -137,7 +137,7 @@ def test_two_records_of_one_name_are_refused():
 
 def test_mn_knows_what_the_table_says_of_its_transports():
     """topo starts workloads by their command line, and has what it needs for that by itself."""
-    assert compared("mn") == list(programs.TRANSPORTS)
+    assert compared("mn", "tap") == list(programs.TRANSPORTS)
     for name, needs in programs.TRANSPORTS.items():
         assert (needs.packets, needs.certified) == (TABLE[name].packets, TABLE[name].certified)
 
@@ -154,7 +154,18 @@ def test_what_is_divided_has_its_yardstick_beside_it():
     assert all(TABLE[name].beside in named for name in compared("wire") if TABLE[name].beside)
 
 
+def test_hosts_whose_nics_own_their_interfaces_have_one_system_more():
+    for comparison in ("demo", "wire", "mix", "queries", "mn"):
+        assert set(compared(comparison, "tap")) - set(compared(comparison)) == {"ktls-nic"}
+        assert chosen(compared(comparison), comparison, "tap") == compared(comparison, "tap")
+        assert chosen(["tcp"], comparison, "tap") == ["tcp"]
+    with pytest.raises(ConfigError, match=r"ktls-nic needs .*--nic-hosting tap"):
+        transports.check("ktls-nic", "inline")
+    transports.check("ktls-nic", "tap")
+    transports.check("ktls-sw", "inline")
+
+
 def test_nobody_but_the_nic_of_an_encrypted_packet_transport_is_named():
     assert [TABLE["smt"].label(nic) for nic in ("sw", "hw")] == ["smt-sw", "smt-hw"]
     assert [TABLE[name].label("sw") for name in ("homa", "linux", "tcp")] == ["homa", "linux-sw", "tcp"]
-    assert transports.ENCRYPTED == ("smt", "linux", "tls", "ktls", "ktls-sw")
+    assert transports.ENCRYPTED == ("smt", "linux", "tls", "ktls", "ktls-sw", "ktls-nic")

@@ -22,15 +22,23 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import PlainResults
 from workloads.options.declare import group, option
+from workloads.options.hosting import Hosting
 from workloads.options.overlay import Overlay
 from workloads.results.environment import environment
 from workloads.results.points import label, metric, size_text
 from workloads.results.row import Row
-from workloads.transports.table import TABLE, system_label, systems
+from workloads.transports.table import INLINE, TABLE, system_label, systems
 
 #: What is compared, and whose figures are divided by whose.
 SYSTEMS = systems("wire")
-RATIOS = [(system_label(name, nic), TABLE[name].beside) for name, nic in SYSTEMS if TABLE[name].beside]
+
+
+def pairs_of(compared: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(system, the one that its figures are divided by) of those that have one."""
+    return [(system_label(name, nic), TABLE[name].beside) for name, nic in compared if TABLE[name].beside]
+
+
+RATIOS = pairs_of(SYSTEMS)
 UNLOADED_SIZES = (64, 1024, 8192, 65536)
 LOADED_SIZES = (64, 1024, 8192)
 #: One at a time is the unloaded round trip, measured anyway.
@@ -68,16 +76,23 @@ class Options:
 
     trials: int = option("--trials", type=quantities.POSITIVE, default=5, metavar="N",
                          help="the median of their ratios counts (default: %(default)s)")
+    nics: Hosting = group(Hosting)
     end: PlainResults = group(PlainResults)
 
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """The systems."""
+        return systems("wire", self.nics.hosting)
 
-def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running) -> list[Row]:
-    """A row for each load, system and trial of :data:`PARTS`."""
+
+def rows_of(compared: Sequence[tuple[str, str]], trials: int, running: Running,
+            hosting: str = INLINE) -> list[Row]:
+    """A row for each load, system and trial of :data:`PARTS`; ``hosting`` of the hosts' NICs."""
     rows: list[Row] = []
     for part in PARTS:
         setups = [Setup(transport, nic, wait=part.wait, options=part.overlay.words(transport))
                   for transport, nic in compared]
-        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",))
+        links = LinkOptions(tso=part.tso, nic=() if part.tso == "on" else ("tso=off",), hosting=hosting)
         rows += compare("back2back", links, setups, part.loads, trials, running.folder, running.progress,
                         variant=part.variant)
     return rows
@@ -91,11 +106,11 @@ def failure(rows: Sequence[Row]) -> str:
 
 def measure(asked: Options, running: Running) -> Outcome:
     """All systems."""
-    rows = rows_of(SYSTEMS, asked.trials, running)
-    parameters = {"trials": asked.trials}
+    rows = rows_of(asked.compared, asked.trials, running, asked.nics.hosting)
+    parameters = {"trials": asked.trials, "hosting": asked.nics.hosting}
     if failed := failure(rows):
         return Outcome(rows, parameters=parameters, failed=failed)
-    table = ratios(rows)
+    table = ratios(rows, pairs_of(asked.compared))
     return Outcome(rows, {"ratios": table, "environment": environment()}, as_text(table), table=False,
                    parameters=parameters)
 
@@ -131,10 +146,10 @@ def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[d
 def as_text(table: list[dict[str, Any]]) -> str:
     """For people."""
     here = environment()
-    names = [system_label(*system) for system in SYSTEMS]
+    names, pairs = list(table[0]["median"]), list(table[0]["ratio"])
     lines = [f"echo on a cable, {here['protocol_code']}, {here['cpu']}",
              f"{'':>42}" + "".join(f"{name:>10}" for name in names)
-             + "".join(f"{f'{a}/{b}':>12}" for a, b in RATIOS)]
+             + "".join(f"{pair:>18}" for pair in pairs)]
     for point in table:
         what = "RTT us" if point["mode"] == "unloaded" else "RPC/s"
         scale = 1.0
@@ -144,7 +159,7 @@ def as_text(table: list[dict[str, Any]]) -> str:
         variant = f", {point['variant']}" if point["size"] == BULK_SIZE else ""
         head = f"{what} {size_text(point['size'])}{many}, {point['poll']}{variant}"
         lines.append(f"{head:>42}" + "".join(f"{point['median'][name] * scale:>10,.1f}" for name in names)
-                     + "".join(f"{point['ratio'][f'{a}/{b}']:>12.2f}" for a, b in RATIOS))
+                     + "".join(f"{point['ratio'][pair]:>18.2f}" for pair in pairs))
         lines.append(f"{'processor us an RPC':>42}"
                      + "".join(f"{point['cpu_us'][name]:>10,.1f}" for name in names))
     return "\n".join(lines)
@@ -157,5 +172,6 @@ EXPERIMENT = Experiment(
         "and homa / tcp. Takes some minutes and root.", 98),
     examples="example: smtnet bench wire --trials 3 --json", options=Options, check=lambda asked: asked,
     measure=measure,
-    steps=lambda asked: ("bench wire", len(SYSTEMS) * asked.trials * sum(len(part.loads) for part in PARTS)),
+    steps=lambda asked: ("bench wire",
+                         len(asked.compared) * asked.trials * sum(len(part.loads) for part in PARTS)),
     ends_with="results")

@@ -18,12 +18,13 @@ from workloads.fleet.setup import Setup
 from workloads.load.loops import Load
 from workloads.options.common import QuotedResults
 from workloads.options.declare import group, option
+from workloads.options.hosting import Hosting
 from workloads.results.compared import what_is_compared
 from workloads.results.folder import ResultFolder
 from workloads.results.points import points
 from workloads.results.progress import Progress
 from workloads.results.row import Row
-from workloads.transports.table import systems
+from workloads.transports.table import INLINE, systems
 
 TOPOLOGIES = ("back2back", "star,3")
 #: One RPC at a time: request bytes.
@@ -51,6 +52,7 @@ class Options:
     """What ``smtnet demo`` takes on its command line."""
 
     quick: bool = option("--quick", action="store_true", help="one trial of each point instead of three")
+    nics: Hosting = group(Hosting)
     end: QuotedResults = group(QuotedResults)
 
 
@@ -63,11 +65,12 @@ class Plan:
     """What is not, and why."""
     loads: list[Load]
     trials: int
+    hosting: str
 
 
-def setups() -> tuple[list[Setup], list[str]]:
+def setups(hosting: str = INLINE) -> tuple[list[Setup], list[str]]:
     """(what is compared, what is not and why)."""
-    wanted = [Setup(transport, nic) for transport, nic in systems("demo")]
+    wanted = [Setup(transport, nic) for transport, nic in systems("demo", hosting)]
     found, skipped = [], []
     for setup in wanted:
         try:
@@ -83,14 +86,16 @@ def check(asked: Options) -> Plan:
     """What this machine can do."""
     loads = [timed(size, UNLOADED_S) for size in SIZES]
     loads += [timed(LOADED_SIZE, LOADED_S, c) for c in CONCURRENCIES]
-    return Plan(*setups(), loads, 1 if asked.quick else TRIALS)
+    hosting = asked.nics.hosting
+    return Plan(*setups(hosting), loads, 1 if asked.quick else TRIALS, hosting)
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
     """A row for each topology, load, transport and trial."""
     rows: list[Row] = []
+    links = LinkOptions(hosting=plan.hosting)
     for topo in TOPOLOGIES:
-        rows += compare(topo, LinkOptions(), plan.compared, plan.loads, plan.trials, running.folder,
+        rows += compare(topo, links, plan.compared, plan.loads, plan.trials, running.folder,
                         running.progress)
     failed = [point for point in points(rows) if point.failed]
     why = f"{len(failed)} points failed: {failed[0].quoted.get('first_error', 'wrong content')}" if failed else ""

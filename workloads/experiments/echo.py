@@ -88,7 +88,7 @@ def check(asked: Options) -> Plan:
                 asked.concurrency, asked.rate, timeout=asked.timeout, canary=asked.canary, seed=asked.seed,
                 response_size=asked.response_size)
     system.network.check(system.topo, asked.seed)
-    transports.check(system.transport)
+    transports.check(system.transport, system.network.links(asked.seed).hosting)
     return Plan(asked, setup, load)
 
 

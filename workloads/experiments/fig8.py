@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smtstack.errors import SmtError
+from topo.link_options import LinkOptions
 from topo.network import open_network
-from workloads.experiments.bench_wire import RATIOS, SYSTEMS, ratios
+from workloads.experiments.bench_wire import RATIOS, pairs_of, ratios
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.ycsb_picture import KINDS
 from workloads.fleet.kv import KvFleet
@@ -23,9 +24,11 @@ from workloads.kv.client import require_hiredis
 from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad
 from workloads.options.common import QuotedResults, positive
 from workloads.options.declare import group, option
+from workloads.options.hosting import Hosting
 from workloads.results.folder import csv_text
 from workloads.results.points import label, size_text
 from workloads.results.row import Row
+from workloads.transports.table import INLINE, systems
 
 TOPO = "back2back"
 VALUES = (64, 1024, 4096)
@@ -65,6 +68,7 @@ class Options:
 
     quick: bool = option("--quick", action="store_true",
                          help="one short trial of each point, and fewer records")
+    nics: Hosting = group(Hosting)
     end: QuotedResults = group(QuotedResults)
     trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median of their ratios counts (default: {TRIALS})")
@@ -88,6 +92,7 @@ class Plan:
     quick: bool
     values: tuple[int, ...]
     workloads: tuple[str, ...]
+    hosting: str = INLINE
 
 
 def check(asked: Options) -> Plan:
@@ -95,15 +100,18 @@ def check(asked: Options) -> Plan:
     require_hiredis()
     quick = asked.quick
     processes = asked.processes or min(4, max(1, len(os.sched_getaffinity(0)) - 1))
-    setups = [Setup(transport, nic, "one", processes) for transport, nic in SYSTEMS]
+    hosting = asked.nics.hosting
+    setups = [Setup(transport, nic, "one", processes) for transport, nic in systems("wire", hosting)]
     return Plan(setups, asked.trials or (QUICK_TRIALS if quick else TRIALS), asked.clients, processes,
-                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick, VALUES, WORKLOADS)
+                QUICK_RECORDS if quick else RECORDS, QUICK_SECONDS if quick else SECONDS, quick, VALUES, WORKLOADS,
+                hosting)
 
 
 def rows_of(plan: Plan, running: Running, place: str = "hosts") -> list[Row]:
     """A row for each trial; raises SmtError for one that failed. ``place``: the folder of what hosts leave."""
     rows: list[Row] = []
-    with open_network(TOPO, progress=running.progress.say) as net, ExitStack() as stack:
+    links = LinkOptions(hosting=plan.hosting)
+    with open_network(TOPO, links, progress=running.progress.say) as net, ExitStack() as stack:
         fleets = [stack.enter_context(KvFleet(net, TOPO, setup, running.folder.path / place, number))
                   for number, setup in enumerate(plan.setups)]
         for value in plan.values:
@@ -129,7 +137,7 @@ def rows_of(plan: Plan, running: Running, place: str = "hosts") -> list[Row]:
 def measure(plan: Plan, running: Running) -> Outcome:
     """All values and workloads."""
     rows = rows_of(plan, running)
-    table = comparison(rows)
+    table = comparison(rows, pairs_of([(setup.transport, setup.nic) for setup in plan.setups]))
     return Outcome(rows, {"points": table, "ratios": summary(table)}, "\n" + as_text(table),
                    files={"fig8.csv": as_csv(table)},
                    parameters={"trials": plan.trials, "clients": plan.clients, "processes": plan.processes,
@@ -155,7 +163,7 @@ def comparison(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> li
 def summary(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Lowest and highest of each ratio."""
     out = {}
-    for name in (f"{ours}/{theirs}" for ours, theirs in RATIOS):
+    for name in table[0]["ratio"]:
         found = [point["ratio"][name] for point in table]
         out[name] = {"min": min(found), "max": max(found)}
     return out

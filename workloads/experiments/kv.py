@@ -67,7 +67,7 @@ def check(asked: Options) -> Plan:
                   options=system.transport_words())
     loading, run = ycsb_loads(asked.ycsb)
     system.network.check(system.topo, asked.ycsb.seed)
-    transports.check(system.transport)
+    transports.check(system.transport, system.network.links(asked.ycsb.seed).hosting)
     kv_fleet.check(system.transport, asked.store, asked.direct)
     return Plan(asked, setup, loading, run)
 

@@ -30,7 +30,7 @@ from workloads.results.folder import csv_text
 from workloads.results.points import first_error, points, session_lines
 from workloads.results.row import Row, Times
 from workloads.results.table import aligned
-from workloads.transports.table import compared
+from workloads.transports.table import chosen, compared
 
 #: Of each point.
 TRIALS = 3
@@ -96,13 +96,15 @@ class Queries:
 def filled(asked: Queries, most: int) -> Queries:
     """With what was left open, for ``most`` servers. Raises ConfigError, Unsupported for whatever can be seen
     now."""
-    asked = replace(asked, topo=asked.topo or f"star,{most + 1}", trials=asked.count())
+    hosting = asked.links().hosting
+    asked = replace(asked, topo=asked.topo or f"star,{most + 1}", trials=asked.count(),
+                    transport=chosen(asked.transport, "queries", hosting))
     topo = asked.network.check(asked.topo, asked.seed)
     if len(topo.hosts()) <= most:
         raise ConfigError(f"{most} servers and who asks them: topology {asked.topo} has {len(topo.hosts())} "
                           f"hosts, take star,{most + 1}")
     for name in asked.transport:
-        transports.check(name)
+        transports.check(name, hosting)
     param_words(asked.params.param)
     check_sessions(asked.sessions, asked.transport)
     asked.overlay.check(asked.transport)

@@ -31,11 +31,14 @@ NAMES = tuple(TABLE)
 ENCRYPTED = tuple(kind.name for kind in TABLE.values() if kind.encrypted)
 
 
-def check(name: str) -> None:
-    """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for a transport."""
+def check(name: str, hosting: str | None = None) -> None:
+    """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for a transport; with
+    ``hosting``, how the hosts' NICs are going to be, :class:`ConfigError` if it needs others."""
     needed = TABLE[name].check
     if needed is not None:
         needed()
+    if hosting is not None and TABLE[name].hosting not in {"", hosting}:
+        raise ConfigError(f"{name} needs NICs that own the hosts' interfaces: --nic-hosting {TABLE[name].hosting}")
 
 
 def open_caller(settings: Settings, peers: Sequence[Address], connections: int = 0) -> Caller:

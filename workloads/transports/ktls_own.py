@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from smtstack.ktls.stats import TlsStats
+from smtstack.ktls.stats import NIC, TlsStats
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.handshake import Established, openssl
 from smtstack.ktls_io.sending import NicPort
@@ -20,17 +20,20 @@ from workloads.transports.stream import StreamError
 
 #: All that has come: nothing may stay behind that no event tells of.
 _ALL = 1 << 40
+#: Bytes of plaintext records that a connection keeps for its NIC: there are many connections.
+_ROOM = 1 << 20
 
 
 class OwnKtlsStream(HandshakenStream):
-    """A connection whose records we make."""
+    """A connection whose records we make. ``nic``: only with a NIC's help, or none of its contexts was left."""
 
-    __slots__ = ("_tls",)
+    __slots__ = ("_nic", "_tls")
 
     def __init__(self, sock: socket.socket, peer: Address, limit: int, context: Any, server: bool,
-                 tls: KtlsSocket) -> None:
+                 tls: KtlsSocket, nic: bool) -> None:
         super().__init__(sock, peer, limit, context, server)
         self._tls = tls
+        self._nic = nic
 
     def reason(self, error: OSError) -> str:
         return "a record failed authentication" if error.errno == errno.EBADMSG else super().reason(error)
@@ -38,8 +41,13 @@ class OwnKtlsStream(HandshakenStream):
     def begin(self, keys: Established) -> None:
         try:
             self._tls.turn_on(keys)
+            if self._nic and self._tls.txtls_mode != NIC:
+                # Why not?
+                self._tls.txtls_mode = NIC
         except OSError as e:
-            raise StreamError(f"kTLS: {e.strerror}") from None
+            # A NIC without a free context: software seals, and the wire has the same bytes.
+            if e.errno != errno.ENOSPC:
+                raise StreamError(f"kTLS: {e.strerror}") from None
 
     def receive(self) -> bytes | None:
         try:
@@ -73,6 +81,13 @@ def check() -> None:
     openssl()
 
 
+def nic_maker(certs: Path, limit: int, server: bool) -> StreamMaker:
+    """:func:`maker` with the NICs of this host."""
+    from smtstack.ktls_io.nic_mode import TapNics
+
+    return maker(certs, limit, server, TapNics(room=_ROOM))
+
+
 def maker(certs: Path, limit: int, server: bool, nic: NicPort | None = None) -> StreamMaker:
     """Streams of this host's certificate; with ``nic`` it seals. Raises :class:`~smtstack.errors.ConfigError`,
     :class:`~smtstack.errors.Unsupported`."""
@@ -82,6 +97,6 @@ def maker(certs: Path, limit: int, server: bool, nic: NicPort | None = None) -> 
 
     def make(sock: socket.socket, peer: Address) -> OwnKtlsStream:
         tls = KtlsSocket(sock, backends=backends, stats=stats, nic=nic)
-        return OwnKtlsStream(sock, peer, limit, context, server, tls)
+        return OwnKtlsStream(sock, peer, limit, context, server, tls, nic is not None)
 
     return make

@@ -30,6 +30,8 @@ from workloads.transports.stream import Stream
 Comparison = Literal["demo", "wire", "mix", "queries", "mn"]
 #: The yardstick in tables and pictures: the system that all others are divided by.
 BASELINE = "tls"
+#: How hosts' NICs are by default: in each program of ours.
+INLINE = "inline"
 
 
 class Look(NamedTuple):
@@ -113,6 +115,8 @@ class TransportKind:
     """The comparisons that it is in."""
     beside: str = ""
     """The system by which ``bench wire`` divides its figures; empty: by none."""
+    hosting: str = ""
+    """How the hosts' NICs have to be (``tap``: processes that own their interfaces); empty: whichever way."""
     check: Callable[[], None] | None = None
     """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for it; None: nothing.
     The doctor tells of it, too (topo/doctor.py)."""
@@ -150,14 +154,19 @@ def system_label(transport: str, nic: str | None) -> str:
     return TABLE.get(transport, TransportKind(name=transport, streams=_tcp)).label(nic)
 
 
-def systems(comparison: Comparison) -> list[tuple[str, str]]:
-    """(transport, nic) of everything that is in a comparison."""
-    return [(kind.name, nic) for kind in TABLE.values() if comparison in kind.compared for nic in kind.looks]
+def systems(comparison: Comparison, hosting: str = INLINE) -> list[tuple[str, str]]:
+    """(transport, nic) of everything that is in a comparison; ``hosting``: how the hosts' NICs are in it."""
+    return [(name, nic) for name in compared(comparison, hosting) for nic in TABLE[name].looks]
 
 
-def compared(comparison: Comparison) -> list[str]:
-    """The transports in a comparison."""
-    return [kind.name for kind in TABLE.values() if comparison in kind.compared]
+def compared(comparison: Comparison, hosting: str = INLINE) -> list[str]:
+    """The transports in a comparison on hosts whose NICs are ``inline`` or ``tap``."""
+    return [kind.name for kind in TABLE.values() if comparison in kind.compared and kind.hosting in {"", hosting}]
+
+
+def chosen(names: list[str], comparison: Comparison, hosting: str) -> list[str]:
+    """What a user wants compared: ``names``, or if these are the default, all that can be on such hosts."""
+    return compared(comparison, hosting) if names == compared(comparison) else names
 
 
 def _tcp(settings: Settings, _server: bool) -> StreamMaker:
@@ -184,6 +193,13 @@ def _ktls_sw(settings: Settings, server: bool) -> StreamMaker:
 
     assert settings.certs is not None  # ``certified``
     return ktls_own.maker(settings.certs, settings.limit, server)
+
+
+def _ktls_nic(settings: Settings, server: bool) -> StreamMaker:
+    from workloads.transports import ktls_own
+
+    assert settings.certs is not None  # ``certified``
+    return ktls_own.nic_maker(settings.certs, settings.limit, server)
 
 
 def _check_ktls_sw() -> None:
@@ -214,6 +230,10 @@ for _kind in (
                   looks={"sw": Look("#CC79A7", "P", "--")}, compared=frozenset({"demo"}), check=_check_ktls),
     TransportKind(name="ktls-sw", about="our kernel TLS, in software", streams=_ktls_sw, encrypted=True,
                   certified=True, beside="tls", looks={"sw": Look("#AA4499", "p", "--")},
+                  compared=frozenset({"demo", "wire", "mix", "queries", "mn"}), check=_check_ktls_sw),
+    TransportKind(name="ktls-nic", about="the same, sealed by a NIC that owns the interface: --nic-hosting tap",
+                  streams=_ktls_nic, encrypted=True, certified=True, beside="ktls-sw",
+                  looks={"sw": Look("#332288", "h", "--")}, hosting="tap",
                   compared=frozenset({"demo", "wire", "mix", "queries", "mn"}), check=_check_ktls_sw),
     TransportKind(name="upstream", about="as Homa's own module", looks={"sw": Look("#882255", "X", "-")},
                   compared=frozenset({"mn"})),

@@ -31,7 +31,7 @@ from workloads.options.session import Sessions, check_sessions, session_words
 from workloads.options.waiting import Waits
 from workloads.results.kinds import Picture, Section
 from workloads.results.points import session_lines
-from workloads.transports.table import compared
+from workloads.transports.table import chosen, compared
 
 #: What everything is divided by: this transport's round trip, alone in the network.
 _YARDSTICK = "homa"
@@ -148,10 +148,12 @@ class Plan:
 
 def check(asked: Options) -> Plan:
     """Everything that can be seen before a network is made. Raises :class:`ConfigError`."""
-    asked = replace(asked, topo=asked.topo or f"star,{asked.hosts}")
+    hosting = asked.network.links(asked.seed).hosting
+    asked = replace(asked, topo=asked.topo or f"star,{asked.hosts}",
+                    transport=chosen(asked.transport, "mix", hosting))
     hosts = len(asked.network.check(asked.topo, asked.seed).hosts())
     for name in asked.transport:
-        transports.check(name)
+        transports.check(name, hosting)
     check_sessions(asked.sessions, asked.transport)
     asked.overlay.check(asked.transport)
     links = asked.network.links(asked.seed)

@@ -329,7 +329,7 @@ def _check(scenario: Scenario, topo: SmtTopo, path: Path) -> None:
     _located(str(path), lambda: check_sessions(head.sessions, head.transports))
     _located(str(path), lambda: head.overlay.check(head.transports))
     for transport in head.transports:
-        transports.check(transport)
+        transports.check(transport, scenario.network.network.links(head.seed).hosting)
     if scenario.seconds / head.interval > MOST_INTERVALS:
         raise ConfigError(f"{path}, interval: {head.interval:g} s are more than {MOST_INTERVALS} intervals")
     fleets = head.trials * len(head.transports) * len(scenario.loads)
