@@ -34,7 +34,7 @@ else:
 #: Of sessions and captures, what derives from a compiled class: it must be compiled, too.
 HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "rings/*.py", "session/plane.py",
        "session/manager.py", "capture/keylog.py", "sim/*.py", "stack.py", "waiting.py", "loop.py",
-       "io/packet_socket.py", "io/ring.py", "io/send_batch.py")
+       "io/frame_socket.py", "io/packet_socket.py", "io/ring.py", "io/send_batch.py")
 #: Decides, where it is set to one of these.
 VARIABLE, YES, NO = "SMTNET_COMPILED", "yes", "no"
 #: What mends every reason but the lack of a compiler, which it names.

@@ -138,8 +138,9 @@ class SmtNet(Mininet):
         return rate
 
     def nic_pids(self, host: SmtHost) -> list[int]:
-        """Processes that are the host's NICs, where these own its interfaces (hosting tap)."""
-        return [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+        """Processes that are the host's NICs, where these own its interfaces (hosting tap), or give it rings."""
+        return [process.pid for link in self.links for made in (link.nics, link.rings)
+                for (_name, pid), process in made.items() if pid == host.pid]
 
     def emulator_pids(self) -> list[int]:
         """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""

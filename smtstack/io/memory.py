@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Collection
+from pathlib import Path
 
 from smtstack.errors import ConfigError
 
@@ -38,3 +41,22 @@ def map_untrusted(descriptor: int, most: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size)
     except OSError as e:
         raise ConfigError(f"this descriptor is no shared memory: {e.strerror}") from None
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    """Where it is in our memory."""
+    held = ctypes.c_char.from_buffer(mapping)
+    try:
+        return ctypes.addressof(held)
+    finally:
+        del held  # or it could not be closed any more
+
+
+def other_ranges(starts: Collection[int]) -> list[tuple[int, int]]:
+    """(start, bytes) of all memory of this process but the mappings that begin at ``starts``."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, _dash, end = line.split()[0].partition("-")
+        if int(start, 16) not in starts:
+            ranges.append((int(start, 16), int(end, 16) - int(start, 16)))
+    return ranges
