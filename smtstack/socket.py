@@ -130,14 +130,18 @@ class SmtContext:
     @property
     def has_ring(self) -> bool:
         """Whether packets go by a ring. Raises :class:`ConfigError` for what cannot go that way."""
-        if self.hosting not in HOSTINGS:
+        if self.hosting and self.hosting not in HOSTINGS:
             raise ConfigError(f"unknown hosting {self.hosting!r}; there are {', '.join(HOSTINGS)}")
         if self.hosting == INLINE or (not self.hosting and not has_ring(self.interface)):
             return False
-        for wrong, what in ((self.profile == "upstream", "no profile upstream, whose packets are TCP's"),
-                            (self.has_overlay, "no overlay tcp, as the ring takes packets, no segments"),
-                            (self.shared_port is not None, "one process at a port: leave out --workers"),
-                            (self.dns is not None, "no session mode that asks DNS, by sockets of the host's")):
+        refused = {
+            "no profile upstream, whose packets are TCP's": self.profile == "upstream",
+            "no TLS offload: the NIC is the host's, and is not to see plaintext: take --nic sw":
+                self.nic.tls_hw_tx_offload,
+            "no overlay tcp, as the ring takes packets, no segments": self.has_overlay,
+            "one process at a port: leave out --workers": self.shared_port is not None,
+            "no session mode that asks DNS, by sockets of the host's": self.dns is not None}
+        for what, wrong in refused.items():
             if wrong:
                 raise ConfigError(f"hosting=ring has {what}")
         return True

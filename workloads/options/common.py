@@ -72,7 +72,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
     parser.add_argument("--nic-hosting", choices=HOSTINGS, default="",
-                        help="smt, homa, linux: inline: packets by sockets of our own; ring: as a guarded process, "
+                        help="smt, homa, linux: inline: packets by sockets of ours; ring: as a guarded process, "
                              "without network system calls, behind rings that it shares with the host (default: "
                              "what the interface's link has)")
     add(Waits, parser)
