@@ -51,8 +51,8 @@ def load(program: bytes) -> int:
 
 
 def load_program(kind: int, program: bytes) -> int:
-    """As :func:`load`, of a kind of ``enum bpf_prog_type``. Raises OSError, NotImplementedError: not on this
-    machine."""
+    """Give the kernel a program of a kind of ``enum bpf_prog_type``; its descriptor. Raises OSError,
+    NotImplementedError: not on this machine."""
     code, license_name = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
     # union bpf_attr: type, number of instructions, where they are, licence, no log.
     return call(_PROG_LOAD, struct.pack("=IIQQIIQI", kind, len(program) // 8, ctypes.addressof(code),

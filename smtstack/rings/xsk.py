@@ -16,7 +16,9 @@ from smtstack.rings.frames import FREE, RECEIVING, SENDING, FrameOwners
 from smtstack.rings.layout import COMPLETION, ENTRY_LEN, FILL, HEADROOM, RINGS, RX, TX, UMEM, RingConfig
 from smtstack.rings.memory import SharedMemory
 
-#: A frame that the host has had for this long for nothing is taken back.
+#: A frame that the host has had for this long for nothing is taken back, and a ring begins anew whose indices
+#: cannot be for so long. After an attack there is service again in at most four times that: rings, then frames,
+#: each noticed at one look and mended at the next.
 RECLAIM_NS: Final = 250_000_000
 
 
@@ -51,6 +53,9 @@ class CertifiedXsk:
         self.fill_without_frame = self.tx_without_frame = self.tx_without_room = 0
         self.too_long = 0
         self.reclaimed = 0
+        #: Whether each ring could not be when :meth:`tend` looked last.
+        self._stuck = [False] * len(RINGS)
+        self.restarts = 0
         self.refill()
 
     # -- receiving -----------------------------------------------------------------------------------------
@@ -153,8 +158,9 @@ class CertifiedXsk:
     # -- what the host owes us -----------------------------------------------------------------------------
 
     def tend(self, now: int) -> None:
-        """Now and then, also when nothing comes: say our indices again, and where no frame is left, take back
-        those that the host has had out of its rings for :data:`RECLAIM_NS`. ``now`` in nanoseconds.
+        """Now and then, also when nothing comes: say our indices again, begin rings anew that cannot be, and where
+        no frame is left, take back those that the host has had out of its rings for :data:`RECLAIM_NS`. ``now`` in
+        nanoseconds.
 
         A host that is honest again may still write into such a frame, or send from it: that changes a packet, and
         whoever opens it finds out.
@@ -166,6 +172,7 @@ class CertifiedXsk:
             ring.publish()
         for consumer in (self._rx, self._done):
             consumer.publish()
+        self._restart_stuck()
         self.complete()
         missing: set[tuple[int, int]] = set()
         if not self.owners.held[FREE]:
@@ -177,6 +184,25 @@ class CertifiedXsk:
                 self.reclaimed += 1
         self._missing = missing
         self.refill()
+
+    def _restart_stuck(self) -> None:
+        self._fill.room()
+        self._tx.room()
+        self._rx.available()
+        self._done.available()
+        stuck = [not self._fill.possible, not self._done.possible, not self._rx.possible, not self._tx.possible]
+        again = [now and before for now, before in zip(stuck, self._stuck, strict=True)]
+        self._stuck = stuck
+        fill, done, rx, tx = again
+        if fill:
+            self._fill.restart()
+        if done:
+            self._done.restart()
+        if rx:
+            self._rx.restart()
+        if tx:
+            self._tx.restart()
+        self.restarts += sum(again)
 
     def _lost(self, given: ProducerRing, slots: list[int], owner: int) -> set[tuple[int, int]]:
         """Frames of ``owner`` that do not wait in the ring by which it got them, with which giving that was."""
@@ -196,6 +222,7 @@ class CertifiedXsk:
                 "xsk_tx_full_ring": self.tx_without_room, "xsk_tx_empty_alloc": self.tx_without_frame,
                 "xsk_compl_invalid_frame": self.completions_invalid,
                 "xsk_fill_empty_alloc": self.fill_without_frame, "xsk_reclaimed_frame": self.reclaimed,
+                "xsk_ring_restarts": self.restarts,
                 "xsk_free_frames": self.owners.held[FREE],
                 **{f"ring_peer_index_rejected_{ring}": count for ring, count in self.rejected().items()}}
 
