@@ -20,7 +20,7 @@ class FrameOwners:
         self.count = count
         self._size_bits = frame_size.bit_length() - 1
         self._umem_bytes = count * frame_size
-        self._owner = bytearray(count)
+        self._owner = [FREE] * count
         #: Which giving each frame was taken by, and how many there were.
         self._serial = [0] * count
         self._givings = 0
