@@ -73,7 +73,7 @@ class LinkOptions:
     hosting: str = "inline"
     """Where a host's smart NIC is: ``inline``, a part of each program that uses it, or ``tap``: a process of its
     own that owns the host's interface, through which all that the host's kernel sends and receives goes, too; or
-    ``ring``: on an untrusted host, which shares memory with one guarded program a host (docs/trust.md)."""
+    ``ring``: on an untrusted host, which shares memory with the guarded programs (docs/trust.md)."""
     nic: tuple[str, ...] = ()
     """Settings of the hosts' smart NICs, as ``smtnet nic --set`` takes them: ``("tso=off", "max-contexts=4")``."""
 

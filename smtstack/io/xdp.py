@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import socket
+import stat
 import struct
 from contextlib import suppress
 from typing import Final
@@ -103,7 +104,10 @@ def open_again(descriptor: int) -> socket.socket:
 
 
 def map_ring(descriptor: int, ring: str, length: int) -> mmap.mmap:
-    """The memory of a ring. Raises OSError."""
+    """The memory of a ring of a socket; a page that is not there would end us by SIGBUS. Raises OSError for other
+    descriptors."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
     return mmap.mmap(descriptor, length, offset=_RING_OFFSET[ring])
 
 

@@ -78,10 +78,14 @@ def _made(interface: str, config: RingConfig, fields: dict[str, Any], descriptor
     mappings: dict[str, mmap.mmap] = {}
     try:
         mappings[UMEM] = map_untrusted(descriptors["umem"], config.umem_bytes)
+        in_memory = fields.get("backing") != messages.KERNEL
+        where, size = messages.places(config)
         for ring in RINGS:
-            mappings[ring] = xdp.map_ring(descriptors["socket"], ring, config.ring_bytes(ring))
+            length = config.ring_bytes(ring)
+            mappings[ring] = (map_untrusted(descriptors["rings"], size, where[ring], length) if in_memory
+                              else xdp.map_ring(descriptors["rings"], ring, length))
         starts = {name: address_of(mapping) for name, mapping in mappings.items()}
-        shared = said_untrusted(fields, descriptors["socket"], starts, len(mappings[UMEM]))
+        shared = said_untrusted(fields, descriptors["rings"], starts, len(mappings[UMEM]))
         ours = [Range("memory of ours", start, length) for start, length in other_ranges(starts.values())]
         check_sockets([shared], config, ours)
         mac = bytes.fromhex(str(fields.get("mac")))
@@ -101,8 +105,9 @@ def _made(interface: str, config: RingConfig, fields: dict[str, Any], descriptor
     # The kernel has used this socket for nobody before: its indices are 0.
     xsk = CertifiedXsk(memories, config, certified)
     # No use any more, and nothing by which one could do more than by the memory.
-    os.close(descriptors.pop("socket"))
-    return RingSocket(interface, mac, memories, list(mappings.values()), xsk, page, descriptors, connection)
+    os.close(descriptors.pop("rings"))
+    return RingSocket(interface, mac, memories, list(mappings.values()), xsk, page, descriptors, connection,
+                      in_memory)
 
 
 def said_untrusted(fields: dict[str, Any], descriptor: int, starts: dict[str, int], umem: int) -> SharedSocket:

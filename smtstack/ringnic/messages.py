@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import mmap
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.rings.layout import RINGS, RingConfig
 
 LONGEST: Final = 1 << 14
-#: Descriptors that come with an answer, in this order.
-DESCRIPTORS: Final = ("socket", "umem", "page", "bell", "question", "life")
+#: Whose the rings are: the kernel's (AF_XDP), or memory with a packet socket behind it.
+KERNEL: Final = "kernel"
+MEMORY: Final = "memory"
+#: Descriptors that come with an answer, in this order. The first one is to map the rings by.
+DESCRIPTORS: Final = ("rings", "umem", "page", "bell", "question", "life")
 _ERRORS: Final[dict[str, type[SmtError]]] = {"config": ConfigError, "unsupported": Unsupported}
 
 
@@ -41,6 +46,15 @@ class Opening:
                                                                                        strict=True)):
             raise ConfigError("no endpoint is named")
         return cls(*(value for value in values if isinstance(value, int)))
+
+
+def places(config: RingConfig) -> tuple[dict[str, int], int]:
+    """Where each ring is in memory that has all of them, from whole pages on; bytes of all."""
+    where, at = {}, 0
+    for ring in RINGS:
+        where[ring] = at
+        at += -(-config.ring_bytes(ring) // mmap.PAGESIZE) * mmap.PAGESIZE
+    return where, at
 
 
 def read_untrusted(data: bytes) -> dict[str, Any]:

@@ -18,7 +18,9 @@ import time
 from typing import Final
 
 from smtstack.io import xdp
+from smtstack.io.packet_socket import PacketSocket
 from smtstack.ringnic.bell import GUARDED_SLEEPS, LOST, MONITOR_SLEEPS, REFUSED, Bell
+from smtstack.rings.host import MemoryHost
 from smtstack.rings.layout import CONSUMER_AT, PRODUCER_AT, RX, TX, RingConfig
 
 # Linux <linux/prctl.h>
@@ -28,6 +30,8 @@ NAME: Final = "ring-monitor"
 #: It sleeps no longer than this, in seconds; and where the kernel could not send just now.
 _LONGEST_S: Final = 1.0
 _AGAIN_S: Final = 0.001
+#: Packets taken off the wire at a time.
+_BATCH: Final = 64
 #: Of the kernel's statistics, how old they may be.
 _STATISTICS_NS: Final = 10_000_000
 _NOW_AND_THEN: Final = (errno.EAGAIN, errno.EBUSY, errno.ENOBUFS, errno.ENETDOWN)
@@ -90,6 +94,47 @@ class Monitor:
         for descriptor, _events in self._epoll.poll(timeout_s):
             if descriptor == self._bell:
                 os.read(self._bell, 8)
+
+
+class MemoryMonitor:
+    """Serves one guarded process whose rings are in memory: is their host, with a packet socket for the wire."""
+
+    def __init__(self, packets: PacketSocket, host: MemoryHost, page: Bell, bell: int) -> None:
+        self._packets = packets
+        self._host = host
+        self._page = page
+        self._bell = bell
+        self._epoll = select.epoll()
+        self._epoll.register(packets, select.EPOLLIN)
+        self._epoll.register(bell, select.EPOLLIN)
+
+    def run(self) -> None:
+        """Until somebody ends the process. Raises SmtError if the interface is gone."""
+        page, host, packets = self._page, self._host, self._packets
+        host.resume()
+        while True:
+            sent = host.collect()
+            if sent:
+                packets.send(sent)
+            came = packets.receive(_BATCH)
+            if came:
+                host.deliver(came)
+                page.fence()
+                if page.words[GUARDED_SLEEPS]:
+                    page.wake()
+            if not sent and not came:
+                self._sleep()
+
+    def _sleep(self) -> None:
+        words = self._page.words
+        words[LOST] = (self._host.dropped + self._packets.statistics()[1] + self._packets.send_drops) & 0xFFFFFFFF
+        words[MONITOR_SLEEPS] = 1
+        self._page.fence()
+        if not self._host.has_work():
+            for descriptor, _events in self._epoll.poll(_LONGEST_S):
+                if descriptor == self._bell:
+                    os.read(self._bell, 8)
+        words[MONITOR_SLEEPS] = 0
 
 
 def _words(mapping: mmap.mmap) -> memoryview:

@@ -30,7 +30,8 @@ class RingSocket(FrameSocket):
     """Made by :func:`smtstack.ringnic.client.open_ring`."""
 
     def __init__(self, interface: str, mac: bytes, memories: dict[str, SharedMemory], mappings: list[object],
-                 xsk: CertifiedXsk, page: Bell, descriptors: dict[str, int], connection: socket.socket) -> None:
+                 xsk: CertifiedXsk, page: Bell, descriptors: dict[str, int], connection: socket.socket,
+                 in_memory: bool = False) -> None:
         self.mac = mac
         self.send_drops = 0
         self.xsk = xsk
@@ -42,6 +43,8 @@ class RingSocket(FrameSocket):
         self._descriptors = descriptors
         self._bell = descriptors["bell"]
         self._life = descriptors["life"]
+        #: The rings are not the kernel's.
+        self._in_memory = in_memory
         #: Whoever serves us sees that we are gone when it is closed.
         self._connection = connection
         #: ip -> (MAC or None, when to ask again)
@@ -132,7 +135,8 @@ class RingSocket(FrameSocket):
         told = {} if self._closed else {"ring_monitor_restarts": self._words[RESTARTS],
                                         "ring_host_refused": self._words[REFUSED]}
         return {**self.xsk.counters(), "ring_refused": self.xsk.refused(), "ring_sleeps": self._sleeps,
-                "ring_bells": self._kicks, **told}
+                "ring_bells": self._kicks,
+                "ring_in_memory": int(self._in_memory), **told}
 
     def close(self) -> None:
         """Let go of the memory and of whoever serves us."""

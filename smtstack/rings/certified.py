@@ -68,6 +68,10 @@ class ConsumerRing:
         self._left -= 1
         return at
 
+    def resume(self) -> None:
+        """Go on where this side said last that it is: for a host whose process was replaced."""
+        self._own = self._memory.load(CONSUMER_AT) & self._index_mask
+
     def restart(self) -> None:
         """Go on as if everything up to the peer's index, read once, were taken: nothing of it is looked at."""
         self._own = self._memory.load(PRODUCER_AT) & self._index_mask
@@ -122,6 +126,10 @@ class ProducerRing:
         self._own = (self._own + 1) & self._index_mask
         self._room -= 1
         return at
+
+    def resume(self) -> None:
+        """Go on where this side said last that it is: for a host whose process was replaced."""
+        self._own = self._memory.load(PRODUCER_AT) & self._index_mask
 
     def restart(self) -> None:
         """Go on as if the peer had taken everything, and were where it says, by its index, read once."""

@@ -39,6 +39,17 @@ class MemoryHost:
         #: Packets that found no frame to be received into, or no place in the ring.
         self.dropped = 0
 
+    def resume(self) -> None:
+        """Take over from another process that was the host until it died."""
+        for consumer in (self._fill, self._tx):
+            consumer.resume()
+        for producer in (self._rx, self._done):
+            producer.resume()
+
+    def has_work(self) -> bool:
+        """Whether packets wait to be sent, and can be."""
+        return self._tx.available() > 0 and self._done.room() > 0
+
     def deliver(self, packets: list[bytes]) -> None:
         """Packets came off the wire."""
         umem, room = self.memories[UMEM], self._rx.room()

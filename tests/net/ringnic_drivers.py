@@ -244,14 +244,25 @@ def monitor() -> dict[str, Any]:
 
 
 def several() -> dict[str, Any]:
-    """What a ring is not for, and a second guarded process."""
+    """A second guarded process on an interface, whose ring is in memory; and what a ring is not for."""
     out: dict[str, Any] = {}
     with rig() as two:
         log = Path(tempfile.mkstemp()[1])
-        second = Program(two.one, "second", python_program(
-            "workloads", "call", "echo", "--iface", "h1-eth0", "--addr", f"{two.one.IP()}:41000", "--peer",
-            f"{two.two.IP()}:{PORT}", "--transport", "homa", "--count", "1"), log)
-        out["second"] = str(second.failure())
+        echo = Program(two.two, "second server", python_program(
+            "workloads", "serve", "echo", "--iface", "h2-eth0", "--addr", f"{two.two.IP()}:3000", "--transport",
+            "homa", "--json"), log)
+        echo.wait_for("serving")
+        control = two.control(two.two)
+        last = max(control.children(), key=lambda child: child.create_time())
+        for number in range(2):
+            second = Program(two.one, "second client", python_program(
+                "workloads", "call", "echo", "--iface", "h1-eth0", "--addr", f"{two.one.IP()}:4100{number}",
+                "--peer", f"{two.two.IP()}:3000", "--transport", "homa", "--count", "50", "--size", "5000"), log)
+            out[f"second{number}"] = second.process.wait(60.0)
+            if not number:
+                last.kill()
+        out["first"] = two.ask("one", timeout=10.0)["error"]
+        out["counters"] = json.loads(echo.stop())["counters"]
         for words in (["--nic", "hw"], ["--overlay", "tcp"]):
             refused = Program(two.one, "other", python_program(
                 "workloads", "call", "echo", "--iface", "h1-eth0", "--addr", f"{two.one.IP()}:41000", "--peer",

@@ -87,7 +87,7 @@ class Network:
         "--nic-hosting", choices=("inline", "tap", "ring"), default="inline", title=_LINKS,
         help="the hosts' smart NICs: inline, in each program of ours; tap: a process owns the interface, and all "
              "that the host's kernel sends and receives goes through it, too; ring: on an untrusted host, behind "
-             "rings of one guarded program a host (default: %(default)s)")
+             "rings that it shares with guarded programs (default: %(default)s)")
     switch: str = option("--switch", choices=switches.KINDS, default="auto", title="switches",
                          help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
     controller: str = option(
