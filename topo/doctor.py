@@ -132,6 +132,9 @@ def _network(facts: Facts) -> Iterator[Check]:
         yield Check("tc netem", "ok", "missing: the programmable wire is used" if netem else "works")
     yield from _tried(facts, "overlay", "overlay tcp", "warn", "missing: --overlay tcp is refused",
                       _modprobe(facts, "nf_tables"), "super-frames pass, and the host's TCP can be kept from them")
+    yield from _tried(facts, "xdp", "af_xdp", "warn", "missing: --nic-hosting ring has its rings in memory",
+                      "another kernel: with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL",
+                      "packets can be split off into rings")
     yield from _tried(facts, "buffer", "receive buffers", "warn", "8 MB are not to be had: bursts may be lost",
                       "sudo sysctl -w net.core.rmem_max=16777216", "8 MB")
 
