@@ -61,7 +61,7 @@ def targets() -> list[Target]:
     return [
         *out,
         # What they only promise, and what sends it to another process.
-        (f"{of}.backends.Backend.open_untrusted", out[0][1], corpus[:4], (AuthError,)),
+        (f"{of}.session.Backend.open_untrusted", out[0][1], corpus[:4], (AuthError,)),
         ("smtstack.ktls_io.coproc.ProcessBackend.open_untrusted", out[0][1], corpus[:4], (AuthError,)),
         (f"{of}.records.record_size_untrusted", _size, corpus, (BadPacket,)),
         (f"{of}.control_records.HandshakeMessages.take_untrusted", _messages,

@@ -6,6 +6,8 @@ long as what came; what it sends holds no plaintext.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,13 +18,15 @@ from smtstack.crypto.stream_gcm import (
     open_record_untrusted,
     record_len_untrusted,
 )
-from smtstack.errors import AuthError, BadPacket
+from smtstack.errors import AuthError, BadPacket, ConfigError
+from smtstack.io.memory import map_untrusted
 from smtstack.nic.counters import NicCounters
 from smtstack.nic.marks import mark_bytes
 from smtstack.nic.tls_flow import ASYNC, HINT, SCAN, RxFlow
 from smtstack.nic.tls_rx import TlsRxContext
 from smtstack.nic.tls_rx_driver import TlsRxDriver
 from smtstack.nic.tls_tx import TlsTxContext
+from smtstack.tapnic import messages
 from smtstack.wire import tcp
 from tests.tls_rig import CANARY, FLOW, Stream, make_keys, tcp_frame, text
 
@@ -124,6 +128,30 @@ class _Send:
             assert out is None or (len(out) == len(data) and CANARY not in out)
 
 
+def _memory(buf: bytes) -> None:
+    """What another process gives: memory of any size, sealed or not, or something else."""
+    first = buf[0] if buf else 0
+    descriptor = os.memfd_create("fuzz", os.MFD_ALLOW_SEALING) if first & 1 else os.open(os.devnull, os.O_RDONLY)
+    try:
+        if first & 1:
+            os.ftruncate(descriptor, int.from_bytes(buf[1:3], "big"))
+        if first & 3 == 3:
+            fcntl.fcntl(descriptor, 1033, buf[3] & 7 if len(buf) > 3 else 2)  # F_ADD_SEALS
+        map_untrusted(descriptor, 8192).close()
+    finally:
+        os.close(descriptor)
+
+
+def _keys(buf: bytes) -> None:
+    messages.keys_untrusted(messages.read_untrusted(buf))
+
+
+_REQUESTS = [messages.tx_request(FLOW, make_keys(), "linux", "dump", True),
+             messages.rx_request(FLOW, make_keys(TLS12), "scan", False, 5, 6), messages.context_request(True),
+             messages.answer(True, 3), messages.answer(error="no"), b"[" * 4096,
+             b'{"version": Infinity, "cipher": "", "key": "", "iv": ""}']
+
+
 def targets() -> list[Target]:
     """All of them."""
     from tests.fuzz import Target, _fix_frame
@@ -155,6 +183,11 @@ def targets() -> list[Target]:
     return [*out,
             Target("smtstack.wire.tcp.parse_untrusted", _packet, [*frames, tcp_frame(7, b"", tcp.FIN)],
                    fix=_fix_frame),
+            Target("smtstack.tapnic.messages.read_untrusted", messages.read_untrusted, _REQUESTS, (ConfigError,),
+                   share=0.1),
+            Target("smtstack.tapnic.messages.keys_untrusted", _keys, _REQUESTS, (ConfigError,), share=0.1),
+            Target("smtstack.io.memory.map_untrusted", _memory,
+                   [b"\3\x10\0\2", b"\3\x40\0\2", b"\1\x10\0", b"\3\x10\0\7", b"\0"], (ConfigError,), share=0.1),
             Target(f"{gcm}.inner_untrusted", inner_untrusted, [b"data\x17", b"data\x16\0\0\0", bytes(30), b"\x17"],
                    (AuthError,), share=0.2)]
 

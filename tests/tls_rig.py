@@ -318,13 +318,15 @@ class Receiver:
         while self.at + 5 <= whole:
             length = record_len_untrusted(stream.keys, self.bytes[self.at:self.at + 5])
             assert length, "the application lost the records"
+            seq = (stream.start + self.at) % 2**32
+            self.resync.head(seq, length, stream.number + len(self.how), whole - self.at)
             if self.at + length > whole:
                 break
-            self._record(bytes(self.bytes[self.at:self.at + length]))
+            self._record(bytes(self.bytes[self.at:self.at + length]), self.at + length < whole)
             self.at += length
             self.marks.release((stream.start + self.at) % 2**32)
 
-    def _record(self, record: bytes) -> None:
+    def _record(self, record: bytes, queued: bool) -> None:
         seq = (self.stream.start + self.at) % 2**32
         number = self.stream.number + len(self.how)
         ranges = self.marks.forms(seq, len(record))
@@ -335,7 +337,7 @@ class Receiver:
             self.bad.append(number)
         else:
             self.delivered.append(data)
-        self.resync.record(seq, len(record), number, form)
+        self.resync.record(seq, len(record), number, form, queued)
 
     def _open(self, record: bytes, number: int, ranges: list[Range]) -> bytes | None:
         keys = self.stream.keys

@@ -29,7 +29,7 @@ from mininet.node import Host, Switch
 from smtstack.errors import ConfigError
 from smtstack.io import ethtool
 from smtstack.io.namespaces import within
-from smtstack.nicshare.state import NicState
+from smtstack.nicshare.state import TAP, NicState
 from smtstack.ringnic.starter import ControlProcess
 from smtstack.tapnic.process import NicOptions
 from topo.commands import batch
@@ -234,6 +234,11 @@ class SmtLink(Link):
             one, two = self.ends
             self.wire = Wire.start(self._inner[0], self._inner[1], one.rates(), back=two.rates(),
                                    most=one.max_queue_size, most_back=two.max_queue_size, seed=self.options.seed)
+
+    def nic_drops(self) -> int:
+        """Frames that NICs which own an end have lost, since they were too slow."""
+        return sum(e.counters["socket_dropped"] + e.counters["socket_send_drops"]
+                   for state in self._states for e in state.endpoints() if e.profile == TAP)
 
     def record(self, path: Path) -> None:
         """Record what passes, on a link that has a wire."""

@@ -139,8 +139,9 @@ class SmtNet(Mininet):
 
     def nic_pids(self, host: SmtHost) -> list[int]:
         """Processes that are the host's NICs, where these own its interfaces (hosting tap), or give it rings."""
-        return [process.pid for link in self.links for made in (link.nics, link.rings)
-                for (_name, pid), process in made.items() if pid == host.pid]
+        found = [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+        rings = [ring for link in self.links for (_name, pid), ring in link.rings.items() if pid == host.pid]
+        return [*found, *(number for ring in rings for number in ring.pids())]
 
     def emulator_pids(self) -> list[int]:
         """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""
@@ -153,9 +154,9 @@ class SmtNet(Mininet):
 
     def drops(self) -> dict[str, int]:
         """Frames lost since the start, by reason. ``ovs`` (no room in a switch port's buffer), ``wire`` (the wire
-        was too slow) and ``cables`` (the kernel had no room between the ends of a veth, or a smaller MTU) are the
-        emulator's own and make a run unfaithful; ``queues`` (a shaped link was full) and ``impairments`` are what
-        was asked for."""
+        was too slow), ``nics`` (so was a NIC that owns an interface) and ``cables`` (the kernel had no room
+        between the ends of a veth, or a smaller MTU) are the emulator's own and make a run unfaithful; ``queues``
+        (a shaped link was full) and ``impairments`` are what was asked for."""
         wires = [link.wire for link in self.links if link.wire is not None]
         ways = [numbers[side] for numbers in (w.statistics() for w in wires) for side in ("left", "right")]
         asked = sum(way["dropped"] for way in ways)
@@ -165,7 +166,8 @@ class SmtNet(Mininet):
                       for counters in priority_counters(intf.name, intf.pid).values())
         ports = switches.port_names(self.switches)
         return {"ovs": ovs.port_drops(ports) if self.switch_kind.startswith("ovs") else 0,
-                "wire": sum(w.drops() for w in wires), "cables": self._cables() - self._cable_drops,
+                "wire": sum(w.drops() for w in wires), "nics": sum(link.nic_drops() for link in self.links),
+                "cables": self._cables() - self._cable_drops,
                 "queues": queues, "impairments": asked}
 
     def fabric_octets(self) -> dict[str, int]:

@@ -9,35 +9,35 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
-import socket
 import subprocess
+from typing import Final
 
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from smtstack.tapnic.process import NicOptions
-from topo.interpreter import host_environment, host_python
+from topo.forked import fork_server
+from topo.interpreter import host_environment
 
+_MODULE: Final = "smtstack.tapnic.process"
 #: Seconds a NIC gets to start on a loaded machine, and to end.
 _PATIENCE_S = 20.0
-_LONGEST = 1 << 16
 _ERRORS: dict[str, type[SmtError]] = {"config": ConfigError, "unsupported": Unsupported}
 
 
 class NicProcess:
-    """A NIC that is starting, or runs. It ends with :meth:`stop`, or with the thread that started it."""
+    """A NIC that is starting, or runs. It ends with :meth:`stop`, or with the process that started it."""
 
     def __init__(self, options: NicOptions) -> None:
         """Start it; :meth:`wait` until its interface is there."""
         self.interface = options.interface
         self.port = options.wire
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [host_python(), "-m", "smtstack.tapnic.process", str(theirs.fileno()), options.pack()],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-                # Ctrl-C at the terminal is for Mininet's CLI, not for the NIC under it.
-                start_new_session=True, env=host_environment())
-        self._control.settimeout(_PATIENCE_S)
+        environment = host_environment()
+        with open(2, "w", closefd=False) as errors:
+            # Forked, since there is one for each host; in our namespaces, where the cable's end is.
+            self._process = fork_server(environment, [_MODULE]).start(os.getpid(), _MODULE, [options.pack()],
+                                                                     environment, errors)
 
     @property
     def pid(self) -> int:
@@ -46,10 +46,10 @@ class NicProcess:
 
     def wait(self) -> None:
         """Until its interface is there, down. Raises what it could not start for; it is ended then."""
-        try:
-            answer = self._control.recv(_LONGEST)
-        except OSError:
-            answer = b""
+        assert self._process.stdout is not None
+        answer = ""
+        if select.select([self._process.stdout], [], [], _PATIENCE_S)[0]:
+            answer = self._process.stdout.readline()
         reply = json.loads(answer) if answer else {"error": f"its process {self._end()}"}
         if "error" in reply:
             self.stop()
@@ -68,9 +68,9 @@ class NicProcess:
 
     def stop(self) -> None:
         """End it; its interface goes away. May be called twice."""
-        self._control.close()
         try:
-            self._process.wait(_PATIENCE_S)
+            # With the end of its stdin it ends.
+            self._process.communicate(_PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import shutil
 import socket
 import ssl
@@ -25,10 +26,14 @@ import psutil
 
 from smtstack import compiled
 from smtstack.errors import SmtError, Unsupported
+from smtstack.io import plaintext_guard
 from smtstack.io.memory import sealed_memory
 from smtstack.io.packet_socket import offloading_socket
 from smtstack.io.tcp_guard import TcpGuard
+from smtstack.io.tcp_queries import set_mark
+from smtstack.io.tun import TapInterface
 from smtstack.io.xdp import XdpProgram, XdpSocket
+from smtstack.nic.plaintext import NIC_GROUP, PLAINTEXT_MARK
 from smtstack.rings.layout import RingConfig
 from smtstack.wire import homa, ipv4
 from smtstack.wire.overlay import HEAD, is_overlay, offload_head
@@ -72,7 +77,7 @@ class Facts:
     mnexec: str
     tried: Mapping[str, str]
     """In the private namespaces: ``raw``, ``buffer``, ``bridge``, ``htb``, ``tbf``, ``netem``, ``u32``,
-    ``tun``, ``ktls``, ``overlay``, ``xdp``. Empty where there are none."""
+    ``tun``, ``ktls``, ``overlay``, ``nic_tap``, ``xdp``. Empty where there are none."""
     ovs: str | None
     """Version of Open vSwitch."""
     ovs_kernel: bool
@@ -348,6 +353,37 @@ def _try_overlay() -> None:
             pass
 
 
+def _try_nic_tap() -> None:
+    """A TAP can be had, the kernel puts marked packets into the upper half of its queues, and the guard holds."""
+    try:
+        plaintext_guard.install()
+        tap = TapInterface("t0", bytes((2, 0, 0, 0, 0, 1)), 1500, 1, NIC_GROUP)
+    except SmtError as e:
+        raise OSError(str(e)) from None
+    try:
+        _run("ip", "addr", "add", "10.250.0.1/24", "dev", "t0")
+        _run("ip", "link", "set", "t0", "up")
+        _run("ip", "neigh", "add", "10.250.0.2", "lladdr", "02:00:00:00:00:02", "dev", "t0")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            set_mark(sock, PLAINTEXT_MARK)
+            sock.sendto(b"marked", ("10.250.0.2", 9))
+        waiting = [bool(select.select([queue], [], [], _FRAME_S * number)[0])
+                   for number, queue in reversed(list(enumerate(tap.queues)))]
+        if waiting != [True, False]:
+            raise OSError("the kernel does not choose a TAP's queue by mark")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            set_mark(sock, PLAINTEXT_MARK)
+            try:
+                sock.sendto(b"marked", ("127.0.0.1", 9))
+            except PermissionError:
+                return
+        raise OSError("the kernel lets marked packets out by another interface")
+    finally:
+        tap.close()
+        # Who tries something else next in this namespace is not to meet it.
+        plaintext_guard.remove()
+
+
 def _try_inside() -> dict[str, str]:
     """What came of each attempt. Only for namespaces of our own: it makes interfaces and qdiscs."""
     _run("ip", "link", "set", "lo", "up")
@@ -365,7 +401,7 @@ def _try_inside() -> dict[str, str]:
     tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
     return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
                     "ktls": _attempt(_try_ktls), "overlay": _attempt(_try_overlay),
-                    "xdp": _attempt(_try_xdp)}
+                    "nic_tap": _attempt(_try_nic_tap), "xdp": _attempt(_try_xdp)}
 
 
 if __name__ == "__main__":

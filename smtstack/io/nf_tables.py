@@ -22,7 +22,7 @@ _REQUEST, _ACK, _CREATE, _EXCL, _APPEND = 0x1, 0x4, 0x400, 0x200, 0x800
 _ERROR = 2
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM = 10
-_NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | n for n in (0, 2, 3, 6))
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE = (_SUBSYSTEM << 8 | n for n in (0, 1, 2, 3, 6))
 _NESTED = 0x8000
 _IPV4 = 2
 _TABLE_OWNER = 2
@@ -55,6 +55,13 @@ def delete_batch(table: str) -> bytes:
     return b"".join((_message(_BATCH_BEGIN, _REQUEST, 0, b"", 0, _SUBSYSTEM),
                      _message(_DELETE_TABLE, _REQUEST | _ACK, 1, _text(1, table)),
                      _message(_BATCH_END, _REQUEST, 2, b"", 0, _SUBSYSTEM)))
+
+
+def has_table(sock: socket.socket, table: str) -> bool:
+    """Whether there is a table of this name. Unlike a batch that the kernel refuses, it costs no time to ask."""
+    sock.settimeout(_PATIENCE_S)
+    sock.send(_message(_GET_TABLE, _REQUEST, 1, _text(1, table)))
+    return bool(struct.unpack_from("=IH", sock.recv(1 << 16))[1] == _NEW_TABLE)
 
 
 def tell(sock: socket.socket, batch: bytes, answers: int) -> None:

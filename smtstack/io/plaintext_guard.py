@@ -25,6 +25,10 @@ _PRIORITY = 2**31 - 1
 def install() -> None:
     """See to it that the rule is there, in the namespace of this thread. Raises :class:`Unsupported`."""
     try:
+        # A batch makes all of it or nothing.
+        with _open() as sock:
+            if nf_tables.has_table(sock, TABLE):
+                return
         _tell(rule_batch(), 3)
     except OSError as e:
         if e.errno != errno.EEXIST:
@@ -38,8 +42,12 @@ def remove() -> None:
     _tell(nf_tables.delete_batch(TABLE), 1)
 
 
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, nf_tables.NETLINK_NETFILTER)
+
+
 def _tell(batch: bytes, answers: int) -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, nf_tables.NETLINK_NETFILTER) as sock:
+    with _open() as sock:
         nf_tables.tell(sock, batch, answers)
 
 

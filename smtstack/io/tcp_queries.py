@@ -33,11 +33,15 @@ _NO_COOKIE = b"\xff" * 8
 _RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWROUTE, _RTM_GETROUTE = 16, 18, 24, 26
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
 _IFLA_GROUP = 27
-#: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE.
-_CHANGES = 0x1 | 0x10 | 0x40 | 0x80
+_RTM_NEWQDISC, _RTM_GETQDISC, _DUMP, _DONE, _TCA_KIND = 36, 38, 0x300, 3, 1
+#: What filters and their actions hang on that see packets beside an interface's queue.
+_HOOKS = (b"ingress\0", b"clsact\0")
+#: RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE.
+_CHANGES = 0x1 | 0x8 | 0x10 | 0x40 | 0x80
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _LINK = struct.Struct("=BxHiII")
+_QDISC = struct.Struct("=BxxxiIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 
@@ -117,7 +121,7 @@ class Routes:
     """Asks the kernel for routes and interfaces of the network namespace in which it was made."""
 
     def __init__(self, news: bool = False) -> None:
-        """``news``: it becomes readable when routes, addresses or interfaces change."""
+        """``news``: it becomes readable when routes, addresses, interfaces or their queues change."""
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._sock.settimeout(5.0)
         self.news: socket.socket | None = None
@@ -157,6 +161,23 @@ class Routes:
         if not group:
             return 0, -1
         return _LINK.unpack_from(answer, _HEADER.size)[3], int.from_bytes(group, sys.byteorder)
+
+    def has_hooks(self, index: int) -> bool:
+        """Whether filters of tc may see an interface's packets (``ingress`` or ``clsact`` is there), and so send
+        copies of them elsewhere."""
+        body = _QDISC.pack(socket.AF_UNSPEC, index, 0, 0, 0)
+        self._sock.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETQDISC, _REQUEST | _DUMP, 1, 0) + body)
+        found = False
+        while True:
+            answer = self._sock.recv(1 << 16)
+            at = 0
+            while at + _HEADER.size <= len(answer):
+                length, kind = struct.unpack_from("=IH", answer, at)
+                if kind in (_DONE, _ERROR):
+                    return found
+                if kind == _RTM_NEWQDISC and _QDISC.unpack_from(answer, at + _HEADER.size)[1] == index:
+                    found |= _attribute(answer[at:at + length], _QDISC.size, _TCA_KIND) in _HOOKS
+                at += length + 3 & ~3
 
     def _ask(self, question: int, wanted: int, body: bytes) -> bytes:
         """The kernel's answer; empty: it is an error."""

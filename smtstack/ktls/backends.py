@@ -9,62 +9,15 @@
 from __future__ import annotations
 
 import errno
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from smtstack.errors import LocalError
 from smtstack.ktls import purepy
-from smtstack.ktls.params import LINUX_CIPHERS
 from smtstack.ktls.records import OPENSSL, AeadMakers, Buffer, RecordAead, plain_parts
-from smtstack.ktls.sendq import OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.session import Backend, OutRecord, Refused, TlsSession
 from smtstack.ktls.stats import NIC, SW, TX
-
-AEADS: Final = frozenset(LINUX_CIPHERS)
-
-
-class Refused(LocalError):
-    """A backend does not take a session: another may."""
-
-
-class Backend(ABC):
-    """``ciphers`` are those it declares; ``priority``: the higher one is asked first."""
-
-    name = ""
-    mode = SW
-    priority = 0
-    ciphers: frozenset[str] = AEADS
-    #: Whether records may be sealed after :meth:`submit` returns: :meth:`collect` says when.
-    asynchronous = False
-
-    def __init__(self) -> None:
-        #: Sessions that have it.
-        self.users = 0
-
-    @abstractmethod
-    def attach(self, session: TlsSession) -> object:
-        """Take a session; what :meth:`submit` finds as ``session.handle``. Raises :class:`Refused`."""
-
-    def detach(self, handle: object) -> None:  # noqa: B027
-        """The session is over."""
-
-    @abstractmethod
-    def submit(self, records: Sequence[OutRecord]) -> None:
-        """Seal them, now or later: each is then ``done``, or failed."""
-
-    @abstractmethod
-    def open_untrusted(self, session: TlsSession, number: int, record: Buffer) -> tuple[int, bytes]:
-        """(kind, payload) of a whole record; raises :class:`~smtstack.errors.AuthError`."""
-
-    def collect(self) -> None:  # noqa: B027
-        """Asynchronous: look what is done."""
-
-    def fileno(self) -> int | None:
-        """Asynchronous: readable when something is done."""
-        return None
 
 
 class InProcess(Backend):

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from smtstack.crypto.stream_gcm import MAX_PLAINTEXT
-from smtstack.ktls.backends import Backend, Refused, Registry
+from smtstack.ktls.backends import Registry
 from smtstack.ktls.params import RULES, Asked, TlsParams, first_broken
 from smtstack.ktls.receive import ReceiveMachine
 from smtstack.ktls.records import DATA, Buffer, plain_parts
-from smtstack.ktls.sendq import OutRecord, SendQueue
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.sendq import SendQueue
+from smtstack.ktls.session import Backend, OutRecord, Refused, TlsSession
 from smtstack.ktls.stats import NIC, NONE, RX, SW, TX, TlsStats
 
 _MASK64: Final = (1 << 64) - 1

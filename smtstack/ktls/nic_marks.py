@@ -17,8 +17,11 @@ class MarkSource(Protocol):
     def forms(self, at: int, size: int) -> list[Range]:
         """In which forms these bytes came up, all of which are here."""
 
-    def record(self, at: int, size: int, number: int, forms: list[Range]) -> None:
-        """Record ``number`` lies there, and came in these forms."""
+    def head(self, at: int, size: int, number: int, here: int) -> None:
+        """The header of record ``number`` has come, and says its ``size``; ``here``: bytes from there on."""
+
+    def record(self, at: int, size: int, number: int, forms: list[Range], queued: bool) -> None:
+        """Record ``number`` lies there, and came in these forms; ``queued``: there are bytes behind it, too."""
 
     def passed(self, at: int) -> None:
         """Nothing before this will be asked for again."""
@@ -39,9 +42,15 @@ class NicMarks:
     def forms(self, at: int, size: int) -> list[Range]:
         return self._reader.forms(advance(self._seq, at), size)
 
-    def record(self, at: int, size: int, number: int, forms: list[Range]) -> None:
+    def head(self, at: int, size: int, number: int, here: int) -> None:
         before = self._resync.resyncs
-        self._resync.record(advance(self._seq, at), size, number, forms[0].form if len(forms) == 1 else AMBIGUOUS)
+        self._resync.head(advance(self._seq, at), size, number, here)
+        self._stats.add("TlsRxDeviceResync", self._resync.resyncs - before)
+
+    def record(self, at: int, size: int, number: int, forms: list[Range], queued: bool) -> None:
+        before = self._resync.resyncs
+        form = forms[0].form if len(forms) == 1 else AMBIGUOUS
+        self._resync.record(advance(self._seq, at), size, number, form, queued)
         self._stats.add("TlsRxDeviceResync", self._resync.resyncs - before)
 
     def passed(self, at: int) -> None:

@@ -155,6 +155,8 @@ class ReceiveMachine:
         except BadRecord as e:
             self._stats.add("stats.corrupted_records")
             self._die(e.errno, str(e))
+        if self.marks is not None:
+            self.marks.head(self._at, self._wanted, self.number, self._end - start)
 
     def _die(self, number: int, text: str) -> None:
         self._error = OSError(number, text)
@@ -187,7 +189,7 @@ class ReceiveMachine:
         else:
             forms = self.marks.forms(self._at, size)
             verified = opened_whole(forms)
-            self.marks.record(self._at, size, self.number, forms)
+            self.marks.record(self._at, size, self.number, forms, self._end - self._start > size)
             if verified:
                 body = bytes(record[session.shape.header:size - TAG_LEN])
                 return inner_untrusted(body) if session.version == VERSION_1_3 else (record[0], body)

@@ -8,42 +8,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.session import OutRecord, TlsSession
 from smtstack.ktls.stats import SW, TlsStats
 
 #: Buffers that one system call takes (IOV_MAX is 1024).
 MOST_BUFFERS: Final = 512
-
-
-class OutRecord:
-    """One record. ``parts`` is what TCP carries, once ``ready``."""
-
-    __slots__ = ("announced", "explicit_nonce", "failed", "kind", "number", "parts", "payload", "ready",
-    "session", "size")
-
-    def __init__(self, session: TlsSession, number: int, kind: int, payload: Buffer, explicit_nonce: int) -> None:
-        self.session: TlsSession = session.hold()
-        self.number = number
-        self.kind = kind
-        self.payload = payload
-        self.explicit_nonce = explicit_nonce
-        #: Bytes on the wire.
-        self.size = session.shape.header + len(payload) + session.shape.trailer
-        self.parts: list[Buffer] = []
-        self.ready = False
-        self.failed = False
-        #: Sealed, and in the record map of a NIC.
-        self.announced = False
-
-    def done(self, parts: list[Buffer]) -> None:
-        """The record is sealed: ``parts`` make ``size`` bytes."""
-        self.parts = parts
-        self.ready = True
-        self.payload = b""
-
-    def fail(self) -> None:
-        """The record cannot be sealed: its connection is to be aborted."""
-        self.failed = True
 
 
 class SendQueue:

@@ -1,4 +1,5 @@
-"""A TLS session of one direction: keys, mode, and who seals its records; counted references decide when it ends.
+"""A TLS session of one direction, a record of it, and who seals that; counted references decide when a session
+ends.
 
 A record holds its session from when it is made until it is sealed (by a NIC: until it is acknowledged), so a
 switch of modes never changes records that wait already.
@@ -6,16 +7,86 @@ switch of modes never changes records that wait already.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from smtstack.crypto.stream_gcm import StreamKeys
 from smtstack.errors import LocalError
-from smtstack.ktls.params import TlsParams
-from smtstack.ktls.records import Shape, shape
+from smtstack.ktls.params import LINUX_CIPHERS, TlsParams
+from smtstack.ktls.records import Buffer, Shape, shape
 from smtstack.ktls.stats import NIC, SW, TlsStats
 
-if TYPE_CHECKING:
-    from smtstack.ktls.backends import Backend
+
+class Refused(LocalError):
+    """A backend does not take a session: another may."""
+
+
+class Backend(ABC):
+    """``ciphers`` are those it declares; ``priority``: the higher one is asked first."""
+
+    name = ""
+    mode = SW
+    priority = 0
+    ciphers: frozenset[str] = frozenset(LINUX_CIPHERS)
+    #: Whether records may be sealed after :meth:`submit` returns: :meth:`collect` says when.
+    asynchronous = False
+
+    def __init__(self) -> None:
+        #: Sessions that have it.
+        self.users = 0
+
+    @abstractmethod
+    def attach(self, session: TlsSession) -> object:
+        """Take a session; what :meth:`submit` finds as ``session.handle``. Raises :class:`Refused`."""
+
+    def detach(self, handle: object) -> None:  # noqa: B027
+        """The session is over."""
+
+    @abstractmethod
+    def submit(self, records: Sequence[OutRecord]) -> None:
+        """Seal them, now or later: each is then ``done``, or failed."""
+
+    @abstractmethod
+    def open_untrusted(self, session: TlsSession, number: int, record: Buffer) -> tuple[int, bytes]:
+        """(kind, payload) of a whole record; raises :class:`~smtstack.errors.AuthError`."""
+
+    def collect(self) -> None:  # noqa: B027
+        """Asynchronous: look what is done."""
+
+    def fileno(self) -> int | None:
+        """Asynchronous: readable when something is done."""
+        return None
+
+
+class OutRecord:
+    """One record. ``parts`` is what TCP carries, once ``ready``."""
+
+    __slots__ = ("announced", "explicit_nonce", "failed", "kind", "number", "parts", "payload", "ready",
+    "session", "size")
+
+    def __init__(self, session: TlsSession, number: int, kind: int, payload: Buffer, explicit_nonce: int) -> None:
+        self.session: TlsSession = session.hold()
+        self.number = number
+        self.kind = kind
+        self.payload = payload
+        self.explicit_nonce = explicit_nonce
+        #: Bytes on the wire.
+        self.size = session.shape.header + len(payload) + session.shape.trailer
+        self.parts: list[Buffer] = []
+        self.ready = False
+        self.failed = False
+        #: Sealed, and in the record map of a NIC.
+        self.announced = False
+
+    def done(self, parts: list[Buffer]) -> None:
+        """The record is sealed: ``parts`` make ``size`` bytes."""
+        self.parts = parts
+        self.ready = True
+        self.payload = b""
+
+    def fail(self) -> None:
+        """The record cannot be sealed: its connection is to be aborted."""
+        self.failed = True
 
 
 class TlsSession:

@@ -23,11 +23,9 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.errors import AuthError, Unsupported
-from smtstack.ktls.backends import Backend, Refused
 from smtstack.ktls.params import KEY_LENGTHS
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.sendq import OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.session import Backend, OutRecord, Refused, TlsSession
 from smtstack.ktls.stats import TlsStats
 from smtstack.ktls_io.ring import DONE, FORGET, KEY, NOT_AUTHENTIC, OPEN, SEAL, SIZE, SLOTS, Descriptor, Ring
 
@@ -154,6 +152,12 @@ class ProcessBackend(Backend):
                 job.answer = (NOT_AUTHENTIC + 1, 0, b"")
             self._running.clear()
             self._waiting.clear()
+
+    def cpu_s(self) -> float:
+        """Processor seconds that the process has used so far."""
+        with open(f"/proc/{self._process.pid}/stat") as f:
+            fields = f.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         """End the process."""

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import Counter, deque
 from typing import Final, Protocol
 
@@ -20,8 +21,8 @@ from smtstack.crypto.stream_gcm import Data, StreamKeys
 from smtstack.errors import Unsupported
 from smtstack.ktls.connection import KtlsConnection
 from smtstack.ktls.records import Buffer
-from smtstack.ktls.sendq import MOST_BUFFERS, OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.sendq import MOST_BUFFERS
+from smtstack.ktls.session import OutRecord, TlsSession
 from smtstack.ktls.stats import NIC, SW
 from smtstack.nic.marks import MarkReader
 
@@ -243,10 +244,15 @@ class Sender:
             self._release()
 
     def _make_room(self, wait: bool) -> bool:
-        """Let go of what is acknowledged; whether it is worth trying again."""
+        """Let go of what is acknowledged; whether it is worth trying again. TimeoutError after the socket's
+        time."""
+        patience = self._sock.gettimeout()
+        end = None if patience is None else time.monotonic() + patience
         while not self._release(now=True):
             if not wait:
                 return False
+            if end is not None and time.monotonic() > end:
+                raise TimeoutError("nothing was acknowledged in time")
             self._wait_for_acknowledgement()
         return True
 
@@ -316,8 +322,7 @@ class Sender:
         waiter.poll(1000)
 
     def _wait_for_acknowledgement(self) -> None:
-        """Nothing tells of one: look again soon, or at once if the connection ends. Raises OSError then, and
-        TimeoutError after the socket's time."""
+        """Nothing tells of one: look again soon, or at once if the connection ends. Raises OSError then."""
         waiter = select.poll()
         waiter.register(self._sock, 0)
         if waiter.poll(1):

@@ -4,7 +4,8 @@ Fed with every record as it is taken from the stream. A NIC that searched asks a
 answered if a record begins there: with ``scan`` at once, with ``async`` from what was remembered since the NIC
 said that a question would follow. With ``hint`` nobody asks: records that came encrypted make the application tell
 where the next one begins, more and more seldom as it does not help. With ``every`` each of them does, until one
-comes decrypted: that confirms it (FreeBSD).
+comes decrypted: that confirms it (FreeBSD). A hint is of use only if the NIC has not passed on that place yet, so
+where the head of the next record is here already, it is about the one behind that.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class _Asked:
 class RxResync:
     """The application's end of the three ways to get a NIC back into step."""
 
-    __slots__ = ("_asked", "_every", "_failed", "_hints", "_marks", "_open", "_target", "confirmed", "resyncs")
+    __slots__ = ("_asked", "_due", "_every", "_failed", "_hints", "_marks", "_open", "_target", "confirmed",
+                 "resyncs")
 
     def __init__(self, marks: MarkReader, resync: str) -> None:
         """``resync``: as the flow's."""
@@ -56,15 +58,17 @@ class RxResync:
         #: Times that a record came decrypted after hints of ``every``.
         self.confirmed = 0
         self._open = False
+        #: A hint is to be given with the next header.
+        self._due = False
 
-    def record(self, seq: int, length: int, number: int, form: int) -> None:
+    def record(self, seq: int, length: int, number: int, form: int, queued: bool = False) -> None:
         """Record ``number`` of ``length`` bytes begins at ``seq``.
 
-        ``form``: in which its bytes came, ambiguous if not all in the same. To be called in order, before the next
-        record is looked at.
+        ``form``: in which its bytes came, ambiguous if not all in the same; ``queued``: bytes behind it are here,
+        too, so that :meth:`head` will be called. To be called in order, before the next record is looked at.
         """
         if self._hints:
-            self._hint(advance(seq, length), number + 1, form)
+            self._hint(advance(seq, length), number + 1, form, queued)
             return
         for which, start, size in self._marks.announced():
             asked = self._asked[which]
@@ -98,19 +102,34 @@ class RxResync:
         self._asked[which].seq = -1
         self.resyncs += 1
 
-    def _hint(self, next_seq: int, next_number: int, form: int) -> None:
+    def head(self, seq: int, length: int, number: int, here: int) -> None:
+        """Record ``number`` of ``length`` bytes begins at ``seq``, as its header says.
+
+        ``here``: bytes from there on that have come. To be called once that is known, before the record is whole.
+        """
+        if self._due and here <= length:
+            self._due = False
+            self._tell(advance(seq, length), number + 1)
+
+    def _hint(self, next_seq: int, next_number: int, form: int, queued: bool) -> None:
         if form == DECRYPTED:
             self._failed, self._target = 0, FIRST_HINT
             self.confirmed += self._open
-            self._open = False
-        elif self._every:
+            self._open = self._due = False
+            return
+        if self._every:
             self._open = True
-            self._tell(next_seq, next_number)
         elif form == ENCRYPTED:
             self._failed += 1
-            if self._failed > self._target:
-                self._target += min(self._target, HINT_STEP)
-                self._tell(next_seq, next_number)
+            if self._failed <= self._target:
+                return
+            self._target += min(self._target, HINT_STEP)
+        else:
+            return
+        if queued:
+            self._due = True
+        else:
+            self._tell(next_seq, next_number)
 
     def _tell(self, seq: int, number: int) -> None:
         for which in range(self._marks.nics):

@@ -32,7 +32,7 @@ RX_RESYNCS: Final = (SCAN, ASYNC, HINT, EVERY)
 
 @dataclass(frozen=True, slots=True)
 class TxFlow:
-    """A connection whose sender writes framed records. Raises :class:`ConfigError` for unknown words."""
+    """A connection whose sender writes framed records. Raises :class:`ConfigError` for what cannot be."""
 
     flow: bytes
     """:func:`~smtstack.wire.tcp.flow_key` of the packets that leave."""
@@ -43,13 +43,14 @@ class TxFlow:
     resync: str = DUMP
 
     def __post_init__(self) -> None:
+        _check_flow(self.flow)
         _one_of("policy", self.policy, POLICIES)
         _one_of("resync", self.resync, TX_RESYNCS)
 
 
 @dataclass(frozen=True, slots=True)
 class RxFlow:
-    """A connection whose receiver takes marks. Raises :class:`ConfigError` for unknown words."""
+    """A connection whose receiver takes marks. Raises :class:`ConfigError` for what cannot be."""
 
     flow: bytes
     """:func:`~smtstack.wire.tcp.flow_key` of the packets that arrive."""
@@ -63,9 +64,17 @@ class RxFlow:
     resync: str = SCAN
 
     def __post_init__(self) -> None:
+        _check_flow(self.flow)
         _one_of("resync", self.resync, RX_RESYNCS)
+        if not 0 <= self.seq < 1 << 32 or not 0 <= self.number < 1 << 64:
+            raise ConfigError("a TCP sequence number has 32 bits, a record number 64")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{name} is {value!r}; there are {', '.join(known)}")
+
+
+def _check_flow(flow: bytes) -> None:
+    if len(flow) != 12:
+        raise ConfigError(f"a flow has 12 bytes, addresses and ports, not {len(flow)}")

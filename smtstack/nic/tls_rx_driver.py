@@ -34,10 +34,11 @@ class TlsRxDriver:
     def __init__(self, counters: NicCounters) -> None:
         self._counters = counters
         self.flows: dict[bytes, RxState] = {}
+        self._contexts = 0
 
     def contexts(self) -> int:
         """Contexts in use."""
-        return sum(1 for state in self.flows.values() if state.context is not None)
+        return self._contexts
 
     def has_context(self, flow: bytes) -> bool:
         """Whether the device decrypts this flow."""
@@ -57,6 +58,7 @@ class TlsRxDriver:
             state.context = TlsRxContext(flow.keys, flow.seq, flow.number, flow.resync in (SCAN, ASYNC))
             if not fresh:
                 state.context.lose_track()
+            self._contexts += 1
             self._counters.rx_tls_ctx += 1
         elif not context:
             self._take_context(state)
@@ -78,6 +80,7 @@ class TlsRxDriver:
         if state.context is not None:
             state.context = None
             state.begun = False
+            self._contexts -= 1
             self._counters.rx_tls_del += 1
 
     def receive_untrusted(self, frame: bytes, needs_csum: bool = False) -> bytes:

@@ -282,10 +282,10 @@ class Port:
         if self._slot is None:
             return own < limit
         with self._file.locked():
-            self._file.fold()
-            slots = [self._file.slot(number) for number in range(1, SLOTS + 1) if number != self._number]
-            shared = any(slot[nic_file.PROFILE] == _PROFILES.index(TAP) for slot in (*slots, self._slot)
-                         if slot[nic_file.ADDRESS])
+            # Not those who were killed, whom nobody has removed yet.
+            slots = [slot for number in range(1, SLOTS + 1) if number != self._number
+                     and (slot := self._file.slot(number))[nic_file.ADDRESS] and self._file.alive(number)]
+            shared = any(slot[nic_file.PROFILE] == _PROFILES.index(TAP) for slot in (*slots, self._slot))
             if own + (sum(slot[nic_file.CONTEXTS] for slot in slots) if shared else 0) >= limit:
                 return False
             self._slot[nic_file.CONTEXTS] = own + 1

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from smtstack.errors import SmtError, Unsupported
 from smtstack.ringnic import messages
@@ -38,6 +40,13 @@ class ControlProcess:
     def pid(self) -> int:
         """The number of its process."""
         return self._process.pid
+
+    def pids(self) -> list[int]:
+        """It, and its monitors."""
+        with suppress(OSError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+            return [self.pid, *map(int, children.split())]
+        return [self.pid]
 
     def wait(self) -> None:
         """Until it can be asked. Raises what it could not start for; it is ended then."""

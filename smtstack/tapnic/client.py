@@ -2,7 +2,7 @@
 
 :func:`install_tx` and :func:`install_rx` tell *every* NIC of the network namespace of the flow, so that none sends
 plaintext of it and each can go on with it after the route has changed; that of the route gets the context. What
-these return is the application's end of what it shares with them: a record map, marks. docs/tls-offload.md.
+these return is the application's end of what it shares with them: a record map, marks.
 """
 
 from __future__ import annotations
@@ -325,5 +325,8 @@ def _refusal(interface: str, reply: dict[str, Any]) -> OSError:
         return OSError(errno.EBUSY, "records of an earlier offload of this connection are not acknowledged yet")
     if reply.get("full"):
         return OSError(errno.ENOSPC, f"the NIC of {interface} has no TLS context left")
+    if reply.get("hooked"):
+        return OSError(errno.ENXIO, f"filters of tc may mirror packets of {interface}, with plaintext in them: "
+                                    f"tc qdisc del dev {interface} clsact (or ingress)")
     return OSError(errno.ENXIO, f"the NIC of {interface} does not take this flow: its TLS offload is off, or the "
                                 "cipher is not one of its")

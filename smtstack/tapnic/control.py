@@ -29,7 +29,7 @@ class Registry(Protocol):
         """Give a flow a context, or take it away; the answer."""
 
     def end(self, flow: Any) -> None:
-        """Its application is done, or gone."""
+        """The application of a flow is done, or gone."""
 
 
 class ControlServer:

@@ -58,6 +58,8 @@ class Flows:
         #: Their application is gone; what it wrote may still have to be sent.
         self._ending: dict[bytes, KnownFlow] = {}
         self._up = False
+        #: Filters of tc may send copies of the interface's packets elsewhere, with plaintext in them.
+        self._hooked = False
         #: Packets dropped for want of a context, as far as that was looked into.
         self._dropped = 0
 
@@ -103,7 +105,7 @@ class Flows:
                 rx = RxFlow(flow, keys, view, int(fields["seq"]) & 0xFFFFFFFF, int(fields["number"]), resync)
                 return KnownFlow(rx, memory, view, None)
             tx = TxFlow(flow, keys, view, str(fields["policy"]), resync)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ConfigError(f"a request to a NIC lacks something: {type(e).__name__}: {e}") from None
         return KnownFlow(tx, memory, view, FlowWords(view))
 
@@ -117,7 +119,7 @@ class Flows:
         return self._answer(known)
 
     def end(self, known: KnownFlow) -> None:
-        """Its application is done with it, or gone."""
+        """The application is done with a flow, or gone."""
         key = known.flow.flow
         if known.words is None:
             if self._rx.get(key) is known:
@@ -130,6 +132,9 @@ class Flows:
 
     def _give_context(self, known: KnownFlow) -> bytes:
         tls = self._nic.tls
+        if self._hooked:
+            tls.add_flow(known.flow, False)
+            return messages.answer(number=self._index, hooked=True)
         room = self._port is None or self._port.claim_context(tls.contexts(), tls.context_limit)
         tls.contexts_elsewhere = 0 if room else tls.context_limit
         known.context = tls.add_flow(known.flow, True)
@@ -150,8 +155,10 @@ class Flows:
 
     # -- now and then --------------------------------------------------------------------------------------
 
-    def tend(self) -> None:
-        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts."""
+    def tend(self) -> bool:
+        """Forget flows of which nothing can be sent any more, and see to it that the right ones have contexts;
+        whether there is more to forget soon."""
+        before = len(self._ending)
         for key in [key for key, _known in zip(self._ending, range(_ASKED), strict=False)]:
             known = self._ending.pop(key)
             if self._unacknowledged(key):
@@ -161,16 +168,22 @@ class Flows:
         tls = self._nic.tls
         dropped = tls.counters.tx_tls_drop_bypass_req
         look, self._dropped = dropped != self._dropped, dropped
-        for flows in (self._tx, self._ending):
-            for known in flows.values():
-                words = known.words
-                assert words is not None
-                if known.context:
-                    self._settle(known)
-                    if tls.contexts() > tls.context_limit or words.owner != self._index:
-                        self._take_context(known)
-                elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
-                    self._tag_again(known, words)
+        for known in (*self._tx.values(), *self._ending.values()):
+            words = known.words
+            assert words is not None
+            if known.context:
+                self._settle(known)
+                if words.owner != self._index:
+                    self._take_context(known)
+            elif look and words.reset_pending and known.flow.policy == FREEBSD:  # type: ignore[union-attr]
+                self._tag_again(known, words)
+        excess = tls.contexts() - tls.context_limit
+        if excess > 0:
+            held = [known for flows in (self._ending, self._tx, self._rx) for known in flows.values()
+                    if known.context]
+            for known in held[:excess]:
+                self._take_context(known)
+        return 0 < len(self._ending) < before
 
     def _settle(self, known: KnownFlow) -> None:
         """Take a context away that is not wanted any more, unless plaintext is under way that needs it."""
@@ -211,6 +224,9 @@ class Flows:
                 known.context = known.giving = False
             self._count_contexts()
         self._up = bool(flags & _IFF_UP)
+        self._hooked = self._routes.has_hooks(self._index)
+        if self._hooked:
+            self._refuse_all()
         for known in (*self._tx.values(), *self._ending.values()):
             words = known.words
             assert words is not None
@@ -219,6 +235,17 @@ class Flows:
                 index = self._routes.way_out(own, peer, PLAINTEXT_MARK)
                 if index not in (0, self._index) and self._routes.link(index)[1] != NIC_GROUP:
                     self._abort(known, words)
+
+    def _refuse_all(self) -> None:
+        """Who mirrors the interface's packets is to see none that the NIC has decrypted, or has yet to encrypt."""
+        for known in self._rx.values():
+            if known.context:
+                self._take_context(known)
+        for known in (*self._tx.values(), *self._ending.values()):
+            words = known.words
+            assert words is not None
+            if not words.aborted and words.created - words.released > words.sealed:
+                self._abort(known, words)
 
     # -- the end of a flow ---------------------------------------------------------------------------------
 

@@ -42,11 +42,12 @@ def context_request(take: bool) -> bytes:
     return _pack(TAKE if take else GIVE, {})
 
 
-def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False,
+def answer(context: bool = False, number: int = 0, full: bool = False, busy: bool = False, hooked: bool = False,
            error: str = "") -> bytes:
     """What a NIC says to each request: its number, whether the flow has a context there, and if not, whether that
-    is for want of room; that the connection has records of an earlier offload under way; or what was wrong."""
-    said: dict[str, Any] = {"context": context, "number": number, "full": full, "busy": busy}
+    is for want of room, or since the interface's packets may be mirrored (``hooked``); that the connection has
+    records of an earlier offload under way; or what was wrong."""
+    said: dict[str, Any] = {"context": context, "number": number, "full": full, "busy": busy, "hooked": hooked}
     return json.dumps({"error": error} if error else said).encode()
 
 
@@ -54,7 +55,7 @@ def read_untrusted(message: bytes) -> dict[str, Any]:
     """A message's fields; ``do`` is the request's word. Raises :class:`ConfigError` for what is none."""
     try:
         fields = json.loads(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise ConfigError("this is no message to a NIC")
@@ -66,7 +67,7 @@ def keys_untrusted(fields: Mapping[str, Any]) -> StreamKeys:
     try:
         return StreamKeys(int(fields["version"]), str(fields["cipher"]), bytes.fromhex(fields["key"]),
                           bytes.fromhex(fields["iv"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise ConfigError(f"a request to a NIC lacks something: {type(e).__name__}: {e}") from None
 
 

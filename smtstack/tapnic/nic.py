@@ -72,18 +72,19 @@ class TapNic:
 
     # -- transmit ------------------------------------------------------------------------------------------
 
-    def passed(self, size: int, head: int, cut: int) -> None:
-        """Count a segment that needs nothing: its bytes, of these headers, payload of each packet; 0: one."""
+    def passed(self, frame: memoryview, cut: int) -> None:
+        """Count a frame that needs nothing here; ``cut``: payload of each packet that it becomes; 0: it is one."""
         counters = self.counters
         counters.tx_packets += 1
-        counters.tx_bytes += size
+        counters.tx_bytes += len(frame)
         if cut:
+            head = _head_len(frame)
             counters.tx_tso_packets += 1
-            counters.tx_tso_bytes += size - head
+            counters.tx_tso_bytes += len(frame) - head
             if self._super_frames:
                 counters.tx_gso_packets += 1
                 return
-            more = -(-(size - head) // cut) - 1
+            more = -(-(len(frame) - head) // cut) - 1
             counters.tx_packets += more
             counters.tx_bytes += more * head
 
@@ -109,14 +110,33 @@ class TapNic:
         """Whether there is a flow whose packets may be decrypted."""
         return self.tls.receives()
 
-    def arrived(self, size: int) -> None:
-        """Count a frame that nobody looks into."""
+    def arrived(self, frame: memoryview, cut: int) -> None:
+        """Count a frame that nobody looks into; ``cut``: payload of each packet that it was; 0: it is one."""
         self.counters.rx_packets += 1
-        self.counters.rx_bytes += size
+        self.counters.rx_bytes += len(frame)
+        if cut:
+            self._count_merged(frame, cut)
 
-    def receive(self, frame: bytes, needs_csum: bool) -> bytes:
+    def receive(self, frame: bytes, needs_csum: bool, cut: int = 0) -> bytes:
         """The frame for the kernel of one off the wire, with its checksum as complete as it came."""
-        return self.tls.receive(frame, needs_csum)
+        counters = self.counters
+        decrypted = counters.rx_tls_decrypted_packets
+        passed_up = self.tls.receive(frame, needs_csum)
+        if cut:
+            more = self._count_merged(frame, cut)
+            if counters.rx_tls_decrypted_packets > decrypted:
+                counters.rx_tls_decrypted_packets += more
+        return passed_up
+
+    def _count_merged(self, frame: memoryview | bytes, cut: int) -> int:
+        """Count the packets that the port has put together, as they were on the wire, but for one; how many."""
+        if self._super_frames:
+            return 0
+        head = _head_len(frame)
+        more = -(-(len(frame) - head) // cut) - 1
+        self.counters.rx_packets += more
+        self.counters.rx_bytes += more * head
+        return more
 
     def singles(self, frame: bytes, cut: int, needs_csum: bool, start: int, offset: int) -> list[bytes]:
         """The packets of a frame that came with something left to do to it."""
@@ -128,3 +148,9 @@ class TapNic:
         except BadPacket:
             self.counters.rx_errors += 1
             return []
+
+
+def _head_len(frame: memoryview | bytes) -> int:
+    """Bytes of the headers of a segment of TCP over IPv4, as the kernel makes or merges them."""
+    tcp_at = tcp.IP_AT + (frame[tcp.IP_AT] & 15) * 4
+    return tcp_at + (frame[tcp_at + 12] >> 4) * 4

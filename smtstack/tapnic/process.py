@@ -1,8 +1,8 @@
 """The process of a NIC: the TAP at the kernel's side, the cable at the other, and the device between.
 
-``python -m smtstack.tapnic.process CONTROL-FD OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says
-``{}`` or what went wrong over that socket, and ends when it is closed, and with the process that started it: the
-TAP goes then, whatever ended it.
+``python -m smtstack.tapnic.process OPTIONS-JSON``, started by :mod:`topo.nic_process` only. It says ``{}`` or what
+went wrong on stdout, and ends with its stdin, and with the process that started it: the TAP goes then, whatever
+ended it.
 
 Where neither impairments nor a recording want single packets, a segment of the kernel's goes to the port of the
 wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapnic.wire`).
@@ -11,13 +11,14 @@ wire as one, by one system call each way: the port cuts it (:mod:`smtstack.tapni
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import heapq
 import json
 import os
+import resource
 import select
 import signal
-import socket
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -38,11 +39,14 @@ from smtstack.tapnic.flows import Flows
 from smtstack.tapnic.nic import TapNic
 from smtstack.tapnic.wire import WireEnd
 
-#: Frames of one queue, or of the wire, before another has its turn; segments count as one.
+#: Frames of the wire, and segments of one queue, before another has its turn.
 _BATCH: Final = 64
+_SEGMENTS: Final = 16
 #: Counters that others watch are this old at most; idle, settings are looked at this often.
 _PUBLISH_NS: Final = 20_000_000
 _IDLE_S: Final = 0.5
+#: epoll counts in milliseconds, which is too coarse for shorter waits than this.
+_EXACT_S: Final = 0.002
 _NO_HEADER: Final = bytes(VNET_LEN)
 _NO_COUNTERS: Final = dict.fromkeys(COUNTERS, 0)
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
@@ -58,7 +62,7 @@ class NicOptions:
     wire: str
     """The cable's end, in the namespace of the NIC's own process."""
     mac: str
-    """As 12 hexadecimal digits."""
+    """MAC address of the TAP, as 12 hexadecimal digits."""
     mtu: int
     queues: int = 1
     """TX queues for what is not marked; as many for what is."""
@@ -74,34 +78,42 @@ class NicProcess:
     """Moves frames between the kernel and the wire, until it is told to stop."""
 
     def __init__(self, tap: TapInterface, wire: WireEnd, nic: TapNic, control: NicControl, flows: Flows,
-                 server: ControlServer, parent: socket.socket) -> None:
+                 server: ControlServer) -> None:
         self._tap = tap
         self._wire = wire
         self._nic = nic
         self._control = control
         self._flows = flows
         self._server = server
-        self._parent = parent
         self._into = tap.queues[0]
         #: Frames that impairments delay: (when, number, outwards?, frame).
         self._later: list[tuple[int, int, bool, bytes]] = []
         self._numbers = 0
         self._publish_at = 0
+        #: Something has happened since the counters were told.
+        self._unpublished = False
         self._running = True
         self._buffer = bytearray(LONGEST)
         self._view = memoryview(self._buffer)
         self._tso = self._coalesce = True
 
     def run(self) -> None:
-        """Until the parent's end of the control socket is closed."""
+        """Until stdin ends."""
         poll = select.epoll()
         queues = {descriptor: number >= self._tap.half for number, descriptor in enumerate(self._tap.queues)}
-        wire, parent, server = self._wire.fileno(), self._parent.fileno(), self._server.fileno()
+        wire, parent, server = self._wire.fileno(), sys.stdin.fileno(), self._server.fileno()
         for descriptor in (*queues, wire, parent, server, self._flows.fileno()):
             poll.register(descriptor, select.EPOLLIN)
         self._sync()
         while self._running:
-            for descriptor, _events in poll.poll(self._patience()):
+            patience = self._patience()
+            if 0 < patience < _EXACT_S:
+                select.select([poll], [], [], patience)
+                patience = 0
+            ready = poll.poll(patience)
+            if ready:
+                self._unpublished = True
+            for descriptor, _events in ready:
                 if descriptor == wire:
                     self._receive()
                 elif descriptor in queues:
@@ -120,14 +132,20 @@ class NicProcess:
         self._control.close(self.counters())
 
     def _patience(self) -> float:
-        if not self._later:
-            return _IDLE_S
-        return max(0.0, (self._later[0][0] - time.monotonic_ns()) / 1e9)
+        """Seconds to the next thing to do, if nothing comes."""
+        patience = _IDLE_S
+        if self._unpublished or self._later:
+            now = time.monotonic_ns()
+            if self._unpublished:
+                patience = min(patience, (self._publish_at - now) / 1e9)
+            if self._later:
+                patience = min(patience, (self._later[0][0] - now) / 1e9)
+        return max(0.0, patience)
 
     def _sync(self) -> None:
         """Take new settings, publish the counters."""
         self._publish_at = time.monotonic_ns() + _PUBLISH_NS
-        self._flows.tend()
+        self._unpublished = self._flows.tend()
         self._control.sync(self.counters())
         if self._nic.tso != self._tso:
             self._tso = self._nic.tso
@@ -150,12 +168,18 @@ class NicProcess:
         read, unpack, send = os.readv, VNET.unpack_from, self._wire.send_whole
         impairments = self._control.tx
         single = impairments is not None or nic.watcher is not None
-        for _segment in range(_BATCH):
+        for _segment in range(_SEGMENTS):
             try:
                 size = read(queue, buffers)
             except BlockingIOError:
                 return
-            flags, kind, head, cut, start, offset = unpack(view)
+            except OSError as e:
+                if e.errno != errno.EBADFD:
+                    raise
+                # Somebody has removed the interface, and with it the NIC.
+                self._running = False
+                return
+            flags, kind, _head, cut, start, offset = unpack(view)
             if kind == GSO_NONE:
                 cut = 0
             if single:
@@ -169,7 +193,7 @@ class NicProcess:
                 for frame in nic.segment(bytes(view[VNET_LEN:size]), cut):
                     send(bytes(view[:VNET_LEN]) + frame)
             else:
-                nic.passed(size - VNET_LEN, head, cut)
+                nic.passed(view[VNET_LEN:size], cut)
                 send(view[:size])
 
     # -- from the wire to the kernel ----------------------------------------------------------------------------
@@ -183,17 +207,19 @@ class NicProcess:
             data = take()
             if data is None:
                 return
+            flags, kind, _head, cut, start, offset = unpack(data)
+            if kind == GSO_NONE:
+                cut = 0
             if not single and not looks:
-                nic.arrived(len(data) - VNET_LEN)
+                nic.arrived(data[VNET_LEN:], cut)
                 write(data)
                 continue
-            flags, kind, _head, cut, start, offset = unpack(data)
             frame = bytes(data[VNET_LEN:])
             needs_csum = flags & NEEDS_CSUM != 0
             if not single:
-                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum))
+                write(bytes(data[:VNET_LEN]) + nic.receive(frame, needs_csum, cut))
                 continue
-            for packet in nic.singles(frame, cut if kind != GSO_NONE else 0, needs_csum, start, offset):
+            for packet in nic.singles(frame, cut, needs_csum, start, offset):
                 if impairments is not None:
                     self._impair(impairments, [packet], False)
                 else:
@@ -237,7 +263,7 @@ class NicProcess:
             self._deliver(frame)
 
 
-def start(options: NicOptions, parent: socket.socket) -> NicProcess:
+def start(options: NicOptions) -> NicProcess:
     """All parts of a NIC, in their namespaces. Raises :class:`SmtError`; then nothing of it is left."""
     pid = options.pid or None
     wire = WireEnd(options.wire, options.mtu, options.super_frames)
@@ -257,25 +283,27 @@ def start(options: NicOptions, parent: socket.socket) -> NicProcess:
         tap.close()
         raise
     control = NicControl(port, nic, int(options.mac, 16), None, None)
-    return NicProcess(tap, wire, nic, control, flows, server, parent)
+    return NicProcess(tap, wire, nic, control, flows, server)
 
 
 def main(argv: list[str]) -> int:
     """Run a NIC; the exit code."""
-    control_fd, text = argv
+    (text,) = argv
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Delays are to be kept within microseconds; the default slack is 50 of them.
     libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    parent = socket.socket(fileno=int(control_fd))
+    # One for each direction of each connection that it offloads.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        process = start(NicOptions(**json.loads(text)), parent)
+        process = start(NicOptions(**json.loads(text)))
     except SmtError as e:
         kind = "config" if isinstance(e, ConfigError) else "unsupported"
-        parent.send(json.dumps({"kind": kind, "error": str(e)}).encode())
+        print(json.dumps({"kind": kind, "error": str(e)}), flush=True)
         return 1
     gc.disable()  # nothing here makes cycles, and a collection would be a pause on the link
-    parent.send(b"{}")
+    print("{}", flush=True)
     process.run()
     return 0
 

@@ -31,6 +31,7 @@ from smtstack.crypto.stream_gcm import StreamKeys, seal_record
 from smtstack.errors import BadPacket
 from smtstack.io.namespaces import within
 from smtstack.ktls.stats import TlsStats
+from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.files import sendfile
 from smtstack.ktls_io.nic_mode import TapNics
 from smtstack.ktls_io.socket import KtlsSocket
@@ -410,6 +411,49 @@ def peers(asked: dict[str, Any]) -> dict[str, Any]:
         return {"said": said, "canaries": wire.canaries()}
 
 
+def churn(asked: dict[str, Any]) -> dict[str, Any]:
+    """Connections one after the other, each with a record each way: what is left of them, here and in the NICs."""
+    count = asked["count"]
+    with two_hosts() as (net, one, other, certs):
+        pids = net.nic_pids(one)
+
+        def descriptors(pid: int) -> int:
+            return len(os.listdir(f"/proc/{pid}/fd"))
+
+        def serve() -> int:
+            context, stats = context_of(certs[other.name], SUITES[0]), TlsStats()
+            backends = default_backends()
+            with socket.create_server(("", PORT), backlog=64) as listener:
+                for _ in range(count):
+                    sock, _address = listener.accept()
+                    sock.settimeout(PATIENCE)
+                    with KtlsSocket.server(sock, context, stats=stats, backends=backends) as end:
+                        end.send(end.recv()[::-1])
+            return sum(stats.gauges().values())
+
+        def call() -> dict[str, Any]:
+            context, stats = context_of(certs[one.name], SUITES[0]), TlsStats()
+            backends, nic = default_backends(nic=True), nic_port({**asked, "receives": True})
+            before, modes, left = descriptors(os.getpid()), set(), 0
+            for _ in range(count):
+                with KtlsSocket.client(connected(other.IP()), context, stats=stats, backends=backends,
+                                       nic=nic) as end:
+                    modes.add((end.txtls_mode, end.rxtls_mode))
+                    end.send(b"there and back")
+                    assert end.recv() == b"kcab dna ereht"
+                left += any(stats.gauges().values())
+            return {"modes": sorted(modes), "left": left, "descriptors": descriptors(os.getpid()) - before,
+                    "sessions": stats.counters["stats.offload_total"]}
+
+        before = [descriptors(pid) for pid in pids]
+        sent, left = both_results(End(one, call), End(other, serve))
+        end = time.monotonic() + PATIENCE
+        while ((nics := nic_counters(net))["h1"].get("tx_tls_del") != count
+               or [descriptors(pid) for pid in pids] != before):
+            assert time.monotonic() < end, (nics, before, [descriptors(pid) for pid in pids])
+        return {**sent, "server left": left, "nic": nics["h1"]}
+
+
 def hazard(asked: dict[str, Any]) -> dict[str, Any]:
     """A file changes while it is under way, over a link that loses: what the receiver finds, with copies and with
     zero-copy. A file of one record after the other, each of one letter."""
@@ -466,7 +510,8 @@ def nic_counters(net: SmtNet) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     go_inside()
-    scenario = {"transfers": transfers, "closing": closing, "peers": peers, "hazard": hazard}[sys.argv[1]]
+    scenario = {"transfers": transfers, "closing": closing, "peers": peers, "hazard": hazard,
+                "churn": churn}[sys.argv[1]]
     print(json.dumps(scenario(json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})))
 
 

@@ -312,6 +312,25 @@ smt stats
     assert done["left"] == []
 
 
+def test_nics_that_own_their_interfaces():
+    done = mn("--topo", "star,2", "--host", "smt", "--link", "smartnic,hosting=tap", "--switch", "auto",
+              script="""pingall
+smt echo h1 h2 3000 20 smt
+smt echo h1 h2 3000 20 tcp
+smt offload h1 off
+smt nic h1
+link s1 h1 down
+""")
+    ping, smt, tcp, _offload, nic, _down, _eof = answers(done)
+    assert "0% dropped (2/2 received)" in ping
+    assert "  ok" in smt
+    assert "  ok" in tcp
+    assert "tls-hw-tx-offload       off" in nic
+    assert "kernel tap" in nic
+    assert done["code"] == 0
+    assert done["left"] == []
+
+
 def test_a_controller_of_ours():
     """Its own topology with a path for every message, and the verbs that ask it."""
     if not ovs.is_installed():

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from smtstack.crypto.stream_gcm import StreamKeys, frame_record, open_record_untrusted, seal_record
 from smtstack.errors import AuthError, Unsupported
 from smtstack.ktls import purepy
-from smtstack.ktls.backends import Backend, Batched, InNic, OpenSsl, PurePython, Refused, Registry
+from smtstack.ktls.backends import Batched, InNic, OpenSsl, PurePython, Registry
 from smtstack.ktls.connection import KtlsConnection
 from smtstack.ktls.key_schedule import key_block, next_secret, prf, suite_named, traffic_params
 from smtstack.ktls.params import LINUX_CIPHERS, TlsParams
 from smtstack.ktls.records import ALERT, DATA, HANDSHAKE, OPENSSL, AeadMakers, Buffer
-from smtstack.ktls.sendq import OutRecord
-from smtstack.ktls.session import TlsSession
+from smtstack.ktls.session import Backend, OutRecord, Refused, TlsSession
 from smtstack.ktls.stats import TlsStats
 from smtstack.ktls_io import coproc
 

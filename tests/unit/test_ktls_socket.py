@@ -6,12 +6,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import select
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import threading
+import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,9 @@ from smtstack.ktls_io.files import sendfile
 from smtstack.ktls_io.handshake import Handshake
 from smtstack.ktls_io.socket import KtlsSocket, shake_hands
 from tests.ktls_peers import PATIENCE, SUITES, Certificates, beside, openssl, pair, pattern
+from workloads.transports import Settings, open_caller, open_server
+from workloads.transports.contract import Call
+from workloads.transports.stream_server import StreamServer
 
 ROOT = Path(__file__).resolve().parents[2]
 LATEST = SUITES[0]
@@ -480,3 +487,36 @@ def test_sendfile_sends_the_file(certificates, tmp_path, offset, count):
             sendfile(client, file.fileno(), 0, 1)
     server.close()
     assert path.read_bytes() == content
+
+
+# -- under the transports' contract --------------------------------------------------------------------------
+
+def test_answers_longer_than_every_buffer_come_in_full(certificates):
+    """What TCP does not take at once is sent when it does, by server and client alike."""
+    folder = Path(certificates.cert).parent
+    settings = Settings("ktls-sw", ("127.0.0.1", 0), certs=folder)
+    with open_server(settings, lambda request: request.reply(request.data[::-1])) as server:
+        assert isinstance(server, StreamServer)
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 20_000)
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+        ended = threading.Event()
+
+        def serve() -> None:
+            while not ended.is_set():
+                server.drive(0.01)
+
+        with beside(serve):
+            try:
+                with open_caller(replace(settings, local=None), [server.address], 2) as caller:
+                    caller.prepare(2)
+                    calls = [Call(pattern(400_000, n)) for n in range(4)]
+                    for call in calls:
+                        caller.begin(call)
+                    end = time.monotonic() + PATIENCE
+                    while len(caller.finished) < len(calls):
+                        assert time.monotonic() < end, "it stalls"
+                        caller.poll()
+                        select.select([caller.fileno()], [], [], 0.1)
+                    assert all(call.response == call.data[::-1] for call in calls)
+            finally:
+                ended.set()

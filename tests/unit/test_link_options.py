@@ -30,6 +30,7 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "corrupt": ("3", {"corrupt": 3.0}), "max_queue_size": ("10", {"max_queue_size": 10}),
     "buffer_bytes": ("64KB", {"buffer_bytes": 64_000}), "mtu": ("9000", {"mtu": 9000}), "seed": ("9", {"seed": 9}),
     "wire": ("yes", {"wire": "yes"}), "tso": ("off", {"tso": "off"}), "txo": ("False", {"tso": "off"}),
+    "hosting": ("tap", {"hosting": "tap"}),
     "nic": ("tso:off+queues:2", {"nic": ("tso=off", "queues=2")}), "use_htb": ("True", {}), "rxo": ("True", {}),
     "gro": ("False", {}), "disable_gro": ("True", {}), "use_hfsc": ("False", {}), "use_tbf": ("False", {}),
     "latency_ms": ("None", {}),
@@ -39,7 +40,8 @@ REFUSED: dict[str, str] = {
     "bw": "10ms", "rate_mbps": "0", "fabric_mbps": "-1", "speedup": "fast", "delay": "5parsec", "delay_us": "-1",
     "jitter": "1Gbit", "jitter_us": "x", "loss": "101", "duplicate": "-1%", "reorder": "1ms", "corrupt": "most",
     "max_queue_size": "0", "buffer_bytes": "1ms", "mtu": "64KB", "seed": "0.5", "wire": "maybe", "tso": "True",
-    "txo": "maybe", "nic": "warp:on", "use_htb": "perhaps", "rxo": "False", "gro": "True", "disable_gro": "False",
+    "txo": "maybe", "hosting": "outline",
+    "nic": "warp:on", "use_htb": "perhaps", "rxo": "False", "gro": "True", "disable_gro": "False",
     "use_hfsc": "True", "use_tbf": "True", "latency_ms": "10", "enable_ecn": "True", "enable_red": "True",
 }
 DEFAULTS = LinkOptions()

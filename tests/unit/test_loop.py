@@ -95,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def make(engine: Any, wire: Any, nic: NicConfig | None = None) -> PacketLoop:
-    return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))  # type: ignore[arg-type]
+    return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))
 
 
 def test_while_frames_keep_coming_timers_are_looked_at_once_a_tick():

@@ -19,14 +19,14 @@ from smtstack.errors import ConfigError, Unsupported
 from smtstack.io.namespaces import Namespace, locate
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.nic.descriptors import Resync, Send
-from smtstack.nic.device import FEATURES, NicConfig, SmartNic
+from smtstack.nic.device import FEATURES, TAP_FEATURES, NicConfig, SmartNic
 from smtstack.nic.driver import NicDriver
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from smtstack.nicshare import file as nic_file
 from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.file import COUNTERS, SLOTS, sweep
 from smtstack.nicshare.settings import Faults, Settings, TapSetting
-from smtstack.nicshare.state import NicState, Port
+from smtstack.nicshare.state import EVERY_ADDRESS, TAP, NicState, Port
 from smtstack.nicshare.text import describe
 from smtstack.socket import SmtContext, SmtSocket
 from smtstack.wire.ipv4 import address
@@ -394,6 +394,33 @@ def test_a_limit_on_contexts_destroys_what_is_beyond_and_never_exceeds_the_hardw
 
 
 @pytest.mark.interpreted("a method of a compiled object cannot be replaced")
+def test_with_a_nic_that_owns_the_interface_all_share_its_memory_for_contexts():
+    inline, other = attach(2000), attach(2001)
+    device = SmartNic(NicConfig(max_contexts=3))
+    device.memory = inline
+    assert other.claim_context(0, 3)
+    other.hold_contexts(2)
+    # Each has its own, as virtual functions do.
+    made = [device.create_context(0x303, bytes(16), bytes(4), 0) for _ in range(3)]
+    assert all(made)
+    assert not device.create_context(0x303, bytes(16), bytes(4), 0)
+    for context in made:
+        device.destroy_context(context)
+    owner = Port.attach(IFACE, EVERY_ADDRESS, 0, 0, TAP)
+    assert owner is not None
+    assert device.create_context(0x303, bytes(16), bytes(4), 0)
+    assert not device.create_context(0x303, bytes(16), bytes(4), 0)
+    assert not owner.claim_context(0, 3)
+    other.detach(EMPTY)
+    assert owner.claim_context(0, 3)
+    assert owner.claim_context(1, 3)
+    assert not device.create_context(0x303, bytes(16), bytes(4), 0)
+    info = {e.address: e for e in NicState.open(IFACE).endpoints()}["kernel"]
+    assert (info.profile, sorted(info.features)) == (TAP, sorted(TAP_FEATURES))
+    owner.detach(EMPTY)
+    inline.detach(EMPTY)
+
+
 def test_paths_are_taken_while_traffic_runs(ends):
     client, _server = ends
     post, macs = client.loop.nic.post, []

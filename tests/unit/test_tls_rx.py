@@ -221,24 +221,29 @@ def test_a_question_about_a_record_that_has_gone_by():
 
 
 def test_hints():
-    """The application tells unasked, at its third encrypted record, fifth, ninth; it helps when it is ahead."""
+    """The application reads much at once: one hint, about the first place that the device has not passed."""
     stream = make_stream(30, 1000)
     receiver = Receiver(stream, HINT)
     context = context_of(receiver)
     assert receiver.take(0, 500)
     receiver.put(500, bytes(stream.sealed[500:18_000]))
     # Lost for the device: all from 500 to 18,000, which came another way.
-    for at, size in ((18_000, 1000), (19_000, 1000)):
+    for at, size in ((18_000, 1000), (19_000, 700)):
         assert not receiver.take(at, size)
     assert context.tracker == START
+    # Of no use: it has passed that.
+    receiver.marks.answer(0, (stream.start + 18_000) % 2**32, 25)
+    assert not receiver.take(19_700, 100)
     receiver.read()
-    # Encrypted are records 1 to 19; told were those after the third, fifth, ninth, 17th: too early all of them.
-    assert receiver.resync.resyncs == 4
-    assert receiver.nic.counters.rx_tls_resync_res_ok == 0
-    for n in range(20, 33 - 3):
-        receiver.take(n * 1000, 1000)
-        receiver.read()
-    assert receiver.nic.counters.rx_tls_resync_res_skip == 1
+    assert receiver.resync.resyncs == 1
+    # The header of record 19 was there, so that told of is record 20.
+    assert not receiver.take(19_800, 200)
+    assert context.in_step
+    for at, size in pieces(stream, 1000, 20_000):
+        assert receiver.take(at, size)
+    receiver.read()
+    assert receiver.how == ["mixed"] + ["software"] * 19 + ["device"] * 10
+    assert (receiver.nic.counters.rx_tls_resync_res_ok, receiver.nic.counters.rx_tls_resync_res_skip) == (1, 1)
 
 
 def test_hints_that_are_in_time():
@@ -357,6 +362,18 @@ def test_a_bad_checksum_is_not_looked_at():
     assert receiver.nic.receive(bad) == bad
     assert context_of(receiver).seq == stream.start
     assert receiver.take(0, 1000)
+
+
+def test_a_checksum_that_is_not_there_any_more():
+    """Packets that the port has put together: it says that their checksums were right, and nobody needs one."""
+    stream = make_stream(3, 2000)
+    receiver = Receiver(stream, SCAN)
+    frame = bytearray(tcp_frame(stream.start, bytes(stream.sealed[:6000])))
+    frame[50:52] = b"\x12\x34"
+    assert receiver.nic.receive(bytes(frame)) == frame
+    up = receiver.nic.receive(bytes(frame), needs_csum=True)
+    assert up == bytes(frame[:54]) + receiver.as_opened
+    assert receiver.nic.counters.rx_tls_decrypted_bytes == 6000
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,7 @@ from smtstack.nic.tls_descriptors import (
     SetStatic,
     TcpSend,
 )
-from smtstack.nic.tls_flow import DUMP, FREEBSD, LINUX, NEXT_RECORD, NO_POLICY, TxFlow
+from smtstack.nic.tls_flow import DUMP, FREEBSD, LINUX, NEXT_RECORD, NO_POLICY, RxFlow, TxFlow
 from smtstack.wire import tcp
 from tests.tls_rig import (
     ALL_KINDS,
@@ -91,6 +91,28 @@ def test_a_super_frame_is_encrypted_and_cut():
     assert [len(payload) for _at, payload in wire.packets] == [1448] * 27 + [40_000 - 27 * 1448]
     assert nic.counters.tx_tls_encrypted_packets == 28
     assert nic.counters.tx_tso_packets == 1
+
+
+def test_a_port_that_cuts_gets_super_frames_whole():
+    """What the port makes of them is what the device would have sent, and so are the counters."""
+    streams = [Stream(), Stream()]
+    for stream in streams:
+        for n in range(3):
+            stream.push(text(9000, n), ready=n == 1)
+    (one, wire), (other, behind) = map(offloaded, streams)
+    other.tx.whole = True
+    # All ways: by the device, as it is, by software, after a resync, before the start marker.
+    for at, size in ((0, 5000), (5000, 9000), (9022, 9000), (14_000, 13_000), (3000, 800), (100, 2000)):
+        frame = streams[0].packet(at, size, tcp.PSH | tcp.ACK)
+        wire.take(one.transmit(frame, 1448, True, 34, 16, marked=True))
+        (whole,) = other.transmit(frame, 1448, True, 34, 16, marked=True)
+        packet = tcp.parse_untrusted(whole)
+        behind.take(tcp.cut(whole, packet, whole[packet.payload_at:packet.end], 1448))
+    assert wire.packets == behind.packets
+    assert not wire.wrong
+    assert one.counters.snapshot() == other.counters.snapshot()
+    assert one.counters.tx_tls_fallback > 1
+    assert one.counters.tx_tls_ooo > 1
 
 
 def test_a_super_frame_that_software_seals_leaves_sealed_as_a_whole():
@@ -825,6 +847,11 @@ def test_words_that_are_none():
         stream.flow("darwin")
     with pytest.raises(ConfigError, match="resync is 'never'"):
         stream.flow(resync="never")
+    with pytest.raises(ConfigError, match="12 bytes"):
+        TxFlow(FLOW[1:], stream.keys, stream.buffer)
+    for seq, number in ((-1, 0), (1 << 32, 0), (0, -1), (0, 1 << 64)):
+        with pytest.raises(ConfigError, match="32 bits"):
+            RxFlow(FLOW, stream.keys, stream.buffer, seq, number)
     nic = make_nic()
     with pytest.raises(ConfigError, match="no record map"):
         nic.add_flow(TxFlow(FLOW, stream.keys, bytearray(5000)))

@@ -73,7 +73,8 @@ def test_the_picture(tmp_path: Path, monkeypatch):
         heights = sorted(round(bar.get_height()) for bar in axes.patches)
         assert heights == [8160] * 2 + [9180] * 2 + [10_200] * 4 + [11_220] * 2 + [12_240] * 2
     (legend,) = drawn.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["smt-sw", "smt-hw", "homa", "tcp", "tls", "ktls-sw"]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["smt-sw", "smt-hw", "homa", "tcp", "tls", "ktls-sw"]
 
 
 def test_each_picture_shows_its_own(tmp_path: Path):

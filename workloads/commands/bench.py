@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from smtstack import quantities
-from workloads.experiments import bench_aims, bench_wire
+from workloads.experiments import bench_aims, bench_ktls, bench_wire
 from workloads.load.memory_echo import CONCURRENCY, SYSTEMS, run_bench
 
 
@@ -58,4 +58,5 @@ def add_parser(commands: Any) -> None:
     memory.add_argument("--json", action="store_true", help="one JSON object on stdout")
     memory.set_defaults(run=run)
     bench_wire.EXPERIMENT.add(kinds)
+    bench_ktls.EXPERIMENT.add(kinds)
     bench_aims.EXPERIMENT.add(kinds)

@@ -23,7 +23,9 @@ _EXAMPLES = """examples:
 
 settings (NAME=default gives one back to the endpoints):
   tso tls-hw-tx-offload (short: offload) tso-seq rx-checksum gso  on, off
-  max-contexts                                                    0, 1, ...: TLS contexts of each endpoint
+  tls-hw-rx-offload                                               on, off: of a NIC that owns its interface
+  max-contexts                                                    0, 1, ...: TLS contexts of each endpoint; of all
+                                                                  together where a NIC owns the interface
   queues                                                          1, 2, ...: of sockets opened from now on
   paths                                                           1, 2, ...: messages take one after another
   loss duplicate reorder corrupt                                  1%, 0.01: of what leaves; rx.loss: what arrives

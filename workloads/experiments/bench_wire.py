@@ -117,18 +117,21 @@ def measure(asked: Options, running: Running) -> Outcome:
 
 def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[dict[str, Any]]:
     """One entry for each point: median figure of every system, processor time of both ends for an RPC
-    (``cpu_us``), and median ratio for each of ``pairs``.
+    (``cpu_us``; ``nic_us``: of NICs that own their interfaces), and median ratio for each of ``pairs``.
 
     A round trip's ratio is good below 1, a rate's above.
     """
     points: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     cpu: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    nic: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for row in rows:
         value = metric(row)
         assert value is not None  # a failed trial ended the run
         key = (row["variant"], row["poll"], row["mode"], row["size"], row["concurrency"])
         points.setdefault(key, {}).setdefault(label(row), []).append(value)
         cpu.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("us_per_rpc") or 0.0)
+        if "nic_s" in row["cpu"]:
+            nic.setdefault(key, {}).setdefault(label(row), []).append(row["cpu"].get("nic_us_per_rpc") or 0.0)
     out = []
     for key, by_system in points.items():
         variant, poll, mode, size, concurrency = key
@@ -139,6 +142,8 @@ def ratios(rows: list[Row], pairs: Sequence[tuple[str, str]] = RATIOS) -> list[d
         out.append({"variant": variant, "poll": poll, "mode": mode, "size": size, "concurrency": concurrency,
                     "median": {name: round(value, 1) for name, value in median.items()},
                     "cpu_us": {name: round(statistics.median(values), 1) for name, values in cpu[key].items()},
+                    **({"nic_us": {name: round(statistics.median(values), 1) for name, values in nic[key].items()}}
+                       if key in nic else {}),
                     "ratio": {name: round(value, 3) for name, value in shares.items()}})
     return out
 
@@ -162,6 +167,8 @@ def as_text(table: list[dict[str, Any]]) -> str:
                      + "".join(f"{point['ratio'][pair]:>18.2f}" for pair in pairs))
         lines.append(f"{'processor us an RPC':>42}"
                      + "".join(f"{point['cpu_us'][name]:>10,.1f}" for name in names))
+        if "nic_us" in point:
+            lines.append(f"{'of the NICs':>42}" + "".join(f"{point['nic_us'][name]:>10,.1f}" for name in names))
     return "\n".join(lines)
 
 

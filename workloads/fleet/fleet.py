@@ -294,7 +294,7 @@ class Fleet:
         answers = self._collect(clients)
         wall = time.perf_counter() - trial.start
         machine = trial.monitor.stop()
-        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0}
+        cpu = {"client_s": 0.0, "server_s": 0.0, "switch_s": 0.0, "nic_s": 0.0}
         for kind, process, before in trial.accounts:
             cpu[f"{kind}_s"] += cpu_s(process) - before
         drops = {name: count - trial.drops[name] for name, count in self.net.drops().items()}
@@ -307,12 +307,15 @@ class Fleet:
             lost["fabric"] = {way: octets - trial.fabric[way] for way, octets in self.net.fabric_octets().items()}
         # What full queues and impairments lose is what was asked for.
         whole = combined(machine, [answer["fidelity"] for answer in done], tick_us=self._tick_us(),
-                         path_drops=drops["ovs"] + drops["wire"] + drops["cables"])
+                         path_drops=drops["ovs"] + drops["wire"] + drops["nics"] + drops["cables"])
         row: Row = {
             **told, "cpu": {"client_s": round(cpu["client_s"], 4), "server_s": round(cpu["server_s"], 4),
                             "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
                             "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
             **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
+        if self._nic_pids():
+            row["cpu"]["nic_s"] = round(cpu["nic_s"], 4)
+            row["cpu"]["nic_us_per_rpc"] = _per_rpc_us(cpu["nic_s"], told["rpcs"])
         for client, answer in zip(clients, done, strict=True):
             if "error" in answer:
                 row["first_error"] = f"{client.host.name}: {answer['error']}"
@@ -355,10 +358,14 @@ class Fleet:
             told["open_loop"] = _together(load, loops)
         return told
 
+    def _nic_pids(self) -> set[int]:
+        return {pid for host in self.net.hosts for pid in self.net.nic_pids(host)}
+
     def _processes(self) -> list[tuple[str, psutil.Process]]:
         found = [("client", client.pid) for client in self._clients]
         found += [("server", server.pid) for server in self._servers]
-        found += [("switch", pid) for pid in self.net.emulator_pids()]
+        nics = self._nic_pids()
+        found += [("nic" if pid in nics else "switch", pid) for pid in self.net.emulator_pids()]
         out = []
         for kind, pid in found:
             process = psutil.Process(pid)

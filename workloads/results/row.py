@@ -71,6 +71,10 @@ class Cpu(TypedDict, total=False):
     """How long the trial took."""
     us_per_rpc: float | None
     """Processor time of clients and servers for each RPC; None: there was none."""
+    nic_s: float
+    """Of the hosts' NICs, where these own the interfaces (``--nic-hosting tap``)."""
+    nic_us_per_rpc: float | None
+    """Processor time of those NICs for each RPC."""
 
 
 class OpenLoopFigures(TypedDict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ class OwnKtlsStream(HandshakenStream):
             raise StreamError(self.reason(e)) from None
         self.backlog = self._tls.connection.queue.backlog
         return gone
+
+    def count_into(self, counters: Counter[str]) -> None:
+        super().count_into(counters)
+        # Who seals by now: a NIC may have had no context left.
+        counters[f"ktls_{self._tls.txtls_mode}_connections"] += 1
 
     def close(self) -> None:
         self._tls.close()

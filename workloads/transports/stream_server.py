@@ -88,7 +88,7 @@ class StreamServer(EpollTransport, Server):
     def linger(self, timeout_s: float) -> None:
         """Until every answer is with the kernel, which delivers it even when we are gone."""
         until = time.monotonic() + timeout_s
-        while any(s.writing for s in self._streams.values()) and (left := until - time.monotonic()) > 0:
+        while any(s.backlog for s in self._streams.values()) and (left := until - time.monotonic()) > 0:
             self._handle(wait(self._epoll, self._waiter, left))
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class StreamServer(EpollTransport, Server):
         """Wait for what it waits for now."""
         if stream.watched:
             reading = _IN if stream.backlog <= MAX_BACKLOG else 0
-            self.watch(stream, reading | (_OUT if stream.writing else 0))
+            self.watch(stream, reading | (_OUT if stream.backlog else 0))
 
     def _accept(self) -> None:
         try:

@@ -203,7 +203,7 @@ class PriorityPort:
 
     def _drops(self) -> int:
         lost = self._net.drops()
-        return lost["ovs"] + lost["wire"] + lost["cables"]
+        return lost["ovs"] + lost["wire"] + lost["nics"] + lost["cables"]
 
     def _drain(self) -> None:
         """Until the port has sent all it has got."""
