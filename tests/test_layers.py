@@ -32,9 +32,9 @@ RANK = {
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
+    "smtstack.ringnic": 8,  # a guarded process' ring, and the host's processes behind it
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
-    "smtstack.ringnic": 9,  # a guarded process' ring, and the host's processes behind it
     "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
     "smtstack.ktls_io": 10,
     "smtstack.socket": 10,

@@ -42,7 +42,7 @@ class ControlProcess:
         return self._process.pid
 
     def pids(self) -> list[int]:
-        """It, and its monitors."""
+        """Numbers of it and its monitors."""
         with suppress(OSError):
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
             return [self.pid, *map(int, children.split())]

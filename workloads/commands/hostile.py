@@ -13,9 +13,8 @@ from smtstack.sim.ring_pair import MEASURED, RECOVERY_NS, Outcome, attack
 from workloads.options.common import not_negative, positive
 
 _EXAMPLES = """examples:
-  smtnet hostile
-  smtnet hostile --mutations 10000000 --seed 7 --json
-  smtnet hostile --unchecked --mutations 1000     # the control: without checks, violations are found
+  smtnet hostile --mutations 10000
+  smtnet hostile --mutations 2000 --seed 7 --json
 
 exit code: 0 nothing was wrong, and full service came back; 1 else. docs/trust.md.
 """
@@ -31,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                         help="changes of memory, of both hosts together (default: %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=1, metavar="S", help="(default: %(default)s)")
     parser.add_argument("--unchecked", action="store_true",
-                        help="believe the host: shows that what the checks are there for is found")
+                        help="the control: believe the host, and violations are found (exit code 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.set_defaults(run=run)
 
