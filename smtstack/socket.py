@@ -263,7 +263,7 @@ class SmtSocket:
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             #: The control process of the ring, if it is ours.
             self._ring_control: ControlProcess | None = None
-            by_ring = context.has_ring
+            by_ring = self._by_ring = context.has_ring
             socket, neighbours = self._open_ring(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
@@ -301,9 +301,8 @@ class SmtSocket:
     def guard(self, kill: bool = False) -> None:
         """From now on this process, if its packets go by a ring, is a guarded one: it can make no network system
         call, and open no other socket (:mod:`smtstack.io.seccomp`, also for ``kill``). Else nothing happens."""
-        if self.loop.nic.config.trusted:
-            return
-        seccomp.guard(kill)
+        if self._by_ring:
+            seccomp.guard(kill)
 
     # -- client ------------------------------------------------------------------------------------------
 

@@ -165,8 +165,9 @@ def _short(_answer: dict[str, Any], descriptors: list[int]) -> None:
     _set("rings", None), _set("rings", []), _set("rings", [{}]), _set("rings", 7), _set("mac", "02"),
     _set("mac", None), _set("frame_size", 4096), _set("frame_size", "x"), _set("frame_size", 1e400),
     _set("backing", messages.KERNEL), _of_ring("entries", 4096), _of_ring("entries", -1),
-    _of_ring("length", 1 << 40), _of_ring("producer", 4), _of_ring("consumer", 0), _of_ring("flags", None), _of_ring("descriptors", 1 << 70),
-    _of_ring("name", "tx"), _of_ring("name", "others"), _few, _may_shrink, _short,
+    _of_ring("length", 1 << 40), _of_ring("producer", 4), _of_ring("consumer", 0), _of_ring("flags", None),
+    _of_ring("descriptors", 1 << 70), _of_ring("name", "tx"), _of_ring("name", "others"), _few, _may_shrink,
+    _short,
     _set("error", "no"), _set("error", {"no": 1}),
 ], ids=lambda change: getattr(change, "__name__", ""))
 def test_what_a_host_may_not_say_is_one_error(change: Change):
@@ -184,7 +185,8 @@ def test_where_there_is_no_host():
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"ip": 1, "port": 65536, "protocol": 1}',
-                                  b'{"ip": "1", "port": 1, "protocol": 1}', b'{"ip": -1, "port": 1, "protocol": 1}'])
+                                  b'{"ip": "1", "port": 1, "protocol": 1}',
+                                  b'{"ip": -1, "port": 1, "protocol": 1}'])
 def test_what_is_no_opening(data: bytes):
     with pytest.raises(ConfigError):
         messages.Opening.read_untrusted(data)
