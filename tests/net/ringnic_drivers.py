@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -25,11 +26,14 @@ import psutil
 
 from smtstack.errors import SmtError
 from smtstack.io import seccomp
+from smtstack.io.memory import sealed_memory
+from smtstack.io.xdp import XdpProgram, XdpSocket
 from smtstack.nicshare.state import NicState
 from smtstack.ringnic.monitor import NAME
 from smtstack.ringnic.socket import RingSocket
-from smtstack.rings.layout import UMEM
+from smtstack.rings.layout import UMEM, RingConfig
 from smtstack.socket import RpcError, SmtContext, SmtSocket
+from smtstack.wire.ipv4 import IPv4, address
 from tests.net.inside import go_inside
 from tests.net.tapnic_rig import connect
 from topo.commands import run
@@ -286,7 +290,45 @@ def _call(libc: Any, number: int) -> int:
     return ctypes.get_errno() if libc.syscall(number, -1, 0, 0, 0, 0, 0) < 0 else 0
 
 
+def split() -> dict[str, Any]:
+    """Which frames the program in the kernel gives to the ring, by the kernel's own trial of it."""
+    run(["ip", "link", "add", "p0", "type", "veth", "peer", "name", "p1"])
+    config = RingConfig(frames=64, entries=16)
+    descriptor, umem = sealed_memory("split", config.umem_bytes)
+    ours = address("10.0.0.1")
+    sock = XdpSocket("p0", umem, config)
+    program = XdpProgram("p0", sock, ours, PORT, 146)
+    number = program._descriptors[1]
+
+    def verdict(to: int = ours, port: int = PORT, protocol: int = 146, cut: int = 0, ethertype: bytes = b"\x08\0",
+                change: tuple[int, int] = (0, 0)) -> int:
+        frame = bytearray(bytes(12) + ethertype + IPv4(1, to, protocol, 60).pack() + bytes(2)
+                          + port.to_bytes(2, "big") + bytes(36))
+        frame[change[0]] ^= change[1]
+        return _trial(number, bytes(frame[:len(frame) - cut]))
+
+    out = {"ours": verdict(), "port": verdict(port=PORT + 1), "address": verdict(to=ours + 1),
+           "protocol": verdict(protocol=6), "short": verdict(cut=37), "arp": verdict(ethertype=b"\x08\x06"),
+           "more_fragments": verdict(change=(20, 0x20)), "last_fragment": verdict(change=(21, 1)),
+           "dont_fragment": verdict(change=(20, 0x40)), "options": verdict(change=(14, 3))}
+    program.close()
+    sock.close()
+    os.close(descriptor)
+    return out
+
+
+def _trial(program: int, frame: bytes) -> int:
+    """What a program says of a frame (BPF_PROG_TEST_RUN)."""
+    data = ctypes.create_string_buffer(frame, max(len(frame), 14))
+    attributes = ctypes.create_string_buffer(struct.pack(
+        "=IIIIQQII", program, 0, len(frame), 0, ctypes.addressof(data), 0, 1, 0) + bytes(48))
+    if ctypes.CDLL(None, use_errno=True).syscall(321, 10, attributes, len(attributes) - 1):
+        raise OSError(ctypes.get_errno(), "BPF_PROG_TEST_RUN")
+    return int(struct.unpack_from("=I", attributes, 4)[0])
+
+
 PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
+    "split": split,
     "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies}
 
 

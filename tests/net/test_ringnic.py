@@ -84,6 +84,13 @@ def test_a_second_guarded_process_has_its_ring_in_memory_and_what_a_ring_is_not_
     assert "no overlay tcp" in got["--overlay"]
 
 
+def test_the_program_takes_our_packets_and_no_others():
+    got = inside("split")
+    to_the_ring, to_the_kernel = 4, 2
+    assert {name for name, verdict in got.items() if verdict == to_the_ring} == {"ours", "dont_fragment"}
+    assert {verdict for name, verdict in got.items() if name not in ("ours", "dont_fragment")} == {to_the_kernel}
+
+
 def test_each_network_system_call_is_refused():
     got = inside("denies")
     assert got["eperm"] not in got["before"].values()
