@@ -32,9 +32,9 @@ else:
 
 #: What is compiled: what a packet passes through. The rest waits for people or for the kernel.
 #: Of sessions and captures, what derives from a compiled class: it must be compiled, too.
-HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "session/plane.py", "session/manager.py",
-       "capture/keylog.py", "sim/*.py", "stack.py", "waiting.py", "loop.py", "io/packet_socket.py",
-       "io/ring.py", "io/send_batch.py")
+HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "rings/*.py", "session/plane.py",
+       "session/manager.py", "capture/keylog.py", "sim/*.py", "stack.py", "waiting.py", "loop.py",
+       "io/frame_socket.py", "io/packet_socket.py", "io/ring.py", "io/send_batch.py")
 #: Decides, where it is set to one of these.
 VARIABLE, YES, NO = "SMTNET_COMPILED", "yes", "no"
 #: What mends every reason but the lack of a compiler, which it names.

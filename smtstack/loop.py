@@ -20,10 +20,10 @@ from time import monotonic_ns
 from typing import Protocol
 
 from smtstack.errors import PeerError
-from smtstack.io.neighbours import LIFETIME, Neighbours
-from smtstack.io.packet_socket import PacketSocket
+from smtstack.io.frame_socket import FrameSocket
+from smtstack.io.neighbours import LIFETIME
 from smtstack.nic.device import SmartNic
-from smtstack.nic.driver import NicDriver
+from smtstack.nic.driver import Neighbours, NicDriver
 from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.control import NicControl
 from smtstack.nicshare.state import Port
@@ -75,12 +75,12 @@ class KeyHost(Protocol):
 
 
 class PacketLoop:
-    """Endpoint, driver and device on a packet socket. ``waiter``: how it waits for frames; None: asleep.
+    """Endpoint, driver and device on a socket for frames. ``waiter``: how it waits for frames; None: asleep.
 
     ``port``: where the device's settings come from and its counters are seen, if anywhere.
     """
 
-    def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: PacketSocket, neighbours: Neighbours,
+    def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: FrameSocket, neighbours: Neighbours,
                  waiter: Waiter | None = None, tx: Impairments | None = None, rx: Impairments | None = None,
                  port: Port | None = None, key_host: KeyHost | None = None) -> None:
         self.endpoint = endpoint
@@ -221,9 +221,10 @@ class PacketLoop:
         """Endpoint's, NIC's and socket's counters in one."""
         received, dropped = self.socket.statistics()
         others = self._key_host.counters() if self._key_host is not None else {}
-        return {**others, **self.endpoint.counters.snapshot(), **self.nic.counters.snapshot(),
-                **self._control.counters(), "socket_received": received, "socket_dropped": dropped,
-                "socket_send_drops": self.socket.send_drops, "unresolved": self.driver.unresolved}
+        return {**others, **self.socket.more_counters(), **self.endpoint.counters.snapshot(),
+                **self.nic.counters.snapshot(), **self._control.counters(), "socket_received": received,
+                "socket_dropped": dropped, "socket_send_drops": self.socket.send_drops,
+                "unresolved": self.driver.unresolved}
 
     def _work(self, now: int) -> bool:
         if self._inbox is not None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
-from smtstack.io import key_file
+from smtstack.io import key_file, seccomp
+from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.neighbours import Neighbours
 from smtstack.io.packet_socket import PacketSocket, interface_mtu
 from smtstack.io.processors import outnumbered
@@ -31,8 +32,11 @@ from smtstack.io.shared_port import SharedPort
 from smtstack.io.trace_file import TraceFile
 from smtstack.loop import PacketLoop
 from smtstack.nic.device import NicConfig, SmartNic
+from smtstack.nic.driver import Neighbours as NextHops
 from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.state import Port
+from smtstack.ringnic.client import has_ring, open_ring
+from smtstack.ringnic.starter import ControlProcess
 from smtstack.session.offer import Offer
 from smtstack.transport import events
 from smtstack.transport.params import TransportParams, software
@@ -50,6 +54,9 @@ if TYPE_CHECKING:
     from smtstack.session_io.host import SessionHost
 
 Address = tuple[str, int]
+#: How a socket's packets come and go.
+INLINE, RING = "inline", "ring"
+HOSTINGS = (INLINE, RING)
 #: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
 FAREWELL_S = 0.2
 
@@ -106,6 +113,9 @@ class SmtContext:
     """``tcp``: DATA of messages longer than a packet has the shape of TCP, so that the kernel's segmentation
     offload works on it (docs/protocol.md, "The overlay"); ``none``: never. Sessions by handshake have it if both
     ends want it; without handshakes both must say the same. Not in profile ``linux``."""
+    hosting: str = ""
+    """``ring``: packets go by memory shared with an untrusted host (docs/trust.md), ``inline``: by a socket of our
+    own; empty: by what the interface's link has."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
@@ -116,6 +126,25 @@ class SmtContext:
         if self.overlay not in overlay.OVERLAYS:
             raise ConfigError(f"unknown overlay {self.overlay!r}; there are {', '.join(overlay.OVERLAYS)}")
         return self.overlay == overlay.TCP
+
+    @property
+    def has_ring(self) -> bool:
+        """Whether packets go by a ring. Raises :class:`ConfigError` for what cannot go that way."""
+        if self.hosting and self.hosting not in HOSTINGS:
+            raise ConfigError(f"unknown hosting {self.hosting!r}; there are {', '.join(HOSTINGS)}")
+        if self.hosting == INLINE or (not self.hosting and not has_ring(self.interface)):
+            return False
+        refused = {
+            "no profile upstream, whose packets are TCP's": self.profile == "upstream",
+            "no TLS offload: the NIC is the host's, and is not to see plaintext: take --nic sw":
+                self.nic.tls_hw_tx_offload,
+            "no overlay tcp, as the ring takes packets, no segments": self.has_overlay,
+            "one process at a port: leave out --workers": self.shared_port is not None,
+            "no session mode that asks DNS, by sockets of the host's": self.dns is not None}
+        for what, wrong in refused.items():
+            if wrong:
+                raise ConfigError(f"hosting=ring has {what}")
+        return True
 
     def load_keys(self) -> KeyStore:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
@@ -232,20 +261,48 @@ class SmtSocket:
                 self._trace = TraceFile(context.trace, ip, local[1], context.profile)
                 undo.callback(self._trace.close)
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
-            socket = PacketSocket(context.interface, ip, local[1], self.endpoint.protocol, params.mtu,
-                                  context.shared_port, context.has_overlay, self.endpoint.profile.fmt.tcp_shaped)
+            #: The control process of the ring, if it is ours.
+            self._ring_control: ControlProcess | None = None
+            by_ring = self._by_ring = context.has_ring
+            socket, neighbours = self._open_ring(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
                 undo.callback(port.detach)
-            nic = SmartNic(port.configure(context.nic) if port is not None else context.nic)
+            # Behind a ring the NIC is the host's.
+            config = replace(context.nic, trusted=context.nic.trusted and not by_ring)
+            nic = SmartNic(port.configure(config) if port is not None else config)
             nic.super_frames = context.has_overlay
-            self.loop = PacketLoop(self.endpoint, nic, socket, Neighbours(context.interface),
-                                   Waiter(context.wait, outnumbered), context.tx_impairments,
-                                   context.rx_impairments, port, self.sessions)
+            self.loop = PacketLoop(self.endpoint, nic, socket, neighbours, Waiter(context.wait, outnumbered),
+                                   context.tx_impairments, context.rx_impairments, port, self.sessions)
             undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
+
+    def _open_packets(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
+        context, endpoint = self.context, self.endpoint
+        socket = PacketSocket(context.interface, ip, port, endpoint.protocol, endpoint.params.mtu,
+                              context.shared_port, context.has_overlay, endpoint.profile.fmt.tcp_shaped)
+        return socket, Neighbours(context.interface)
+
+    def _open_ring(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
+        interface = self.context.interface
+        if not has_ring(interface):
+            self._ring_control = ControlProcess(interface)
+            self._ring_control.wait()
+        try:
+            socket = open_ring(interface, ip, port, self.endpoint.protocol)
+        except BaseException:
+            if self._ring_control is not None:
+                self._ring_control.stop()
+            raise
+        return socket, socket.neighbour
+
+    def guard(self, kill: bool = False) -> None:
+        """From now on this process, if its packets go by a ring, is a guarded one: it can make no network system
+        call, and open no other socket (:mod:`smtstack.io.seccomp`, also for ``kill``). Else nothing happens."""
+        if self._by_ring:
+            seccomp.guard(kill)
 
     # -- client ------------------------------------------------------------------------------------------
 
@@ -423,6 +480,8 @@ class SmtSocket:
             try:
                 self.loop.close()
             finally:
+                if self._ring_control is not None:
+                    self._ring_control.stop()
                 if self.sessions is not None:
                     self.sessions.close()
                 if self._trace is not None:

@@ -26,12 +26,14 @@ RANK = {
     "smtstack.session": 4,
     "smtstack.nic": 5,
     "smtstack.capture": 5,
+    "smtstack.rings": 5,  # shared with a host that is not trusted
     "smtstack.ktls": 6,  # TLS records on the kernel's TCP
     "smtstack.stack": 6,  # one end: an endpoint on a NIC
     "smtstack.io": 7,
     "smtstack.sim": 7,
     "smtstack.nicshare": 8,
     "smtstack.storage": 8,  # block devices, and what protects them
+    "smtstack.ringnic": 8,  # a guarded process' ring, and the host's processes behind it
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
     "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
@@ -57,7 +59,7 @@ RANK = {
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
-           "smtstack.ktls", "smtstack.stack", "smtstack.waiting"}
+           "smtstack.ktls", "smtstack.rings", "smtstack.stack", "smtstack.waiting"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
                  "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
                  "logging", "secrets"}
@@ -71,6 +73,8 @@ FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve
             "serve_blocks": "serve", "serve_nbd": "serve", "call_blocks": "call", "reproduce_all": "reproduce",
             "kv_file": "kv"}
 SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
+FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call"}
+SEEDED = {"smtstack.nic", "smtstack.rings", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}
 

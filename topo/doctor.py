@@ -134,6 +134,9 @@ def _network(facts: Facts) -> Iterator[Check]:
                       _modprobe(facts, "nf_tables"), "super-frames pass, and the host's TCP can be kept from them")
     yield from _tried(facts, "nic_tap", "nic hosting", "warn", "missing: --nic-hosting tap is refused",
                       _modprobe(facts, "tun", "nf_tables"), "inline, tap: a NIC can own an interface")
+    yield from _tried(facts, "xdp", "af_xdp", "warn", "missing: --nic-hosting ring has its rings in memory",
+                      "another kernel: with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL",
+                      "packets can be split off into rings")
     yield from _tried(facts, "buffer", "receive buffers", "warn", "8 MB are not to be had: bursts may be lost",
                       "sudo sysctl -w net.core.rmem_max=16777216", "8 MB")
 

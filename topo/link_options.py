@@ -13,12 +13,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io.xdp import LARGEST_MTU
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.nicshare.settings import Settings
 from smtstack.quantities import MICROSECONDS, PER_CENT, RATE, SIZE, Quantity
 from topo.shaping import HIGHEST_MBPS, LOWEST_MBPS, Queue
 
-_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off"), "hosting": ("inline", "tap")}
+_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off"), "hosting": ("inline", "tap", "ring")}
 #: Bytes. The least IPv4 may be given, and the largest frame Linux lets a veth have.
 _LEAST_MTU, _MOST_MTU = 576, 9000
 #: Mininet's bw.
@@ -71,7 +72,8 @@ class LinkOptions:
     as there is a switch or a wire, since neither a wire nor a user-space switch can finish half-made frames."""
     hosting: str = "inline"
     """Where a host's smart NIC is: ``inline``, a part of each program that uses it, or ``tap``: a process of its
-    own that owns the host's interface, through which all that the host's kernel sends and receives goes, too."""
+    own that owns the host's interface, through which all that the host's kernel sends and receives goes, too; or
+    ``ring``: on an untrusted host, which shares memory with the guarded programs (docs/trust.md)."""
     nic: tuple[str, ...] = ()
     """Settings of the hosts' smart NICs, as ``smtnet nic --set`` takes them: ``("tso=off", "max-contexts=4")``."""
 
@@ -94,6 +96,9 @@ class LinkOptions:
                               "must fit")
         if self.impaired and self.wire == "no":
             raise ConfigError("link option wire=no: delay, loss and the like need the wire; use wire=auto")
+        if self.hosting == "ring" and self.mtu > LARGEST_MTU:
+            raise ConfigError(f"link option hosting=ring: packets of {self.mtu} bytes do not fit a ring's frames: "
+                              f"at most mtu={LARGEST_MTU}")
         if self.tso == "on" and self.has_wire:
             raise ConfigError("link option tso=on: a wire cannot cut frames of 64 KB; use tso=off")
         self.settings()

@@ -9,6 +9,9 @@ With hosting=tap a host's interface is a NIC's (:mod:`topo.nic_process`), and th
 
     h1-eth0 | NIC process | n-h1-eth0 <--------------> s1-eth1
 
+With hosting=ring a process beside the host's interface (:mod:`smtstack.ringnic.control`) gives its packets to a
+guarded program.
+
 The rate is applied where a frame is sent: at the host's end and at the switch's. Impairments come after it.
 Netem is not used, even where the kernel has it: it has no seed before Linux 6.6, and records nothing.
 """
@@ -27,9 +30,11 @@ from smtstack.errors import ConfigError
 from smtstack.io import ethtool
 from smtstack.io.namespaces import within
 from smtstack.nicshare.state import TAP, NicState
+from smtstack.ringnic.starter import ControlProcess
 from smtstack.tapnic.process import NicOptions
 from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
+from topo.interpreter import host_environment
 from topo.link_options import NAMES, OF_THE_LINK, LinkOptions, read, unknown
 from topo.nic_process import NicProcess
 from topo.shaping import set_aside, shape
@@ -116,6 +121,8 @@ class SmtLink(Link):
         self.wire: Wire | None = None
         #: NICs that own an end, by its interface and namespace.
         self.nics: dict[tuple[str, int | None], NicProcess] = {}
+        #: Control processes of rings, likewise.
+        self.rings: dict[tuple[str, int | None], ControlProcess] = {}
         self._states: list[NicState] = []
         self._made: list[Device] = []
         #: The ends that the wire has, on a link that has one.
@@ -220,6 +227,10 @@ class SmtLink(Link):
                 state = NicState.open(intf.name, pid=intf.pid, persistent=True)
                 self._states.append(state)
                 state.assign(*options.nic)
+                if options.hosting == "ring" and intf.node.inNamespace:
+                    self.rings[intf.name, intf.pid] = ControlProcess(intf.name, intf.pid, host_environment())
+        for ring in self.rings.values():
+            ring.wait()
         if self._has_wire:
             one, two = self.ends
             self.wire = Wire.start(self._inner[0], self._inner[1], one.rates(), back=two.rates(),
@@ -238,6 +249,9 @@ class SmtLink(Link):
 
     def remove_end(self, intf: SmartNicIntf) -> None:
         """Remove one interface of the link, with its peer."""
+        ring = self.rings.pop((intf.name, intf.pid), None)
+        if ring is not None:
+            ring.stop()
         nic = self.nics.pop((intf.name, intf.pid), None)
         if nic is not None:
             nic.stop()
@@ -254,7 +268,9 @@ class SmtLink(Link):
         self._states = []
         for nic in self.nics.values():
             nic.stop()
-        self.nics = {}
+        for ring in self.rings.values():
+            ring.stop()
+        self.nics, self.rings = {}, {}
         for device in self._made:
             device.remove()
         self._made = []

@@ -138,8 +138,10 @@ class SmtNet(Mininet):
         return rate
 
     def nic_pids(self, host: SmtHost) -> list[int]:
-        """Processes that are the host's NICs, where these own its interfaces (hosting tap)."""
-        return [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+        """Processes that are the host's NICs, where these own its interfaces (hosting tap), or give it rings."""
+        found = [nic.pid for link in self.links for (_name, pid), nic in link.nics.items() if pid == host.pid]
+        rings = [ring for link in self.links for (_name, pid), ring in link.rings.items() if pid == host.pid]
+        return [*found, *(number for ring in rings for number in ring.pids())]
 
     def emulator_pids(self) -> list[int]:
         """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""

@@ -27,11 +27,14 @@ import psutil
 from smtstack import compiled
 from smtstack.errors import SmtError, Unsupported
 from smtstack.io import plaintext_guard
+from smtstack.io.memory import sealed_memory
 from smtstack.io.packet_socket import offloading_socket
 from smtstack.io.tcp_guard import TcpGuard
 from smtstack.io.tcp_queries import set_mark
 from smtstack.io.tun import TapInterface
+from smtstack.io.xdp import XdpProgram, XdpSocket
 from smtstack.nic.plaintext import NIC_GROUP, PLAINTEXT_MARK
+from smtstack.rings.layout import RingConfig
 from smtstack.wire import homa, ipv4
 from smtstack.wire.overlay import HEAD, is_overlay, offload_head
 
@@ -74,7 +77,7 @@ class Facts:
     mnexec: str
     tried: Mapping[str, str]
     """In the private namespaces: ``raw``, ``buffer``, ``bridge``, ``htb``, ``tbf``, ``netem``, ``u32``,
-    ``tun``, ``ktls``, ``overlay``, ``nic_tap``. Empty where there are none."""
+    ``tun``, ``ktls``, ``overlay``, ``nic_tap``, ``xdp``. Empty where there are none."""
     ovs: str | None
     """Version of Open vSwitch."""
     ovs_kernel: bool
@@ -314,6 +317,22 @@ def _try_ktls() -> None:
         sock.setsockopt(_SOL_TCP, _TCP_ULP, b"tls")
 
 
+def _try_xdp() -> None:
+    """A ring of an interface's packets, and the program that splits them off."""
+    config = RingConfig(frames=64, entries=16)
+    descriptor, umem = sealed_memory("smtnet-doctor", config.umem_bytes)
+    try:
+        sock = XdpSocket("p0", umem, config)
+        try:
+            XdpProgram("p0", sock, 1 << 24, 1, homa.PROTO_HOMA).close()
+        finally:
+            sock.close()
+    except SmtError as e:
+        raise OSError(str(e)) from None
+    finally:
+        os.close(descriptor)
+
+
 def _try_overlay() -> None:
     """The guard can be installed, and the kernel hands a super-frame over whole, or cut into its packets."""
     try:
@@ -382,7 +401,7 @@ def _try_inside() -> dict[str, str]:
     tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
     return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
                     "ktls": _attempt(_try_ktls), "overlay": _attempt(_try_overlay),
-                    "nic_tap": _attempt(_try_nic_tap)}
+                    "nic_tap": _attempt(_try_nic_tap), "xdp": _attempt(_try_xdp)}
 
 
 if __name__ == "__main__":

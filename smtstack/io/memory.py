@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Collection
+from pathlib import Path
 
 from smtstack.errors import ConfigError
 
@@ -25,16 +28,36 @@ def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
         raise
 
 
-def map_untrusted(descriptor: int, most: int) -> mmap.mmap:
-    """The mapping of memory that somebody else made, of at most ``most`` bytes.
+def map_untrusted(descriptor: int, most: int, offset: int = 0, length: int = 0) -> mmap.mmap:
+    """The mapping of memory that somebody else made, of at most ``most`` bytes; of ``length`` bytes from
+    ``offset`` on, or all of it.
 
     Raises :class:`ConfigError` unless its size is fixed: whoever made it shorter would end us by SIGBUS.
     """
     try:
         seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
         size = os.fstat(descriptor).st_size
-        if not seals & _SEAL_SHRINK or not 0 < size <= most:
-            raise ConfigError("shared memory that may shrink, or is too large")
-        return mmap.mmap(descriptor, size)
+        if not seals & _SEAL_SHRINK or not 0 < size <= most or offset + length > size:
+            raise ConfigError("shared memory that may shrink, or is too large or small")
+        return mmap.mmap(descriptor, length or size, offset=offset)
     except OSError as e:
         raise ConfigError(f"this descriptor is no shared memory: {e.strerror}") from None
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    """Where it is in our memory."""
+    held = ctypes.c_char.from_buffer(mapping)
+    try:
+        return ctypes.addressof(held)
+    finally:
+        del held  # or it could not be closed any more
+
+
+def other_ranges(starts: Collection[int]) -> list[tuple[int, int]]:
+    """(start, bytes) of all memory of this process but the mappings that begin at ``starts``."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, _dash, end = line.split()[0].partition("-")
+        if int(start, 16) not in starts:
+            ranges.append((int(start, 16), int(end, 16) - int(start, 16)))
+    return ranges

@@ -12,6 +12,7 @@ import struct
 from smtstack.compiled import mypyc_attr
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import bpf
+from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.ring import SOL_PACKET, ReceiveRing
 from smtstack.io.send_batch import MOST, WORTH, SendBatch
 from smtstack.io.shared_port import SharedPort
@@ -47,7 +48,7 @@ _SELECT_LIMIT = 1024
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class PacketSocket:
+class PacketSocket(FrameSocket):
     """Frames of one (address, port, protocol) on one interface. Needs CAP_NET_RAW.
 
     ``overlay``: also those in the shape of TCP, super-frames among them, which the host's own TCP never sees; that
@@ -98,14 +99,13 @@ class PacketSocket:
             raise Unsupported(f"packet socket on {interface}: {e.strerror}") from e
         self._sock.setblocking(False)
         self._interface = interface
-        self.mac: bytes = self._sock.getsockname()[4]
+        self.mac = self._sock.getsockname()[4]
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self._readers = [self._sock]
         self._selectable = self._sock.fileno() < _SELECT_LIMIT
         #: Both sockets as one descriptor, if there is another to watch.
         self._both: select.epoll | None = None
-        #: Frames given up because the transmit queue stayed full.
         self.send_drops = 0
         self._received = 0
         self._dropped = 0

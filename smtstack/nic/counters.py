@@ -14,7 +14,7 @@ NAMES: Final = (
     "tx_tls_ctx", "tx_tls_del", "tx_tls_drop_bypass_req", "tx_tls_drop_no_sync_data", "tx_tls_dump_bytes",
     "tx_tls_dump_packets", "tx_tls_encrypted_bytes", "tx_tls_encrypted_packets", "tx_tls_fallback",
     "tx_tls_no_ctx", "tx_tls_no_fallback", "tx_tls_ooo", "tx_tls_pool_alloc", "tx_tls_pool_free",
-    "tx_tls_resync_bytes", "tx_tls_skip_no_sync_data", "tx_tso_bytes", "tx_tso_packets",
+    "tx_tls_refused", "tx_tls_resync_bytes", "tx_tls_skip_no_sync_data", "tx_tso_bytes", "tx_tso_packets",
 )
 
 
@@ -93,6 +93,8 @@ class NicCounters:
         #: Host objects for transmit contexts that were made, and that were given back.
         self.tx_tls_pool_alloc = 0
         self.tx_tls_pool_free = 0
+        #: Times that TLS offload was to be switched on for a NIC that is not trusted.
+        self.tx_tls_refused = 0
         #: Bytes of records before the packets for which the device was set back.
         self.tx_tls_resync_bytes = 0
         #: Packets from before TLS began, sent again as they were.

@@ -57,6 +57,9 @@ class NicConfig:
     behind the device to cut. Others are cut here."""
     steering: str = "flow"
     """``flow`` or ``message``."""
+    trusted: bool = True
+    """False: it is on the far side of a trust boundary. Then nothing in clear is posted to it, and no key,
+    whatever is set: it never has TLS offload."""
     tls_hw_rx_offload: bool = False
     """TLS of kernel TCP is decrypted on its way in; only a NIC that owns its interface does that."""
 
@@ -92,6 +95,9 @@ class SmartNic:
             raise ConfigError("a ring has room for at least one descriptor or frame")
         self.counters = NicCounters()
         self.tso = self.config.tso
+        if self.config.tls_hw_tx_offload and not self.config.trusted:
+            raise ConfigError("a NIC that is not trusted gets no plaintext and no key: TLS offload is refused; "
+                              "take --nic sw")
         self.tls_hw_tx_offload = self.config.tls_hw_tx_offload
         self.tso_seq = self.config.tso_seq
         self.rx_checksum = self.config.rx_checksum
@@ -126,6 +132,9 @@ class SmartNic:
         """Switch a feature by its ethtool name; raises :class:`ConfigError` for others."""
         if name not in FEATURES:
             raise ConfigError(f"unknown NIC feature {name!r}; there are {', '.join(FEATURES)}")
+        if on and name == "tls-hw-tx-offload" and not self.config.trusted:
+            self.counters.tx_tls_refused += 1
+            return
         setattr(self, name.replace("-", "_"), on)
 
     def features(self) -> dict[str, bool]:
@@ -138,6 +147,8 @@ class SmartNic:
 
     def create_context(self, version: int, key: bytes, iv: bytes, sequence: int) -> int:
         """Number of a fresh TLS context (never 0), or 0 when the device's memory is full."""
+        if not self.config.trusted:
+            return 0
         held = len(self._contexts)
         if held >= self.context_limit or (self.memory is not None
                                           and not self.memory.claim_context(held, self.context_limit)):

@@ -14,7 +14,7 @@ from topo.doctor import Check, checks
 from topo.probes import PACKAGES, Facts
 from workloads.commands import doctor
 
-TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls", "overlay", "nic_tap")
+TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls", "overlay", "nic_tap", "xdp")
 GOOD = Facts(
     root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
     tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
@@ -66,6 +66,7 @@ def test_a_good_machine():
     ("tls 1.3", "fail", {"tls13": False}, "apt-get install"),
     ("overlay tcp", "warn", failing("overlay"), "sudo modprobe -a nf_tables"),
     ("nic hosting", "warn", failing("nic_tap"), "sudo modprobe -a tun nf_tables"),
+    ("af_xdp", "warn", failing("xdp"), "another kernel"),
     ("kernel TLS", "warn", failing("ktls"), "sudo modprobe -a tls"),
     ("kernel TLS", "warn", {"modules": False, **failing("ktls")}, "another kernel"),
     ("pyopenssl", "fail", {"openssl_binding": False}, "-m pip install pyOpenSSL"),

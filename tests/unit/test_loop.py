@@ -52,6 +52,9 @@ class Wire:
     def too_long(self) -> tuple[int, int]:
         return 0, 0
 
+    def more_counters(self) -> dict[str, int]:
+        return {}
+
     def statistics(self) -> tuple[int, int]:
         return 0, 0
 
@@ -92,7 +95,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def make(engine: Any, wire: Any, nic: NicConfig | None = None) -> PacketLoop:
-    return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))  # type: ignore[arg-type]
+    return PacketLoop(engine, SmartNic(nic), wire, lambda _ip: bytes(6))
 
 
 def test_while_frames_keep_coming_timers_are_looked_at_once_a_tick():
@@ -284,6 +287,9 @@ class Race:
 
     def too_long(self) -> tuple[int, int]:
         return 0, 0
+
+    def more_counters(self) -> dict[str, int]:
+        return {}
 
     def statistics(self) -> tuple[int, int]:
         return 0, 0

@@ -40,6 +40,7 @@ _EXAMPLES = """examples:
   smtnet call echo --iface veth0 --addr 10.0.0.1:40000 --peer 10.0.0.2:2000 --certs certs/a --size 64 --count 1000
   smtnet interop --iface eth0 --addr 10.8.0.2:40000 --peer 10.8.0.1:2500
   smtnet bench memory
+  smtnet hostile --mutations 10000
   smtnet vectors smt-vectors.json
 """
 
@@ -49,8 +50,7 @@ COMMANDS = {
     "doctor": "doctor", "demo": "demo", "run": "run", "report": "report", "serve": "serve", "call": "call",
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
-    "trace": "trace", "interop": "interop", "sweep": "sweep",
-    "cluster": "cluster",
+    "trace": "trace", "interop": "interop", "sweep": "sweep", "cluster": "cluster", "hostile": "hostile",
 }
 
 

@@ -16,7 +16,7 @@ from smtstack.errors import ConfigError
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.io.trace_file import is_folder
 from smtstack.session_io.tsig_file import DNS_PORT
-from smtstack.socket import Address
+from smtstack.socket import HOSTINGS, Address
 from smtstack.transport.params import SOFTWARE, TransportParams, software
 from smtstack.wire.ipv4 import address
 from smtstack.wire.overlay import NONE
@@ -71,6 +71,10 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
+    parser.add_argument("--nic-hosting", choices=HOSTINGS, default="",
+                        help="smt, homa, linux: inline: packets by sockets of ours; ring: as a guarded process, "
+                             "without network system calls, behind rings that it shares with the host (default: "
+                             "what the interface's link has)")
     add(Waits, parser)
     add(EndSessions, parser)
     add(Overlay, parser)
@@ -249,7 +253,8 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
     return Settings(args.transport, local, args.iface, args.keys, args.certs, args.nic,
                     read(Waits, args).waiting(), params, session,
                     args.trace if args.transport in PACKET_TRANSPORTS else None,
-                    overlay.overlay if args.transport in OVERLAID else NONE)
+                    overlay.overlay if args.transport in OVERLAID else NONE,
+                    args.nic_hosting if args.transport in PACKET_TRANSPORTS else "")
 
 
 def check_address(interface: str, local: Address) -> None:

@@ -84,9 +84,10 @@ class Network:
         "--link", action=_Link, default=argparse.SUPPRESS, metavar="NAME=VALUE[,...]", title=_LINKS,
         help="any options of a link, as behind --link smartnic in mn: bw=10,delay=5ms,nic=tso:off")
     hosting: str = option(
-        "--nic-hosting", choices=("inline", "tap"), default="inline", title=_LINKS,
+        "--nic-hosting", choices=("inline", "tap", "ring"), default="inline", title=_LINKS,
         help="the hosts' smart NICs: inline, in each program of ours; tap: a process owns the interface, and all "
-             "that the host's kernel sends and receives goes through it, too (default: %(default)s)")
+             "that the host's kernel sends and receives goes through it, too; ring: on an untrusted host, behind "
+             "rings that it shares with guarded programs (default: %(default)s)")
     switch: str = option("--switch", choices=switches.KINDS, default="auto", title="switches",
                          help="ovs: Open vSwitch in the kernel; ovs-user: in user space (default: %(default)s)")
     controller: str = option(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import psutil
 
-from smtstack.errors import ConfigError
+from smtstack.errors import ConfigError, SmtError
 from smtstack.io.neighbours import LOOPBACK
 from smtstack.io.shared_port import SharedPort
 from smtstack.nic.device import NicConfig
@@ -53,7 +53,8 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
         socket = SmtSocket(*end)
         try:
             check_ways(end[1].interface, peers)
-        except ConfigError:
+            socket.guard()
+        except SmtError:
             socket.close()
             raise
         return MessageCaller(socket, peers)
@@ -91,7 +92,13 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
         # A caller has no tickets to publish, and nothing that must outlive it.
         publish = settings.session.mode in FROM_TICKETS
         context = replace(context, shared_port=shared, publish=publish, state=settings.session.state)
-        return MessageServer(SmtSocket(local, context), handler)
+        socket = SmtSocket(local, context)
+        try:
+            socket.guard()
+        except SmtError:
+            socket.close()
+            raise
+        return MessageServer(socket, handler)
     ends = _ends(settings)
     if ends is not None:
         return ends[1](settings, handler)
@@ -110,7 +117,7 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
                          NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.waiting, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
                          key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
-                         trace=settings.trace, overlay=settings.overlay)
+                         trace=settings.trace, overlay=settings.overlay, hosting=settings.hosting)
     return settings.local, context
 
 

@@ -66,6 +66,8 @@ class Settings:
     """Packet transports: file or folder for what the engine does (docs/trace.md)."""
     overlay: str = NONE
     """smt, homa: ``tcp``: DATA of messages longer than a packet has the shape of TCP."""
+    hosting: str = ""
+    """Packet transports: ``ring``: as a guarded process, ``inline``: not; empty: as the interface's link is."""
 
     @property
     def waiting(self) -> Waiting:
