@@ -24,6 +24,9 @@ _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
 
 IP_AT: Final = 14
+_TYPE_AT: Final = 12
+_PROTOCOL_AT: Final = IP_AT + 9
+_IPV4: Final = ETHERTYPE_IPV4.to_bytes(2, "big")
 _TOTAL_AT: Final = IP_AT + 2
 _ID_AT: Final = IP_AT + 4
 _IP_SUM_AT: Final = IP_AT + 10
@@ -78,8 +81,8 @@ def flow_key(src: int, dst: int, sport: int, dport: int) -> bytes:
 
 def is_tcp(frame: bytes) -> bool:
     """Whether a frame of whatever bytes claims to be TCP over IPv4: what :func:`parse_untrusted` is for."""
-    return (len(frame) >= _MIN_LEN and frame[IP_AT + 9] == PROTO_TCP and frame[12] == 8 and not frame[13]
-            and frame[IP_AT] >> 4 == 4)
+    return (len(frame) >= _MIN_LEN and frame[_PROTOCOL_AT] == PROTO_TCP and frame[_TYPE_AT] == _IPV4[0]
+            and frame[_TYPE_AT + 1] == _IPV4[1] and frame[IP_AT] >> 4 == 4)
 
 
 def parse_untrusted(frame: bytes) -> TcpPacket:

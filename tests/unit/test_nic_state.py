@@ -393,7 +393,6 @@ def test_a_limit_on_contexts_destroys_what_is_beyond_and_never_exceeds_the_hardw
         assert control._nic.context_limit == wanted
 
 
-@pytest.mark.interpreted("a method of a compiled object cannot be replaced")
 def test_with_a_nic_that_owns_the_interface_all_share_its_memory_for_contexts():
     inline, other = attach(2000), attach(2001)
     device = SmartNic(NicConfig(max_contexts=3))
@@ -421,6 +420,7 @@ def test_with_a_nic_that_owns_the_interface_all_share_its_memory_for_contexts():
     inline.detach(EMPTY)
 
 
+@pytest.mark.interpreted("a method of a compiled object cannot be replaced")
 def test_paths_are_taken_while_traffic_runs(ends):
     client, _server = ends
     post, macs = client.loop.nic.post, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import socket
 import threading
@@ -211,6 +212,13 @@ def test_what_run_files_measures():
 def test_what_run_files_refuses(more, says):
     with pytest.raises(ConfigError, match=says):
         files.check(asked(**more))
+
+
+def test_what_is_too_short_for_a_rate():
+    options = tls_loss.Options(quick=True, end=None, trials=None, bytes=1_000_000, record=None)
+    assert tls_loss.check(options).bytes == 1_000_000
+    with pytest.raises(ConfigError, match="less than 1MB"):
+        tls_loss.check(dataclasses.replace(options, bytes=999_999))
 
 
 # -- copies ---------------------------------------------------------------------------------------------------

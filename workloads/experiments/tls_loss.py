@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from smtstack import quantities
+from smtstack.errors import ConfigError
 from smtstack.nic.tls_flow import NEXT_RECORD
 from smtstack.nicshare.state import NicState
 from topo.link_options import LinkOptions
@@ -61,7 +63,7 @@ class Options:
     end: QuotedResults = group(QuotedResults)
     trials: int | None = option("--trials", type=positive, metavar="N",
                                 help=f"the median counts (default: {TRIALS})")
-    bytes: int | None = option("--bytes", type=loss_report.BYTES, metavar="B",
+    bytes: int | None = option("--bytes", type=quantities.BYTES, metavar="B",
                                help=f"of each transfer (default: {BYTES // 1_000_000}MB; --quick: "
                                     f"{QUICK_BYTES // 1_000_000}MB)")
     record: int | None = option("--record", type=loss_report.RECORD, metavar="B",
@@ -83,6 +85,9 @@ class Plan:
 def check(asked: Options) -> Plan:
     """What the user left open, filled in."""
     quick = asked.quick
+    if asked.bytes is not None and asked.bytes < loss_report.LEAST_BYTES:
+        raise ConfigError(f"--bytes {asked.bytes}: no rate can be read from less than "
+                          f"{loss_report.LEAST_BYTES // 1_000_000}MB")
     return Plan(QUICK_LOSSES if quick else LOSSES, asked.trials or (1 if quick else TRIALS),
                 asked.bytes or (QUICK_BYTES if quick else BYTES), asked.record or 0)
 

@@ -16,7 +16,8 @@ MODE = "loss"
 #: Systems, by their names in rows.
 YARDSTICK, IN_NIC, SMT = "ktls-sw", "ktls-nic", "smt-hw"
 GIVEN_UP, NEXT = "ktls-nic, given up at 2 %", "ktls-nic, next record"
-BYTES = replace(quantities.BYTES, least=1_000_000)
+#: What a rate can be read from.
+LEAST_BYTES = 1_000_000
 RECORD = replace(quantities.BYTES, most=16_384)
 _LINES = {GIVEN_UP: "--", NEXT: ":"}
 
