@@ -72,8 +72,6 @@ OUTSIDE_OF_SYS = {"stdin", "stdout", "stderr", "exit"}
 FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call",
             "serve_blocks": "serve", "serve_nbd": "serve", "call_blocks": "call", "reproduce_all": "reproduce",
             "kv_file": "kv"}
-SEEDED = {"smtstack.nic", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
-FAMILIES = {"pcap_decrypt": "pcap", "pcap_dissector": "pcap", "serve_kv": "serve", "call_kv": "call"}
 SEEDED = {"smtstack.nic", "smtstack.rings", "smtstack.sim"}  # may use random.Random(seed), nothing else of random
 MAX_LINES = 700
 READ_NAMESPACES = {"workloads.options", "workloads.commands"}

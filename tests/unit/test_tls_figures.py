@@ -215,7 +215,8 @@ def test_what_run_files_refuses(more, says):
 
 
 def test_what_is_too_short_for_a_rate():
-    options = tls_loss.Options(quick=True, end=None, trials=None, bytes=1_000_000, record=None)
+    options = declare._build(tls_loss.Options, {"bytes": 1_000_000}, {})
+    assert isinstance(options, tls_loss.Options)
     assert tls_loss.check(options).bytes == 1_000_000
     with pytest.raises(ConfigError, match="less than 1MB"):
         tls_loss.check(dataclasses.replace(options, bytes=999_999))
