@@ -61,7 +61,7 @@ def read_untrusted(data: bytes) -> dict[str, Any]:
     """The fields of a message. Raises :class:`ConfigError`."""
     try:
         fields = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # lists in lists in lists
         fields = None
     if not isinstance(fields, dict):
         raise ConfigError("no message of ours")
