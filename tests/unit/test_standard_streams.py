@@ -26,7 +26,7 @@ RUNS = [
     "pcap decode none.pcap", "pcap dissector", "trace none.sqlog", "vectors none.json",
     "slowdown --load nonsense", "bench memory --rounds 0",
     "kv --transport tcp --peer 127.0.0.1:1 PING", "reproduce nonsense", "reproduce all --list",
-    "sweep none.toml", "cluster star,4", "plan star,4", "plan star,4 --json",
+    "hostile --mutations 200", "sweep none.toml", "cluster star,4", "plan star,4", "plan star,4 --json",
     "ca", "--version", "", "nonsense",
 ]
 BROKEN = [(CLOSED, "cannot write to stdout: Bad file descriptor"), (FULL, "cannot write to stdout: No space left"),
