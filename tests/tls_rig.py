@@ -142,6 +142,21 @@ def make_nic(number: int = 1, **config) -> TlsNic:
     return TlsNic(TlsNicConfig(number, **config))
 
 
+def offloaded(stream: Stream, policy: str = LINUX, resync: str = DUMP, **config) -> tuple[TlsNic, Wire]:
+    """A NIC that has the stream's context, and the wire behind it."""
+    nic = make_nic(**config)
+    assert nic.add_flow(stream.flow(policy, resync))
+    return nic, Wire(stream)
+
+
+def send_all(stream: Stream, nic: TlsNic, wire: Wire, step: int, at: int = 0) -> None:
+    """The rest of a stream, so many bytes a packet."""
+    while at < len(stream.plain):
+        size = min(step, len(stream.plain) - at)
+        wire.take(nic.transmit(stream.packet(at, size), marked=True))
+        at += size
+
+
 class Tcp:
     """A kernel's TCP in virtual time: window, cumulative and selective acknowledgements, fast retransmit, timeout.
 
