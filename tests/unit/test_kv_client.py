@@ -16,8 +16,9 @@ from smtstack.errors import ConfigError, PeerError
 from smtstack.socket import Address, RpcTimeout
 from workloads.kv import client as kv_client
 from workloads.kv.client import KvCall, KvClient, KvError, KvUnknown, ReplyInbox, is_error, is_read, pack
+from workloads.load import kinds
 from workloads.load.ycsb import INDEX, KINDS
-from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad, YcsbSeries, YcsbTally, kinds_summary
+from workloads.load.ycsb_load import LOAD_PHASE, YcsbLoad, YcsbSeries, YcsbTally
 from workloads.transports import Settings
 from workloads.transports.framing import FramingError
 
@@ -400,7 +401,7 @@ def test_times_are_told_apart_by_kind():
     for time_ns, kind in ((1000, 0), (3000, 1), (2000, 0)):
         tally.rtt_ns.append(time_ns)
         tally.kinds.append(kind)
-    found = kinds_summary(tally.rtt_ns, tally.kinds, {"update": 2, "scan": 1})
+    found = kinds.summary(KINDS, tally.rtt_ns, tally.kinds, {"update": 2, "scan": 1})
     assert list(found) == ["read", "update", "scan"] == [kind for kind in KINDS if kind in found]
     assert (found["read"]["count"], found["read"]["rtt_us"]["max"]) == (2, 2.0)
     assert (found["update"]["count"], found["update"]["errors"]) == (1, 2)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from smtstack import quantities
-from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.blocks import initiator
+from workloads.load import kinds
 from workloads.load.blocks import PATTERNS, BlockLoad, BlockSeries
 from workloads.load.measure import LINGER_S
 from workloads.options import common as options
@@ -62,24 +61,10 @@ def run_blocks(args: argparse.Namespace) -> int:
         print(json.dumps(result))
     elif result["rpcs"]:
         _print_kinds(args, result)
-    return _exit_code(result)
+    return kinds.conclude(result, "commands failed")
 
 
 def _print_kinds(args: argparse.Namespace, result: dict[str, Any]) -> None:
     again = f", {result['sent_again']} sent again" if result["sent_again"] else ""
     print(f"{args.pattern}, iodepth {args.iodepth}: {result['rpc_per_s']:,.0f} commands/s{again}")
-    print(f"{'':>16}{'count':>10}{'p50 us':>10}{'p99 us':>10}{'max us':>10}")
-    for kind, found in result["ops"].items():
-        times = [found["rtt_us"][name] for name in ("p50", "p99", "max")]
-        print(f"{kind:>16}{found['count']:>10}" + "".join(f"{'-' if t is None else round(t):>10}" for t in times))
-
-
-def _exit_code(result: dict[str, Any]) -> int:
-    if result["errors"] or not result["content_ok"]:
-        print(f"smtnet: {result.get('error', 'commands failed')}", file=sys.stderr)
-        return EXIT_FAILED
-    if not result["fidelity"]["ok"]:
-        for reason in result["fidelity"]["reasons"]:
-            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-        return EXIT_UNFAITHFUL
-    return 0
+    print(kinds.text(result["ops"]))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from smtstack.errors import SmtError
-from smtstack.exit_codes import EXIT_FAILED, EXIT_UNFAITHFUL
 from workloads.experiments.ycsb_options import Ycsb, say_unused, ycsb_loads
 from workloads.kv import client as kv_client
+from workloads.load import kinds
 from workloads.load.measure import LINGER_S
 from workloads.load.ycsb_load import YcsbSeries
 from workloads.options import common as options
@@ -61,25 +60,10 @@ def run_kv(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     elif result["rpcs"]:
-        print_kinds(result)
-    return _exit_code(result)
+        _print_kinds(result)
+    return kinds.conclude(result, "operations failed")
 
 
-def print_kinds(result: dict[str, Any]) -> None:
-    """A line for each kind of operation."""
+def _print_kinds(result: dict[str, Any]) -> None:
     print(f"workload {result['workload']}, {result['value_bytes']} B: {result['rpc_per_s']:,.0f} operations/s")
-    print(f"{'':>18}{'count':>10}{'p50 us':>10}{'p99 us':>10}{'max us':>10}")
-    for kind, found in result["ops"].items():
-        times = [found["rtt_us"][name] for name in ("p50", "p99", "max")]
-        print(f"{kind:>18}{found['count']:>10}" + "".join(f"{'-' if t is None else round(t):>10}" for t in times))
-
-
-def _exit_code(result: dict[str, Any]) -> int:
-    if result["errors"] or not result["content_ok"]:
-        print(f"smtnet: {result.get('error', 'operations failed')}", file=sys.stderr)
-        return EXIT_FAILED
-    if not result["fidelity"]["ok"]:
-        for reason in result["fidelity"]["reasons"]:
-            print(f"smtnet: not faithful: {reason}", file=sys.stderr)
-        return EXIT_UNFAITHFUL
-    return 0
+    print(kinds.text(result["ops"]))

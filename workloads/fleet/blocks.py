@@ -23,7 +23,8 @@ from topo.running import Program
 from workloads.fleet.fleet import Fleet, Measured, Trial
 from workloads.fleet.programs import cpu_s
 from workloads.fleet.setup import Setup
-from workloads.load.blocks import KINDS_SUFFIX, BlockLoad, kinds_summary
+from workloads.load import kinds
+from workloads.load.blocks import KINDS, KINDS_SUFFIX, BlockLoad
 from workloads.load.loops import Load
 from workloads.results.row import Answered, Row
 
@@ -113,7 +114,7 @@ class BlockFleet(Fleet):
             self._kills, self._trial = 0, None
         measured.row["kills"] = self._killed - before
         failed = cast("Counter[str]", measured.row["ops"])
-        measured.row["ops"] = kinds_summary(measured.rtt_ns, measured.tags, failed)
+        measured.row["ops"] = kinds.summary(KINDS, measured.rtt_ns, measured.tags, failed)
         return measured
 
     def look(self) -> None:

@@ -28,8 +28,10 @@ from workloads.fleet.fleet import Fleet, Measured
 from workloads.fleet.kv_storage import NONE, Kept
 from workloads.fleet.setup import Setup
 from workloads.kv.client import require_hiredis
+from workloads.load import kinds
 from workloads.load.loops import Load
-from workloads.load.ycsb_load import KINDS_SUFFIX, Described, YcsbLoad, described, kinds_summary
+from workloads.load.ycsb import KINDS
+from workloads.load.ycsb_load import KINDS_SUFFIX, Described, YcsbLoad, described
 from workloads.results.row import Answered, Row
 
 STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
@@ -145,7 +147,7 @@ class KvFleet(Fleet):
         """One trial; a row's ``rpcs`` are operations."""
         measured = cast("Measured[KvRow]", super().measure(load, trial))
         failed = cast("Counter[str]", measured.row["ops"])
-        measured.row["ops"] = kinds_summary(measured.rtt_ns, measured.tags, failed)
+        measured.row["ops"] = kinds.summary(KINDS, measured.rtt_ns, measured.tags, failed)
         memory = sum(p.memory_info().rss for kind, p in self._processes() if kind == "server")
         measured.row["server_rss_mb"] = round(memory / 1e6, 1)
         return measured

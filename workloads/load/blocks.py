@@ -19,8 +19,9 @@ from smtstack.errors import ConfigError, PeerError
 from workloads.blocks.capsule import BLOCK, MAX_BLOCKS, MAX_DEPTH, Opcode, Status
 from workloads.blocks.initiator import BlockCall, BlockError, Initiator
 from workloads.blocks.model import Model
+from workloads.load import kinds
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
-from workloads.load.measure import Point, Series, rtt_summary, write_values
+from workloads.load.measure import Point, Series, write_values
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
 
@@ -291,7 +292,7 @@ class BlockSeries(Series):
         assert isinstance(tally, BlockTally)
         counters = self._initiator.counters()
         return {**super().result(settings, load, point),
-                "ops": kinds_summary(tally.rtt_ns, tally.kinds, tally.failed),
+                "ops": kinds.summary(KINDS, tally.rtt_ns, tally.kinds, tally.failed),
                 "sent_again": counters["blocks_sent_again"] - self._sent_again,
                 "connects": counters["blocks_connects"] - self._connects}
 
@@ -337,13 +338,3 @@ class Reading(_InOrder):
         call = ModelCall(self._model, "read", Opcode.READ, at, blocks)
         call.before = self._model.before(at, blocks)
         return call
-
-
-def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Counter[str]) -> dict[str, dict[str, Any]]:
-    """By kind: how many ended as they had to, how many did not, and how long they took."""
-    by_kind: dict[str, array[int]] = {}
-    for time_ns, kind in zip(rtt_ns, kinds, strict=True):
-        by_kind.setdefault(KINDS[kind], array("Q")).append(time_ns)
-    return {kind: {"count": len(by_kind.get(kind, ())), "errors": failed.get(kind, 0),
-                   "rtt_us": rtt_summary(by_kind.get(kind, array("Q")))}
-            for kind in KINDS if kind in by_kind or failed.get(kind)}

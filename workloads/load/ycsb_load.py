@@ -13,9 +13,9 @@ from typing import Any, NotRequired, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
-from workloads.load import ycsb
+from workloads.load import kinds, ycsb
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Source, Tally
-from workloads.load.measure import Point, Series, rtt_summary, write_values
+from workloads.load.measure import Point, Series, write_values
 from workloads.load.ycsb_history import History
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
@@ -215,12 +215,12 @@ class YcsbSeries(Series):
         return YcsbRequests(operations), load.count
 
     def result(self, settings: Settings, load: Load, point: Point) -> dict[str, Any]:
-        """A result as echo's, and what :func:`kinds_summary` and ``counts`` need."""
+        """A result as echo's, and what tables by kind and ``counts`` need."""
         assert isinstance(load, YcsbLoad)
         tally = point.tally
         assert isinstance(tally, YcsbTally)
         return {**super().result(settings, load, point), **described(load),
-                "ops": kinds_summary(tally.rtt_ns, tally.kinds, tally.failed)}
+                "ops": kinds.summary(ycsb.KINDS, tally.rtt_ns, tally.kinds, tally.failed)}
 
     def write_raw(self, path: Path, load: Load, tally: Tally) -> None:
         """Every operation's time, and in a second file its kind."""
@@ -254,13 +254,3 @@ def described(load: YcsbLoad) -> Described:
     if load.properties is not None:
         found["properties"] = load.properties
     return found
-
-
-def kinds_summary(rtt_ns: array[int], kinds: array[int], failed: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """By kind: how many succeeded, how many failed, and how long they took."""
-    by_kind: dict[str, array[int]] = {}
-    for time_ns, kind in zip(rtt_ns, kinds, strict=True):
-        by_kind.setdefault(ycsb.KINDS[kind], array("Q")).append(time_ns)
-    return {kind: {"count": len(by_kind.get(kind, ())), "errors": failed.get(kind, 0),
-                   "rtt_us": rtt_summary(by_kind.get(kind, array("Q")))}
-            for kind in ycsb.KINDS if kind in by_kind or failed.get(kind)}
