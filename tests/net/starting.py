@@ -18,8 +18,9 @@ from workloads.fleet.programs import IMPORTS
 ROOT = Path(__file__).resolve().parents[2]
 #: What the process imports: what most programs here need, and nothing that they would not import themselves.
 MODULES = (*IMPORTS, "workloads.commands.run", "workloads.commands.call", "workloads.commands.keys",
-           "workloads.experiments.echo", "workloads.experiments.kv", "topo.network", "topo.sniffer", "mininet.net",
-           "tests.net.drivers", "tests.net.mn_driver")
+           "workloads.experiments.echo", "workloads.experiments.kv", "topo.network", "topo.sniffer",
+           "topo.mn_plugin", "mininet.examples.clustercli", "tests.net.drivers", "tests.net.mn_driver",
+           "tests.net.foreign_driver")
 _CHUNK = 1 << 16
 #: By namespace's name ("ip netns"): a process that is in it and does nothing.
 _holders: dict[str, subprocess.Popen[bytes]] = {}
