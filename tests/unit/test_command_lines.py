@@ -29,6 +29,7 @@ from topo import cli_verbs, sandbox
 from workloads import experiments
 from workloads.commands import bench
 from workloads.commands import main as cli
+from workloads.experiments.experiment import Experiment
 from workloads.load import memory_echo
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
@@ -72,10 +73,15 @@ def _parse(words: tuple[str, ...], strict: bool) -> argparse.Namespace | None:
         return None
 
 
+@cache
+def _experiments() -> list[Experiment]:
+    return experiments.load()
+
+
 def _in_a_sandbox(words: tuple[str, ...], args: argparse.Namespace) -> bool:
     """Whether it would go on in namespaces of its own."""
     asked = words[:2] if words[0] in ("run", "reproduce", "bench") else ("", words[0])
-    found = [experiment for experiment in experiments.load() if (experiment.command, experiment.name) == asked]
+    found = [experiment for experiment in _experiments() if (experiment.command, experiment.name) == asked]
     if found:
         return any(experiment.sandboxed for experiment in found)
     return hasattr(sys.modules[args.run.__module__], "sandbox")
