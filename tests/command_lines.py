@@ -23,8 +23,11 @@ _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 #: As in "'smtnet doctor' says what".
 _QUOTED = re.compile(r"'((?:sudo )?(?:smtnet|mn|make) [^'\n{}]+)'")
-#: What a module without which has no command line in its texts: to read all of them takes a second.
-_PROGRAM = re.compile(r"(?:smtnet|mn|make|python -m [\w.]+) ")
+#: A module where nothing looks like this, once strings that follow each other are one, has no command line in its
+#: texts: to parse all modules takes seconds. In the middle of a sentence a program's name is none.
+_PROGRAM = re.compile(r"(?:^| {2}|examples?: |\\n|[\"'])(?:sudo )?"
+                      r"(?:(?:\.venv/bin/)?smtnet|mn|make|python -m [\w.]+) ", re.MULTILINE)
+_BETWEEN_STRINGS = re.compile(r"[\"']\s*\n\s*[rf]*[\"']")
 #: Of docstrings and help texts: indented, and not the beginning of a sentence.
 _INDENTED = re.compile(r"(?: {2,}|examples?: )((?:sudo )?(?:(?:\.venv/bin/)?smtnet|mn|python -m [\w.]+) "
                        r"(?!\w+s? [a-z]+ [a-z]+ ).*)")
@@ -89,7 +92,7 @@ def all_lines() -> tuple[CommandLine, ...]:
     for package in _PACKAGES:
         for source in sorted((ROOT / package).rglob("*.py")):
             content = source.read_text()
-            for number, text in texts_of(content) if _PROGRAM.search(content) else ():
+            for number, text in texts_of(content) if _PROGRAM.search(_BETWEEN_STRINGS.sub("", content)) else ():
                 found += of_text(f"{source.relative_to(ROOT).as_posix()}:{number}", text)
     once: dict[tuple[tuple[str, ...], bool], CommandLine] = {}
     for line in found:

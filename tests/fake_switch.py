@@ -64,12 +64,16 @@ class FakeSwitch:
         self.groups: dict[int, Group] = {}
         # By table and what they match of the destination, to find them fast.
         self._index: defaultdict[tuple[int, str | None, str | None], dict[tuple, Flow]] = defaultdict(dict)
+        # What ways() found, with these ports up; a change of flows or groups ends it.
+        self._ways: dict[str, set[int]] = {}
+        self._ways_of = set(self.up)
 
     def held(self) -> Held:
         return Held(frozenset(self.flows.values()), frozenset(self.groups.values()))
 
     def apply(self, verb: str, item: Flow | Group) -> None:
         """A flow-mod or group-mod. Raises :class:`Refused`."""
+        self._ways.clear()
         if isinstance(item, Flow):
             if not {ADD: True, DELETE: item.key in self.flows}[verb]:
                 raise Refused(f"{self.name} has no such flow: {item}")
@@ -116,6 +120,14 @@ class FakeSwitch:
 
     def ways(self, address: str) -> set[int]:
         """The ports by which a frame from another switch to ``address`` may leave, wherever it came from."""
+        if self._ways_of != self.up:
+            self._ways.clear()
+            self._ways_of = set(self.up)
+        if address not in self._ways:
+            self._ways[address] = self._look_for_ways(address)
+        return self._ways[address]
+
+    def _look_for_ways(self, address: str) -> set[int]:
         flow = self._find(1, Frame(address, "00:00:00:00:00:00"), 0)
         found = set()
         for action in flow.actions if flow else ():

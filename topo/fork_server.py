@@ -99,7 +99,9 @@ def _become(order: Order, streams: Sequence[int], server: int) -> None:
         if int(name) > 2:
             with contextlib.suppress(OSError):  # the listing's own
                 os.close(int(name))
-    spaces = [os.open(f"/proc/{order.pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")]
+    # Into the one it is in already nobody need go, and only root may.
+    spaces = [os.open(f"/proc/{order.pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")
+              if not os.path.samefile(f"/proc/{order.pid}/ns/{kind}", f"/proc/self/ns/{kind}")]
     for space in spaces:
         if _libc.setns(space, 0):
             raise OSError(ctypes.get_errno(), f"the namespaces of process {order.pid}")

@@ -1,5 +1,5 @@
 """Networks whose names are taken by somebody else's things: ``python -m tests.net.foreign_driver [--ovs] CASE MN
-OPTION...``.
+OPTION...``, or for a case of the tables below ``[--ovs] --fork CASE MN...``: mn is a fork (mn_driver).
 
 In a sandbox, so that "the machine" is one of our own. JSON on stdout: the exit code of ``mn``, what it said, and
 what of the other's is not as it was.
@@ -17,7 +17,7 @@ from typing import Any
 
 from smtstack.nicshare.state import NicState
 from tests.net.inside import go_inside
-from tests.net.mn_driver import leftovers
+from tests.net.mn_driver import finish, leftovers, start
 from topo import ovs
 from topo.commands import run
 
@@ -109,20 +109,21 @@ def clear() -> None:
             subprocess.run(["ip", "link", "del", "dev", entry["ifname"]], check=False, capture_output=True)
 
 
-def mn(program: list[str], options: str) -> tuple[int, str]:
+def mn(program: list[str], options: str, fork: bool = False) -> tuple[int, str]:
     """Exit code, and all that was said."""
-    done = subprocess.run([*program, *options.split(), "--test", "none"], check=False, text=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
+    process = start([*program, *options.split(), "--test", "none"], fork)
+    said = finish(process)
+    assert process.returncode is not None
+    return process.returncode, said
 
 
-def case(program: list[str], setup: str, options: str) -> dict[str, Any]:
+def case(program: list[str], setup: str, options: str, fork: bool) -> dict[str, Any]:
     """One network where the other was first."""
     shell(setup)
     for name in _others_nics():
         NicState.open(name).assign("tso=off")
     before = snapshot()
-    code, said = mn(program, options)
+    code, said = mn(program, options, fork)
     result = {"code": code, "said": said, "changed": changes(before, snapshot())}
     for name in _others_nics():
         NicState.open(name).remove()
@@ -155,21 +156,22 @@ def running(program: list[str], link: str) -> dict[str, Any]:
     return result
 
 
-def main(name: str, program: list[str]) -> dict[str, Any]:
+def main(name: str, program: list[str], fork: bool) -> dict[str, Any]:
     """What came of one case: of a table above, "running" with the kind of link, or "beside"."""
     if name == "beside":
         return case(program, _BESIDE + (_BESIDE_OVS if ovs.is_running() else ""),
-                    _SMT.format("smartnic,rate_mbps=100,wire=yes"))
+                    _SMT.format("smartnic,rate_mbps=100,wire=yes"), fork)
     what, _comma, kind = name.partition(", ")
     if what == "running":
         return running(program, LINKS[kind])
     setup, options, _named = (WITH_OVS if ovs.is_running() else WITHOUT_OVS)[name]
-    return case(program, setup, options)
+    return case(program, setup, options, fork)
 
 
 if __name__ == "__main__":
     go_inside()
-    arguments = sys.argv[1:]
-    with ovs.PrivateOvs() if arguments[0] == "--ovs" else contextlib.nullcontext():
-        case_name, *rest = arguments[arguments[0] == "--ovs":]
-        print(json.dumps(main(case_name, rest)))
+    words = sys.argv[1:]
+    flags = [words.pop(0) for flag in ("--ovs", "--fork") if words[0] == flag]
+    with ovs.PrivateOvs() if "--ovs" in flags else contextlib.nullcontext():
+        case_name, *rest = words
+        print(json.dumps(main(case_name, rest, "--fork" in flags)))

@@ -1,8 +1,9 @@
 """Runs ``mn`` in a sandbox of its own, and looks what is left.
 
-``python -m tests.net.mn_driver [--ovs] MN OPTION...``; with ``--ovs`` an Open vSwitch runs there. Commands for
-mn's prompt come on stdin; a line ``TERM`` or ``KILL`` there is that signal, sent to mn. JSON on stdout: exit
-code, what was said, and what outlived it.
+``python -m tests.net.mn_driver [--ovs] [--fork] MN OPTION...``; with ``--ovs`` an Open vSwitch runs there, with
+``--fork`` mn is a fork of this process (:mod:`tests.net.forked_program`). Commands for mn's prompt come on stdin;
+a line ``TERM`` or ``KILL`` there is that signal, sent to mn. JSON on stdout: exit code, what was said, and what
+outlived it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 from smtstack.nicshare.file import sweep
+from tests.net.forked_program import ForkedProgram
 from tests.net.inside import go_inside
 from topo import ovs
 from topo.commands import run
@@ -43,7 +45,20 @@ def leftovers() -> list[str]:
     return left
 
 
-def drive(command: list[str], script: str) -> dict[str, object]:
+def start(command: list[str], fork: bool) -> subprocess.Popen[str] | ForkedProgram:
+    """mn, with a pipe to its prompt and one from all that it says."""
+    if fork:
+        return ForkedProgram(command)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, bufsize=1)
+
+
+def finish(mn: subprocess.Popen[str] | ForkedProgram, text: str = "") -> str:
+    """Give it the rest for its prompt: all that it still says, to its end."""
+    return mn.communicate(text) if isinstance(mn, ForkedProgram) else mn.communicate(text)[0]
+
+
+def drive(command: list[str], script: str, fork: bool) -> dict[str, object]:
     """Run mn; what came of it."""
     lines = script.splitlines(keepends=True)
     numbers = {"TERM\n": signal.SIGTERM, "KILL\n": signal.SIGKILL}
@@ -51,23 +66,22 @@ def drive(command: list[str], script: str) -> dict[str, object]:
     text = "".join(lines[:lines.index(kill)] if kill else lines)
     # One that no other can print: by its echo we know that mn came so far.
     marker = "*all lines read*"
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, bufsize=1) as mn:
-        assert mn.stdin is not None
-        assert mn.stdout is not None
-        said = ""
-        if kill is None:
-            said = mn.communicate(text)[0]
-        else:
-            mn.stdin.write(f"{text}py '{marker}'\n")
-            mn.stdin.flush()
-            while marker not in said:
-                line = mn.stdout.readline()
-                if not line:
-                    break
-                said += line
-            mn.send_signal(numbers[kill])
-            said += mn.communicate()[0]
+    mn = start(command, fork)
+    assert mn.stdin is not None
+    assert mn.stdout is not None
+    said = ""
+    if kill is None:
+        said = finish(mn, text)
+    else:
+        mn.stdin.write(f"{text}py '{marker}'\n")
+        mn.stdin.flush()
+        while marker not in said:
+            line = mn.stdout.readline()
+            if not line:
+                break
+            said += line
+        mn.send_signal(numbers[kill])
+        said += finish(mn)
     end = time.monotonic() + _PATIENCE_S
     while (left := leftovers()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -76,6 +90,8 @@ def drive(command: list[str], script: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     go_inside()
-    with ovs.PrivateOvs() if sys.argv[1] == "--ovs" else contextlib.nullcontext():
-        result = drive(sys.argv[1 + (sys.argv[1] == "--ovs"):], sys.stdin.read())
+    words = sys.argv[1:]
+    flags = [words.pop(0) for flag in ("--ovs", "--fork") if words[0] == flag]
+    with ovs.PrivateOvs() if "--ovs" in flags else contextlib.nullcontext():
+        result = drive(words, sys.stdin.read(), "--fork" in flags)
     print(json.dumps(result))

@@ -18,8 +18,9 @@ from workloads.fleet.programs import IMPORTS
 ROOT = Path(__file__).resolve().parents[2]
 #: What the process imports: what most programs here need, and nothing that they would not import themselves.
 MODULES = (*IMPORTS, "workloads.commands.run", "workloads.commands.call", "workloads.commands.keys",
-           "workloads.experiments.echo", "workloads.experiments.kv", "topo.network", "topo.sniffer", "mininet.net",
-           "tests.net.drivers", "tests.net.mn_driver")
+           "workloads.experiments.echo", "workloads.experiments.kv", "topo.network", "topo.sniffer",
+           "controllers.launch", "topo.mn_plugin", "mininet.examples.clustercli", "tests.net.drivers",
+           "tests.net.mn_driver", "tests.net.foreign_driver")
 _CHUNK = 1 << 16
 #: By namespace's name ("ip netns"): a process that is in it and does nothing.
 _holders: dict[str, subprocess.Popen[bytes]] = {}
@@ -58,17 +59,23 @@ class Started:
         """Nothing, if it has ended."""
         self._forked.send_signal(number)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._forked.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._forked.send_signal(signal.SIGKILL)
 
     def communicate(self, text: str = "", timeout: float | None = None) -> tuple[str, str]:
         """(stdout, stderr) to their ends, as far as they were not read before. Raises
-        :class:`subprocess.TimeoutExpired`, and goes on if called again."""
+        :class:`subprocess.TimeoutExpired`, and goes on if called again; after the end there is nothing more."""
         if not self.stdin.closed:
             with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
                 self.stdin.write(text)  # less than a pipe holds
                 self.stdin.close()
+        if self.stdout.closed:
+            return "", ""
         said: dict[int, list[bytes]] = {self.stdout.fileno(): [], self.stderr.fileno(): []}
         with selectors.DefaultSelector() as selector:
             for descriptor in said:

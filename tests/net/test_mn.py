@@ -36,12 +36,16 @@ def environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, **lighter}
 
 
-def mn(*options: str, script: str = "", program: str = OWN_MN, switches: bool = False) -> dict[str, Any]:
-    """``mn`` with the plug-in in a sandbox (``switches``: with Open vSwitch): exit code, words, leftovers."""
+def mn(*options: str, script: str = "", program: str = "", switches: bool = False) -> dict[str, Any]:
+    """``mn`` with the plug-in in a sandbox (``switches``: with Open vSwitch): exit code, words, leftovers.
+
+    ``program``: the mn that is started, as a user does; empty: ours, by a fork."""
+    fork = [] if program else ["--fork"]
+    program = program or OWN_MN
     if not Path(program).exists() or shutil.which("mnexec") is None:
         pytest.skip(f"{program} or mnexec is not installed (apt-get install mininet)")
-    done = starting.run([sys.executable, "-m", "tests.net.mn_driver", *(["--ovs"] if switches else []), program,
-                         *PLUGIN, *options], text=script, timeout=4 * PATIENCE, environment=environment())
+    done = starting.run([sys.executable, "-m", "tests.net.mn_driver", *(["--ovs"] if switches else []), *fork,
+                         program, *PLUGIN, *options], text=script, timeout=4 * PATIENCE, environment=environment())
     assert done.stdout.startswith("{"), done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     assert "Traceback" not in result["said"], result["said"]

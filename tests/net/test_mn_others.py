@@ -13,7 +13,7 @@ import pytest
 
 from tests.net import foreign_driver, isolation_driver, starting
 from tests.net.netns import PATIENCE
-from tests.net.test_mn import PLUGIN, SYSTEM_MN, environment
+from tests.net.test_mn import OWN_MN, PLUGIN, SYSTEM_MN, environment
 from topo import ovs
 
 pytestmark = pytest.mark.root
@@ -33,11 +33,12 @@ def results(driver: str, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def foreign(options: tuple[str, ...], name: str) -> dict[str, Any]:
-    """Of one case."""
-    if not os.path.exists(SYSTEM_MN):
+def foreign(options: tuple[str, ...], name: str, *, fork: bool = False) -> dict[str, Any]:
+    """Of one case, with Debian's mn; ``fork``: with ours, by a fork, where there are many of them."""
+    program = OWN_MN if fork else SYSTEM_MN
+    if not os.path.exists(program):
         pytest.skip("mn is not installed (apt-get install mininet)")
-    return results("foreign_driver", *options, name, SYSTEM_MN, *PLUGIN)
+    return results("foreign_driver", *options, *(["--fork"] if fork else []), name, program, *PLUGIN)
 
 
 @pytest.mark.parametrize(("options", "name"), [
@@ -45,7 +46,7 @@ def foreign(options: tuple[str, ...], name: str) -> dict[str, Any]:
     *((("--ovs",), name) for name in foreign_driver.WITH_OVS)])
 def test_what_is_in_the_way_is_named_and_stays(options: tuple[str, ...], name: str):
     cases = foreign_driver.WITH_OVS if options else foreign_driver.WITHOUT_OVS
-    result = foreign(options, name)
+    result = foreign(options, name, fork=True)
     assert result["code"] == 1, result["said"]
     assert result["changed"] == []
     last = result["said"].splitlines()[-1]

@@ -22,7 +22,7 @@ DRIVER = [sys.executable, "-c", "import sys; from topo import sandbox; sys.exit(
           "[sys.executable, '-m', 'tests.net.priority_drivers']))"]
 
 
-@pytest.mark.alone("it sends at given rates, and Open vSwitch switches that in user space")
+@pytest.mark.first("it sends at given rates, and Open vSwitch switches that in user space")
 @pytest.mark.parametrize("switch", [
     "bridge",
     # Where Open vSwitch learned of a lost frame, it lost others of any priority with it.

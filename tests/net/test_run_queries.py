@@ -39,7 +39,7 @@ def saved(folder: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(f))
 
 
-@pytest.mark.alone("four answers have to come at once, each from a process of its own")
+@pytest.mark.first("four answers have to come at once, each from a process of its own")
 def test_incast_loses_frames_in_small_buffers_and_fewer_with_control(tmp_path):
     rounds = 6
     # Four answers of 10 KB at once into a buffer of two; what is lost is asked for after 40 ms.
@@ -74,7 +74,7 @@ def test_incast_loses_frames_in_small_buffers_and_fewer_with_control(tmp_path):
     assert not secrets_in(folder), "throw-away keys are thrown away"
 
 
-@pytest.mark.alone("a busy machine draws the queries out, past the end of the background that is set by time")
+@pytest.mark.first("a busy machine draws the queries out, past the end of the background that is set by time")
 def test_queries_in_other_traffic(tmp_path):
     result, folder = run(tmp_path, "fanout", "--leaves", "2", "--size", "2000", "--rate-mbps", "20", "--load",
                          "10%", "--seconds", "1", "--trials", "1", "--transport", "smt,tcp", "--background", "w2",
@@ -94,7 +94,7 @@ def test_queries_in_other_traffic(tmp_path):
     assert len(saved(folder, "fanout.csv")) == 2
 
 
-@pytest.mark.alone("it compares times of two runs, one after the other")
+@pytest.mark.first("it compares times of two runs, one after the other")
 def test_the_controls_of_incast(tmp_path):
     result, _folder = run(tmp_path, "incast", "--senders", "3", "--size", "8000", "--buffer", "10000",
                           "--rate-mbps", "20", "--rounds", "5", "--trials", "1", "--transport", "homa",

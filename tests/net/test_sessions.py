@@ -115,7 +115,7 @@ def test_sockets_in_every_mode(lab: Lab, mode):
     assert served["counters"]["records_failed"] == 0
 
 
-@pytest.mark.alone("its calls have to be faithful: exit code 0, not 4")
+@pytest.mark.first("its calls have to be faithful: exit code 0, not 4")
 @pytest.mark.parametrize("mode", ["mtls", "ticket-fs"])
 def test_workers_share_sessions(lab: Lab, mode):
     with lab.serve(mode, "--workers", "3") as server:

@@ -83,7 +83,7 @@ def test_traffic_over_a_link_that_loses_frames():
     assert not any(drops.values())
 
 
-@pytest.mark.alone("rates are measured, and on a busy machine the kernel is late with what it may send")
+@pytest.mark.first("rates are measured, and on a busy machine the kernel is late with what it may send")
 def test_rates_hold_and_count_what_the_cable_counts():
     times = inside("rates", "bridge")
     assert times["long5"] / times["long20"] == pytest.approx(4, rel=NEAR)

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -25,17 +24,19 @@ from smtstack import exit_codes
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from tests.command_lines import ROOT, CommandLine, all_lines, of_page, of_text, pages, walk
 from tests.mn_parser import PARSED
+from tests.net import starting
 from topo import cli_verbs, sandbox
 from workloads import experiments
 from workloads.commands import bench
 from workloads.commands import main as cli
+from workloads.experiments.experiment import Experiment
 from workloads.load import memory_echo
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
 _NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets", "interop", "cluster"}
 #: Words that make a long run of a command short.
 _SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1"),
-          "reproduce slowdown": ("--messages", "200")}
+          "reproduce slowdown": ("--messages", "200"), "reproduce table2": ("--quick",)}
 #: Batches of runs: what only shows what would be run is run, and sweeps are read.
 _BATCHES = {"reproduce all": "--list", "sweep": "--check"}
 #: Of the lines that measure the same, and show it in other ways, the first does.
@@ -72,10 +73,15 @@ def _parse(words: tuple[str, ...], strict: bool) -> argparse.Namespace | None:
         return None
 
 
+@cache
+def _experiments() -> list[Experiment]:
+    return experiments.load()
+
+
 def _in_a_sandbox(words: tuple[str, ...], args: argparse.Namespace) -> bool:
     """Whether it would go on in namespaces of its own."""
     asked = words[:2] if words[0] in ("run", "reproduce", "bench") else ("", words[0])
-    found = [experiment for experiment in experiments.load() if (experiment.command, experiment.name) == asked]
+    found = [experiment for experiment in _experiments() if (experiment.command, experiment.name) == asked]
     if found:
         return any(experiment.sandboxed for experiment in found)
     return hasattr(sys.modules[args.run.__module__], "sandbox")
@@ -108,8 +114,7 @@ def _programs() -> list[str]:
 
 @pytest.mark.parametrize("module", _programs())
 def test_every_help_text_of_the_programs_in_hosts(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
-                          check=False, timeout=60)
+    done = starting.run([sys.executable, "-m", module, "--help"], timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: ")
 
@@ -228,13 +233,11 @@ def test_clients_run_against_a_server_of_ours(line):
     short = [word for name, value in (("--seconds", "0.3"), ("--records", "50"), ("--commands", "99"))
              if name in words
              for word in (name, value)]
-    server = subprocess.Popen([*command, "serve", what, "--transport", "tcp", "--addr", peer], cwd=ROOT, text=True,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    server = starting.popen([*command, "serve", what, "--transport", "tcp", "--addr", peer])
     try:
         assert server.stderr is not None
         assert "serving" in server.stderr.readline()
-        done = subprocess.run([*command, *words, *short], cwd=ROOT, capture_output=True, text=True, check=False,
-                              timeout=60, input="")
+        done = starting.run([*command, *words, *short], timeout=60)
         if done.returncode != exit_codes.EXIT_USAGE or not _MISSING.search(done.stderr):
             assert done.returncode in (0, exit_codes.EXIT_UNFAITHFUL), done.stderr
     finally:
@@ -259,8 +262,7 @@ def test_lines_of_mn(line):
     program = shutil.which("mn", path=os.pathsep.join([str(ROOT / ".venv/bin"), os.environ["PATH"]]))
     if program is None:
         pytest.skip("there is no mn here")
-    done = subprocess.run([sys.executable, "-m", "tests.mn_parser", program, *line.words[1:]], cwd=ROOT,
-                          capture_output=True, text=True, check=False, timeout=60)
+    done = starting.run([sys.executable, "-m", "tests.mn_parser", program, *line.words[1:]], timeout=60)
     assert done.returncode in (PARSED, exit_codes.EXIT_ENVIRONMENT), done.stdout + done.stderr
 
 

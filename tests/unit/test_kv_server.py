@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from smtstack.storage.keys import make_key_file
+from tests.net import starting
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
 from workloads.fleet import credentials
 from workloads.fleet import redis as redis_program
@@ -46,10 +47,9 @@ class Server:
         # A port that is free now; nobody else takes ports in this range at random.
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self._process = subprocess.Popen(
+        self._process = starting.popen(
             [sys.executable, "-m", "workloads", "serve", "kv", "--transport", transport, "--addr",
-             f"127.0.0.1:{self.port}", "--json", *options],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
+             f"127.0.0.1:{self.port}", "--json", *options], {**os.environ, **environment})
         assert self._process.stderr is not None
         #: What it said on stderr until it was ready.
         self.said: list[str] = []
@@ -241,8 +241,7 @@ def test_limits_are_set_by_options_and_named_where_they_hold():
 
 
 def refused_usage(*options: str) -> str:
-    run = subprocess.run([sys.executable, "-m", "workloads", "serve", "kv", *options], capture_output=True,
-                         text=True, cwd=ROOT, timeout=PATIENCE, check=False)
+    run = starting.run([sys.executable, "-m", "workloads", "serve", "kv", *options], timeout=PATIENCE)
     assert run.returncode == 2
     return run.stderr
 
@@ -289,9 +288,8 @@ def test_protocol_errors_are_told_and_end_the_connection_only(server: Server):
 
 def refused(*options: str) -> str:
     """What a server says that does not start for a reason a user can mend."""
-    run = subprocess.run([sys.executable, "-m", "workloads", "serve", "kv", "--transport", "tcp", "--addr",
-                          "127.0.0.1:1", *options], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE,
-                         check=False)
+    run = starting.run([sys.executable, "-m", "workloads", "serve", "kv", "--transport", "tcp", "--addr",
+                        "127.0.0.1:1", *options], timeout=PATIENCE)
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1
     return run.stderr

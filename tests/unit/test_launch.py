@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from controllers.controller import checked
 from controllers.fabric import fabric_of_topo
 from smtstack.errors import ConfigError
-from topo.interpreter import ROOT, host_environment
+from tests.net import starting
 from topo.topologies import make_topo
 
 pytest.importorskip("ryu", reason="Ryu is not installed: make venv")
@@ -20,8 +19,7 @@ pytest.importorskip("ryu", reason="Ryu is not installed: make venv")
 
 def launch(*arguments: str) -> tuple[int, list[str]]:
     """Exit code and lines."""
-    done = subprocess.run([sys.executable, "-m", "controllers.launch", *arguments], capture_output=True, text=True,
-                          check=False, timeout=60, cwd=ROOT, env=host_environment())
+    done = starting.run([sys.executable, "-m", "controllers.launch", *arguments], timeout=60)
     return done.returncode, done.stderr.splitlines()
 
 

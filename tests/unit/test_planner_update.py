@@ -20,6 +20,7 @@ from tests.fake_switch import FakeNetwork, FakeSwitch, Loop, masked
 def walk_through(net: FakeNetwork, steps: list[Phase], plans: list[Plan], rng: random.Random) -> None:
     """All changes, in a random order within each phase; no loop after any single one."""
     paths = max(p.path_count for p in plans)
+    addresses = {h.mac: [h.mac, *(path_address(h.mac, p) for p in range(paths))] for h in net.fabric.hosts}
     for step in steps:
         for change in rng.sample(step, len(step)):
             net.change(change)
@@ -30,7 +31,7 @@ def walk_through(net: FakeNetwork, steps: list[Phase], plans: list[Plan], rng: r
             elif change.verb != MODIFY:
                 concerned = []
             for host in concerned:
-                for address in [host.mac, *(path_address(host.mac, p) for p in range(paths))]:
+                for address in addresses[host.mac]:
                     loop = net.loop(address, change.switch)
                     if loop:
                         raise Loop(f"{address} after {change}: {loop}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,8 +26,9 @@ MINIMUM = {homa.DATA: 41, homa.GRANT: 33, homa.RESEND: 37, homa.UNKNOWN: 28, hom
            homa.FREEZE: 28, homa.NEED_ACK: 28, homa.ACK: 90}
 
 
+@cache
 def packets(fmt: WireFormat) -> st.SearchStrategy[homa.Packet]:
-    """Every packet ``fmt`` can carry."""
+    """Every packet ``fmt`` can carry. Once: Hypothesis looks through every new strategy."""
     nothing = st.just(0)
     ends: dict[str, Any] = {"sport": U16, "dport": U16, "sender_id": U64, "epoch": U8 if fmt.extended else nothing}
     return st.one_of(
