@@ -1,0 +1,98 @@
+"""The recorded conversations with the real module that are replayed: files, whose place we take, settings, rules.
+
+Files in tests/data/module are in the repository; the others are reference data, replayed where they are to be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests import allowed
+from tests.allowed import Comparison, Rule
+from tests.golden import golden
+from tests.performing import Performance, Plan
+from tests.replay import Recording, load, plan
+
+DATA: Final = Path(__file__).parent / "data" / "module"
+SMTNET: Final = "10.9.0.1"
+CLIENT, SERVER = "192.168.12.2", "192.168.12.1"
+#: What ``smtnet serve`` and ``call`` had then, and have.
+SOFTWARE: Final[dict[str, Any]] = {
+    "unsched_bytes": 60_000, "window": 200_000, "max_incoming": 1_000_000, "request_ack_ticks": 20,
+    "throttle_min_bytes": 1_500, "max_nic_queue_ns": 100_000, "timeout_resends": 600}
+#: Sysctls of the module in the captures without losses; its defaults are ours.
+SLOW: Final[dict[str, Any]] = {"resend_ticks": 200, "resend_interval": 100, "timeout_resends": 50}
+LOSSY: Final[dict[str, Any]] = {"timeout_resends": 50}
+SMALL: Final[dict[str, Any]] = {"max_gso_size": 1500}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A capture and the end whose place we take."""
+
+    file: str
+    ip: str
+    params: dict[str, Any]
+    rules: tuple[Rule, ...]
+    sealed: bool = True
+    folder: str = ""
+    """Where it is in the reference data, where it is not in the repository."""
+    explained: tuple[str, ...] = field(default=())
+    """The rules that it needs: no others, and all of these."""
+
+    def __str__(self) -> str:
+        return f"{self.file}-{self.ip}"
+
+    def path(self) -> Path:
+        """The capture; skips the test where it is not to be had."""
+        return golden(*self.folder.split("/"), f"{self.file}.pcap") if self.folder else DATA / f"{self.file}.pcap.xz"
+
+    def recording(self) -> Recording:
+        """The capture, read."""
+        return load(self.path(), self.ip)
+
+    def plan(self, recording: Recording) -> Plan:
+        """What our engine has to do."""
+        return plan(recording, self.params, self.sealed)
+
+    def judge(self, recording: Recording, done: Performance) -> tuple[list[str], Comparison]:
+        """What is wrong with it, and how it differs."""
+        return allowed.judge(recording, done), allowed.compare(recording, done, self.params, self.rules)
+
+
+def _ours(file: str, params: dict[str, Any], *explained: str, folder: str = "") -> Case:
+    return Case(file, SMTNET, params, allowed.OURS, folder=folder, explained=explained)
+
+
+def _module(file: str, ip: str, params: dict[str, Any], *explained: str, folder: str = "",
+            sealed: bool = True) -> Case:
+    return Case(file, ip, params, allowed.MODULE, sealed, folder, explained)
+
+
+#: In the repository.
+CASES: Final = (
+    _ours("smtnet-client-gso10000-loss10", SOFTWARE, "resend_at_need_ack"),
+    _ours("smtnet-server-gso1400-loss10", SOFTWARE | SMALL, "need_acks", "asked_twice", "asked_before_the_reply"),
+    _ours("d1a-server-forgets-response", SOFTWARE, "need_acks", "cutoffs_on_their_way", "forgotten"),
+    _ours("d1b-client-gives-up", SOFTWARE, "forgotten", "more_patience"),
+    _ours("d1c-8192-one-rpc", SOFTWARE, "need_acks", "forgotten"),
+    _module("main-smt-gso10000-loss10.client", CLIENT, LOSSY, "grants_in_steps", "withheld_record", "told_more",
+            "gaps_by_rpc", "answered_already"),
+)
+#: Reference data.
+MORE: Final = (
+    _ours("smtnet-client-gso10000-lossless.host", SOFTWARE, folder="pcaps/interop"),
+    _ours("smtnet-server-gso10000-lossless.host", SOFTWARE, "need_acks", folder="pcaps/interop"),
+    _module("main-smt-gso10000-lossless.server", SERVER, SLOW, "grants_in_steps", folder="pcaps"),
+    _module("main-smt-gso10000-lossless.server", CLIENT, SLOW, "grants_in_steps", folder="pcaps"),
+    _module("main-smt-gso10000-loss10.server", SERVER, LOSSY, "need_acks", "grants_in_steps", "gaps_by_rpc",
+            folder="pcaps"),
+    _module("main-smt-gso1400-loss10.server", SERVER, LOSSY | SMALL, "need_acks", "grants_in_steps",
+            "withheld_record", "told_more", "gaps_by_rpc", folder="pcaps"),
+    _module("main-smt-gso1400-lossless.server", SERVER, SLOW | SMALL, "need_acks", "grants_in_steps",
+            "withheld_record", "gaps_by_rpc", "cutoffs_of_the_lowest", folder="pcaps"),
+    _module("main-smt-gso1400-lossless.server", CLIENT, SLOW | SMALL, "grants_in_steps", "withheld_record",
+            "gaps_by_rpc", "cutoffs_of_the_lowest", "acks_of_other_ports", "answered_already", folder="pcaps"),
+)
