@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.transport.params import INT_MAX
@@ -43,12 +44,16 @@ def body(p: Packet) -> bytes:
 def place(p: Packet) -> tuple[int, int, int]:
     """Where a DATA packet belongs: sender's id, offset of its record, place in that."""
     assert isinstance(p.header, homa.Data)
+    if not p.sealed:
+        return p.header.sender_id, int.from_bytes(p.payload[:4], "big"), 0
     return p.header.sender_id, p.header.segment_offset, p.ip.identification + p.header.packet_index
 
 
 def nominal(p: Packet, mtu: int) -> tuple[int, int]:
-    """Bytes of the message that the module takes a DATA packet for (reference 5.3), sealed."""
+    """Bytes of the message that the module takes a DATA packet for: it cannot see those in a record (reference 5.3)."""
     _sender, start, index = place(p)
+    if not p.sealed:
+        return start, start + int.from_bytes(p.payload[4:8], "big")
     size = len(p.payload) - (_RECORD if index == 0 else 0)
     if index:
         start += index * (mtu - _HEADERS - _SEGMENT) - _RECORD
@@ -87,13 +92,18 @@ class Comparison:
         came = sorted(nominal(p, mtu) for p in self.heard(homa.Data, rpc) if p.at <= at)
         if not came:
             return [(0, 1 << 31)]
-        first, = {p.header.message_length for p in self.heard(homa.Data, rpc) if isinstance(p.header, homa.Data)}
+        length = self.length(rpc)
         gaps, end = [], 0
         for start, stop in came:
             if start > end:
                 gaps.append((end, start))
             end = max(end, stop)
-        return gaps + ([(end, first)] if end < first else [])
+        return gaps + ([(end, length)] if end < length else [])
+
+    def length(self, rpc: int) -> int:
+        """Bytes of the other end's message; 0: it sent none."""
+        return max((p.header.message_length for p in self.heard(homa.Data, rpc) if isinstance(p.header, homa.Data)),
+                   default=0)
 
 
 #: Takes the packets that it explains out of ``recorded`` and ``today``.
@@ -107,13 +117,14 @@ def need_acks(c: Comparison) -> None:
     ``request_ack_ticks`` after the whole response, then at that interval or later, and never after an ACK.
     """
     patience = c.params.get("request_ack_ticks", 2) * _MS
+    acks = acknowledged(c.recording)
     for rpc in {p.rpc for p in c.today if isinstance(p.header, homa.NeedAck)}:
         asked = [p.at for p in c.of(homa.NeedAck, rpc)]
         sent = [p.at for p in c.of(homa.Data, rpc)]
-        acked = min((p.at for p in c.heard(homa.Ack, rpc)), default=1 << 62)
+        acked = acks.get(rpc, 1 << 62)
         gaps = [b - a for a, b in zip(asked, asked[1:], strict=False)]
         first = [at for at in sent if at <= asked[0]]
-        if (first and asked[0] >= first[-1] + patience - TICK_NS and asked[-1] <= acked
+        if (first and asked[0] >= first[-1] + patience - TICK_NS and asked[-1] <= acked + SAME_NS
                 and all(gap >= (RESEND_INTERVAL - 1) * _MS for gap in gaps)):
             _explain(c, c.today, lambda p, rpc=rpc: p.rpc == rpc and isinstance(p.header, homa.NeedAck), "need_acks")
     _explain(c, c.recorded, lambda p: isinstance(p.header, homa.NeedAck), "need_acks")
@@ -144,7 +155,7 @@ def acks_of_other_ports(c: Comparison) -> None:
     for p in list(c.today):
         for q in c.recorded:
             if (isinstance(p.header, homa.Data) and p.header == q.header and body(p)[:_HEADERS] == body(q)[:_HEADERS]
-                    and abs(p.at - q.at) <= SAME_NS and p.ip.identification == 0
+                    and abs(p.at - q.at) <= SAME_NS and place(p)[2] == 0
                     and _opened(p, [x for x in c.all_today if isinstance(x.header, homa.Data)])
                     == _opened(q, [x for x in c.recording.ours if isinstance(x.header, homa.Data)]) != b""):
                 c.today.remove(p)
@@ -154,20 +165,50 @@ def acks_of_other_ports(c: Comparison) -> None:
 
 
 def _opened(first: Packet, packets: list[Packet]) -> bytes:
-    """Plaintext of the record that begins in ``first``, acknowledgements blanked; by the reference, not our code."""
+    """Plaintext of the record that begins in ``first``, acknowledgements blanked."""
+    return b"".join(head[:8] + bytes(12) + data for head, data in segments(first, packets))
+
+
+def segments(first: Packet, packets: list[Packet]) -> list[tuple[bytes, bytes]]:
+    """(header, data) of each packet of the record that begins in ``first``; by the reference, not by our code.
+
+    None, where it is not whole and authentic. In clear, of the packet.
+    """
+    if not first.sealed:
+        return [(first.payload[:_SEGMENT], first.payload[_SEGMENT:])]
     sender, start, _index = place(first)
     pieces = {place(p)[2]: p.payload for p in packets if place(p)[:2] == (sender, start)}
     record = b"".join(pieces[i] for i in range(len(pieces)) if i in pieces)
     length = int.from_bytes(record[3:5], "big")
+    if length < 24 or len(record) < 5 + length:
+        return []
     key, salt = _KEYS[sender & 1]
     sequence = record[5:13]
-    plain = AESGCM(key).decrypt(salt + sequence, record[13:5 + length],
-                                sequence + record[:3] + (length - 24).to_bytes(2, "big"))
-    out, at = b"", 0
+    try:
+        plain = AESGCM(key).decrypt(salt + sequence, record[13:5 + length],
+                                    sequence + record[:3] + (length - 24).to_bytes(2, "big"))
+    except InvalidTag:
+        return []
+    out, at = [], 0
     while at < len(plain):
-        size = int.from_bytes(plain[at + 4:at + 8], "big") + _SEGMENT
-        out += plain[at:at + 8] + bytes(12) + plain[at + _SEGMENT:at + size]
-        at += size
+        end = at + _SEGMENT + int.from_bytes(plain[at + 4:at + 8], "big")
+        out.append((plain[at:at + _SEGMENT], plain[at + _SEGMENT:end]))
+        at = end
+    return out
+
+
+def acknowledged(recording: Recording) -> dict[int, int]:
+    """Client's ids that the other end acknowledged, and when first: by ACK, or inside of a record."""
+    out: dict[int, int] = {}
+    data = [p for p in recording.theirs if isinstance(p.header, homa.Data)]
+    for p in recording.theirs:
+        ids = []
+        if isinstance(p.header, homa.Ack):
+            ids = [p.rpc, *(entry.client_id for entry in p.header.acks)]
+        elif isinstance(p.header, homa.Data) and not p.header.sender_id & 1 and place(p)[2] == 0:
+            ids = [int.from_bytes(head[8:16], "big") for head, _data in segments(p, data)]
+        for rpc in ids:
+            out.setdefault(rpc, p.at)
     return out
 
 
@@ -242,12 +283,11 @@ def grants_in_steps(c: Comparison) -> None:
     window = c.params.get("window", 0) or c.params.get("unsched_bytes", 10_000)
     for rpc in {p.rpc for p in c.today if isinstance(p.header, homa.Grant)}:
         grants = [(p, p.header) for p in c.of(homa.Grant, rpc) if isinstance(p.header, homa.Grant)]
-        length, = {p.header.message_length for p in c.heard(homa.Data, rpc) if isinstance(p.header, homa.Data)}
         offsets = [g.offset for _p, g in grants]
         mtu = c.params.get("mtu", 1500)
         came = [sum(b - a for a, b in {nominal(q, mtu) for q in c.heard(homa.Data, rpc) if q.at <= p.at})
                 for p, _g in grants]
-        if (offsets == sorted(set(offsets)) and offsets[-1] == length
+        if (offsets == sorted(set(offsets)) and offsets[-1] == c.length(rpc)
                 and all(g.offset <= size + window for (_p, g), size in zip(grants, came, strict=True))
                 and {g.priority for _p, g in grants} == {0}):
             _explain(c, c.today, lambda p, rpc=rpc: p.rpc == rpc and isinstance(p.header, homa.Grant),
@@ -360,7 +400,7 @@ def _explain(c: Comparison, side: list[Packet], what: Callable[[Packet], bool], 
 
 def compare(recording: Recording, done: Performance, params: dict[str, Any], rules: Iterable[Rule]) -> Comparison:
     """What is different and not explained is what remains in ``recorded`` and ``today``."""
-    ours = [packet(at, frame) for at, frame in done.sent]
+    ours = [packet(at, frame, recording.sealed) for at, frame in done.sent]
     left, new = _unequal(recording.ours, ours)
     c = Comparison(recording, params, left, new, ours)
     for rule in rules:
@@ -388,7 +428,7 @@ def _unequal(recorded: list[Packet], today: list[Packet]) -> tuple[list[Packet],
 def judge(recording: Recording, done: Performance) -> list[str]:
     """What must hold of any conversation, as sentences about what does not."""
     wrong = []
-    ours = [packet(at, frame) for at, frame in done.sent]
+    ours = [packet(at, frame, recording.sealed) for at, frame in done.sent]
     sealed: dict[tuple[int, int, int], bytes] = {}
     for p in ours:
         if isinstance(p.header, homa.Data) and sealed.setdefault(place(p), p.payload) != p.payload:
@@ -405,6 +445,10 @@ def judge(recording: Recording, done: Performance) -> list[str]:
         wanted = sorted(i & ~1 for i in recording.messages if i & 1 == role and i in theirs)
         if ids != wanted:
             wrong.append(f"delivered {what}s {ids}, came {wanted}")
+    acks = acknowledged(recording)
+    kept = sum(rpc not in acks for _at, rpc, _data in done.delivered)
+    if kept < done.left["server_rpcs"]:
+        wrong.append(f"{done.left['server_rpcs']} RPCs are remembered, {kept} are not acknowledged")
     return wrong + [f"failed: {rpc}, {reason}" for _at, rpc, reason in done.failed]
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import heapq
 import pickle
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from smtstack.crypto.keys import demo_keys
+from smtstack.crypto.keys import KeyStore, LinuxNoKeys, demo_keys
 from smtstack.nic.device import NicConfig
 from smtstack.stack import Stack, make_stack
 from smtstack.transport.events import Failed, Request, Response
-from smtstack.transport.params import TransportParams
+from smtstack.transport.params import SOFTWARE, TransportParams
 
 #: Virtual time begins here, in ns: clocks of engines do not begin at 0.
 BEGIN: Final = 1_000_000_000
@@ -46,8 +46,11 @@ class Plan:
     until: int = 0
     """When to stop."""
     sealed: bool = True
+    """With the demo keys; else in clear."""
+    software: bool = False
+    """The parameters of the commands are meant, not the module's."""
     params: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the transport; all others are its defaults."""
+    """What differs from these."""
 
 
 @dataclass(slots=True)
@@ -69,9 +72,14 @@ class Performance:
 def perform(plan: Plan) -> Performance:
     """Do it."""
     done = Performance()
-    params = TransportParams(**plan.params)
-    stacks = {port: make_stack(plan.ip, port, "linux", demo_keys("linux", first_id=plan.first_ids.get(port, 2)),
-                               params, NicConfig(), _MAC, lambda _ip: _OTHER_MAC) for port in plan.ports}
+    params = replace(SOFTWARE if plan.software else TransportParams(), **plan.params)
+
+    def keys(port: int) -> KeyStore:
+        first_id = plan.first_ids.get(port, 2)
+        return demo_keys("linux", first_id=first_id) if plan.sealed else LinuxNoKeys(first_id)
+
+    stacks = {port: make_stack(plan.ip, port, "linux", keys(port), params, NicConfig(), _MAC, lambda _ip: _OTHER_MAC)
+              for port in plan.ports}
     todo: list[tuple[int, int, int, int, Any]] = []
     for at, port, frame in plan.frames:
         todo.append((at + BEGIN, len(todo), _FRAME, port, frame))
@@ -119,4 +127,7 @@ def _take(stack: Stack, port: int, now: int, plan: Plan, done: Performance, todo
 
 
 if __name__ == "__main__":
-    pickle.dump([perform(plan) for plan in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)
+    # By its name, which both ends of a pickle must know.
+    from tests import performing
+
+    pickle.dump([performing.perform(plan) for plan in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)

@@ -21,6 +21,8 @@ from tests.performing import Plan
 #: Of a module as it is loaded (reference: CUTOFFS of its captures).
 UNSCHED_CUTOFFS = (0, 0, 0, 0, 1_000_000, 15_000, 2_800, 200)
 _MS = 1_000_000
+#: For how long the engine's timers go on after the last recorded packet.
+_AFTER_NS = 20 * _MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Packet:
     ip: IPv4
     header: homa.Packet
     payload: bytes
+    sealed: bool
 
     @property
     def rpc(self) -> int:
@@ -39,9 +42,9 @@ class Packet:
         return self.header.sender_id & ~1
 
 
-def packet(at: int, frame: bytes) -> Packet:
+def packet(at: int, frame: bytes, sealed: bool) -> Packet:
     """Parse a frame of profile ``linux``."""
-    return Packet(at, frame, *wire_frame.parse_untrusted(frame, homa.LINUX))
+    return Packet(at, frame, *wire_frame.parse_untrusted(frame, homa.LINUX), sealed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Recording:
     """By the sender's id, which is even for requests and odd for responses."""
     ip: int
     """Our address."""
+    sealed: bool
+    """Else it is the module's plain Homa."""
 
     @property
     def ours(self) -> list[Packet]:
@@ -65,7 +70,7 @@ class Recording:
         return [p for p in self.packets if p.ip.src != self.ip]
 
 
-def load(path: Path, ip: str) -> Recording:
+def load(path: Path, ip: str, sealed: bool = True) -> Recording:
     """A capture, and the end at ``ip``."""
     with CaptureFile(path).open() as stream:
         found = [(c.timestamp_ns, c.frame) for c in Reader(stream).frames_untrusted()]
@@ -76,7 +81,7 @@ def load(path: Path, ip: str) -> Recording:
         decoder.add(LINK_ETHERNET, frame)
     decoder.result()
     messages = {m.sender_id: m.data for m in said if m.data is not None}
-    return Recording([packet(at - found[0][0], frame) for at, frame in found], messages, address(ip))
+    return Recording([packet(at - found[0][0], frame, sealed) for at, frame in found], messages, address(ip), sealed)
 
 
 def first_data(packets: Sequence[Packet]) -> dict[int, Packet]:
@@ -105,8 +110,8 @@ def learnt(recording: Recording) -> list[tuple[int, int, bytes]]:
     return out
 
 
-def plan(recording: Recording, params: dict[str, Any], sealed: bool = True, after_ms: int = 20) -> Plan:
-    """What our engine must do to say the same."""
+def plan(recording: Recording, software: bool, params: dict[str, Any]) -> Plan:
+    """What our engine must do to say the same. ``software``, ``params``: as in :class:`Plan`."""
     ours = first_data(recording.ours)
     requests = [p for sender_id, p in ours.items() if not sender_id & 1]
     first_ids: dict[int, int] = {}
@@ -115,10 +120,11 @@ def plan(recording: Recording, params: dict[str, Any], sealed: bool = True, afte
         first_ids[port] = min(first_ids.get(port, p.rpc), p.rpc)
     packets = recording.packets
     return Plan(
-        ip=recording.ip, peer_ip=(recording.theirs[0].ip.src), sealed=sealed, params=params,
+        ip=recording.ip, peer_ip=(recording.theirs[0].ip.src), sealed=recording.sealed, software=software,
+        params=params,
         frames=learnt(recording) + [(p.at, p.header.dport, p.frame) for p in recording.theirs],
         requests=[(p.at, p.header.sport, p.header.dport, recording.messages[p.rpc]) for p in requests],
         first_ids=first_ids,
         replies={i & ~1: (p.at, recording.messages[i]) for i, p in ours.items() if i & 1},
         ports=tuple(sorted({p.header.sport for p in recording.ours})),
-        until=packets[-1].at + after_ms * _MS)
+        until=packets[-1].at + _AFTER_NS)

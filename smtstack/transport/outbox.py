@@ -67,6 +67,8 @@ class Outbox:
         host = peer.host
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
+        if not out.placed:
+            at = 0
         size = out.mss if self._extended else 0
         if peer.overlay and out.length > out.mss:
             header = _pack_data(self._port, peer.port, at, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
@@ -107,6 +109,8 @@ class Outbox:
                     continue
                 out.resent[place] = tick
                 incoming = min(out.length, max(out.granted, b))
+                if not out.placed:
+                    at = number = 0
                 if overlay:
                     header = _pack_data(
                         self._port, peer.port, at + cut, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
