@@ -1,7 +1,7 @@
-"""What our engine says in the place of a recorded end, against what that end said: the same bytes, or one of RULES.
+"""What our engine says in the place of a recorded end, against what that end said: the same bytes, or a rule.
 
-Pure: packets in, differences out. A difference is a packet of either side that has no equal of the other side at the
-same time, and that no rule of :data:`RULES` explains. This is the one place that says what may differ.
+Pure: packets in, differences out. A difference is a packet of either side that has no equal of the other side at
+the same time, and that no rule explains. This is the one place that says what may differ.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
@@ -32,7 +33,7 @@ RESEND_INTERVAL: Final = 10
 #: Keys and salts of the module's demo programs, by role bit.
 _KEYS: Final = ((bytes.fromhex("8DD230A77A05EB71159129BCBCF64230"), bytes.fromhex("87C635C8")),
                 (bytes.fromhex("6CCF62FF4BE61485D8BA29FE2E847A7F"), bytes.fromhex("B9FA5583")))
-#: Bytes of a record beside data and segment headers, of a segment header, and of headers before a packet's payload.
+#: Bytes of a record beside data and segment headers; of a segment header; of headers before a packet's payload.
 _RECORD, _SEGMENT, _HEADERS = 29, 20, 60
 
 
@@ -50,7 +51,7 @@ def place(p: Packet) -> tuple[int, int, int]:
 
 
 def nominal(p: Packet, mtu: int) -> tuple[int, int]:
-    """Bytes of the message that the module takes a DATA packet for: it cannot see those in a record (reference 5.3)."""
+    """Bytes of the message that the module takes DATA for: it cannot see those in a record (reference 5.3)."""
     _sender, start, index = place(p)
     if not p.sealed:
         return start, start + int.from_bytes(p.payload[4:8], "big")
@@ -102,8 +103,8 @@ class Comparison:
 
     def length(self, rpc: int) -> int:
         """Bytes of the other end's message; 0: it sent none."""
-        return max((p.header.message_length for p in self.heard(homa.Data, rpc) if isinstance(p.header, homa.Data)),
-                   default=0)
+        headers = [p.header for p in self.heard(homa.Data, rpc)]
+        return max((header.message_length for header in headers if isinstance(header, homa.Data)), default=0)
 
 
 #: Takes the packets that it explains out of ``recorded`` and ``today``.
@@ -114,20 +115,34 @@ def need_acks(c: Comparison) -> None:
     """NEED_ACKs have a pace of their own.
 
     The module asks every tick, our engine of these captures asked each ``resend_interval``. Today's comes
-    ``request_ack_ticks`` after the whole response, then at that interval or later, and never after an ACK.
+    ``request_ack_ticks`` after the whole response, then at that interval or later (:func:`unhurried`), and never
+    after an ACK.
     """
     patience = c.params.get("request_ack_ticks", 2) * _MS
     acks = acknowledged(c.recording)
+    right = set()
     for rpc in {p.rpc for p in c.today if isinstance(p.header, homa.NeedAck)}:
         asked = [p.at for p in c.of(homa.NeedAck, rpc)]
         sent = [p.at for p in c.of(homa.Data, rpc)]
         acked = acks.get(rpc, 1 << 62)
-        gaps = [b - a for a, b in zip(asked, asked[1:], strict=False)]
         first = [at for at in sent if at <= asked[0]]
         if (first and asked[0] >= first[-1] + patience - TICK_NS and asked[-1] <= acked + SAME_NS
-                and all(gap >= (RESEND_INTERVAL - 1) * _MS for gap in gaps)):
-            _explain(c, c.today, lambda p, rpc=rpc: p.rpc == rpc and isinstance(p.header, homa.NeedAck), "need_acks")
+                and unhurried(c, rpc, asked)):
+            right.add(rpc)
+    _explain(c, c.today, lambda p: p.rpc in right and isinstance(p.header, homa.NeedAck), "need_acks")
     _explain(c, c.recorded, lambda p: isinstance(p.header, homa.NeedAck), "need_acks")
+
+
+def unhurried(c: Comparison, rpc: int, asked: list[int]) -> bool:
+    """Whether our questions about an RPC, at these times, are ``resend_interval`` apart, and more after five of which
+    none was answered: twice that, then four times, up to sixteen times."""
+    heard = [q.at for q in c.recording.theirs if q.rpc == rpc]
+    for number, (before, at) in enumerate(pairwise(asked), 1):
+        last = max((time for time in heard if time <= at), default=0)
+        unanswered = sum(time > last for time in asked[:number])
+        if at - before < (RESEND_INTERVAL << max(0, min(unanswered - 5, 4))) * _MS - TICK_NS:
+            return False
+    return True
 
 
 def resend_at_need_ack(c: Comparison) -> None:
@@ -154,7 +169,7 @@ def acks_of_other_ports(c: Comparison) -> None:
     """
     for p in list(c.today):
         for q in c.recorded:
-            if (isinstance(p.header, homa.Data) and p.header == q.header and body(p)[:_HEADERS] == body(q)[:_HEADERS]
+            if (isinstance(p.header, homa.Data) and body(p)[:_HEADERS] == body(q)[:_HEADERS]
                     and abs(p.at - q.at) <= SAME_NS and place(p)[2] == 0
                     and _opened(p, [x for x in c.all_today if isinstance(x.header, homa.Data)])
                     == _opened(q, [x for x in c.recording.ours if isinstance(x.header, homa.Data)]) != b""):
@@ -224,7 +239,7 @@ def asked_before_the_reply(c: Comparison) -> None:
 
 
 def cutoffs_on_their_way(c: Comparison) -> None:
-    """CUTOFFS came while the recorded end already made the packet. Ours has them, and the priority they ask for."""
+    """CUTOFFS came while the recorded end already made the packet. Ours has them, and goes at their priority."""
     for p in list(c.today):
         for q in c.recorded:
             if (isinstance(p.header, homa.Data) and isinstance(q.header, homa.Data) and place(p) == place(q)
@@ -258,19 +273,19 @@ def forgotten(c: Comparison) -> None:
                  and any(place(x) == place(p) and x.payload == p.payload for x in c.said(q.rpc))]
         if again:
             c.recorded.remove(q)
-            _explain(c, c.today, lambda p, again=again: p in again, "forgotten")
-            _count(c, "forgotten", 1)
+            c.today[:] = [p for p in c.today if p not in again]
+            _count(c, "forgotten", 1 + len(again))
 
 
 def more_patience(c: Comparison) -> None:
-    """That engine gave up where today's goes on asking, at ``resend_interval`` and after five at twice that, and so on."""
+    """That engine gave up where today's goes on asking, and makes longer and longer pauses."""
     def goes_on(p: Packet) -> bool:
         if not isinstance(p.header, homa.Resend):
             return False
-        last = max((q.at for q in c.recording.ours if q.rpc == p.rpc), default=0)
-        before = [q.at for q in c.of(homa.Resend, p.rpc) if q.at < p.at]
-        return p.at > min(last, max(before)) and p.at - max(before) >= (RESEND_INTERVAL - 1) * _MS and (
-            not c.heard(homa.Data, p.rpc))
+        last = max((q.at for q in c.recording.ours if q.rpc == p.rpc and isinstance(q.header, homa.Resend)),
+                   default=0)
+        asked = [q.at for q in c.of(homa.Resend, p.rpc) if q.at <= p.at]
+        return p.at > last and unhurried(c, p.rpc, asked) and not c.heard(homa.Data, p.rpc)
     _explain(c, c.today, goes_on, "more_patience")
 
 
@@ -278,9 +293,10 @@ def grants_in_steps(c: Comparison) -> None:
     """The module grants once for all packets that came together, we after each.
 
     No GRANT goes beyond ``window`` bytes after what has come, all grow, the last grants everything, at the lowest
-    priority, as no other message comes meanwhile. (The module's may have another: now and then it serves the oldest.)
+    priority, as no other message comes meanwhile. (The module's may have another: at times it serves the oldest.)
     """
     window = c.params.get("window", 0) or c.params.get("unsched_bytes", 10_000)
+    right = set()
     for rpc in {p.rpc for p in c.today if isinstance(p.header, homa.Grant)}:
         grants = [(p, p.header) for p in c.of(homa.Grant, rpc) if isinstance(p.header, homa.Grant)]
         offsets = [g.offset for _p, g in grants]
@@ -290,14 +306,13 @@ def grants_in_steps(c: Comparison) -> None:
         if (offsets == sorted(set(offsets)) and offsets[-1] == c.length(rpc)
                 and all(g.offset <= size + window for (_p, g), size in zip(grants, came, strict=True))
                 and {g.priority for _p, g in grants} == {0}):
-            _explain(c, c.today, lambda p, rpc=rpc: p.rpc == rpc and isinstance(p.header, homa.Grant),
-                     "grants_in_steps")
-            _explain(c, c.recorded, lambda p, rpc=rpc: p.rpc == rpc and isinstance(p.header, homa.Grant),
-                     "grants_in_steps")
+            right.add(rpc)
+    for side in (c.today, c.recorded):
+        _explain(c, side, lambda p: p.rpc in right and isinstance(p.header, homa.Grant), "grants_in_steps")
 
 
 def withheld_record(c: Comparison) -> None:
-    """The module forgets to send the last record of some messages until it is asked for (reference 9.1); we send it."""
+    """The module does not send the last record of some messages before it is asked to (reference 9.1); we do."""
     said = [p for p in c.recording.ours if isinstance(p.header, homa.Data)]
     firsts = {place(p) for p in said if isinstance(p.header, homa.Data) and not p.header.retransmit}
     again = {place(p): p for p in said if place(p) not in firsts}
@@ -347,7 +362,7 @@ def gaps_by_rpc(c: Comparison) -> None:
 
 
 def cutoffs_of_the_lowest(c: Comparison) -> None:
-    """A fresh module says 0 for priority 0, and takes no less than everything whatever is said there; we say that."""
+    """A fresh module says 0 for priority 0, and takes that for everything (reference 1.10), as we say."""
     for p in list(c.today):
         for q in list(c.recorded):
             if (isinstance(p.header, homa.Cutoffs) and isinstance(q.header, homa.Cutoffs)
@@ -360,7 +375,7 @@ def cutoffs_of_the_lowest(c: Comparison) -> None:
 
 
 def answered_already(c: Comparison) -> None:
-    """The module is BUSY with a response that came whole until its application has read it; for us the RPC is over.
+    """The module is BUSY with a response that is here until its application has read it; for us the RPC is over.
 
     UNKNOWN says so, and the server that hears it forgets the RPC.
     """
@@ -382,9 +397,9 @@ def answered_already(c: Comparison) -> None:
 OURS: Final[tuple[Rule, ...]] = (need_acks, resend_at_need_ack, asked_twice, asked_before_the_reply,
                                  cutoffs_on_their_way, forgotten, more_patience)
 #: Where it was the module itself.
-MODULE: Final[tuple[Rule, ...]] = (need_acks, grants_in_steps, withheld_record, told_more, gaps_by_rpc, cutoffs_of_the_lowest,
-                                   acks_of_other_ports,                                   answered_already, asked_before_the_reply)
-RULES: Final = tuple(dict.fromkeys(OURS + MODULE))
+MODULE: Final[tuple[Rule, ...]] = (
+    need_acks, grants_in_steps, withheld_record, told_more, gaps_by_rpc, cutoffs_of_the_lowest,
+    acks_of_other_ports, answered_already, asked_before_the_reply)
 
 
 def _count(c: Comparison, rule: str, number: int) -> None:
@@ -427,12 +442,10 @@ def _unequal(recorded: list[Packet], today: list[Packet]) -> tuple[list[Packet],
 
 def judge(recording: Recording, done: Performance) -> list[str]:
     """What must hold of any conversation, as sentences about what does not."""
-    wrong = []
     ours = [packet(at, frame, recording.sealed) for at, frame in done.sent]
     sealed: dict[tuple[int, int, int], bytes] = {}
-    for p in ours:
-        if isinstance(p.header, homa.Data) and sealed.setdefault(place(p), p.payload) != p.payload:
-            wrong.append(f"other bytes than the first time: {line(p)}")
+    wrong = [f"other bytes than the first time: {line(p)}" for p in ours if isinstance(p.header, homa.Data)
+             and sealed.setdefault(place(p), p.payload) != p.payload]
     for _at, rpc, data in done.delivered:
         if data != recording.messages.get(rpc):
             wrong.append(f"request {rpc} was delivered with other bytes")

@@ -48,7 +48,9 @@ class Case:
 
     def path(self) -> Path:
         """The capture; skips the test where it is not to be had."""
-        return golden(*self.folder.split("/"), f"{self.file}.pcap") if self.folder else DATA / f"{self.file}.pcap.xz"
+        if self.folder:
+            return golden(*self.folder.split("/"), f"{self.file}.pcap")
+        return DATA / f"{self.file}.pcap.xz"
 
     def recording(self) -> Recording:
         """The capture, read."""

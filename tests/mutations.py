@@ -45,7 +45,7 @@ HOMA, IP, CUT = "wire/homa.py", "wire/ipv4.py", "nic/descriptors.py"
 MESSAGE, RECORD, PROFILE = "transport/linux_message.py", "crypto/tls12.py", "transport/profile.py"
 OUTBOX, CONTROL, RECOVERY = "transport/outbox.py", "transport/control.py", "transport/recovery.py"
 GRANTS, PARAMS, KEYS = "transport/grants.py", "transport/params.py", "crypto/keys.py"
-ENDPOINT, RPC = "transport/endpoint.py", "transport/rpc.py"
+ENDPOINT, RPC, PLAIN = "transport/endpoint.py", "transport/rpc.py", "transport/linux_plain.py"
 
 MUTATIONS: Final = (
     # IP
@@ -71,14 +71,14 @@ MUTATIONS: Final = (
     _M("bytes 8..11 carry what they do in smt", HOMA, '"linux", PROTO_LINUX, extended=False',
        '"linux", PROTO_LINUX, extended=True'),
     _M("ports of DATA swapped", OUTBOX, "self._port, peer.port, 0, size", "peer.port, self._port, 0, size", 2),
-    _M("sender_id is the receiver's", OUTBOX, "at & 0xFFFF, rpc.id,", "at & 0xFFFF, rpc.id ^ 1,", 2),
-    _M("halves of the record's offset swapped", OUTBOX, "at >> 16, 0, at & 0xFFFF", "at & 0xFFFF, 0, at >> 16", 2),
+    _M("sender_id is the receiver's", OUTBOX, "& 0xFFFF, rpc.id,", "& 0xFFFF, rpc.id ^ 1,", 2),
+    _M("halves of the record's offset swapped", OUTBOX, "at >> 16, 0, at & 0xFFFF", "at & 0xFFFF, 0, at >> 16"),
     _M("message_length and incoming swapped", OUTBOX, "rpc.id, out.length, out.unscheduled",
        "rpc.id, out.unscheduled, out.length", 2),
     _M("incoming is everything", OUTBOX, "out.length, out.unscheduled", "out.length, out.length", 2),
-    _M("what is sent again says it is new", OUTBOX, "peer.host.cutoff_version, 1, number)",
-       "peer.host.cutoff_version, 0, number)"),
-    _M("what is sent again has no index", OUTBOX, "peer.host.cutoff_version, 1, number)",
+    _M("what is sent again says it is new", OUTBOX, "peer.host.cutoff_version, 1, named)",
+       "peer.host.cutoff_version, 0, named)"),
+    _M("what is sent again has no index", OUTBOX, "peer.host.cutoff_version, 1, named)",
        "peer.host.cutoff_version, 1, 0)"),
     _M("incoming of what is sent again", OUTBOX, "incoming = min(out.length, max(out.granted, b))", "incoming = b"),
     _M("GRANT: another place for the priority", HOMA, '_GRANT: Final = struct.Struct("!IB")',
@@ -206,6 +206,19 @@ MUTATIONS: Final = (
     _M("version of the other end not kept", CONTROL, "        host.cutoff_version = packet.cutoff_version",
        "        host.cutoff_version = 0"),
     _M("cutoffs of the other end not kept", CONTROL, "host.cutoffs = (INT_MAX, *packet.cutoffs[1:])", "pass"),
+    # In clear
+    _M("in clear: segment header swapped", PLAIN, "SEGMENT_HEADER.pack(at, size, *ack)",
+       "SEGMENT_HEADER.pack(size, at, *ack)"),
+    _M("in clear: a packet holds a byte less", PLAIN, "self.packet_data = self.mss - SEGMENT_HEADER_LEN",
+       "self.packet_data = self.mss - SEGMENT_HEADER_LEN - 1"),
+    _M("in clear: segments as long as records", PLAIN, "MAX_RECORD_PACKETS) * self.packet_data",
+       "MAX_RECORD_PACKETS) * self.packet_data - 29"),
+    _M("in clear: unscheduled bytes not rounded", PLAIN,
+       "-(-self.unsched_bytes // self.segment_data) * self.segment_data", "self.unsched_bytes"),
+    _M("in clear: DATA says its place", PLAIN, "placed = False", "placed = True"),
+    _M("in clear: what a RESEND asks for", PLAIN, "packet * self._geo.packet_data", "packet * self._geo.mss"),
+    _M("in clear: where arriving data belongs", PLAIN, "super().add(at, 0, 0,", "super().add(segment_offset, 0, 0,"),
+    _M("in clear: acknowledgements not read", PLAIN, "if client_id and new >= 0:", "if client_id and new < 0:"),
     _M("priority before CUTOFFS", RPC, "FIRST_CUTOFFS: Final = (0, 0, 0, 0, 0, 0, INT_MAX, 0)",
        "FIRST_CUTOFFS: Final = (0, 0, 0, 0, 0, INT_MAX, 0, 0)"),
 )
@@ -228,12 +241,12 @@ class Mutants:
         if mutation is not None:
             path = self._folder / "smtstack" / mutation.file
             kept = path.read_text()
-            assert kept.count(mutation.old) == mutation.times, f"{mutation.file}: not there as often: {mutation.old}"
+            assert kept.count(mutation.old) == mutation.times, f"{mutation.file} has no {mutation.old}"
             path.write_text(kept.replace(mutation.old, mutation.new))
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self._folder), str(_ROOT.parent)]),
                "SMTNET_COMPILED": "no", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            done = subprocess.run([sys.executable, "-m", "tests.performing"], input=pickle.dumps(plans), env=env,
+            done = subprocess.run([sys.executable, "-m", "tests.mutant"], input=pickle.dumps(plans), env=env,
                                   cwd=self._folder, capture_output=True, timeout=_PATIENCE_S, check=False)
         except subprocess.TimeoutExpired:
             raise Dead("it does not end") from None
@@ -242,5 +255,5 @@ class Mutants:
                 path.write_text(kept)
         if done.returncode:
             raise Dead(done.stderr.decode().strip().splitlines()[-1])
-        performances: list[Performance] = pickle.loads(done.stdout)
+        performances: list[Performance] = pickle.loads(done.stdout)  # noqa: S301 - of our own process
         return performances

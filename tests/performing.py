@@ -1,16 +1,17 @@
 """Our engine in the place of one end of a recorded conversation, in virtual time.
 
-It gets the recorded packets of the other end at their recorded times, and its application does what the recorded one
-did when that did it. What the engine sends, and when, is all that comes back. Nothing here knows what is right, and
-nothing but the engine is needed: ``python -m tests.performing`` does it with whatever ``smtstack`` is found first.
+It gets the recorded packets of the other end at their recorded times, and its application does what the recorded
+one did when that did it. What the engine sends, and when, is all that comes back. Nothing here knows what is
+right, and nothing but the engine is needed: ``tests/mutant.py`` does it with an engine that was changed.
 """
 
 from __future__ import annotations
 
 import heapq
-import pickle
-import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import Any, Final
 
 from smtstack.crypto.keys import KeyStore, LinuxNoKeys, demo_keys
@@ -23,7 +24,9 @@ from smtstack.transport.params import SOFTWARE, TransportParams
 BEGIN: Final = 1_000_000_000
 _MAC: Final = b"\x02\x00\x0a\x00\x00\x01"
 _OTHER_MAC: Final = b"\x02\x00\x0a\x00\x00\x02"
-_FRAME, _ASK, _REPLY = range(3)
+_NEVER: Final = 1 << 62
+#: Something to do at a time: the number keeps what is due together in order.
+Deed = tuple[int, int, Callable[[int], object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,56 +81,45 @@ def perform(plan: Plan) -> Performance:
         first_id = plan.first_ids.get(port, 2)
         return demo_keys("linux", first_id=first_id) if plan.sealed else LinuxNoKeys(first_id)
 
-    stacks = {port: make_stack(plan.ip, port, "linux", keys(port), params, NicConfig(), _MAC, lambda _ip: _OTHER_MAC)
-              for port in plan.ports}
-    todo: list[tuple[int, int, int, int, Any]] = []
+    stacks = {port: make_stack(plan.ip, port, "linux", keys(port), params, NicConfig(), _MAC,
+                               lambda _ip: _OTHER_MAC) for port in plan.ports}
+    order = count()
+    todo: list[Deed] = []
     for at, port, frame in plan.frames:
-        todo.append((at + BEGIN, len(todo), _FRAME, port, frame))
+        todo.append((at + BEGIN, next(order), partial(stacks[port].receive, [frame])))
     for at, port, peer_port, data in plan.requests:
-        todo.append((at + BEGIN, len(todo), _ASK, port, (peer_port, data)))
+        ask = partial(stacks[port].endpoint.send_request, plan.peer_ip, peer_port, data)
+        todo.append((at + BEGIN, next(order), ask))
     heapq.heapify(todo)
-    now = BEGIN
+    now = 0
     while True:
-        for port, stack in stacks.items():
-            _take(stack, port, now, plan, done, todo)
+        for stack in stacks.values():
+            for at, deed in _take(stack, now, plan, done):
+                heapq.heappush(todo, (at, next(order), deed))
             done.sent += [(now - BEGIN, frame) for frame in stack.transmit(now)]
         due = [t for stack in stacks.values() if (t := stack.next_timeout()) is not None]
-        at = min([*due, *(entry[0] for entry in todo[:1])], default=None)
-        if at is None or at > plan.until + BEGIN:
+        now = max(now, min([*due, *(entry[0] for entry in todo[:1])], default=_NEVER))
+        if now > plan.until + BEGIN:
             break
-        now = max(now, at)
         for stack in stacks.values():
             stack.handle_timeout(now)
         while todo and todo[0][0] <= now:
-            _at, _order, kind, port, what = heapq.heappop(todo)
-            stack = stacks[port]
-            if kind == _FRAME:
-                stack.receive([what], now)
-            elif kind == _ASK:
-                stack.endpoint.send_request(plan.peer_ip, *what, now)
-            else:
-                stack.endpoint.send_reply(*what, now)
+            heapq.heappop(todo)[2](now)
     for stack in stacks.values():
         for name, value in {**stack.endpoint.snapshot(), **stack.endpoint.counters.snapshot()}.items():
             done.left[name] = done.left.get(name, 0) + value
     return done
 
 
-def _take(stack: Stack, port: int, now: int, plan: Plan, done: Performance, todo: list[Any]) -> None:
+def _take(stack: Stack, now: int, plan: Plan, done: Performance) -> Iterator[tuple[int, Callable[[int], object]]]:
+    """Events of the application; what it does for them, and when."""
     while (event := stack.endpoint.next_event()) is not None:
         rpc_id = event.rpc.id & ~1
         if isinstance(event, Request):
             done.delivered.append((now - BEGIN, rpc_id, event.data))
             at, data = plan.replies.get(rpc_id, (0, event.data))
-            heapq.heappush(todo, (max(now, at + BEGIN), len(todo) + (1 << 40), _REPLY, port, (event.rpc, data)))
+            yield max(now, at + BEGIN), partial(stack.endpoint.send_reply, event.rpc, data)
         elif isinstance(event, Response):
             done.answered.append((now - BEGIN, rpc_id, event.data))
         elif isinstance(event, Failed):
             done.failed.append((now - BEGIN, rpc_id, event.reason.value))
-
-
-if __name__ == "__main__":
-    # By its name, which both ends of a pickle must know.
-    from tests import performing
-
-    pickle.dump([performing.perform(plan) for plan in pickle.load(sys.stdin.buffer)], sys.stdout.buffer)

@@ -1,4 +1,4 @@
-"""Recorded conversations with the real SMT module, read: who said what when, and the plan to say one side again."""
+"""Recorded conversations with the real SMT module, read: who said what when, and the plan to say one side anew."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def load(path: Path, ip: str, sealed: bool = True) -> Recording:
         decoder.add(LINK_ETHERNET, frame)
     decoder.result()
     messages = {m.sender_id: m.data for m in said if m.data is not None}
-    return Recording([packet(at - found[0][0], frame, sealed) for at, frame in found], messages, address(ip), sealed)
+    packets = [packet(at - found[0][0], frame, sealed) for at, frame in found]
+    return Recording(packets, messages, address(ip), sealed)
 
 
 def first_data(packets: Sequence[Packet]) -> dict[int, Packet]:

@@ -38,7 +38,7 @@ from smtstack.crypto.keys import (
 from smtstack.errors import ConfigError
 
 #: Instead of a file: no keys, everything in clear.
-NONE = "none"
+IN_CLEAR = "none"
 #: 2025-01-01 00:00 UTC in milliseconds of Unix time.
 _2025_MS = 1_735_689_600_000
 #: Of the first id of a process in profile ``upstream``, which has 64.
@@ -74,10 +74,10 @@ def load(source: str, profile: str, first_id: int = FIRST_ID) -> KeyStore:
     if profile == "upstream":
         # Not by the clock: a module knows an RPC by address and id, so no two processes of a host may share any.
         return UpstreamKeys(secrets.randbits(_RANDOM_ID_BITS) + 1 << 1)
-    if source == NONE:
+    if source == IN_CLEAR:
         if profile != "linux":
-            raise ConfigError(f"keys 'none' are for profile linux, which then speaks plain Homa; profile {profile} is "
-                              "never in clear: a file of that name is ./none")
+            raise ConfigError("keys 'none' are for profile linux, which then speaks plain Homa; profile "
+                              f"{profile} is never in clear: a file of that name is ./none")
         return LinuxNoKeys(first_id)
     if source == "demo":
         return demo_keys(profile, SessionParams(first_id=first_id), first_id)

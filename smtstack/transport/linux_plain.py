@@ -1,7 +1,8 @@
 """Plain Homa as the SMT module speaks it on a socket without keys: profile ``linux`` in clear.
 
-The packets of profile ``linux`` with nothing around what they carry: a segment header, which everybody can read, and
-the data it tells of. It alone says where these belong; what profile ``linux`` has in the header of DATA for that is 0.
+The packets of profile ``linux`` with nothing around what they carry: a segment header, which everybody can read,
+and the data it tells of. It alone says where these belong: the places that profile ``linux`` has for that in the
+header of DATA are 0.
 """
 
 from __future__ import annotations

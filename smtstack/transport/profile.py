@@ -220,8 +220,8 @@ class LinuxPlainProfile(Profile[LinuxPlainSession]):
 
 def _no_marks(params: TransportParams) -> None:
     if params.incast_threshold:
-        raise ConfigError("incast_threshold: profile linux cannot mark requests, as the kernel module cannot; leave it "
-                          "at 0")
+        raise ConfigError("incast_threshold: profile linux cannot mark requests, as the kernel module cannot; "
+                          "leave it at 0")
 
 
 def _riding(rpc: Rpc, data: bytes, packet_data: int) -> Acks:

@@ -6,7 +6,6 @@ A few changes by default; all of them with SMTNET_MUTATIONS=all, which takes som
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,8 +55,8 @@ def _lines(compared: Comparison) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    yield Trial(tmp_path_factory.mktemp("mutants"))
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    return Trial(tmp_path_factory.mktemp("mutants"))
 
 
 def test_without_a_change_nothing_is_noticed(trial: Trial) -> None:
