@@ -130,12 +130,13 @@ def need_acks(c: Comparison) -> None:
                 and unhurried(c, rpc, asked)):
             right.add(rpc)
     _explain(c, c.today, lambda p: p.rpc in right and isinstance(p.header, homa.NeedAck), "need_acks")
-    _explain(c, c.recorded, lambda p: isinstance(p.header, homa.NeedAck), "need_acks")
+    asking = {p.rpc for p in c.all_today if isinstance(p.header, homa.NeedAck)} | acks.keys()
+    _explain(c, c.recorded, lambda p: p.rpc in asking and isinstance(p.header, homa.NeedAck), "need_acks")
 
 
 def unhurried(c: Comparison, rpc: int, asked: list[int]) -> bool:
-    """Whether our questions about an RPC, at these times, are ``resend_interval`` apart, and more after five of which
-    none was answered: twice that, then four times, up to sixteen times."""
+    """Whether our questions about an RPC, at these times, are ``resend_interval`` apart, and more after five of
+    which none was answered: twice that, then four times, up to sixteen times."""
     heard = [q.at for q in c.recording.theirs if q.rpc == rpc]
     for number, (before, at) in enumerate(pairwise(asked), 1):
         last = max((time for time in heard if time <= at), default=0)
