@@ -201,7 +201,7 @@ class LinuxProfile(Profile[LinuxSession]):
 
 
 class LinuxPlainProfile(Profile[LinuxPlainSession]):
-    """The same module without keys: plain Homa, in its own format and not in ours."""
+    """Plain Homa of the kernel module, branch main: its format without keys, not ours of profile ``homa``."""
 
     __slots__ = ("_geo",)
     session_type = LinuxPlainSession
