@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,24 @@ def test_neither_end_falls_back(net: Net) -> None:
             served = server.stop()
         assert code == 1
         assert (result["rpcs"], served["requests"]) == (0, 0)
+
+
+def run_echo(folder: Path, transport: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", "workloads", "run", "echo", "--transport", transport, *CLEAR, "--size",
+                "3000", "--count", "20", "--trials", "1", "--capture", "--canary", CANARY, "--results", str(folder),
+                "--json"])
+
+
+def test_a_run_says_so_and_is_not_blamed_for_what_was_asked_for(tmp_path: Path) -> None:
+    done = run_echo(tmp_path, "linux")
+    assert done.returncode in (0, 4), done.stderr
+    result = json.loads(done.stdout)
+    assert (result["rpcs"], result["errors"], result["content_ok"]) == (20, 0, True)
+    assert (result["variant"], result["nic"], result["capture"]["encrypted"]) == ("not encrypted", None, False)
+    assert result["capture"]["canary_frames"] > 0
+    refused = run_echo(tmp_path, "smt")
+    assert refused.returncode == 2
+    assert "--keys none is for transport linux only" in refused.stderr
 
 
 def interop(net: Net, namespace: str, *options: str) -> list[str]:
