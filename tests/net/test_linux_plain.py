@@ -66,8 +66,8 @@ def test_neither_end_falls_back(net: Net) -> None:
 
 def run_echo(folder: Path, transport: str) -> subprocess.CompletedProcess[str]:
     return run([sys.executable, "-m", "workloads", "run", "echo", "--transport", transport, *CLEAR, "--size",
-                "3000", "--count", "20", "--trials", "1", "--capture", "--canary", CANARY, "--results", str(folder),
-                "--json"])
+                "3000", "--count", "20", "--trials", "1", "--capture", "--canary", CANARY, "--results",
+                str(folder), "--json"])
 
 
 def test_a_run_says_so_and_is_not_blamed_for_what_was_asked_for(tmp_path: Path) -> None:
