@@ -76,7 +76,8 @@ class SmtContext:
     interface: str
     profile: str = "smt"
     keys: str | None = None
-    """A key file: profile ``smt`` then needs no handshake. For ``linux`` also ``demo``: keys everybody knows."""
+    """A key file: profile ``smt`` then needs no handshake. For ``linux`` also ``demo``: keys everybody knows; or
+    ``none``: the module's plain Homa, everything in clear."""
     params: TransportParams | None = None
     """Transport parameters; by default ``software(None)``, with the interface's MTU."""
     nic: NicConfig = field(default_factory=NicConfig)
@@ -150,8 +151,11 @@ class SmtContext:
         """Where keys come from without a handshake. Raises :class:`ConfigError` for what would protect nothing."""
         if self.profile == "smt" and self.keys == "demo":
             raise ConfigError("profile smt takes no demo keys: everybody knows them; make a key file")
+        if self.keys == key_file.IN_CLEAR and self.certs is not None:
+            raise ConfigError("keys 'none' are in clear, and certs are for what is not: give one of them")
         if self.profile not in ("homa", "upstream") and self.keys is None:
-            others = "'demo' for the public ones" if self.profile == "linux" else "certs, made by 'smtnet ca'"
+            others = ("'demo' for the public ones ('none': in clear)" if self.profile == "linux"
+                      else "certs, made by 'smtnet ca'")
             raise ConfigError(f"profile {self.profile} needs keys, a file made by 'smtnet keys', or {others}")
         # A process that starts over with the same keys and port must not start over with its ids.
         return key_file.load(self.keys or "", self.profile, key_file.fresh_first_id(time.time_ns()))

@@ -35,7 +35,7 @@ from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4, overlay, show, upstream
 from smtstack.wire import frame as wire_frame
 from tests import fuzz_blocks, fuzz_ktls, fuzz_rings, fuzz_sessions, fuzz_storage, fuzz_tls
-from tests.fuzz_engine import Findings, Round
+from tests.fuzz_engine import IN_CLEAR, Findings, Round
 from tests.pair import Pair, pattern
 from tests.recorder import Recorder
 from workloads import blocks
@@ -45,7 +45,8 @@ PARSER_SHARE = 0.6
 #: Endpoint rounds: profile, whether the attacker has the keys, and inputs. The long one makes more peers than
 #: an endpoint remembers.
 ROUNDS = [("smt", False, 50_000), ("homa", False, 10_000), ("linux", False, 10_000), ("smt", False, 10_000),
-          ("upstream", False, 10_000), ("smt", True, 10_000), ("linux", True, 10_000), ("upstream", False, 10_000)]
+          ("upstream", False, 10_000), ("smt", True, 10_000), ("linux", True, 10_000), ("upstream", False, 10_000),
+          (IN_CLEAR, False, 10_000)]
 
 #: Where what touches bytes off the wire is.
 PACKAGES = (smtstack, blocks)
@@ -481,7 +482,7 @@ class Report:
         """All of them."""
         return self.parser_inputs + self.engine_inputs
 
-    def of_rounds(self, kind: str, profiles: tuple[str, ...] = ("smt", "homa", "linux", "upstream"),
+    def of_rounds(self, kind: str, profiles: tuple[str, ...] = ("smt", "homa", "linux", "upstream", IN_CLEAR),
                   insider: bool = True) -> list[str]:
         """Findings of one kind, with the round that repeats them."""
         return [f"Round({profile!r}, {seed}, {inside}).run(): {what}"

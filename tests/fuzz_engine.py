@@ -13,10 +13,11 @@ from random import Random
 
 from smtstack.crypto import tls12, tls13
 from smtstack.crypto.epochs import LinuxSession, Session, SessionParams, SmtSession
-from smtstack.crypto.keys import Endpoints, demo_keys
+from smtstack.crypto.keys import Endpoints, LinuxNoKeys, demo_keys
 from smtstack.nic.device import NicConfig
 from smtstack.transport.endpoint import Endpoint
 from smtstack.transport.events import Failed, Request, Response
+from smtstack.transport.linux_message import SEGMENT_HEADER
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
 from smtstack.wire import homa, upstream
@@ -34,6 +35,8 @@ TICK_NS = 1_000_000
 #: Forged frames of one attack, and between two steps of the genuine conversation.
 BURST = 1008
 VOLLEY = 12
+#: A round of profile linux without keys.
+IN_CLEAR = "linux in clear"
 CLIENT_IP = CLIENT.to_bytes(4, "big")
 FORWARD = Endpoints(CLIENT, CLIENT_PORT, SERVER, SERVER_PORT)
 BACK = Endpoints(SERVER, SERVER_PORT, CLIENT, CLIENT_PORT)
@@ -71,14 +74,17 @@ class Round:
     """One conversation under attack. ``insider``: the attacker has the keys, and only must not crash us."""
 
     def __init__(self, profile: str, seed: int, insider: bool = False) -> None:
-        self.profile = profile
+        #: Profile linux without keys.
+        self.clear = profile == IN_CLEAR
+        self.profile = profile = "linux" if self.clear else profile
         self.random = Random(seed)
         self.insider = insider
         self.findings = Findings()
         self.inputs = 0
         params = SessionParams(key_update_records=60 if seed & 1 else 0, index_bits=16 if seed & 2 else 40)
         self.begun: Session | None = None
-        store = demo_keys("smt", params) if profile == "smt" else demo_keys(profile)
+        store = (LinuxNoKeys() if self.clear else demo_keys("smt", params) if profile == "smt"
+                 else demo_keys(profile))
         #: Sessions come by handshakes, in half of these rounds after 0-RTT data.
         self.negotiated = profile == "smt" and bool(seed & 8)
         self.early = bool(seed & 16)
@@ -109,7 +115,7 @@ class Round:
     @property
     def sealing(self) -> bool:
         """Whether nobody can forge what is delivered."""
-        return self.profile not in ("homa", "upstream")
+        return self.profile not in ("homa", "upstream") and not self.clear
 
     # -- the genuine conversation --------------------------------------------------------------------------
 
@@ -295,6 +301,9 @@ class Round:
         if rng.getrandbits(1):
             claimed = (17, size - 5, size, 16401, 8635, rng.getrandbits(15))[int(6 * rng.random())]
             payload = b"\x17\x03\x03" + max(0, claimed).to_bytes(2, "big") + payload[5:]
+        if self.clear and rng.getrandbits(3):
+            acked = self.live_id() if rng.getrandbits(1) else 0
+            payload = SEGMENT_HEADER.pack(offset, size, acked, CLIENT_PORT, SERVER_PORT) + payload
         if self.profile == "upstream":
             place = (offset, offset, rng.getrandbits(32))[int(3 * rng.random())]
             ends = int.from_bytes(base[34:36], "big"), int.from_bytes(base[36:38], "big")

@@ -13,11 +13,12 @@ import heapq
 from collections.abc import Callable
 from random import Random
 
-from smtstack.crypto.keys import LinuxKeys, demo_keys
+from smtstack.crypto.keys import LinuxKeys, LinuxNoKeys, demo_keys
 from smtstack.nic.device import NicConfig
 from smtstack.sim.pair import make_side
 from smtstack.transport.events import Event, Failed, Request, Response
-from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
+from smtstack.transport.linux_message import Acks, LinuxGeometry, LinuxIn, LinuxOut
+from smtstack.transport.linux_plain import LinuxPlainGeometry, LinuxPlainIn, LinuxPlainOut
 from smtstack.transport.params import TransportParams
 from smtstack.wire import frame as wire_frame
 from smtstack.wire import homa
@@ -47,9 +48,9 @@ class ModuleRpc:
         self.id = rpc_id
         self.port = port
         self.is_client = is_client
-        self.out: LinuxOut | None = None
+        self.out: LinuxOut | LinuxPlainOut | None = None
         self.sent = 0
-        self.inm: LinuxIn | None = None
+        self.inm: LinuxIn | LinuxPlainIn | None = None
         self.granted = 0
         self.silent = 0
         self.resend_tick = -100
@@ -60,14 +61,18 @@ class ModuleRpc:
 class ModulePeer:
     """A host with the module: client sockets, one a request, and a server socket."""
 
-    def __init__(self, send: Callable[[bytes], None], sealed: bool = True, first_id: int = 2) -> None:
+    def __init__(self, send: Callable[[bytes], None], sealed: bool = True, first_id: int = 2,
+                 clear: bool = False) -> None:
+        """``sealed``: under the right keys. ``clear``: without any, plain Homa."""
         self._send = send
+        self._clear = clear
         keys = demo_keys("linux")
         assert isinstance(keys, LinuxKeys)
-        # Plain Homa in the module is another format; records under a wrong key never authenticate, either.
+        # Records under a wrong key, as plain Homa, never authenticate.
         self._client_keys, self._server_keys = (keys.client, keys.server) if sealed else (keys.server, keys.client)
         self._params = TransportParams()
         self._geo = LinuxGeometry(self._params)
+        self._plain_geo = LinuxPlainGeometry(self._params)
         self.rpcs: dict[int, ModuleRpc] = {}
         self.acks: list[tuple[int, int, int]] = []
         self.outcomes: dict[int, bytes | None] = {}
@@ -102,7 +107,7 @@ class ModulePeer:
             self.rpcs[rpc.id] = rpc
             self.requests[rpc.id] = rpc.request = data
             self.foreign_acks += sum(port != rpc.port for _i, port, _s in self.acks)
-            rpc.out = LinuxOut(self._client_keys, rpc.id, data, self._geo, self.acks)
+            rpc.out = self._outgoing(rpc, data, self.acks)
             rpc.granted = rpc.out.unscheduled
             self._transmit(rpc)
 
@@ -124,6 +129,11 @@ class ModulePeer:
         self.acks.clear()
         self._control(port, homa.Ack(port, OUR_PORT, rpc_id, entries))
 
+    def _outgoing(self, rpc: ModuleRpc, data: bytes, acks: Acks) -> LinuxOut | LinuxPlainOut:
+        if self._clear:
+            return LinuxPlainOut(data, self._plain_geo, acks)
+        return LinuxOut(self._client_keys if rpc.is_client else self._server_keys, rpc.id, data, self._geo, acks)
+
     # -- sending -----------------------------------------------------------------------------------------
 
     def _frame(self, header: bytes, payload: bytes, ip_id: int) -> None:
@@ -140,8 +150,8 @@ class ModulePeer:
         out = rpc.out
         assert out is not None
         header = homa.Data(rpc.port, OUR_PORT, rpc.id, out.length, max(rpc.granted, out.unscheduled),
-                           out.start(segment), cutoff_version=1, retransmit=int(again),
-                           packet_index=number if again else 0)
+                           out.start(segment) if out.placed else 0, cutoff_version=1, retransmit=int(again),
+                           packet_index=number if again and out.placed else 0)
         self._frame(header.pack(), piece, 0 if again else number)
 
     def _transmit(self, rpc: ModuleRpc) -> None:
@@ -253,7 +263,8 @@ class ModulePeer:
             return
         if rpc.inm is None:
             keys = self._server_keys if rpc.is_client else self._client_keys
-            rpc.inm = LinuxIn(keys, rpc.id ^ 1, packet.message_length, self._geo)
+            rpc.inm = (LinuxPlainIn(packet.message_length) if self._clear
+                       else LinuxIn(keys, rpc.id ^ 1, packet.message_length, self._geo))
             rpc.inm.granted = min(packet.incoming, packet.message_length)
         if rpc.inm.granted < packet.message_length:
             rpc.inm.granted = packet.message_length
@@ -270,7 +281,7 @@ class ModulePeer:
             return
         self.delivered.append(data)
         rpc.inm = None
-        rpc.out = LinuxOut(self._server_keys, rpc.id, answer(data), self._geo, [])
+        rpc.out = self._outgoing(rpc, answer(data), [])
         rpc.granted = rpc.out.unscheduled
         self._transmit(rpc)
 
@@ -283,17 +294,19 @@ class ModulePeer:
 class Lab:
     """Our engine and the module on one cable that loses frames."""
 
-    def __init__(self, loss: float, seed: int, params: TransportParams | None = None, sealed: bool = True) -> None:
+    def __init__(self, loss: float, seed: int, params: TransportParams | None = None, sealed: bool = True,
+                 clear: bool = False) -> None:
         self._random = Random(seed)
         self._loss = loss
         self.now = 0
         self._flying: list[tuple[int, int, bool, bytes]] = []
         self._count = 0
         self.sealed = sealed
-        self.module = ModulePeer(self._from_module, sealed)
+        self.module = ModulePeer(self._from_module, sealed, clear=clear)
         #: Every frame goes through this on its way to us.
         self.spoil: Callable[[bytes], bytes] = bytes
-        self.ours = make_side(OUR_IP, OUR_PORT, "linux", demo_keys("linux", first_id=1 << 20), params, NicConfig())
+        keys = LinuxNoKeys(1 << 20) if clear else demo_keys("linux", first_id=1 << 20)
+        self.ours = make_side(OUR_IP, OUR_PORT, "linux", keys, params, NicConfig())
         self.events: list[Event] = []
         self.delivered: list[bytes] = []
         self.to_module: list[tuple[int, bytes]] = []

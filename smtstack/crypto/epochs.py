@@ -379,6 +379,15 @@ class SmtSession(Session):
         return message_id << self.numbers.index_bits
 
 
+class LinuxPlainSession(Session):
+    """A session of profile ``linux`` in which nothing is sealed: the module's plain Homa.
+
+    A kind of its own, so that it comes from a store that was asked for by name and from nothing else.
+    """
+
+    __slots__ = ()
+
+
 class LinuxSession(Session):
     """A session of profile ``linux``: static keys by role, ids counted per host, no epochs."""
 

@@ -17,7 +17,15 @@ from smtstack.compiled import mypyc_attr
 from smtstack.crypto import aead, padding
 from smtstack.crypto.aead import AES_128_GCM, Cipher, DirectionKeys
 from smtstack.crypto.composite import CompositeNumber
-from smtstack.crypto.epochs import FIRST_ID, NO_KEYS, LinuxSession, Session, SessionParams, SmtSession
+from smtstack.crypto.epochs import (
+    FIRST_ID,
+    NO_KEYS,
+    LinuxPlainSession,
+    LinuxSession,
+    Session,
+    SessionParams,
+    SmtSession,
+)
 from smtstack.crypto.replay import RecentIds
 from smtstack.errors import ConfigError, LocalError
 from smtstack.wire.ipv4 import address, format_address
@@ -225,6 +233,24 @@ class LinuxKeys(KeyStore):
     def session(self, ends: Endpoints) -> Session | None:
         """A session with the shared keys; ids are counted over all sessions of this store."""
         return LinuxSession(self.client, self.server, self._take_id)
+
+
+class LinuxNoKeys(KeyStore):
+    """Profile ``linux`` in clear, for a module whose socket has no keys. Ids are counted over all sessions."""
+
+    makes = LinuxPlainSession
+
+    def __init__(self, first_id: int = FIRST_ID) -> None:
+        self._next_id = first_id
+
+    def _take_id(self) -> int:
+        rpc_id = self._next_id
+        self._next_id += 2
+        return rpc_id
+
+    def session(self, ends: Endpoints) -> Session | None:
+        """Always a session: nothing is protected."""
+        return LinuxPlainSession(self._take_id)
 
 
 def demo_keys(profile: str, params: SessionParams | None = None, first_id: int = 2) -> KeyStore:

@@ -25,9 +25,20 @@ from typing import Any
 
 from smtstack.crypto.aead import AES_128_GCM, Cipher
 from smtstack.crypto.epochs import FIRST_ID, SessionParams
-from smtstack.crypto.keys import FILE_VERSION, SECRET_LEN, KeyStore, PlainKeys, UpstreamKeys, demo_keys, keys_from
+from smtstack.crypto.keys import (
+    FILE_VERSION,
+    SECRET_LEN,
+    KeyStore,
+    LinuxNoKeys,
+    PlainKeys,
+    UpstreamKeys,
+    demo_keys,
+    keys_from,
+)
 from smtstack.errors import ConfigError
 
+#: Instead of a file: no keys, everything in clear.
+IN_CLEAR = "none"
 #: 2025-01-01 00:00 UTC in milliseconds of Unix time.
 _2025_MS = 1_735_689_600_000
 #: Of the first id of a process in profile ``upstream``, which has 64.
@@ -52,8 +63,9 @@ def write_key_file(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(source: str, profile: str, first_id: int = FIRST_ID) -> KeyStore:
-    """Keys for ``profile`` from ``demo`` or a key file; raises :class:`ConfigError` naming the fix.
+    """Keys for ``profile`` from ``demo``, ``none`` or a key file; raises :class:`ConfigError` naming the fix.
 
+    ``none`` is profile ``linux`` in clear, and no other profile.
     ``first_id``: where ids for our requests start. Whoever may run again with these keys gives
     :func:`fresh_first_id`.
     """
@@ -62,6 +74,11 @@ def load(source: str, profile: str, first_id: int = FIRST_ID) -> KeyStore:
     if profile == "upstream":
         # Not by the clock: a module knows an RPC by address and id, so no two processes of a host may share any.
         return UpstreamKeys(secrets.randbits(_RANDOM_ID_BITS) + 1 << 1)
+    if source == IN_CLEAR:
+        if profile != "linux":
+            raise ConfigError("keys 'none' are for profile linux, which then speaks plain Homa; profile "
+                              f"{profile} is never in clear: a file of that name is ./none")
+        return LinuxNoKeys(first_id)
     if source == "demo":
         return demo_keys(profile, SessionParams(first_id=first_id), first_id)
     content = _read_private(Path(source))

@@ -82,7 +82,7 @@ class Endpoint:
         self.ip = ip
         self.port = port
         self.params = params or TransportParams()
-        self.profile: Profile[Any] = self._make_profile(profile)
+        self.profile: Profile[Any] = self._make_profile(profile, keys)
         self.counters = Counters()
         #: IP protocol number on the wire; the profile's unless set.
         self._protocol = self.profile.fmt.protocol if protocol is None else protocol
@@ -113,8 +113,8 @@ class Endpoint:
 
     # What another dialect of Homa has others of.
 
-    def _make_profile(self, name: str) -> Profile[Any]:
-        return make_profile(name, self.params)
+    def _make_profile(self, name: str, keys: KeyStore) -> Profile[Any]:
+        return make_profile(name, self.params, keys.makes)
 
     def _make_table(self, keys: KeyStore) -> RpcTable:
         return RpcTable(self.ip, self.port, self.profile, keys, self.counters,

@@ -18,6 +18,8 @@ class OutMessage:
 
     #: TLS version of the records, for the driver: 0x0304, 0x0303, or 0 for none.
     version = 0
+    #: Headers of DATA say where its segment belongs, and of what is sent again which packet of it that is.
+    placed = True
 
     def init(self, length: int, count: int, mss: int, unscheduled: int) -> None:
         """Set the fields of a message of ``count`` segments."""

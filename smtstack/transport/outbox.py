@@ -67,6 +67,8 @@ class Outbox:
         host = peer.host
         at = out.start(index) if index else 0
         priority = host.unscheduled_priority(out.length) if at < out.unscheduled else out.priority
+        if not out.placed:
+            at = 0
         size = out.mss if self._extended else 0
         if peer.overlay and out.length > out.mss:
             header = _pack_data(self._port, peer.port, at, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
@@ -99,6 +101,7 @@ class Outbox:
             if index + 1 < out.count and out.start(index + 1) <= start:
                 continue
             payload = out.payload(index)
+            told = at if out.placed else 0
             for number, cut in enumerate(range(0, len(payload), out.mss)):
                 piece = payload[cut:cut + out.mss]
                 a, b = out.packet_range(index, number, len(piece))
@@ -107,6 +110,7 @@ class Outbox:
                     continue
                 out.resent[place] = tick
                 incoming = min(out.length, max(out.granted, b))
+                named = number if out.placed else 0
                 if overlay:
                     header = _pack_data(
                         self._port, peer.port, at + cut, size, rpc.keys.wire_epoch, rpc.flags | _PLACED,
@@ -115,8 +119,8 @@ class Outbox:
                 else:
                     header = _pack_data(
                         self._port, peer.port, 0, size, rpc.keys.wire_epoch, rpc.flags, _TCP_HEADER_LENGTH,
-                        homa.DATA, at >> 16, 0, at & 0xFFFF, rpc.id, out.length, incoming,
-                        peer.host.cutoff_version, 1, number)
+                        homa.DATA, told >> 16, 0, told & 0xFFFF, rpc.id, out.length, incoming,
+                        peer.host.cutoff_version, 1, named)
                 self._paced.append(Segment(peer.host.ip, priority << 5, header, piece, out.mss,
                                            flow=rpc.id))
                 sent += 1

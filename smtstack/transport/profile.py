@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
 from smtstack.crypto import tls13
-from smtstack.crypto.epochs import NO_KEYS, EpochKeys, LinuxSession, Session, SmtSession
+from smtstack.crypto.epochs import NO_KEYS, EpochKeys, LinuxPlainSession, LinuxSession, Session, SmtSession
 from smtstack.errors import AuthError, ConfigError, LocalError
-from smtstack.transport.linux_message import LinuxGeometry, LinuxIn, LinuxOut
+from smtstack.transport.linux_message import Acks, LinuxGeometry, LinuxIn, LinuxOut
+from smtstack.transport.linux_plain import LinuxPlainGeometry, LinuxPlainIn, LinuxPlainOut
 from smtstack.transport.message import InMessage, OutMessage
 from smtstack.transport.params import TransportParams
 from smtstack.transport.rpc import Rpc
@@ -187,24 +188,51 @@ class LinuxProfile(Profile[LinuxSession]):
     session_type = LinuxSession
 
     def __init__(self, params: TransportParams) -> None:
-        if params.incast_threshold:
-            raise ConfigError("incast_threshold: profile linux cannot mark requests, as the kernel module cannot; "
-                              "leave it at 0")
+        _no_marks(params)
         super().__init__(homa.LINUX, params)
         self._geo = LinuxGeometry(params)
 
     def outgoing(self, rpc: Rpc, session: LinuxSession, data: bytes) -> OutMessage:
-        peer = rpc.peer
-        acks: list[tuple[int, int, int]] = []
-        if rpc.is_client:
-            # One acknowledgement rides in every packet.
-            packets = -(-len(data) // self._geo.packet_data)
-            acks = [(acked, peer.local_port, peer.port) for acked in peer.acks[:packets]]
-            del peer.acks[:packets]
-        return LinuxOut(session.client if rpc.is_client else session.server, rpc.id, data, self._geo, acks)
+        return LinuxOut(session.client if rpc.is_client else session.server, rpc.id, data, self._geo,
+                        _riding(rpc, data, self._geo.packet_data))
 
     def incoming(self, rpc: Rpc, session: LinuxSession, length: int) -> InMessage:
         return LinuxIn(session.server if rpc.is_client else session.client, rpc.id ^ 1, length, self._geo)
+
+
+class LinuxPlainProfile(Profile[LinuxPlainSession]):
+    """Plain Homa of the kernel module, branch main: its format without keys, not ours of profile ``homa``."""
+
+    __slots__ = ("_geo",)
+    session_type = LinuxPlainSession
+
+    def __init__(self, params: TransportParams) -> None:
+        _no_marks(params)
+        super().__init__(homa.LINUX, params)
+        self._geo = LinuxPlainGeometry(params)
+
+    def outgoing(self, rpc: Rpc, session: LinuxPlainSession, data: bytes) -> OutMessage:
+        return LinuxPlainOut(data, self._geo, _riding(rpc, data, self._geo.packet_data))
+
+    def incoming(self, rpc: Rpc, session: LinuxPlainSession, length: int) -> InMessage:
+        return LinuxPlainIn(length)
+
+
+def _no_marks(params: TransportParams) -> None:
+    if params.incast_threshold:
+        raise ConfigError("incast_threshold: profile linux cannot mark requests, as the kernel module cannot; "
+                          "leave it at 0")
+
+
+def _riding(rpc: Rpc, data: bytes, packet_data: int) -> Acks:
+    """Acknowledgements for the packets of a message, one in each; they are taken from those that wait."""
+    if not rpc.is_client:
+        return []
+    peer = rpc.peer
+    packets = -(-len(data) // packet_data)
+    acks = [(acked, peer.local_port, peer.port) for acked in peer.acks[:packets]]
+    del peer.acks[:packets]
+    return acks
 
 
 def _marked(params: TransportParams) -> TransportParams:
@@ -213,12 +241,12 @@ def _marked(params: TransportParams) -> TransportParams:
                    unsched_bytes=params.incast_unsched_bytes)
 
 
-def make_profile(name: str, params: TransportParams) -> Profile[Any]:
-    """The profile called ``name``; raises :class:`ConfigError`."""
+def make_profile(name: str, params: TransportParams, makes: type[Session]) -> Profile[Any]:
+    """The profile called ``name``, for sessions of type ``makes``; raises :class:`ConfigError`."""
     if name == "smt":
         return SmtProfile(params)
     if name == "homa":
         return HomaProfile(params)
     if name == "linux":
-        return LinuxProfile(params)
+        return LinuxPlainProfile(params) if makes is LinuxPlainSession else LinuxProfile(params)
     raise ConfigError(f"unknown profile {name!r}; there are smt, homa and linux")

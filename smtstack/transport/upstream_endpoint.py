@@ -60,8 +60,10 @@ class UpstreamEndpoint(Endpoint):
                  params: TransportParams | None = None, protocol: int | None = None) -> None:
         super().__init__(ip, port, profile, keys, params or UPSTREAM, protocol)
 
-    def _make_profile(self, name: str) -> Profile[Any]:
-        return UpstreamProfile(self.params) if name == homa.UPSTREAM.name else make_profile(name, self.params)
+    def _make_profile(self, name: str, keys: KeyStore) -> Profile[Any]:
+        if name == homa.UPSTREAM.name:
+            return UpstreamProfile(self.params)
+        return make_profile(name, self.params, keys.makes)
 
     def _make_table(self, keys: KeyStore) -> RpcTable:
         return UpstreamTable(self.ip, self.port, self.profile, keys, self.counters)

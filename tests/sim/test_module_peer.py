@@ -52,6 +52,23 @@ def test_module_answers(params: str, size: int, under_way: int) -> None:
     assert {e.data for e in lab.events if isinstance(e, Response)} == {answer(data) for data in todo}
 
 
+@pytest.mark.parametrize("clear", [False, True], ids=["records", "in clear"])
+@pytest.mark.parametrize("size", [1, 1392, 1420, 8492, 30_000])
+def test_other_segments_than_the_modules_and_no_keys(clear: bool, size: int) -> None:
+    """A record a packet here, six packets there; both as plain Homa; one in five frames lost."""
+    lab = Lab(0.2, seed=size, params=TransportParams(max_gso_size=0), clear=clear)
+    asked = [bytes([n]) * size for n in range(8)]
+    lab.module.ask(asked, 4)
+    for data in asked:
+        lab.ask(data)
+    lab.run_until(lambda: len(lab.module.outcomes) == len(lab.events) == 8)
+    assert lab.module.outcomes == {i: answer(data) for i, data in lab.module.requests.items()}
+    assert {e.data for e in lab.events if isinstance(e, Response)} == {answer(data) for data in asked}
+    if size > 1000:
+        assert any(asked[3][:1000] in frame for _at, frame in lab.to_module) is clear
+    lab.run_until(lambda: lab.ours.endpoint.snapshot()["rpcs"] == 0)
+
+
 def test_acknowledgements_of_all_its_sockets_ride_on_any_packet() -> None:
     lab = Lab(0.0, seed=1, params=TransportParams(request_ack_ticks=1000))
     lab.module.ask(requests(64)[:40], 4)

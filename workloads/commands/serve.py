@@ -16,6 +16,7 @@ from typing import Any
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
+from smtstack.io.key_file import IN_CLEAR
 from smtstack.io.packet_socket import claim_port
 from smtstack.io.shared_port import SharedPort
 from smtstack.wire.homa import FORMATS
@@ -154,7 +155,8 @@ def run_echo(args: argparse.Namespace) -> int:
 
 def _say_ready(args: argparse.Namespace, settings: Settings) -> None:
     where = [args.iface] if args.iface else []
-    how = [f"nic {args.nic}"] if args.transport in PACKET_TRANSPORTS else []
+    how = [f"nic {args.nic}"] if settings.nic_used is not None else []
+    how += ["not encrypted"] if settings.keys == IN_CLEAR else []
     how += [f"session {settings.session_mode}"] if settings.session_mode is not None else []
     many = [f"{args.workers} workers"] if args.workers > 1 else []
     print(f"serving echo on {args.addr} ({', '.join([*where, args.transport, *how, *many])})",
@@ -220,7 +222,7 @@ def _result(args: argparse.Namespace, settings: Settings, shares: list[dict[str,
     for share in shares:
         counters.update(share["counters"])
     return {"transport": settings.transport,
-            "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
+            "nic": settings.nic_used, "encrypted": settings.encrypted,
             **summary(settings.session_mode, [share["counters"] for share in shares]),
             "address": args.addr, "workers": args.workers,
             "requests": sum(s["requests"] for s in shares), "bytes": sum(s["bytes"] for s in shares),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smtstack import quantities
+from smtstack.io.key_file import IN_CLEAR
 from workloads import transports
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.one_system import OneSystem, counters_and_judgement, measured_trials, quote
@@ -59,8 +60,9 @@ class Options:
     workers: int = option("--workers", type=options.positive, default=1, metavar="W",
                           help="server processes a host, sharing one port (default: 1)")
     keys: str = option(
-        "--keys", choices=("demo",), default="",
-        help="the kernel module's public keys, transport linux only (default: throw-away keys)")
+        "--keys", choices=("demo", IN_CLEAR), default="",
+        help="transport linux only: the kernel module's public keys, or none: its plain Homa, in clear (default: "
+             "throw-away keys)")
     canary: str = option("--canary", default="", metavar="TEXT",
                          help="text in every payload, which captures are searched for")
     timeout: float = option("--timeout", type=quantities.SECONDS, default=10.0, metavar="S",

@@ -136,6 +136,6 @@ def _failed(transport: str, rows: Sequence[Row], point: QuotedPoint, captured: M
     if point.failed:
         return first_error(rows) or f"{point.errors} RPCs failed"
     if captured is not None and (captured.get("records_bad") or captured.get("nonce_reuse") or
-                                 (captured["canary_frames"] and transport in transports.ENCRYPTED)):
+                                 (captured["canary_frames"] and captured["encrypted"])):
         return "the captures hold what they must not: bad records, a nonce used twice or plaintext"
     return ""

@@ -68,7 +68,8 @@ class Captures:
     def judge(self, fleet: Fleet, canary: bytes) -> dict[str, Any]:
         """What the captures of a fleet that kept its keys hold. Each host's file is verified on its own."""
         transport = fleet.setup.transport
-        total: dict[str, Any] = {"frames": self.frames, "missed": self.missed, "canary_frames": 0}
+        total: dict[str, Any] = {"frames": self.frames, "missed": self.missed, "encrypted": fleet.setup.encrypted,
+                                 "canary_frames": 0}
         for host in self._hosts:
             if TABLE[transport].packets:
                 decoder = Decoder(transport, _keys_of(fleet, host))

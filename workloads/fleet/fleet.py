@@ -23,6 +23,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 import psutil
 
 from smtstack.errors import ConfigError
+from smtstack.io.key_file import IN_CLEAR
 from smtstack.transport.params import software
 from smtstack.waiting import AS_TCP, HYBRID
 from topo.dns import DnsServer
@@ -123,7 +124,7 @@ class Fleet:
 
     def key_options(self, host: str) -> list[str]:
         """What names a host's credentials on a command line."""
-        return ["--keys", "demo"] if self.setup.keys == "demo" else self._credentials.args(host)
+        return ["--keys", self.setup.keys] if self.setup.keys else self._credentials.args(host)
 
     def keylog(self, host: SmtHost) -> Path:
         """Where a host writes down the secrets of its sessions, if keys are kept."""
@@ -340,7 +341,7 @@ class Fleet:
         seconds = max(answer["cpu"].get("wall_s", 0.0) for answer in done)
         told: Answered = {
             "topo": self._topo, "switch": self.net.switch_kind or None, "pinned": bool(self._cores),
-            "transport": setup.transport, "nic": setup.nic if setup.uses_nic else None,
+            "transport": setup.transport, "nic": setup.nic if setup.uses_nic and setup.keys != IN_CLEAR else None,
             "mode": "unloaded" if load.concurrency == 1 and not load.rate else "loaded",
             "poll": BY_DEFAULT if setup.wait is None else HOW[setup.wait.mode], "wait": HOW[self._waiting.mode],
             "size": size_name(load.size), "concurrency": load.concurrency,
@@ -349,6 +350,8 @@ class Fleet:
             "rpc_per_s": round(rpcs / seconds, 1) if seconds else 0.0,
             "rtt_us": rtt_summary(samples), "bytes": sum(answer["bytes"] for answer in done),
         }
+        if setup.keys == IN_CLEAR:
+            told["variant"] = "not encrypted"
         if setup.session_mode is not None:
             counted = [answer.get("session", {}) for answer in done]
             told["session"] = summary(setup.session_mode, counted)["session"]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from smtstack.errors import ConfigError
+from smtstack.io.key_file import IN_CLEAR
 from smtstack.waiting import Waiting
 from topo.host import SmtHost
 from topo.network import SmtNet
@@ -41,7 +42,8 @@ class Setup:
     wait: Waiting | None = None
     """How servers and clients wait; None: as the transport does by default."""
     keys: str = ""
-    """``demo``: the kernel module's public keys (profile linux only). Empty: throw-away keys."""
+    """Profile linux only: ``demo``, the kernel module's public keys, or ``none``, in clear. Empty: throw-away
+    keys."""
     session: str = ""
     """How sessions of smt begin: one of ``MODES``. Empty: as ``smtnet`` does by default."""
     options: tuple[str, ...] = ()
@@ -53,14 +55,19 @@ class Setup:
         if self.pattern not in PATTERNS and not _PAIRS.fullmatch(self.pattern):
             raise ConfigError(f"pattern {self.pattern!r}; there are {', '.join(PATTERNS)}, or pairs of hosts as "
                               "h1:h3,h2:h4")
-        if self.keys == "demo" and self.transport != "linux":
-            raise ConfigError(f"demo keys are for transport linux only, everybody knows them; "
+        if self.keys and self.transport != "linux":
+            raise ConfigError(f"--keys {self.keys} is for transport linux only and protects nothing; "
                               f"leave --keys out: a run of {self.transport} makes its own")
 
     @property
     def uses_nic(self) -> bool:
         """Whether our NIC is on the way at all."""
         return TABLE[self.transport].packets
+
+    @property
+    def encrypted(self) -> bool:
+        """Nobody on the wire can read what it carries."""
+        return TABLE[self.transport].encrypted and self.keys != IN_CLEAR
 
     @property
     def waiting(self) -> Waiting:

@@ -16,7 +16,7 @@ from smtstack.errors import ConfigError
 from workloads.load.loops import ClosedLoop, Load, Loop, OpenLoop, Requests, Source, Tally, size_name
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import Verdict
-from workloads.transports import PACKET_TRANSPORTS, Settings
+from workloads.transports import Settings
 from workloads.transports.contract import Caller
 from workloads.transports.sessions import summary
 
@@ -139,7 +139,7 @@ def result(settings: Settings, load: Load, point: Point) -> dict[str, Any]:
     tally = point.tally
     rtt_us = rtt_summary(tally.rtt_ns)
     answer: dict[str, Any] = {
-        "transport": settings.transport, "nic": settings.nic if settings.transport in PACKET_TRANSPORTS else None,
+        "transport": settings.transport, "nic": settings.nic_used, "encrypted": settings.encrypted,
         "size": size_name(load.size), "rpcs": len(tally.rtt_ns),
         "errors": tally.errors, "content_ok": not tally.wrong,
         "rpc_per_s": round(len(tally.rtt_ns) / point.seconds, 1) if point.seconds else 0.0,

@@ -13,6 +13,7 @@ import psutil
 
 from smtstack import quantities
 from smtstack.errors import ConfigError
+from smtstack.io.key_file import IN_CLEAR
 from smtstack.io.packet_socket import interface_mtu
 from smtstack.io.trace_file import is_folder
 from smtstack.session_io.tsig_file import DNS_PORT
@@ -65,9 +66,10 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--addr", metavar="IP:PORT", help="our own address, on that interface")
     parser.add_argument("--certs", type=Path, metavar="FOLDER",
                         help="smt, tls, ktls: this host's certificate ('smtnet ca' makes one for each host)")
-    parser.add_argument("--keys", metavar="FILE|demo",
+    parser.add_argument("--keys", metavar="FILE|demo|none",
                         help="smt: a key file ('smtnet keys' makes one) instead of a handshake; linux: a key "
-                             "file, or the module's public demo keys, which protect nothing")
+                             "file, or the module's public demo keys, which protect nothing, or none: the "
+                             "module's plain Homa, in clear")
     parser.add_argument("--nic", choices=("sw", "hw"), default="sw",
                         help="who seals records: software, or the emulated NIC's TLS offload "
                              "(default: %(default)s)")
@@ -237,7 +239,10 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
         check_no_sessions(told, others or (args.transport,))
     if args.transport == "linux" and args.keys is None:
         raise ConfigError("linux needs --keys FILE ('smtnet keys' makes one), or --keys demo: the module's public "
-                          "keys, which protect nothing")
+                          "keys, which protect nothing; --keys none is plain Homa, in clear")
+    if args.keys == IN_CLEAR and (args.transport != "linux" or args.certs is not None):
+        other = "--certs" if args.transport == "linux" else f"--transport {args.transport}"
+        raise ConfigError(f"--keys none is transport linux in clear, and nothing else: leave out that or {other}")
     if args.transport in PACKET_TRANSPORTS:
         if args.iface is None or local is None:
             raise ConfigError(f"{args.transport} sends its own packets: it needs --iface and --addr")

@@ -124,7 +124,7 @@ class Answered(_Always, total=False):
     """How they did: the default of a transport has a name, and where processes outnumber processors, those that
     are hybrid sleep."""
     variant: str
-    """What else makes it a point of its own: ``tso off``."""
+    """What else makes it a point of its own: ``tso off``, ``not encrypted``."""
     first_error: str
     """What the first client said that had one."""
     switch: str | None

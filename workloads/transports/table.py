@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from smtstack.errors import ConfigError
+from smtstack.io.key_file import IN_CLEAR
 from smtstack.socket import Address
 from smtstack.transport.params import TransportParams
 from smtstack.waiting import AS_HOMA, AS_TCP, Waiting
@@ -52,7 +53,7 @@ class Settings:
     interface: str | None = None
     """Where ``local`` is; packet transports need it."""
     keys: str | None = None
-    """A key file (smt: instead of a handshake); linux: or ``demo``."""
+    """A key file (smt: instead of a handshake); linux: or ``demo``, or ``none``, which is in clear."""
     certs: Path | None = None
     """Folder of this host's certificate (smt, tls, ktls)."""
     nic: str = "sw"
@@ -73,6 +74,16 @@ class Settings:
     def waiting(self) -> Waiting:
         """How it waits."""
         return TABLE[self.transport].waiting if self.wait is None else self.wait
+
+    @property
+    def encrypted(self) -> bool:
+        """Nobody on the wire can read what it carries."""
+        return TABLE[self.transport].encrypted and self.keys != IN_CLEAR
+
+    @property
+    def nic_used(self) -> str | None:
+        """Who seals records; None: the NIC has nothing to do here."""
+        return self.nic if TABLE[self.transport].packets and self.keys != IN_CLEAR else None
 
     @property
     def limit(self) -> int:
