@@ -136,9 +136,13 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 lint: $(STAMP)  ## ruff and mypy; check-jsonschema and zizmor for the hosted workflow
 	@echo 'lint: ruff, mypy, check-jsonschema, zizmor'
 	$(BIN)/ruff check --quiet .
-	workflows=$$(echo .github/workflows/*.yml)
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $$workflows
-	$(BIN)/zizmor --quiet --no-progress --offline --persona=pedantic $$workflows
+	if [ -x $(BIN)/zizmor ]; then
+		workflows=$$(echo .github/workflows/*.yml)
+		$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $$workflows
+		$(BIN)/zizmor --quiet --no-progress --offline --persona=pedantic $$workflows
+	else
+		echo 'lint: the linters for workflows are left out: they need Python 3.11' >&2
+	fi
 	$(BIN)/mypy --no-error-summary $(CODE)
 
 bench: $(if $(filter 0,$(shell id -u)),system) built  ## speeds as ratios (smt/tls, homa/tcp), interpreted and compiled; some minutes

@@ -122,8 +122,8 @@ setup(
     # (Ubuntu 22.04) cannot be told on its command line.
     options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["smtnet = workloads.commands.main:main"]},
-    # Every bound is one that the tests pass with (make check LOWEST=yes), all of them at once, on every Python from
-    # 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
+    # Every bound is one that the tests pass with, all of them at once (make check LOWEST=yes), on every Python
+    # from 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
     install_requires=[
         # PyPI has nothing but this pre-release, Debian has 2.3.0: naming the pre-release lets both in.
         "mininet>=2.3.0.dev6",
@@ -150,10 +150,12 @@ setup(
         # Grids of experiments, here or on a cluster (workloads/batch/sweeping.py).
         "sweep": ["distributed>=2025.1"],
         "test": ["pytest>=8", "pytest-timeout>=2.3.1", "pytest-xdist>=3.6.1", "hypothesis>=6.140", "scapy>=2.6",
-                 "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4.3", "pyyaml>=6", "redis>=5", "zstandard>=0.23"],
+                 "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4.3", "pyyaml>=6.0.1", "redis>=5", "zstandard>=0.23"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
-        "dev": ["ruff~=0.17.5", "mypy~=2.4.0", "zizmor~=1.32.0", "check-jsonschema~=0.39.0",
+        "dev": ["ruff~=0.17.5", "mypy~=2.4.0",
+                'check-jsonschema~=0.39.0; python_version >= "3.11"',
+                'zizmor~=1.32.0; python_version >= "3.11"',
                 # What an old setuptools (constraints/build.txt) builds a wheel with.
                 "wheel>=0.43"],
     },
