@@ -45,11 +45,11 @@ def said(*argv: str | Path, cwd: Path, codes: tuple[int, ...] = (0,)) -> str:
 
 
 def test_it_is_there_by_both_names(installed: Path, tmp_path: Path):
-    version = f"smtnet {__version__} (interpreted: a wheel without compiled modules; other: make dist COMPILE=yes, "
+    version = f"smtnet {__version__} (interpreted: a wheel without compiled modules; other: make dist COMPILE=yes"
     for command in ([installed / "smtnet"], [installed / "python", "-m", "smtnet"]):
         assert said(*command, "--version", cwd=tmp_path).startswith(version)
     # What is tried here is the wheel.
-    code = "import smtstack, topo, workloads, controllers; print(*(m.__file__ for m in (smtstack, topo, workloads)))"
+    code = "import smtstack, topo, workloads; print(*(m.__file__ for m in (smtstack, topo, workloads)))"
     for path in said(installed / "python", "-c", code, cwd=tmp_path).split():
         assert Path(path).is_relative_to(installed.parent)
 
