@@ -30,8 +30,9 @@ def test_what_a_page_names_is_there(page):
         missing = [name for name in _FILE.findall(text) if not (ROOT / name).exists()]
         assert missing == []
     for target, anchor in _LINK.findall(re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)):
-        target = _HOSTED.sub(r".github/workflows/\1", target) if _HOSTED.fullmatch(target) else target
-        to = (page.parent / target).resolve() if target else page
+        hosted = _HOSTED.fullmatch(target)
+        path = f".github/workflows/{hosted[1]}" if hosted else target
+        to = (page.parent / path).resolve() if target else page
         assert to.exists(), target
         if anchor:
             assert anchor in anchors(to), f"{target}#{anchor}"
