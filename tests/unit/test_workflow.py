@@ -56,7 +56,8 @@ def test_every_shell_script_can_be_read(step: Step):
 
 
 def test_make_is_given_what_it_has():
-    targets, variables = {}, {name for step in RUN for name in step.environment}
+    targets: dict[str, set[str]] = {}
+    variables = {name for step in RUN for name in step.environment}
     for step in RUN:
         for words in words_after("make", step):
             targets.setdefault(step.job, set()).add(words[0])
