@@ -4,6 +4,12 @@ PYTHON ?= python3
 JOBS ?= 2
 ROOT_JOBS ?= $(shell expr 3 '*' $(JOBS) - 1)
 ARGS ?=
+# Each direct dependency at the lowest version that setup.py takes.
+LOWEST ?=
+# A folder for pytest's JUnit files: one for each time that a target starts it.
+JUNIT ?=
+# "make dist": with compiled modules.
+COMPILE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +18,7 @@ COMPILED := $(VENV)/compiled
 # Whether the hot packages can be compiled: by a C compiler, and the headers of the Python that runs them.
 CAN_COMPILE = { command -v cc >/dev/null && $(BIN)/python -c "$(HAS_HEADERS)"; }
 HAS_HEADERS = import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))
-CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py)
+CODE = $(wildcard smtstack workloads topo controllers tests examples docs/draw.py smtnet.py)
 # What runs need besides Python: a program, and Debian's and Ubuntu's package that brings it.
 PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:net-tools unshare:util-linux \
 	ovs-vswitchd:openvswitch-switch ovsdb-server:openvswitch-switch mnexec:mininet \
@@ -22,7 +28,9 @@ PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:n
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv system demo check test lint bench compiled built clean
+.PHONY: help venv system demo check test lint bench compiled built dist clean
+
+junit = $(if $(JUNIT),--junitxml=$(JUNIT)/$(1).xml)
 
 # Images of containers often set it. Each of the hundreds of processes that tests and runs start would then compile
 # what it imports, and each worker of pytest rewrite all tests: a third of the time of all. "make clean" removes it.
@@ -61,7 +69,8 @@ endef
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
-	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (as root: half of its tests mostly wait), ARGS= (for pytest, demo or bench wire)'
+	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (as root: half of its tests mostly wait), ARGS= (for pytest, demo or bench wire),'
+	echo '  LOWEST=yes (a venv of the oldest dependencies that will do), JUNIT= (a folder for JUnit files), COMPILE=yes (dist: with compiled modules)'
 
 venv: built  ## build or repair .venv, with the command .venv/bin/smtnet
 
@@ -90,7 +99,7 @@ check: $(STAMP)  ## in a minute, without root: ruff, mypy, and the tests that ar
 	$(BIN)/mypy --no-error-summary $(CODE) & mypy=$$!
 	trap 'kill $$mypy 2>/dev/null || true; exit 130' INT TERM
 	failed=0
-	SMTNET_COMPILED=no $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(ARGS) || failed=$$?
+	SMTNET_COMPILED=no $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not root and not slow' --ff --nf $(call junit,check) $(ARGS) || failed=$$?
 	wait $$mypy || failed=$$?
 	exit $$failed
 
@@ -106,11 +115,11 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 	# Where a build can be, it is what is tested, and none would be an error. The sources then pass what touches it.
 	if $(CAN_COMPILE); then
 		echo 'test: $(JOBS) workers, the sources of what is compiled (tests/builds.py)'
-		SMTNET_COMPILED=no $$pytest -q -n $(JOBS) --dist worksteal -m 'both or interpreted' $(or $(ARGS),$$($(BIN)/python -m tests.builds)) || [ $$? -eq 5 ]
+		SMTNET_COMPILED=no $$pytest -q -n $(JOBS) --dist worksteal -m 'both or interpreted' $(call junit,interpreted) $(or $(ARGS),$$($(BIN)/python -m tests.builds)) || [ $$? -eq 5 ]
 		export SMTNET_COMPILED=yes
 	fi
 	if [ "$$(id -u)" -ne 0 ]; then
-		exec $$pytest -n $(JOBS) --dist worksteal $(ARGS)  # conftest.py skips the root tests and says why
+		exec $$pytest -n $(JOBS) --dist worksteal $(call junit,test) $(ARGS)  # conftest.py skips the root tests and says why
 	fi
 	# Those marked root mostly wait, so there are more workers than cores, and all have some of them, each in a sandbox
 	# of its own: tests/conftest.py. pytest's 5 is "none selected", which only ARGS can bring about: say nothing then.
@@ -121,12 +130,12 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 		alone='alone or first'
 	elif some 'first'; then
 		log=$$(mktemp)
-		chrt -r 1 $$pytest -n 1 -q -m first $(or $(ARGS),tests/net) >$$log 2>&1 & first=$$!
+		chrt -r 1 $$pytest -n 1 -q -m first $(call junit,first) $(or $(ARGS),tests/net) >$$log 2>&1 & first=$$!
 		trap '[ -z "$$first" ] || kill $$first; rm -f $$log' EXIT
 	fi
 	if some 'not alone and not first'; then
 		echo 'test: $(ROOT_JOBS) workers, each in a sandbox'
-		$$pytest -n $(ROOT_JOBS) --dist worksteal -m 'not alone and not first' $(ARGS)
+		$$pytest -n $(ROOT_JOBS) --dist worksteal -m 'not alone and not first' $(call junit,test) $(ARGS)
 	fi
 	if [ -n "$$first" ]; then
 		echo 'test: meanwhile, one by one, the tests that must not wait for a processor'
@@ -137,12 +146,19 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 	fi
 	if some "$$alone"; then
 		echo 'test: one by one, the tests that need the machine to themselves'
-		$$pytest -n 1 -q -m "$$alone" $(or $(ARGS),tests/net)
+		$$pytest -n 1 -q -m "$$alone" $(call junit,alone) $(or $(ARGS),tests/net)
 	fi
 
-lint: $(STAMP)  ## ruff and mypy
-	@echo 'lint: ruff, mypy'
+lint: $(STAMP)  ## ruff and mypy; check-jsonschema and zizmor for the hosted workflow
+	@echo 'lint: ruff, mypy, check-jsonschema, zizmor'
 	$(BIN)/ruff check --quiet .
+	if [ -x $(BIN)/zizmor ]; then
+		workflows=$$(echo .github/workflows/*.yml)
+		$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows $$workflows
+		$(BIN)/zizmor --quiet --no-progress --offline --persona=pedantic $$workflows
+	else
+		echo 'lint: the linters for workflows are left out: they need Python 3.11' >&2
+	fi
 	$(BIN)/mypy --no-error-summary $(CODE)
 
 bench: $(if $(filter 0,$(shell id -u)),system) built  ## speeds as ratios (smt/tls, homa/tcp), interpreted and compiled; some minutes
@@ -183,14 +199,19 @@ $(COMPILED)/smtstack/build.json: $(STAMP) $(wildcard smtstack/*.py smtstack/*/*.
 	# After modules came or went, mypyc may leave C code that fits the others no more: then all of it is made anew.
 	build || { rm -rf $(COMPILED)-c $(COMPILED)-base; build; } || { cat $(VENV)/compiled.log >&2; exit 1; }
 
+dist: $(STAMP)  ## a wheel and a source archive in dist/, the same bytes from the same commit; COMPILE=yes: compiled modules in the wheel
+	@echo 'dist: $(if $(COMPILE),a minute or so: mypyc and cc,some seconds)' >&2
+	$(BIN)/python -m tests.packages dist $(if $(COMPILE),--compiled)
+
 clean:  ## remove the venv, build products and caches; results/ stays
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
-# The stamp is written last and holds this checkout's path. Not readable with the venv's own Python,
-# or another path: the build was cut short, Python went away, or .venv came along in a copy of the
+# The stamp is written last and holds this checkout's path, and LOWEST. Not readable with the venv's own Python,
+# or other words: the build was cut short, Python went away, or .venv came along in a copy of the
 # checkout (and would run the original's code). Each means: build anew.
-ifneq ($(shell $(BIN)/python -c 'print(open("$(STAMP)").read())' 2>/dev/null),$(CURDIR))
+MADE := $(strip $(CURDIR) $(if $(LOWEST),lowest))
+ifneq ($(shell $(BIN)/python -c 'print(open("$(STAMP)").read())' 2>/dev/null),$(MADE))
 .PHONY: $(STAMP)
 ANEW := yes
 endif
@@ -216,8 +237,12 @@ $(STAMP): setup.py pyproject.toml constraints/build.txt Makefile
 	rm -f $(STAMP)
 	echo 'venv: installing smtnet and all it needs (a minute or so, this once)'
 	export PIP_CONSTRAINT=constraints/build.txt PIP_BUILD_CONSTRAINT=constraints/build.txt
+	if [ -n '$(LOWEST)' ]; then
+		$(BIN)/python tests/lowest.py >$(VENV)/lowest.txt
+		PIP_CONSTRAINT="$$PIP_CONSTRAINT $(VENV)/lowest.txt"
+	fi
 	# pip would compile what it installs by one processor.
 	$(BIN)/python -m pip install -qq --no-compile --use-pep517 -e '.[test,dev,plot,ui,session,kv,quic,sqlite,sweep]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold what other Pythons are for
-	printf '%s' '$(CURDIR)' >$(STAMP)
+	printf '%s' '$(MADE)' >$(STAMP)
 	echo 'venv: ready: $(BIN)/smtnet'

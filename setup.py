@@ -1,7 +1,9 @@
 """Packaging. Everything about *how* the code is checked is in pyproject.toml."""
 
+import gzip
 import os
 import runpy
+import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 #: Says what is compiled, and keeps the record of it.
 COMPILED = runpy.run_path(str(Path(__file__).with_name("smtstack") / "compiled.py"))
@@ -69,6 +72,31 @@ class BuildCompiled(build_ext):
         COMPILED["write_record"](self.build_lib, SOURCES)
 
 
+class Sdist(sdist):
+    """With SOURCE_DATE_EPOCH, in seconds, the same bytes from the same files, as the wheel is by itself."""
+
+    def make_archive(self, base_name: str, format: str, root_dir: str | None = None, base_dir: str | None = None,
+                     owner: str | None = None, group: str | None = None) -> str:
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch is None or format != "gztar" or base_dir is None:
+            made: str = super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+            return made
+        path = f"{base_name}.tar.gz"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with (open(path, "wb") as file, gzip.GzipFile("", "wb", 9, file, int(epoch)) as packed,
+              tarfile.open(mode="w", fileobj=packed, format=tarfile.PAX_FORMAT) as archive):
+            for member in (Path(base_dir), *sorted(Path(base_dir).rglob("*"))):
+                info = archive.gettarinfo(member)
+                info.mtime, info.uid, info.gid, info.uname, info.gname = int(epoch), 0, 0, "", ""
+                info.mode = 0o755 if info.mode & 0o100 else 0o644
+                if info.isdir():
+                    archive.addfile(info)
+                else:
+                    with open(member, "rb") as content:
+                        archive.addfile(info, content)
+        return path
+
+
 #: Before the compiler reads them: an edit meanwhile makes the build a stale one.
 SOURCES = COMPILED["state_of_sources"]()
 
@@ -84,23 +112,26 @@ setup(
     packages=find_packages(
         include=[p for name in ("smtstack", "topo", "controllers", "workloads") for p in (name, f"{name}.*")]
     ),
+    # "python -m smtnet".
+    py_modules=["smtnet"],
     # py.typed: without it a type checker ignores our annotations in an installed copy.
     package_data={"smtstack": ["py.typed", "capture/*.lua"]},
     ext_modules=compiled_modules(),
-    cmdclass={"build_ext": BuildCompiled},
+    cmdclass={"build_ext": BuildCompiled, "sdist": Sdist},
     # The checkout itself goes on sys.path, so a package added later is found. Here, as pip before 22.1
     # (Ubuntu 22.04) cannot be told on its command line.
     options={"editable_wheel": {"mode": "compat"}},
     entry_points={"console_scripts": ["smtnet = workloads.commands.main:main"]},
-    # Every bound is one that the tests pass with (uv pip install --resolution lowest-direct), on every Python from
-    # 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
+    # Every bound is one that the tests pass with, all of them at once (make check LOWEST=yes), on every Python
+    # from 3.10 to 3.13 by a wheel, but for mininet and ryu, which have none.
     install_requires=[
         # PyPI has nothing but this pre-release, Debian has 2.3.0: naming the pre-release lets both in.
         "mininet>=2.3.0.dev6",
         # The last release ever. Builds only with an old setuptools: see constraints/build.txt.
         "ryu==4.34",
-        "cryptography>=41",
-        "psutil>=5.9.8",
+        # The oldest that pyOpenSSL 25.2 goes with.
+        "cryptography>=45.0.7",
+        "psutil>=6",
         # Scenario files; from 3.11 on Python reads TOML itself.
         'tomli>=2; python_version < "3.11"',
     ],
@@ -118,10 +149,14 @@ setup(
         "quic": ["aioquic>=1.2"],
         # Grids of experiments, here or on a cluster (workloads/batch/sweeping.py).
         "sweep": ["distributed>=2025.1"],
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100", "scapy>=2.6",
-                 "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4", "redis>=5", "zstandard>=0.23"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3.1", "pytest-xdist>=3.6.1", "hypothesis>=6.140", "scapy>=2.6",
+                 "hiredis>=3.1", "lupa>=2.8", "lz4>=4.4.3", "pyyaml>=6.0.1", "redis>=5", "zstandard>=0.23"],
         # One minor series each: a new one brings new checks, and lint must not turn red by itself.
         # (mypy~=2.4 would let 2.5 in: "~=" frees the last part that is written.)
-        "dev": ["ruff~=0.17.5", "mypy~=2.4.0"],
+        "dev": ["ruff~=0.17.5", "mypy~=2.4.0",
+                'check-jsonschema~=0.39.0; python_version >= "3.11"',
+                'zizmor~=1.32.0; python_version >= "3.11"',
+                # What an old setuptools (constraints/build.txt) builds a wheel with.
+                "wheel>=0.43"],
     },
 )

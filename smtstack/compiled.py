@@ -37,11 +37,13 @@ HOT = ("wire/*.py", "crypto/*.py", "transport/*.py", "nic/*.py", "rings/*.py", "
        "io/frame_socket.py", "io/packet_socket.py", "io/ring.py", "io/send_batch.py")
 #: Decides, where it is set to one of these.
 VARIABLE, YES, NO = "SMTNET_COMPILED", "yes", "no"
-#: What mends every reason but the lack of a compiler, which it names.
-FIX = "make compiled"
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _ROOT = os.path.dirname(_PACKAGE)
+#: Else this is an installed copy, where nothing can be made.
+_IS_CHECKOUT = os.path.exists(os.path.join(_ROOT, "setup.py"))
+#: What mends every reason but the lack of a compiler, which it names.
+FIX = "make compiled" if _IS_CHECKOUT else "make dist COMPILE=yes, in a checkout, and install that wheel"
 #: In the folder that a build fills: paths of all sources, as they were; of the compiled modules.
 _RECORD = os.path.join("smtstack", "build.json")
 #: Where a build may be: beside a checkout; in an installed copy, among its sources.
@@ -125,6 +127,8 @@ def _look() -> Build:
         if not all(_is_as(path, *state) for path, state in record["sources"].items()):
             return Build(f"sources changed since the build; run: {FIX}", {})
         return Build("", {name: os.path.join(folder, path) for name, path in record["modules"].items()})
+    if not _IS_CHECKOUT:
+        return Build(f"a wheel without compiled modules; other: {FIX}", {})
     if any(os.access(os.path.join(folder, "cc"), os.X_OK) for folder in os.get_exec_path()):
         return Build(f"not built; run: {FIX}", {})
     return Build(f"no C compiler; run: make system, then: {FIX}", {})

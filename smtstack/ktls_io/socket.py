@@ -11,7 +11,7 @@ import contextlib
 import errno
 import socket
 import struct
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from smtstack.errors import BadPacket, HandshakeError, Unsupported
 from smtstack.ktls import control_records as control
@@ -36,6 +36,9 @@ from smtstack.ktls.stats import NIC, SW, TlsStats
 from smtstack.ktls_io.backends import default_backends
 from smtstack.ktls_io.handshake import Established, Handshake
 from smtstack.ktls_io.sending import NicPort, RxFlow, Sender, quietly
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10 has none
 
 #: What is sealed and given to the kernel at a time: records of full size.
 CHUNK: Final = 16 * 16_384

@@ -73,6 +73,8 @@ class Copy:
     def __init__(self, folder: Path) -> None:
         self.root = folder
         shutil.copytree(ROOT / "smtstack", folder / "smtstack", ignore=shutil.ignore_patterns("__pycache__"))
+        # By which an installed copy is told from it.
+        (folder / "setup.py").touch()
         self.build = folder / ".venv" / "compiled"
         self.record = self.build / "smtstack" / "build.json"
 

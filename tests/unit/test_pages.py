@@ -11,6 +11,8 @@ from tests.command_lines import ROOT, pages
 
 _FILE = re.compile(r"`((?:smtstack|workloads|topo|controllers|tests|docs|examples)/[\w./]*\w/?)`")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+#: A workflow's page and badge, from README.md where it is hosted.
+_HOSTED = re.compile(r"\.\./\.\./actions/workflows/([\w.-]+?)(?:/badge\.svg)?")
 #: Lists of what was moved are of their day.
 _OLD = {"CHANGELOG.md"}
 
@@ -28,7 +30,9 @@ def test_what_a_page_names_is_there(page):
         missing = [name for name in _FILE.findall(text) if not (ROOT / name).exists()]
         assert missing == []
     for target, anchor in _LINK.findall(re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)):
-        to = (page.parent / target).resolve() if target else page
+        hosted = _HOSTED.fullmatch(target)
+        path = f".github/workflows/{hosted[1]}" if hosted else target
+        to = (page.parent / path).resolve() if target else page
         assert to.exists(), target
         if anchor:
             assert anchor in anchors(to), f"{target}#{anchor}"

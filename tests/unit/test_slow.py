@@ -1,9 +1,8 @@
-"""What the quick run leaves out, and where it runs: the list of slow tests and the hosted workflow."""
+"""What the quick run leaves out: the list of slow tests."""
 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from tests import slow
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOW = (ROOT / ".github/workflows/ci.yml").read_text()
 
 
 def test_what_the_list_names_is_there():
@@ -56,19 +54,3 @@ def test_the_list_is_made_by_measuring(tmp_path, monkeypatch):
         renewal.pytest_runtest_logreport(one)
     renewal.write()
     assert listing.read_text() == "# why\nx.py::did_not_run\nx.py::is_slow\n"
-
-
-def test_hosted_machines_try_every_python():
-    """From the oldest that setup.py takes on."""
-    oldest = re.search(r'python_requires=">=3\.(\d+)"', (ROOT / "setup.py").read_text())
-    pythons = re.search(r"python: \[(.*)\]", WORKFLOW)
-    assert oldest
-    assert pythons
-    minors = [int(name.strip('" ').removeprefix("3.")) for name in pythons[1].split(",")]
-    assert minors == list(range(int(oldest[1]), 14))
-
-
-def test_hosted_machines_run_targets_that_are_there():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    run = re.findall(r"run: (?:sudo )?(?:unshare --net )?make ([a-z]+)", WORKFLOW)
-    assert {"check", "test", "demo"} <= set(run) <= targets

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import psutil
 
@@ -41,6 +41,9 @@ from workloads.options.waiting import wait_words
 from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
 from workloads.results.row import BY_DEFAULT, HOW, Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # Python 3.10 has none
 
 #: Seconds between looks whether all processes are alive.
 _LOOK_S = 0.5

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from secrets import token_hex
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from smtstack.errors import ConfigError, PeerError
 from workloads.kv.client import KvCall, finish, is_error
@@ -19,6 +19,9 @@ from workloads.load.measure import Point, Series, write_values
 from workloads.load.ycsb_history import History
 from workloads.transports import Settings
 from workloads.transports.contract import Call, Caller
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # Python 3.10 has none
 
 #: The two phases of YCSB.
 LOAD_PHASE, RUN_PHASE = "load", "run"
