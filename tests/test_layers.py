@@ -21,6 +21,7 @@ RANK = {
     "smtstack.quantities": 1,
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
+    "smtstack.udp": 2,  # UDP/IP of a guarded process
     "smtstack.waiting": 2,  # how long to look before sleeping
     "smtstack.transport": 3,
     "smtstack.session": 4,
@@ -59,7 +60,7 @@ RANK = {
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
-           "smtstack.ktls", "smtstack.rings", "smtstack.stack", "smtstack.waiting"}
+           "smtstack.ktls", "smtstack.rings", "smtstack.stack", "smtstack.udp", "smtstack.waiting"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
                  "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
                  "logging", "secrets"}

@@ -312,8 +312,40 @@ def split() -> dict[str, Any]:
            "more_fragments": verdict(change=(20, 0x20)), "last_fragment": verdict(change=(21, 1)),
            "dont_fragment": verdict(change=(20, 0x40)), "options": verdict(change=(14, 3))}
     program.close()
+    out["udp"] = _udp_split(sock, ours)
     sock.close()
     os.close(descriptor)
+    return out
+
+
+def _udp_split(sock: XdpSocket, ours: int) -> list[list[Any]]:
+    """The same of UDP from 0xe000 on, in this order: what is sent, and the verdict."""
+    program = XdpProgram("p0", sock, ours, 0xE000, 17)
+    number = program._descriptors[2]
+    out: list[list[Any]] = []
+
+    def verdict(name: str, source: int, ident: int, place: int, port: int = 0xE000, to: int = ours,
+                data: int = 16) -> None:
+        packet = IPv4(source, to, 17, 28 + data, ident, flags_fragment=place).pack()
+        frame = bytes(12) + b"\x08\0" + packet + bytes(2) + port.to_bytes(2, "big") + bytes(data)
+        out.append([name, _trial(number, frame[:34 + data])])
+
+    verdict("e000", 1, 0, 0x4000)
+    verdict("dfff", 1, 0, 0x4000, 0xDFFF)
+    verdict("ffff", 1, 0, 0x4000, 0xFFFF)
+    verdict("other address", 1, 0, 0x4000, to=ours + 1)
+    verdict("too early", 1, 7, 2)
+    # Two senders, one identification: one sends to us, the other one to the kernel.
+    verdict("first of 1", 1, 7, 0x2000)
+    verdict("first of 2", 2, 7, 0x2000, 0xDFFF)
+    verdict("middle of 1", 1, 7, 0x2002)
+    verdict("middle of 2", 2, 7, 0x2002)
+    verdict("last of 1, a byte", 1, 7, 4, data=1)
+    verdict("last of 2", 2, 7, 4)
+    verdict("overtaken of 1", 1, 7, 0x2003)
+    verdict("first of 1 to the kernel", 1, 7, 0x2000, 0xDFFF)
+    verdict("last of that", 1, 7, 4)
+    program.close()
     return out
 
 

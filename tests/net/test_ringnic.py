@@ -87,6 +87,11 @@ def test_a_second_guarded_process_has_its_ring_in_memory_and_what_a_ring_is_not_
 def test_the_program_takes_our_packets_and_no_others():
     got = inside("split")
     to_the_ring, to_the_kernel = 4, 2
+    udp = got.pop("udp")
+    assert len(udp) == 14
+    assert [name for name, verdict in udp if verdict == to_the_ring] == [
+        "e000", "ffff", "first of 1", "middle of 1", "last of 1, a byte", "overtaken of 1"]
+    assert {verdict for _name, verdict in udp} == {to_the_ring, to_the_kernel}
     assert {name for name, verdict in got.items() if verdict == to_the_ring} == {"ours", "dont_fragment"}
     assert {verdict for name, verdict in got.items() if name not in ("ours", "dont_fragment")} == {to_the_kernel}
 

@@ -33,11 +33,12 @@ from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.programs import IMPORTS, cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
+from workloads.fleet.rings import RingCounters
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX, rtt_summary
 from workloads.options.waiting import wait_words
-from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
+from workloads.results.fidelity import FidelityMonitor, combined, doubted, judge_figures, ring_doubts
 from workloads.results.row import BY_DEFAULT, HOW, Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
 
@@ -118,6 +119,7 @@ class Fleet:
             # Who looks for a frame would keep those from a processor who are to send it.
             self._waiting = AS_TCP
         self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
+        self._rings = RingCounters(net.hosts) if setup.uses_nic and net.has_rings else None
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
 
@@ -313,6 +315,9 @@ class Fleet:
                             "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
                             "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
             **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
+        if self._rings is not None:
+            row["ring"] = self._rings.take()
+            row["fidelity"] = doubted(row["fidelity"], *ring_doubts(row["ring"]))
         if self._nic_pids():
             row["cpu"]["nic_s"] = round(cpu["nic_s"], 4)
             row["cpu"]["nic_us_per_rpc"] = _per_rpc_us(cpu["nic_s"], told["rpcs"])

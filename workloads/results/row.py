@@ -157,7 +157,29 @@ class Lost(TypedDict, total=False):
     """tcp, tls, ktls: retransmission time-outs."""
 
 
-class Row(Answered, Lost):
+class RingCounts(TypedDict):
+    """What guarded processes and their host did (``--nic-hosting ring``), over all hosts; counts are of this
+    trial, and of what was between the one before and it."""
+
+    rejected_indices: int
+    """Indices of the host that could not be."""
+    invalid_frames: int
+    """Descriptors of the host that named no frame which it had."""
+    sleeps: int
+    """Times that a guarded process slept until the monitor woke it."""
+    bells: int
+    """Times that it woke the monitor."""
+    in_memory: int
+    """Endpoints whose rings are not the kernel's."""
+
+
+class Ringed(TypedDict, total=False):
+    """What there is where guarded processes are."""
+
+    ring: RingCounts
+
+
+class Row(Answered, Lost, Ringed):
     """One trial of one point."""
 
     cpu: Cpu
