@@ -57,6 +57,8 @@ Address = tuple[str, int]
 #: How a socket's packets come and go.
 INLINE, RING = "inline", "ring"
 HOSTINGS = (INLINE, RING)
+#: (IP, port, protocol, MTU) to a socket for frames, and where neighbours are.
+FrameOpener = Callable[[int, int, int, int], tuple[FrameSocket, NextHops]]
 #: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
 FAREWELL_S = 0.2
 
@@ -116,6 +118,9 @@ class SmtContext:
     hosting: str = ""
     """``ring``: packets go by memory shared with an untrusted host (docs/trust.md), ``inline``: by a socket of our
     own; empty: by what the interface's link has."""
+    frames: FrameOpener | None = None
+    """What opens the way of packets instead of ``hosting``, by (IP, port, protocol, MTU): for comparisons. The NIC
+    is then not trusted."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
@@ -263,14 +268,15 @@ class SmtSocket:
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             #: The control process of the ring, if it is ours.
             self._ring_control: ControlProcess | None = None
-            by_ring = self._by_ring = context.has_ring
-            socket, neighbours = self._open_ring(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
+            self._by_ring = context.frames is None and context.has_ring
+            socket, neighbours = self._open_frames(ip, local[1])
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
                 undo.callback(port.detach)
             # Behind a ring the NIC is the host's.
-            config = replace(context.nic, trusted=context.nic.trusted and not by_ring)
+            theirs = self._by_ring or context.frames is not None
+            config = replace(context.nic, trusted=context.nic.trusted and not theirs)
             nic = SmartNic(port.configure(config) if port is not None else config)
             nic.super_frames = context.has_overlay
             self.loop = PacketLoop(self.endpoint, nic, socket, neighbours, Waiter(context.wait, outnumbered),
@@ -278,6 +284,12 @@ class SmtSocket:
             undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
+
+    def _open_frames(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
+        opener = self.context.frames
+        if opener is not None:
+            return opener(ip, port, self.endpoint.protocol, self.endpoint.params.mtu)
+        return self._open_ring(ip, port) if self._by_ring else self._open_packets(ip, port)
 
     def _open_packets(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
         context, endpoint = self.context, self.endpoint

@@ -35,6 +35,7 @@ RANK = {
     "smtstack.nicshare": 8,
     "smtstack.storage": 8,  # block devices, and what protects them
     "smtstack.ringnic": 8,  # a guarded process' ring, and the host's processes behind it
+    "smtstack.hostcalls": 9,  # ways to the wire with a host in them, to compare rings with
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
     "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it

@@ -1,4 +1,5 @@
-"""The program that gives a guarded process its share of UDP: a range of ports, and the fragments of what goes there.
+"""The program that gives a guarded process its share of UDP: a range of ports, and the fragments of what goes
+there.
 
 The first fragment says by its port where a packet goes; the others follow it, by (source, destination, protocol,
 identification). RAKIS goes by the identification alone, so that two senders' fragments may be taken for each
@@ -71,15 +72,14 @@ class _Code:
         """As the kernel takes it."""
         out = []
         for number, (step, to) in enumerate(self._steps):
-            if to:
-                step = step[:2] + struct.pack("=h", self._places[to] - number - 1) + step[4:]
-            out.append(step)
+            offset = struct.pack("=h", self._places[to] - number - 1) if to else step[2:4]
+            out.append(step[:2] + offset + step[4:])
         return b"".join(out)
 
 
 def udp_split_program(table: int, fragments: int, ip: int, first_port: int) -> bytes:
-    """Instructions that give UDP to ``ip`` and ``first_port`` or above to the socket in ``table``, with the fragments
-    that follow (``fragments``: :func:`fragment_map`), and all else to the host's kernel."""
+    """Instructions that give UDP to ``ip`` and ``first_port`` or above to the socket in ``table``, with the
+    fragments that follow (``fragments``: :func:`fragment_map`), and all else to the host's kernel."""
     def swapped(value: int, size: int) -> int:
         return int.from_bytes(value.to_bytes(size, "big"), "little")
 
@@ -92,8 +92,9 @@ def udp_split_program(table: int, fragments: int, ip: int, first_port: int) -> b
     add(_MOVE_REG, 4, 2)
     add(_ADD, 4, constant=TRANSPORT_OFFSET)
     add(_JUMP_ABOVE_REG, 4, 3, to="pass")
-    for load, at, value in ((_LOAD_HALF, ETHERTYPE_AT, swapped(ETHERTYPE_IPV4, 2)), (_LOAD_BYTE, IP_OFFSET, VERSION_IHL),
-                            (_LOAD_BYTE, PROTOCOL_AT, PROTO_UDP), (_LOAD, DST_AT, swapped(ip, 4))):
+    for load, at, value in ((_LOAD_HALF, ETHERTYPE_AT, swapped(ETHERTYPE_IPV4, 2)),
+                            (_LOAD_BYTE, IP_OFFSET, VERSION_IHL), (_LOAD_BYTE, PROTOCOL_AT, PROTO_UDP),
+                            (_LOAD, DST_AT, swapped(ip, 4))):
         add(load, 5, 2, at)
         add(_JUMP_UNEQUAL_WORD, 5, constant=value, to="pass")
     for number, at in enumerate((SRC_AT, DST_AT)):

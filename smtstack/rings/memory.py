@@ -1,7 +1,7 @@
 """Shared memory, and the one place that touches it.
 
 Whoever shares it may change it at any moment, also between two reads of the same word. So each function here reads
-once what it returns, by copy, and nobody keeps a view.
+once what it returns, by copy, and nobody keeps a view. :meth:`SharedMemory.view` is the one exception.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class SharedMemory:
         """A copy of so many bytes."""
         self._check(False, start, length)
         return bytes(self._bytes[start:start + length])
+
+    def view(self, start: int, length: int) -> memoryview:
+        """So many bytes where they lie: whoever shares them may change them under the reader's eyes."""
+        self._check(False, start, length)
+        return self._bytes[start:start + length]
 
     def write(self, start: int, data: bytes) -> None:
         """Write bytes."""

@@ -1,7 +1,7 @@
 """One end of UDP: datagrams to frames, frames to datagrams. Knows no socket and no clock.
 
-A guarded process has a range of ports of its own, from :data:`FIRST_PORT` on as RAKIS has it; the host's kernel keeps
-those below. What comes from elsewhere is counted and dropped: nobody behind a ring answers by ICMP.
+A guarded process has a range of ports of its own, from :data:`FIRST_PORT` on as RAKIS has it; the host's kernel
+keeps those below. What comes from elsewhere is counted and dropped: nobody behind a ring answers by ICMP.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from smtstack.udp.reassembly import Reassembly
 from smtstack.udp.wire import (
     MAX_DATA,
     PROTO_UDP,
+    Buffer,
     Datagram,
     pack_packets,
     pack_segment,
@@ -49,8 +50,8 @@ class UdpStack:
         self.bad = self.not_ours = self.unresolved = 0
 
     def send(self, dst: int, dport: int, data: bytes) -> list[bytes]:
-        """Frames of a datagram; none if nobody knows where its address is. Raises :class:`LocalError` for one that
-        cannot be."""
+        """Frames of a datagram; none if nobody knows where its address is. Raises :class:`LocalError` for one
+        that cannot be."""
         if len(data) > MAX_DATA:
             raise LocalError(f"a datagram of {len(data)} bytes; UDP has at most {MAX_DATA}")
         if not 0 < dport <= LAST_PORT:
@@ -69,8 +70,9 @@ class UdpStack:
         head = mac + self._mac + ethernet.ETHERTYPE_IPV4.to_bytes(2, "big")
         return [head + packet for packet in packets]
 
-    def receive(self, frame: bytes, now: int) -> Datagram | None:
-        """A frame came at ``now`` (ns): a datagram for us, if it made one whole. Raises nothing, whatever it is."""
+    def receive(self, frame: Buffer, now: int) -> Datagram | None:
+        """A frame came at ``now`` (ns): a datagram for us, if it made one whole. Raises nothing, whatever it is.
+        A view of one is not kept."""
         try:
             piece = parse_piece_untrusted(frame)
             if piece.protocol != PROTO_UDP or piece.dst != self.ip or piece.src >= _MULTICAST or not piece.src:

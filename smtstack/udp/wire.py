@@ -1,12 +1,12 @@
-"""UDP (RFC 768) in IPv4 packets that may be fragments (RFC 791). :mod:`smtstack.wire.ipv4` knows none of these: SMT
-never has any.
+"""UDP (RFC 768) in IPv4 packets that may be fragments (RFC 791). :mod:`smtstack.wire.ipv4` knows none of these:
+SMT never has any.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from smtstack.errors import BadPacket
 from smtstack.wire import ethernet
@@ -20,6 +20,9 @@ MAX_DATA: Final = 65535 - HEADER_LEN - UDP_HEADER_LEN
 #: The flag of a fragment behind which others come; what is in units of 8 bytes.
 MORE: Final = 0x2000
 _OFFSET: Final = 0x1FFF
+#: A packet: bytes of our own, or a view of memory in which it lies.
+Buffer: TypeAlias = "bytes | memoryview"
+_IPV4: Final = ethernet.ETHERTYPE_IPV4.to_bytes(2, "big")
 _IP: Final = struct.Struct("!BBHHHBBHII")
 _UDP: Final = struct.Struct("!HHHH")
 _PSEUDO: Final = struct.Struct("!IIHH")
@@ -37,7 +40,7 @@ class Piece:
     """In bytes, of the first one in the whole."""
     more: bool
     """Others come behind it."""
-    payload: bytes
+    payload: Buffer
 
     @property
     def whole(self) -> bool:
@@ -56,15 +59,15 @@ class Datagram:
     data: bytes
 
 
-def parse_piece_untrusted(frame: bytes) -> Piece:
-    """The IPv4 packet in an Ethernet frame. Raises :class:`BadPacket` for anything else, options and wrong
-    checksums included."""
-    eth = ethernet.parse_untrusted(frame)
-    if eth.ethertype != ethernet.ETHERTYPE_IPV4:
-        raise BadPacket(f"EtherType {eth.ethertype:#06x} is not IPv4")
-    header = frame[ethernet.HEADER_LEN:ethernet.HEADER_LEN + HEADER_LEN]
-    if len(header) < HEADER_LEN:
-        raise BadPacket(f"{len(header)} bytes are too few for an IPv4 header")
+def parse_piece_untrusted(frame: Buffer) -> Piece:
+    """The IPv4 packet in an Ethernet frame; a whole one's payload is part of it, a fragment's a copy. Raises
+    :class:`BadPacket` for anything else, options and wrong checksums included."""
+    header = bytes(frame[:ethernet.HEADER_LEN + HEADER_LEN])
+    if len(header) < ethernet.HEADER_LEN + HEADER_LEN:
+        raise BadPacket(f"{len(header)} bytes are too few for the header of an IPv4 packet")
+    if header[ethernet.ETHERTYPE_OFFSET:ethernet.HEADER_LEN] != _IPV4:
+        raise BadPacket(f"EtherType {header[ethernet.ETHERTYPE_OFFSET:ethernet.HEADER_LEN].hex()} is not IPv4")
+    header = header[ethernet.HEADER_LEN:]
     vihl, _tos, total, ident, place, _ttl, protocol, _sum, src, dst = _IP.unpack(header)
     if vihl != VERSION_IHL:
         raise BadPacket(f"IP version/IHL byte {vihl:#04x}, expected 0x45 (IPv4 without options)")
@@ -76,7 +79,7 @@ def parse_piece_untrusted(frame: bytes) -> Piece:
     offset, more = 8 * (place & _OFFSET), bool(place & MORE)
     if (more and (len(payload) % 8 or not payload)) or offset + len(payload) > 65535 - HEADER_LEN:
         raise BadPacket(f"a fragment of {len(payload)} bytes at {offset}")
-    return Piece(src, dst, protocol, ident, offset, more, payload)
+    return Piece(src, dst, protocol, ident, offset, more, bytes(payload) if more or offset else payload)
 
 
 def parse_datagram_untrusted(piece: Piece) -> Datagram:
@@ -92,15 +95,14 @@ def parse_datagram_untrusted(piece: Piece) -> Datagram:
         raise BadPacket(f"a datagram of {length} bytes in {len(payload)}")
     if not found or udp_checksum(piece.src, piece.dst, payload) != 0xFFFF:
         raise BadPacket("wrong checksum of a datagram")
-    return Datagram(piece.src, sport, piece.dst, dport, payload[UDP_HEADER_LEN:])
+    return Datagram(piece.src, sport, piece.dst, dport, bytes(payload[UDP_HEADER_LEN:]))
 
 
-def udp_checksum(src: int, dst: int, segment: bytes) -> int:
+def udp_checksum(src: int, dst: int, segment: Buffer) -> int:
     """RFC 768 over pseudo header and ``segment``: what belongs into a field that is 0; of a segment that has the
     right one, 0xFFFF. Never 0."""
-    even = segment if len(segment) % 2 == 0 else segment + b"\0"
-    total = int.from_bytes(_PSEUDO.pack(src, dst, PROTO_UDP, len(segment)) + even, "big") % 0xFFFF
-    return 0xFFFF - total
+    total = int.from_bytes(_PSEUDO.pack(src, dst, PROTO_UDP, len(segment)) + segment, "big")
+    return 0xFFFF - (total << 8 * (len(segment) & 1)) % 0xFFFF
 
 
 def pack_segment(datagram: Datagram) -> bytes:
