@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from smtstack.hostcalls.frames import CalledFrames, QueuedFrames
 from smtstack.io import key_file, seccomp
 from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.neighbours import Neighbours
@@ -56,9 +57,10 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 #: How a socket's packets come and go.
 INLINE, RING = "inline", "ring"
-HOSTINGS = (INLINE, RING)
-#: (IP, port, protocol, MTU) to a socket for frames, and where neighbours are.
-FrameOpener = Callable[[int, int, int, int], tuple[FrameSocket, NextHops]]
+#: What stands beside a ring in figures: a guarded process each, whose frames go by calls of the host (each an
+#: exit, or in a queue), or by a ring that believes the host.
+EXIT, QUEUE, UNCHECKED = "exit", "queue", "ring-unchecked"
+HOSTINGS = (INLINE, RING, EXIT, QUEUE, UNCHECKED)
 #: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
 FAREWELL_S = 0.2
 
@@ -117,10 +119,9 @@ class SmtContext:
     ends want it; without handshakes both must say the same. Not in profile ``linux``."""
     hosting: str = ""
     """``ring``: packets go by memory shared with an untrusted host (docs/trust.md), ``inline``: by a socket of our
-    own; empty: by what the interface's link has."""
-    frames: FrameOpener | None = None
-    """What opens the way of packets instead of ``hosting``, by (IP, port, protocol, MTU): for comparisons. The NIC
-    is then not trusted."""
+    own; empty: by what the interface's link has. ``exit``, ``queue``, ``ring-unchecked``: for comparison."""
+    exit_ns: int = 0
+    """Hosting ``exit``: what leaving an enclave is said to cost, beside the change of process, which is real."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
@@ -268,15 +269,14 @@ class SmtSocket:
                 self.endpoint.trace_to(self._trace, time.monotonic_ns)
             #: The control process of the ring, if it is ours.
             self._ring_control: ControlProcess | None = None
-            self._by_ring = context.frames is None and context.has_ring
-            socket, neighbours = self._open_frames(ip, local[1])
+            by_ring = self._by_ring = context.has_ring
+            socket, neighbours = self._open_guarded(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
                 undo.callback(port.detach)
             # Behind a ring the NIC is the host's.
-            theirs = self._by_ring or context.frames is not None
-            config = replace(context.nic, trusted=context.nic.trusted and not theirs)
+            config = replace(context.nic, trusted=context.nic.trusted and not by_ring)
             nic = SmartNic(port.configure(config) if port is not None else config)
             nic.super_frames = context.has_overlay
             self.loop = PacketLoop(self.endpoint, nic, socket, neighbours, Waiter(context.wait, outnumbered),
@@ -285,17 +285,19 @@ class SmtSocket:
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
 
-    def _open_frames(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
-        opener = self.context.frames
-        if opener is not None:
-            return opener(ip, port, self.endpoint.protocol, self.endpoint.params.mtu)
-        return self._open_ring(ip, port) if self._by_ring else self._open_packets(ip, port)
-
     def _open_packets(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
         context, endpoint = self.context, self.endpoint
         socket = PacketSocket(context.interface, ip, port, endpoint.protocol, endpoint.params.mtu,
                               context.shared_port, context.has_overlay, endpoint.profile.fmt.tcp_shaped)
         return socket, Neighbours(context.interface)
+
+    def _open_guarded(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
+        context, endpoint = self.context, self.endpoint
+        if context.hosting not in (EXIT, QUEUE):
+            return self._open_ring(ip, port)
+        calls = CalledFrames if context.hosting == EXIT else QueuedFrames
+        frames = calls(context.interface, ip, port, endpoint.protocol, endpoint.params.mtu, context.exit_ns)
+        return frames, frames.neighbour
 
     def _open_ring(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
         interface = self.context.interface
@@ -303,7 +305,7 @@ class SmtSocket:
             self._ring_control = ControlProcess(interface)
             self._ring_control.wait()
         try:
-            socket = open_ring(interface, ip, port, self.endpoint.protocol)
+            socket = open_ring(interface, ip, port, self.endpoint.protocol, self.context.hosting != UNCHECKED)
         except BaseException:
             if self._ring_control is not None:
                 self._ring_control.stop()

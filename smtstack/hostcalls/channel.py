@@ -9,6 +9,7 @@ parameter (``exit_ns``): a model, no measurement.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import signal
@@ -19,7 +20,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from smtstack.errors import SmtError, Unsupported
-from smtstack.hostcalls.results import MAX_INTERRUPTED, RECEIVE, SEND, WAIT, Answer, HostLie, check
+from smtstack.hostcalls.results import MAX_INTERRUPTED, NEIGHBOUR, RECEIVE, SEND, WAIT, Answer, HostLie, check
 from smtstack.io.memory import sealed_memory
 from smtstack.rings.memory import SharedMemory
 
@@ -33,6 +34,7 @@ SIZE: Final = _DATA_AT + ROOM
 _SET_DEATH_SIGNAL, _SET_NAME = 1, 15
 _NAME: Final = "host-calls"
 _LONGEST_US: Final = 1_000_000
+_MAC_LEN: Final = 6
 
 
 class HostSocket(Protocol):
@@ -46,6 +48,9 @@ class HostSocket(Protocol):
 
     def wait(self, timeout_s: float) -> bool:
         """Until something is there."""
+
+    def neighbour(self, address: int) -> bytes | None:
+        """MAC of the next hop towards it."""
 
 
 class HostCalls:
@@ -77,6 +82,14 @@ class HostCalls:
         """Until something is there, or so long, says the host. Raises OSError, :class:`HostLie`."""
         with suppress(InterruptedError):
             self._call(WAIT, 0, timeout_us=min(-(-timeout_ns // 1000), _LONGEST_US))
+
+    def neighbour(self, address: int) -> bytes | None:
+        """MAC of the next hop towards ``address``, says the host; None: nobody knows. Raises :class:`HostLie`."""
+        try:
+            length, _answer = self._call(NEIGHBOUR, _MAC_LEN, address)
+        except OSError:
+            return None
+        return self._memory.copy(_DATA_AT, length)
 
     def _call(self, call: int, length: int, address: int = 0, port: int = 0,
               timeout_us: int = 0) -> tuple[int, Answer]:
@@ -179,7 +192,7 @@ def end(pid: int) -> None:
 def _serve(sock: HostSocket, mapping: mmap.mmap, ask: int, answer: int) -> None:
     while os.read(ask, 1):
         call, length, address, port, timeout_us = struct.unpack_from("=5I", mapping)
-        source = (0, 0)
+        source = [0, 0]
         try:
             if call == SEND:
                 result = sock.send(mapping[_DATA_AT:_DATA_AT + length], address, port)
@@ -187,6 +200,10 @@ def _serve(sock: HostSocket, mapping: mmap.mmap, ask: int, answer: int) -> None:
                 data, *source = sock.receive(length)
                 mapping[_DATA_AT:_DATA_AT + len(data)] = data
                 result = len(data)
+            elif call == NEIGHBOUR:
+                mac = sock.neighbour(address)
+                result = -errno.EHOSTUNREACH if mac is None else _MAC_LEN
+                mapping[_DATA_AT:_DATA_AT + _MAC_LEN] = mac or bytes(_MAC_LEN)
             else:
                 result = int(sock.wait(timeout_us / 1e6))
         except OSError as e:

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from smtstack.errors import SmtError, Unsupported
 from smtstack.hostcalls.channel import HostProcess, become, end
-from smtstack.hostcalls.sockets import KernelFrames
+from smtstack.hostcalls.sockets import KernelFrames, OnlyNeighbours
 from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.memory import sealed_memory
-from smtstack.io.packet_socket import PacketSocket
+from smtstack.io.packet_socket import PacketSocket, interface_mac
 from smtstack.ringnic.bell import SIZE, Bell
 from smtstack.ringnic.messages import places
 from smtstack.ringnic.monitor import MemoryMonitor
@@ -30,14 +30,20 @@ _NAME: Final = "host-queue"
 class CalledFrames(FrameSocket):
     """Frames of an endpoint, each by a call to the host. Ends the host's process when it is closed."""
 
-    def __init__(self, mac: bytes, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                 exit_ns: int = 0) -> None:
-        self.mac = mac
+    def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int, exit_ns: int = 0) -> None:
+        self.mac = interface_mac(interface)
         self.send_drops = 0
-        self._host = HostProcess(lambda: KernelFrames(PacketSocket(interface, ip, port, protocol, mtu)), False,
-                                 exit_ns)
+        self._host = HostProcess(
+            lambda: KernelFrames(PacketSocket(interface, ip, port, protocol, mtu), interface), False, exit_ns)
         self._calls = self._host.calls
         self._received = 0
+        self._known: dict[int, bytes | None] = {}
+
+    def neighbour(self, ip: int) -> bytes | None:
+        """MAC of the next hop, as the host says, asked once."""
+        if ip not in self._known:
+            self._known[ip] = self._calls.neighbour(ip)
+        return self._known[ip]
 
     def watch(self, _other: socket.socket) -> None:
         """Not here. Raises :class:`Unsupported`."""
@@ -147,7 +153,26 @@ class QueuedSocket(RingSocket):
                 mapping.close()
 
 
-def queued_frames(mac: bytes, interface: str, ip: int, port: int, protocol: int, mtu: int,
-                  neighbours: Callable[[int], bytes | None]) -> QueuedSocket:
-    """Frames of an endpoint, by a queue of calls."""
-    return QueuedSocket(mac, lambda: PacketSocket(interface, ip, port, protocol, mtu), neighbours)
+class QueuedFrames(QueuedSocket):
+    """Frames of an endpoint, by a queue of calls. Where neighbours are the host is asked by a call each."""
+
+    def __init__(self, interface: str, ip: int, port: int, protocol: int, mtu: int, exit_ns: int = 0) -> None:
+        self._asked = HostProcess(lambda: OnlyNeighbours(interface), False, exit_ns)
+        known: dict[int, bytes | None] = {}
+
+        def neighbour(address: int) -> bytes | None:
+            if address not in known:
+                known[address] = self._asked.calls.neighbour(address)
+            return known[address]
+
+        try:
+            super().__init__(interface_mac(interface), lambda: PacketSocket(interface, ip, port, protocol, mtu),
+                             neighbour)
+        except BaseException:
+            self._asked.close()
+            raise
+
+    def close(self) -> None:
+        """End the host's processes."""
+        super().close()
+        self._asked.close()

@@ -13,13 +13,15 @@ from smtstack.errors import PeerError
 SEND: Final = 1
 RECEIVE: Final = 2
 WAIT: Final = 3
-NAMES: Final = {SEND: "send", RECEIVE: "receive", WAIT: "wait"}
+NEIGHBOUR: Final = 4
+NAMES: Final = {SEND: "send", RECEIVE: "receive", WAIT: "wait", NEIGHBOUR: "neighbour"}
 #: Errors that each call can have; any other one is a lie, and becomes EPERM.
 ERRNOS: Final = {
     SEND: frozenset((errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE, errno.ENETDOWN, errno.ENETUNREACH,
                      errno.EHOSTUNREACH, errno.ECONNREFUSED)),
     RECEIVE: frozenset((errno.EAGAIN, errno.EINTR, errno.ENETDOWN, errno.ECONNREFUSED)),
     WAIT: frozenset((errno.EINTR,)),
+    NEIGHBOUR: frozenset((errno.EHOSTUNREACH,)),
 }
 #: Interruptions one after the other that are believed.
 MAX_INTERRUPTED: Final = 64
@@ -56,8 +58,8 @@ def check(call: int, asked: int, answer: Answer, datagrams: bool) -> int:
         return result
     if result > asked:
         raise HostLie(f"{name}: the host says {result} bytes, of {asked}")
-    if call == SEND and result != asked:
-        raise HostLie(f"send: the host says {result} bytes of a datagram of {asked}")
+    if call in (SEND, NEIGHBOUR) and result != asked:
+        raise HostLie(f"{name}: the host says {result} bytes, of {asked} that go or come as a whole")
     if call == RECEIVE and datagrams and not (0 < answer.port < 1 << 16 and 0 < answer.address < _MULTICAST):
         raise HostLie(f"receive: the host says that it is from {answer.address:#x}:{answer.port}")
     return result

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import select
 import socket
 import struct
 from typing import Final
 
+from smtstack.io.neighbours import Neighbours
 from smtstack.io.packet_socket import PacketSocket
 from smtstack.wire.ipv4 import format_address
 
@@ -54,6 +57,10 @@ class KernelUdp:
         """Until there is one."""
         return bool(self._poll.poll(math.ceil(timeout_s * 1000)))
 
+    def neighbour(self, _address: int) -> None:
+        """The kernel finds its way itself."""
+        return
+
     def close(self) -> None:
         """Give it back."""
         self._sock.close()
@@ -98,8 +105,9 @@ class UdpWire:
 class KernelFrames:
     """A packet socket, for :class:`~smtstack.hostcalls.channel.HostSocket`: one frame a call."""
 
-    def __init__(self, packets: PacketSocket) -> None:
+    def __init__(self, packets: PacketSocket, interface: str) -> None:
         self._packets = packets
+        self._neighbours = Neighbours(interface)
 
     def send(self, data: bytes, _address: int, _port: int) -> int:
         """Send a frame."""
@@ -117,3 +125,26 @@ class KernelFrames:
         """Until there is one."""
         self._packets.wait(int(timeout_s * 1e9))
         return True
+
+    def neighbour(self, address: int) -> bytes | None:
+        """By the kernel's routes and ARP."""
+        return self._neighbours(address)
+
+
+class OnlyNeighbours:
+    """For :class:`~smtstack.hostcalls.channel.HostSocket`: answers where neighbours are, and has no socket."""
+
+    def __init__(self, interface: str) -> None:
+        self.neighbour = Neighbours(interface)
+
+    def send(self, _data: bytes, _address: int, _port: int) -> int:
+        """Not here. Raises OSError."""
+        raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
+
+    def receive(self, _room: int) -> tuple[bytes, int, int]:
+        """Not here. Raises OSError."""
+        raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
+
+    def wait(self, _timeout_s: float) -> bool:
+        """At once."""
+        return False

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from smtstack.errors import Unsupported
 from smtstack.hostcalls.channel import _DATA_AT, _FROM, _FROM_PORT, _RESULT, ROOM, SIZE, HostCalls, HostProcess
 from smtstack.hostcalls.ports import CalledUdp, QueuedUdp
-from smtstack.hostcalls.results import ERRNOS, MAX_INTERRUPTED, RECEIVE, SEND, WAIT, Answer, HostLie, check
+from smtstack.hostcalls.results import (
+    ERRNOS,
+    MAX_INTERRUPTED,
+    NEIGHBOUR,
+    RECEIVE,
+    SEND,
+    WAIT,
+    Answer,
+    HostLie,
+    check,
+)
 from smtstack.rings.memory import SharedMemory
 from smtstack.wire.ipv4 import address
 
@@ -34,12 +44,12 @@ def lying(result: int, source: tuple[int, int] = (LOCAL, 9), data: bytes = b"") 
 
 ASK: dict[int, Callable[[HostCalls], object]] = {
     SEND: lambda calls: calls.send(b"four", LOCAL, 7), RECEIVE: HostCalls.receive,
-    WAIT: lambda calls: calls.wait(1000)}
+    WAIT: lambda calls: calls.wait(1000), NEIGHBOUR: lambda calls: calls.neighbour(LOCAL)}
 
 LIES = [
     *((call, -number) for call in ASK for number in range(1, 140) if number not in ERRNOS[call]),
     *((call, lie) for call in ASK for lie in (-4095, -4096, -(1 << 31), (1 << 31) - 1)),
-    (SEND, 0), (SEND, 3), (SEND, 5), (RECEIVE, ROOM + 1), (WAIT, 2)]
+    *((NEIGHBOUR, lie) for lie in (0, 1, 5, 7)), (SEND, 0), (SEND, 3), (SEND, 5), (RECEIVE, ROOM + 1), (WAIT, 2)]
 
 
 def test_every_lie_of_a_length_or_an_errno_is_refused():
@@ -62,7 +72,8 @@ def test_what_can_be_is_believed():
     assert lying(ROOM).receive() == (bytes(ROOM), LOCAL, 9)
     for call, numbers in ERRNOS.items():
         for number in numbers:
-            if (call, number) in {(RECEIVE, errno.EAGAIN), (RECEIVE, errno.EINTR), (WAIT, errno.EINTR)}:
+            if (call, number) in {(RECEIVE, errno.EAGAIN), (RECEIVE, errno.EINTR), (WAIT, errno.EINTR),
+                                  (NEIGHBOUR, errno.EHOSTUNREACH)}:
                 assert ASK[call](lying(-number)) is None
                 continue
             with pytest.raises(OSError, match="says the host") as found:
@@ -126,6 +137,9 @@ def test_a_host_that_did_not_start_or_ended_is_said():
 
         def wait(self, _timeout_s: float) -> bool:
             return False
+
+        def neighbour(self, _address: int) -> bytes | None:
+            return None
 
     host = HostProcess(Dies, False)
     assert host.calls.receive() is None

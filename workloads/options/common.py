@@ -74,7 +74,11 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic-hosting", choices=HOSTINGS, default="",
                         help="smt, homa, linux: inline: packets by sockets of ours; ring: as a guarded process, "
                              "without network system calls, behind rings that it shares with the host (default: "
-                             "what the interface's link has)")
+                             "what the interface's link has); for comparison exit: each frame by a call of the "
+                             "host's process, queue: by a queue of such calls, ring-unchecked: believes the host")
+    parser.add_argument("--exit-us", type=_microseconds, default=0.0, metavar="US",
+                        help="--nic-hosting exit: microseconds that leaving an enclave is said to cost beside; a "
+                             "model (default: 0)")
     add(Waits, parser)
     add(EndSessions, parser)
     add(Overlay, parser)
@@ -220,6 +224,17 @@ def _quantity(name: str) -> quantities.Quantity:
     return not_negative
 
 
+def _microseconds(text: str) -> float:
+    """For argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} are no microseconds from 0 to 1000")
+    return value
+
+
 def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings:
     """What :func:`add_transport_options` say. Raises :class:`ConfigError`.
 
@@ -254,7 +269,8 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
                     read(Waits, args).waiting(), params, session,
                     args.trace if args.transport in PACKET_TRANSPORTS else None,
                     overlay.overlay if args.transport in OVERLAID else NONE,
-                    args.nic_hosting if args.transport in PACKET_TRANSPORTS else "")
+                    args.nic_hosting if args.transport in PACKET_TRANSPORTS else "",
+                    round(args.exit_us * 1000))
 
 
 def check_address(interface: str, local: Address) -> None:

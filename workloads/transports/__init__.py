@@ -117,7 +117,8 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
                          NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.waiting, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
                          key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
-                         trace=settings.trace, overlay=settings.overlay, hosting=settings.hosting)
+                         trace=settings.trace, overlay=settings.overlay, hosting=settings.hosting,
+                         exit_ns=settings.exit_ns)
     return settings.local, context
 
 

@@ -68,6 +68,8 @@ class Settings:
     """smt, homa: ``tcp``: DATA of messages longer than a packet has the shape of TCP."""
     hosting: str = ""
     """Packet transports: ``ring``: as a guarded process, ``inline``: not; empty: as the interface's link is."""
+    exit_ns: int = 0
+    """Hosting ``exit``: what leaving an enclave is said to cost."""
 
     @property
     def waiting(self) -> Waiting:
