@@ -13,7 +13,8 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 from smtstack.errors import ConfigError
 from smtstack.ringio.calls import pack_address, unpack_address
@@ -144,6 +145,8 @@ class ProxySocket(Watched):
         #: What is being sent.
         self._leaving = b""
         self._shut = False
+        #: How to shut it down when all is sent.
+        self._shut_later: int | None = None
 
     def getpeername(self) -> Address:
         """The peer's address, as the host said."""
@@ -208,7 +211,17 @@ class ProxySocket(Watched):
             raise self._failed
         return b""
 
+    def unread(self, data: bytes) -> None:
+        """Have these bytes come again, before all others."""
+        if data:
+            self._came = data + self._came
+            self.ring.changed.add(self)
+
     # -- sending -------------------------------------------------------------------------------------------
+
+    def is_sending(self) -> bool:
+        """Whether something of ours is on its way to the host's kernel; else a buffer's worth can be sent."""
+        return bool(self._leaving)
 
     def send(self, data: bytes | memoryview) -> int:
         """Send as much as fits a buffer; how much. It leaves while we go on: what became of it, the next one says.
@@ -256,15 +269,26 @@ class ProxySocket(Watched):
         else:
             self._leaving = b""
             self.ring.going_out -= 1
+            if self._shut_later is not None and not self._closed:
+                self.shutdown(self._shut_later)
         self._ended()
 
     # -- the end -------------------------------------------------------------------------------------------
 
     def shutdown(self, how: int) -> None:
-        """No more of ours (SHUT_WR), or of theirs, or of both. Raises OSError."""
-        if not self.ring.exits:
-            self.ring.until(lambda: not self._leaving or self._failed is not None, self._timeout or 1.0)
-        self.ring.call(SHUTDOWN, self.descriptor, how)
+        """No more of ours (SHUT_WR), or of theirs, or of both, once what was sent is with the host's kernel."""
+        if self.ring.exits:
+            self.ring.call(SHUTDOWN, self.descriptor, how)
+        elif self._leaving and not self._failed:
+            self._shut_later = how
+        elif not self._begun(self.ring.begin(SHUTDOWN, self.descriptor, self._was_shut, length=how)):
+            self.ring.later.append(partial(self.shutdown, how))
+        elif self._timeout != 0:
+            self.ring.flush()
+
+    def _was_shut(self, _completion: Completion) -> None:
+        # A connection that is gone already: whoever reads will know.
+        self._ended()
 
     def _go_on_closing(self, first: bool = False) -> None:
         # First what was sent; then, as a RECV under way would keep it open, that is brought to its end.
@@ -357,6 +381,13 @@ def connect(ring: IoRing, peer: Address, local: Address = _NONE, timeout_s: floa
     return ProxySocket(ring, descriptor, peer)
 
 
+class HasNumber(Protocol):
+    """A socket."""
+
+    def fileno(self) -> int:
+        """Its number."""
+
+
 class Poller:
     """Looks after sockets of a ring as an epoll does after those of this process: by their ``fileno()``, for
     events of epoll's names, level-triggered. Not where everything is done by exits."""
@@ -369,11 +400,11 @@ class Poller:
         """None: nobody else can wait for it."""
         return -1
 
-    def register(self, watched: Watched | int, events: int) -> None:
+    def register(self, watched: HasNumber | int, events: int) -> None:
         """Look after it."""
         self.modify(watched, events)
 
-    def modify(self, watched: Watched | int, events: int) -> None:
+    def modify(self, watched: HasNumber | int, events: int) -> None:
         """For other events from now on."""
         descriptor = watched if isinstance(watched, int) else watched.fileno()
         self._wanted[descriptor] = events
@@ -381,7 +412,7 @@ class Poller:
         socket_.arm()
         self._ring.changed.add(socket_)
 
-    def unregister(self, watched: Watched | int) -> None:
+    def unregister(self, watched: HasNumber | int) -> None:
         """No more."""
         self._wanted.pop(watched if isinstance(watched, int) else watched.fileno(), None)
 
