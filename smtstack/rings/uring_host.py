@@ -53,8 +53,8 @@ class MemoryUring:
         """What is submitted, oldest first."""
         ring, entries = self._submissions, self.memories[ENTRIES]
         taken = [submission(entries.copy(ring.next(), SUBMISSION_LEN)) for _number in range(ring.available())]
-        if taken:
-            ring.publish()
+        # Also if there is nothing: an index that was overwritten is right again.
+        ring.publish()
         self._place()
         return taken
 
@@ -65,8 +65,6 @@ class MemoryUring:
 
     def _place(self) -> None:
         ring, kept = self._completions, self._kept
-        if not kept:
-            return
         for _number in range(min(ring.room(), len(kept))):
             self.memories[QUEUES].put_completion(ring.next(), *kept.popleft())
         ring.publish()
