@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol
 #: struct xdp_desc: where in the memory of frames, how many bytes, options.
 _DESCRIPTOR: Final = struct.Struct("=QII")
 DESCRIPTOR_LEN: Final = _DESCRIPTOR.size
+#: struct io_uring_cqe: the operation's tag, what it came to, flags, of which none is used.
+_COMPLETION: Final = struct.Struct("=QiI")
 ADDRESS_LEN: Final = 8
 
 
@@ -59,6 +61,17 @@ class SharedMemory:
         """Write a descriptor without options."""
         self._check(True, at, DESCRIPTOR_LEN)
         self._bytes[at:at + DESCRIPTOR_LEN] = _DESCRIPTOR.pack(address, length, 0)
+
+    def completion(self, at: int) -> tuple[int, int]:
+        """A copy of the completion at byte ``at``: tag and result."""
+        self._check(False, at, _COMPLETION.size)
+        copied = bytes(self._bytes[at:at + _COMPLETION.size])
+        tag, result, _flags = _COMPLETION.unpack(copied)
+        return int(tag), int(result)
+
+    def put_completion(self, at: int, tag: int, result: int) -> None:
+        """Write a completion."""
+        self.write(at, _COMPLETION.pack(tag, result, 0))
 
     def address(self, at: int) -> int:
         """A copy of the 64-bit address at byte ``at``."""
