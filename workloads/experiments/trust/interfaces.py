@@ -6,11 +6,11 @@ from typing import Final
 
 NATIVE: Final = "native"
 EXIT: Final = "exit"
-MODELLED: Final = "exit, modelled"
+MODELLED: Final = "exit-modelled"
 QUEUE: Final = "queue"
 RING: Final = "ring"
-UNCHECKED: Final = "ring, unchecked"
-ZERO_COPY: Final = "ring, zero copy"
+UNCHECKED: Final = "ring-unchecked"
+ZERO_COPY: Final = "ring-zero-copy"
 
 #: What each is, as tables say it.
 ABOUT: Final = {
