@@ -123,7 +123,7 @@ def leak(sock: SmtSocket, peer: tuple[str, int], count: int) -> dict[str, Any]:
         sock.request(peer, CANARY * 200, 10.0)
     ring = sock.loop.socket
     assert isinstance(ring, RingSocket)
-    umem = ring._memories[UMEM]
+    umem = ring.memories[UMEM]
     found = umem.copy(0, umem.length).count(CANARY)
     umem.write(umem.length - 100, CANARY)
     return {"found": found, "control": umem.copy(0, umem.length).count(CANARY),

@@ -15,10 +15,9 @@ from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads.experiments.experiment import Experiment, Outcome, Running
 from workloads.experiments.trust import interfaces
-from workloads.experiments.trust.ends import BLAST, CALL, ECHO, WAITS, UdpRow, open_ends
+from workloads.experiments.trust.ends import BLAST, ECHO, KINDS, WAITS, UdpRow, open_ends
 from workloads.options.common import JudgedResults, positive
 from workloads.options.declare import group, option
-from workloads.results.kinds import Mode
 from workloads.results.points import points
 from workloads.results.table import aligned, marks, number
 
@@ -121,10 +120,6 @@ def text(rows: Sequence[UdpRow]) -> str:
                      f"{lost:.1%}", number(echo.value) + marks(echo)])
     return aligned(grid)
 
-
-#: What all experiments with such rows say of them.
-KINDS = (Mode(BLAST, heading="datagrams per second"), Mode(ECHO, "p50", "median round trip in us", alone=True),
-         Mode(CALL, "p50", "median time of a call that sends, in us", alone=True))
 
 EXPERIMENT = Experiment(
     "udp", help="datagrams by each interface to an untrusted host",

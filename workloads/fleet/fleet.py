@@ -214,7 +214,8 @@ class Fleet:
     def _program(self, host: SmtHost, role: str, log: Path, module: str, *arguments: str) -> Program:
         """A program of ours on a host, with its credentials and processors."""
         return Program(host, f"{self.WORK} {role}", python_program(module, *arguments), log,
-                       environment=self._credentials.environment(host.name), cores=self._cores.get(host.name),
+                       environment={**self._credentials.environment(host.name), **dict(self.setup.environment)},
+                       cores=self._cores.get(host.name),
                        imports=IMPORTS)
 
     def server_pids(self, host: str) -> list[int]:

@@ -20,12 +20,16 @@ from workloads.experiments.trust.interfaces import MODELLED, NATIVE
 from workloads.fleet.programs import IMPORTS, cpu_s
 from workloads.load.measure import rtt_summary
 from workloads.results.fidelity import FidelityMonitor, doubted
+from workloads.results.kinds import Mode
 from workloads.results.row import BY_DEFAULT, Row
 
 MODULE = "workloads.experiments.trust.program"
 TRANSPORT = "udp"
 #: Modes of rows: datagrams a second, the round trip of an echo, the time of a call that sends.
 BLAST, ECHO, CALL = "udp-blast", "udp-echo", "udp-call"
+#: What experiments with such rows say of them.
+KINDS = (Mode(BLAST, heading="datagrams per second"), Mode(ECHO, "p50", "median round trip in us", alone=True),
+         Mode(CALL, "p50", "median time of a call that sends, in us", alone=True))
 #: Ways to wait for an answer.
 WAITS = ("poll", "event", "hybrid")
 _ZERO = ("ring_refused", "ring_host_refused", "ocall_refused")
