@@ -88,7 +88,7 @@ class UdpWire:
 
     def receive(self, limit: int) -> list[bytes]:
         """Those that wait."""
-        records = []
+        records: list[bytes] = []
         try:
             while len(records) < limit:
                 data, address, port = self._udp.receive(1 << 16)

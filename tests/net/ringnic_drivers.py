@@ -359,7 +359,33 @@ def _trial(program: int, frame: bytes) -> int:
     return int(struct.unpack_from("=I", attributes, 4)[0])
 
 
-PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
+def beside(hosting: str) -> dict[str, Any]:
+    """A few RPCs by ends of another hosting, each a guarded process."""
+    with open_network("star,2", LinkOptions(hosting="ring"), "bridge") as net, \
+            tempfile.TemporaryDirectory() as folder:
+        one, two = net.hosts
+        certs = Path(folder, "keys")
+        credentials.make(certs, "smt", {host.name: host.IP() for host in net.hosts})
+        common = ["--transport", "smt", "--nic-hosting", hosting, "--exit-us", "1", "--json"]
+        log = Path(folder, "log")
+        server = Program(two, "server", python_program(
+            "workloads", "serve", "echo", "--iface", "h2-eth0", "--addr", f"{two.IP()}:3000", "--certs",
+            str(certs / "h2"), *common), log)
+        server.wait_for("serving")
+        client = Program(one, "client", python_program(
+            "workloads", "call", "echo", "--iface", "h1-eth0", "--addr", f"{one.IP()}:41000", "--peer",
+            f"{two.IP()}:3000", "--certs", str(certs / "h1"), "--count", "60", "--size", "3000", "--concurrency",
+            "4", *common), Path(folder, "log2"))
+        said, _none = client.process.communicate(timeout=60)
+        told = json.loads(said)
+        counters = json.loads(server.stop())["counters"]
+        return {"code": client.process.returncode, "rpcs": told["rpcs"], "errors": told["errors"],
+                "content_ok": told["content_ok"],
+                "refused": counters.get("ocall_refused", 0) + counters.get("ring_refused", 0)}
+
+
+PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
+    "beside": beside,
     "split": split,
     "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies}
 
@@ -370,7 +396,7 @@ def main() -> None:
         roles[sys.argv[1]](*sys.argv[2:])
         return
     go_inside()
-    print(json.dumps(PROGRAMS[sys.argv[1]]()))
+    print(json.dumps(PROGRAMS[sys.argv[1]](*sys.argv[2:])))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def _cell(net: SmtNet, keys: Path, folder: Path, name: str) -> dict[str, Any]:
     return {
         "wire_plaintext": on_wire.count(CANARY), "wire_keys": on_wire.count(key) if key else 0,
         "wire_sizes": _sizes(wire, client_host.IP()),
-        "nic_plaintext": to_nic.count(CANARY), "nic_keys": told["contexts"], "nic_asked": not offload,
+        "nic_frames": len(_frames(given)), "nic_plaintext": to_nic.count(CANARY),
+        "nic_keys": told["contexts"], "nic_asked": not offload,
         "nic_asked_in_vain": told["asked_in_vain"],
         "host_shared_plaintext": shared[-2] if shared else None,
         "host_shared_keys": shared[0] if len(shared) > 2 else None,
@@ -154,10 +155,13 @@ def _sizes(path: Path, source: str) -> int:
     """Of how many lengths the packets with data are: two kinds of messages that differ are two, for whoever
     counts."""
     sent = bytes(map(int, source.split(".")))
-    with path.open("rb") as file:
-        frames = [captured.frame for captured in Reader(file).frames_untrusted()]
-    lengths = [len(frame) for frame in frames if frame[26:30] == sent and len(frame) > 250]
+    lengths = [len(frame) for frame in _frames(path) if frame[26:30] == sent and len(frame) > 250]
     return len({length for length in lengths if lengths.count(length) >= COUNT // 4})
+
+
+def _frames(path: Path) -> list[bytes]:
+    with path.open("rb") as file:
+        return [captured.frame for captured in Reader(file).frames_untrusted()]
 
 
 def _memory(pid: int, needles: Sequence[bytes]) -> list[int]:
@@ -191,6 +195,7 @@ def judge(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name in ("nic+ host+", "nic- host+", "nic- host-"):
         expect(not cells[name]["wire_plaintext"] and not cells[name]["wire_keys"], f"{name}: seen on the wire")
         expect(cells[name]["wire_sizes"] == 2, f"control: {name}: what was recorded are not its packets")
+        expect(cells[name]["nic_frames"] >= 2 * COUNT, f"control: {name}: the NIC's packets were not recorded")
     for name, cell in (("nic- host+", no_nic), ("nic- host-", no_host)):
         expect(not cell["nic_plaintext"] and not cell["nic_keys"], f"{name}: the NIC has plaintext or keys")
         expect(cell["nic_asked_in_vain"] > 0, f"{name}: the NIC did not ask")
@@ -206,7 +211,8 @@ def judge(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 _TITLES = {"nic+ host+": "NIC trusted, host trusted", "nic- host+": "NIC not, host trusted",
-           "nic+ host-": "NIC trusted, host not", "nic- host-": "neither", _CONTROL: "control: homa, no encryption"}
+           _REFUSED: "NIC trusted, host not", "nic- host-": "neither",
+           _CONTROL: "control: homa, no encryption"}
 
 
 def as_text(cells: Mapping[str, Mapping[str, Any]]) -> str:
@@ -227,16 +233,16 @@ def as_text(cells: Mapping[str, Mapping[str, Any]]) -> str:
                      pair(cell, "host_memory"),
                      "told apart" if cell["wire_sizes"] == 2 else f"{cell['wire_sizes']} of 2"])
     said = textwrap.fill(
-        f"{_TITLES[_REFUSED]}: {cells[_REFUSED]['refused']}. Keys of a NIC are contexts that hold one. Memory read "
-        "by root is that of the process itself: no SGX is here that would keep the host from it, so it is found in "
-        "all rows. Who talks to whom, when and how much all see, in every cell.", 100)
+        f"{_TITLES[_REFUSED]}: {cells[_REFUSED]['refused']}. Keys of a NIC are contexts that hold one. Memory "
+        "read by root is that of the process itself: no SGX is here that would keep the host from it, so it is "
+        "found in all rows. Who talks to whom, when and how much all see, in every cell.", 100)
     return aligned(grid) + "\n" + said
 
 
 EXPERIMENT = Experiment(
     "trust-matrix", command="reproduce", help="what NIC and host may see, by who is trusted",
-    description="Canaries are sent with the NIC trusted or not and the host trusted or not, and searched for on the "
-                "wire, in what the NIC is given, and in what is shared with the host.",
+    description="Canaries are sent with the NIC trusted or not and the host trusted or not, and searched for on "
+                "the wire, in what the NIC is given, and in what is shared with the host.",
     examples=_EXAMPLES, options=Options, check=lambda options: options, measure=measure, place=77,
     ends_with="results",
     published=Published("SMT (S&P 2026), section 4.1: what is trusted; RAKIS and rkt-io for hosts that are not",
