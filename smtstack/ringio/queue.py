@@ -21,13 +21,14 @@ from smtstack.io.processors import outnumbered
 from smtstack.ringio.host import ANSWER
 from smtstack.ringnic.bell import GUARDED_SLEEPS, MONITOR_SLEEPS, Bell
 from smtstack.rings.uring import CertifiedUring, Completion
-from smtstack.rings.uring_layout import NAMES, OPERATIONS
+from smtstack.rings.uring_layout import LOCK, NAMES, OPERATIONS
 from smtstack.waiting import AS_HOMA, STALL_NS, Waiter, Waiting
 
 #: It sleeps no longer than this at once, to see whether there is a host.
 _LONGEST_SLEEP_NS: Final = 100_000_000
+_LATER_NS: Final = 1_000_000
 #: So often something is tried again that was interrupted, or begins with answers to other questions.
-_MOST_AGAIN: Final = 100
+MOST_AGAIN: Final = 100
 #: An operation that should end by itself is given up after so long, in seconds: the host has lost it, or stands.
 PATIENCE_S: Final = 60.0
 _AGAIN: Final = (errno.EINTR, errno.EAGAIN)
@@ -90,7 +91,7 @@ class IoRing:
         """Do an operation, and wait until it is done: by the ring, or by an exit if that is full or has no such
         one. Raises OSError with what the host says, :class:`HostRefused` if that cannot be,
         :class:`~smtstack.errors.Unsupported` if there is no host any more."""
-        for _time in range(_MOST_AGAIN):
+        for _time in range(MOST_AGAIN):
             done: list[Completion] = []
             if code not in OPERATIONS or self.exits:
                 done.append(self._exit(code, descriptor, length, data, offset, flags))
@@ -101,16 +102,17 @@ class IoRing:
             else:
                 self._fallbacks += 1
                 done.append(self._exit(code, descriptor, length, data, offset, flags))
-            if -done[0].result not in _AGAIN or done[0].refused:
+            # A lock that somebody else has says EAGAIN, too.
+            if -done[0].result not in _AGAIN or done[0].refused or code == LOCK:
                 check(code, done[0])
                 return done[0]
-        raise HostRefused(errno.EIO, f"{NAMES[code]}: interrupted {_MOST_AGAIN} times")
+        raise HostRefused(errno.EIO, f"{NAMES[code]}: interrupted {MOST_AGAIN} times")
 
     def _exit(self, code: int, descriptor: int, length: int, data: bytes, offset: int, flags: int) -> Completion:
         entry = self.uring.begin_exit(code, descriptor, length, data, offset, flags)
         with suppress(BrokenPipeError):
             os.write(self._ask, entry.pack())
-        for _time in range(_MOST_AGAIN):
+        for _time in range(MOST_AGAIN):
             answer = os.read(self._answer, ANSWER.size)
             if not answer:
                 raise self._dead()
@@ -141,7 +143,7 @@ class IoRing:
             handler = self._handlers.pop(completion.tag, None)
             if handler is not None:
                 handler(completion)
-        if completions and self.later:
+        if self.later:
             again, self.later = self.later, []
             for each in again:
                 each()
@@ -159,7 +161,8 @@ class IoRing:
             left = _LONGEST_SLEEP_NS if end is None else end - time.monotonic_ns()
             if left <= 0:
                 return False
-            self.wait(min(left, _LONGEST_SLEEP_NS))
+            # That there is room again for what found none, nobody says.
+            self.wait(min(left, _LATER_NS if self.later else _LONGEST_SLEEP_NS))
 
     def wait(self, timeout_ns: int) -> None:
         """Look, then sleep, until something is complete, or this long."""

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from smtstack.errors import ConfigError
 from smtstack.ringio.calls import pack_address, unpack_address
-from smtstack.ringio.queue import HostRefused, IoRing, check
+from smtstack.ringio.queue import MOST_AGAIN, HostRefused, IoRing, check
 from smtstack.rings.uring import Completion
 from smtstack.rings.uring_layout import (
     ACCEPT,
@@ -38,6 +38,8 @@ _IN, _OUT, _HUP, _ERR, _RDHUP = (select.EPOLLIN, select.EPOLLOUT, select.EPOLLHU
 _NONE: Final = ("0.0.0.0", 0)  # noqa: S104 - no address: the kernel chooses
 #: Connections that wait to be accepted, of those that the kernel has.
 _ACCEPTS: Final = 4
+#: A socket that blocks waits so long, in seconds, for what it sent to be with the host's kernel when it is closed.
+_CLOSING_S: Final = 2.0
 _AGAIN: Final = (errno.EAGAIN, errno.EINTR)
 
 
@@ -49,7 +51,7 @@ class Watched:
         self.descriptor = descriptor
         #: Seconds to wait; None: for ever; 0: not at all.
         self._timeout: float | None = None
-        self._closed = False
+        self._closed = self._gone = False
         #: Operations of ours that the host has.
         self._under_way = 0
         ring.sockets[descriptor] = self
@@ -107,10 +109,13 @@ class Watched:
         ring = self.ring
         ring.changed.discard(self)
         ring.sockets.pop(self.descriptor, None)
-        self._go_on_closing(first=True)
+        self._go_on_closing()
+        if self._timeout != 0:
+            # Else the next turn of who looks after many sees to it.
+            ring.until(lambda: self._gone, _CLOSING_S)
         ring.flush()
 
-    def _go_on_closing(self, first: bool = False) -> None:
+    def _go_on_closing(self) -> None:
         raise NotImplementedError
 
     def _close_now(self) -> None:
@@ -119,6 +124,8 @@ class Watched:
                 self.ring.call(CLOSE, self.descriptor)
         elif not self.ring.begin(CLOSE, self.descriptor, _ignore):
             self.ring.later.append(self._close_now)
+            return
+        self._gone = True
 
     def _end_now(self) -> None:
         # A number of bytes in place of how to shut down: 0 reading, 1 writing, 2 both.
@@ -142,6 +149,8 @@ class ProxySocket(Watched):
         self._ended_by_peer = False
         self._failed: OSError | None = None
         self._receiving = False
+        #: How often, one after the other, the host said that it was interrupted.
+        self._interrupted = 0
         #: What is being sent.
         self._leaving = b""
         self._shut = False
@@ -188,12 +197,20 @@ class ProxySocket(Watched):
         try:
             check(RECV, completion)
             self._ended_by_peer = not completion.data
+            self._interrupted = 0
         except OSError as e:
-            if e.errno in _AGAIN and not completion.refused:
-                self.arm()
-            else:
-                self._failed = e
+            self._failed = self._failure(e)
+            self.arm()
         self._ended()
+
+    def _failure(self, error: OSError) -> OSError | None:
+        """What is to be said of an error; None: it is tried again."""
+        if error.errno not in _AGAIN or isinstance(error, HostRefused):
+            return error
+        self._interrupted += 1
+        if self._interrupted < MOST_AGAIN:
+            return None
+        return HostRefused(errno.EIO, f"interrupted {MOST_AGAIN} times")
 
     def recv(self, size: int) -> bytes:
         """What has come, at most ``size`` bytes; b"" at the end. Raises OSError."""
@@ -261,9 +278,9 @@ class ProxySocket(Watched):
         try:
             check(SEND, completion)
             self._leaving = self._leaving[completion.result:]
+            self._interrupted = 0
         except OSError as e:
-            if e.errno not in _AGAIN or completion.refused:
-                self._failed = e
+            self._failed = self._failure(e)
         if self._leaving and not self._failed:
             self._send_rest()
         else:
@@ -290,7 +307,7 @@ class ProxySocket(Watched):
         # A connection that is gone already: whoever reads will know.
         self._ended()
 
-    def _go_on_closing(self, first: bool = False) -> None:
+    def _go_on_closing(self) -> None:
         # First what was sent; then, as a RECV under way would keep it open, that is brought to its end.
         if self._leaving and not self._failed:
             return
@@ -346,7 +363,7 @@ class ProxyListener(Watched):
         self.arm()
         raise failed
 
-    def _go_on_closing(self, first: bool = False) -> None:
+    def _go_on_closing(self) -> None:
         while self._came:
             ProxySocket(self.ring, *self._came.popleft()).close()
         if self._under_way and not self._shut:
