@@ -307,7 +307,7 @@ def split() -> dict[str, Any]:
         frame[change[0]] ^= change[1]
         return _trial(number, bytes(frame[:len(frame) - cut]))
 
-    out = {"ours": verdict(), "port": verdict(port=PORT + 1), "address": verdict(to=ours + 1),
+    out: dict[str, Any] = {"ours": verdict(), "port": verdict(port=PORT + 1), "address": verdict(to=ours + 1),
            "protocol": verdict(protocol=6), "short": verdict(cut=37), "arp": verdict(ethertype=b"\x08\x06"),
            "more_fragments": verdict(change=(20, 0x20)), "last_fragment": verdict(change=(21, 1)),
            "dont_fragment": verdict(change=(20, 0x40)), "options": verdict(change=(14, 3))}
@@ -377,7 +377,7 @@ def beside(hosting: str) -> dict[str, Any]:
             f"{two.IP()}:3000", "--certs", str(certs / "h1"), "--count", "60", "--size", "3000", "--concurrency",
             "4", *common), Path(folder, "log2"))
         said, _none = client.process.communicate(timeout=60)
-        told = json.loads(said)
+        told = json.loads(said or "")
         counters = json.loads(server.stop())["counters"]
         return {"code": client.process.returncode, "rpcs": told["rpcs"], "errors": told["errors"],
                 "content_ok": told["content_ok"],

@@ -317,8 +317,9 @@ class Fleet:
                             "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
             **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
         if self._rings is not None:
-            row["ring"] = self._rings.take()
-            row["fidelity"] = doubted(row["fidelity"], *ring_doubts(row["ring"]))
+            counts = self._rings.take()
+            row["ring"] = counts
+            row["fidelity"] = doubted(row["fidelity"], *ring_doubts(counts))
         if self._nic_pids():
             row["cpu"]["nic_s"] = round(cpu["nic_s"], 4)
             row["cpu"]["nic_us_per_rpc"] = _per_rpc_us(cpu["nic_s"], told["rpcs"])

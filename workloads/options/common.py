@@ -78,7 +78,7 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "host's process, queue: by a queue of such calls, ring-unchecked: believes the host. "
                              "'serve kv' has ring for tcp and tls, too: TCP and the --aof file by the host's "
                              "io_uring")
-    parser.add_argument("--exit-us", type=_microseconds, default=0.0, metavar="US",
+    parser.add_argument("--exit-us", type=quantities.MICROSECONDS, default=0.0, metavar="US",
                         help="--nic-hosting exit: microseconds that leaving an enclave is said to cost beside; a "
                              "model (default: 0)")
     add(Waits, parser)
@@ -224,17 +224,6 @@ def _quantity(name: str) -> quantities.Quantity:
     if name in _SIZES or name.endswith("_bytes"):
         return replace(quantities.BYTES, least=0)
     return not_negative
-
-
-def _microseconds(text: str) -> float:
-    """For argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} are no microseconds from 0 to 1000")
-    return value
 
 
 def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings:

@@ -140,23 +140,6 @@ class Answered(_Always, total=False):
     open_loop: OpenLoopFigures
 
 
-class Lost(TypedDict, total=False):
-    """What a network lost in a trial and what was sent again, each where it means something."""
-
-    drops: Mapping[str, int]
-    """Frames lost in the network, by who lost them: ``queues``, ``impairments``, ``ovs``, ``wire``, ``cables``."""
-    fabric: Mapping[str, int]
-    """Bytes by way between switches: ``s1>s2``."""
-    resent_packets: int
-    """smt, homa, linux, upstream: packets sent again."""
-    resends: int
-    """smt, homa, linux, upstream: RESENDs, which ask for packets again."""
-    retransmits: int
-    """tcp, tls, ktls: segments sent again."""
-    timeouts: int
-    """tcp, tls, ktls: retransmission time-outs."""
-
-
 class RingCounts(TypedDict):
     """What guarded processes and their host did (``--nic-hosting ring``), over all hosts; counts are of this
     trial, and of what was between the one before and it."""
@@ -173,13 +156,26 @@ class RingCounts(TypedDict):
     """Endpoints whose rings are not the kernel's."""
 
 
-class Ringed(TypedDict, total=False):
-    """What there is where guarded processes are."""
+class Lost(TypedDict, total=False):
+    """What a network lost in a trial and what was sent again, each where it means something."""
 
+    drops: Mapping[str, int]
+    """Frames lost in the network, by who lost them: ``queues``, ``impairments``, ``ovs``, ``wire``, ``cables``."""
+    fabric: Mapping[str, int]
+    """Bytes by way between switches: ``s1>s2``."""
+    resent_packets: int
+    """smt, homa, linux, upstream: packets sent again."""
+    resends: int
+    """smt, homa, linux, upstream: RESENDs, which ask for packets again."""
+    retransmits: int
+    """tcp, tls, ktls: segments sent again."""
+    timeouts: int
+    """tcp, tls, ktls: retransmission time-outs."""
     ring: RingCounts
+    """Where guarded processes are."""
 
 
-class Row(Answered, Lost, Ringed):
+class Row(Answered, Lost):
     """One trial of one point."""
 
     cpu: Cpu
