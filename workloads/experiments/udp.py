@@ -44,7 +44,8 @@ class Options:
 
     io: str = option("--io", default=f"{interfaces.NATIVE},{interfaces.EXIT},{interfaces.QUEUE},{interfaces.RING}",
                      metavar="I,J", help="interfaces, below (default: %(default)s)")
-    sizes: str = option("--sizes", type=quantities.sizes, default=SIZES, metavar="B,B", help="bytes of datagrams (default: %(default)s)")
+    sizes: str = option("--sizes", type=quantities.sizes, default=SIZES, metavar="B,B",
+                        help="bytes of datagrams (default: %(default)s)")
     seconds: float = option("--seconds", type=quantities.SECONDS, default=0.5, metavar="S",
                             help="time for each blast (default: %(default)s)")
     echo: int = option("--echo", type=positive, default=300, metavar="N",

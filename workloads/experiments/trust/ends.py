@@ -72,11 +72,11 @@ class UdpEnds:
         before = [cpu_s(process) for _kind, process in watched]
         monitor = FidelityMonitor(pids=[process.pid for _kind, process in watched])
         monitor.start()
-        if came:
-            self._receiver.tell(dict(came))
+        self._receiver.tell(dict(came))
         self._sender.tell(dict(sent))
         told = self._sender.answer()
-        got = self._receiver.answer() if came else {}
+        self._receiver.tell({"do": "stop"})
+        got = self._receiver.answer()
         fidelity = monitor.stop()
         cpu = {"client_s": 0.0, "server_s": 0.0, "nic_s": 0.0}
         for (kind, process), start in zip(watched, before, strict=True):

@@ -7,12 +7,14 @@ call, unless its interface is the kernel's socket: an answer says that there was
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from smtstack.errors import ConfigError
@@ -28,8 +30,8 @@ _BATCH = 64
 #: The number of a datagram, before its pattern.
 _NUMBER = 8
 _IDLE_NS = 20_000_000
-#: After the last datagram, so long without another one: it is over.
-_SILENCE_NS = 300_000_000
+#: Once the sender has ended, so long without another datagram: it is over.
+_SILENCE_NS = 100_000_000
 _ECHO_PATIENCE_NS = 1_000_000_000
 #: How long who waits as a hybrid looks before it sleeps.
 _LOOK_NS = 50_000
@@ -48,12 +50,48 @@ def open_port(interface: str, iface: str, ip: int, port: int, exit_ns: int) -> D
     raise ConfigError(f"there is no interface {interface!r}")
 
 
+class Orders:
+    """Lines of stdin, which may be looked for meanwhile. Neither select() nor what Python's files ask by ioctl: a
+    guarded process may do neither."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._ended = False
+        self._flags = fcntl.fcntl(0, fcntl.F_GETFL)
+
+    def next(self) -> bytes:
+        """The next one, when it is there; empty: there will be none."""
+        fcntl.fcntl(0, fcntl.F_SETFL, self._flags & ~os.O_NONBLOCK)
+        while b"\n" not in self._rest and not self._ended:
+            self._read()
+        line, _newline, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def waiting(self) -> bool:
+        """Whether there is one, or will be none."""
+        if b"\n" not in self._rest and not self._ended:
+            fcntl.fcntl(0, fcntl.F_SETFL, self._flags | os.O_NONBLOCK)
+            with suppress(BlockingIOError):
+                self._read()
+        return b"\n" in self._rest or self._ended
+
+    def _read(self) -> None:
+        data = os.read(0, 1 << 16)
+        self._ended = not data
+        self._rest += data
+
+
 class End:
     """What is done with a port."""
 
-    def __init__(self, port: DatagramPort, peer: tuple[int, int]) -> None:
+    def __init__(self, port: DatagramPort, peer: tuple[int, int], orders: Orders) -> None:
         self._port = port
         self._peer = peer
+        self._orders = orders
+
+    def _over(self, last: int) -> bool:
+        """Nothing has come since ``last``, and it is no use to wait: the next order is here."""
+        return self._orders.waiting() and time.monotonic_ns() - last > _SILENCE_NS
 
     def _message(self, number: int, pattern: bytes) -> tuple[int, int, bytes]:
         return *self._peer, (number.to_bytes(_NUMBER, "big") + pattern)
@@ -82,18 +120,16 @@ class End:
         return {"sent": count}
 
     def count(self, size: int) -> dict[str, Any]:
-        """Take what comes until nothing does; each datagram is compared."""
+        """Take what comes until the next order is here and nothing comes; each datagram is compared."""
         pattern, take = _pattern(size), self._port.receive
         came = wrong = 0
         seen: set[int] = set()
-        begun = last = 0
-        started = time.monotonic_ns()
+        begun, last = 0, time.monotonic_ns()
         while True:
             got = take(_BATCH)
-            now = time.monotonic_ns()
             if got:
-                begun = begun or now
-                last = now
+                last = time.monotonic_ns()
+                begun = begun or last
                 for source, port, data in got:
                     number = int.from_bytes(data[:_NUMBER], "big")
                     if (source, port) != self._peer or data[_NUMBER:] != pattern or number in seen:
@@ -101,20 +137,19 @@ class End:
                     seen.add(number)
                 came += len(got)
                 continue
-            if now - (last or started + 20 * _SILENCE_NS) > _SILENCE_NS:
+            if self._over(last):
                 return {"came": came, "wrong": wrong, "s": max(last - begun, 1) / 1e9}
             self._port.wait(_IDLE_NS)
 
     def echo(self, size: int) -> dict[str, Any]:
-        """Send back what comes until nothing does."""
-        came = 0
-        last = time.monotonic_ns() + 20 * _SILENCE_NS
-        while (now := time.monotonic_ns()) - last < _SILENCE_NS:
+        """Send back what comes until the next order is here and nothing comes."""
+        came, last = 0, time.monotonic_ns()
+        while not self._over(last):
             got = self._port.receive(_BATCH)
             if not got:
                 self._port.wait(_IDLE_NS)
                 continue
-            last = now
+            last = time.monotonic_ns()
             self._port.send(got)
             came += len(got)
         return {"came": came, "size": size}
@@ -158,14 +193,6 @@ def _write(path: str, took: array[int]) -> None:
     os.close(descriptor)
 
 
-def _lines() -> Any:
-    """Those of stdin, without asking it anything."""
-    rest = b""
-    while data := os.read(0, 1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        yield from lines
-
-
 def _read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="udp")
     parser.add_argument("--io", required=True)
@@ -178,15 +205,18 @@ def _read() -> argparse.Namespace:
 
 def _work(args: argparse.Namespace) -> None:
     port = open_port(args.io, args.iface, address(args.local[0]), int(args.local[1]), args.exit_ns)
-    end = End(port, (address(args.peer[0]), int(args.peer[1])))
+    lines = Orders()
+    end = End(port, (address(args.peer[0]), int(args.peer[1])), lines)
     orders: dict[str, Callable[..., dict[str, Any]]] = {
         "blast": end.blast, "one_by_one": end.one_by_one, "count": end.count, "echo": end.echo, "ask": end.ask,
         "counters": end.counters}
     if args.io != NATIVE:
         seccomp.guard(kill=True)
     print("ready", file=sys.stderr, flush=True)
-    for line in _lines():
+    while line := lines.next():
         order = json.loads(line)
+        if order["do"] == "stop":
+            continue
         answer = orders[order.pop("do")](**order)
         os.write(1, json.dumps(answer).encode() + b"\n")
     port.close()
