@@ -138,7 +138,7 @@ class QueuedSocket(RingSocket):
         self._memory_of_all = [mapping, umem]
 
     def neighbour(self, ip: int) -> bytes | None:
-        """As it was known at the beginning."""
+        """MAC of the next hop, as the host said when it was asked first."""
         return self._next_hop(ip)
 
     def close(self) -> None:

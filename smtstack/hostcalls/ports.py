@@ -31,7 +31,7 @@ class DatagramPort(ABC):
 
     @abstractmethod
     def receive(self, limit: int) -> list[Message]:
-        """Those that wait, oldest first, at most ``limit``."""
+        """Datagrams that wait, oldest first, at most ``limit``."""
 
     @abstractmethod
     def wait(self, timeout_ns: int) -> None:
@@ -150,7 +150,7 @@ class QueuedUdp(DatagramPort):
         self._socket.wait(timeout_ns)
 
     def counters(self) -> dict[str, int]:
-        """Those of the queue's rings."""
+        """What the queue's rings count."""
         return self._socket.more_counters()
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class RingUdp(DatagramPort):
         self._socket.wait(timeout_ns)
 
     def counters(self) -> dict[str, int]:
-        """Those of UDP, and of the ring."""
+        """What UDP and the ring count."""
         return {**self._stack.counters(), **self._socket.more_counters()}
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ class UdpWire:
                 self.send_drops += 1
 
     def receive(self, limit: int) -> list[bytes]:
-        """Those that wait."""
+        """Datagrams that wait, at most ``limit``."""
         records: list[bytes] = []
         try:
             while len(records) < limit:

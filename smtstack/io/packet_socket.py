@@ -305,7 +305,7 @@ def _tcp_port(ip: int, port: int) -> socket.socket | None:
 
 
 def interface_mac(interface: str) -> bytes:
-    """Its MAC address. Raises OSError."""
+    """MAC address of an interface. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         return bytes(fcntl.ioctl(s, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))[18:24])
 

@@ -69,7 +69,7 @@ class _Code:
         self.add(_CALL, constant=function)
 
     def made(self) -> bytes:
-        """As the kernel takes it."""
+        """Instructions as the kernel takes them."""
         out = []
         for number, (step, to) in enumerate(self._steps):
             offset = struct.pack("=h", self._places[to] - number - 1) if to else step[2:4]

@@ -18,10 +18,10 @@ NAMES: Final = (*INDICES, *FRAMES, SLEEPS, BELLS, IN_MEMORY)
 
 
 def rejected_indices(counters: Mapping[str, int]) -> int:
-    """Of all rings together."""
+    """Indices that were rejected, of all rings together."""
     return sum(counters[name] for name in INDICES)
 
 
 def invalid_frames(counters: Mapping[str, int]) -> int:
-    """Received, or said to be sent."""
+    """Frames that were said to be received, or sent, and cannot be."""
     return sum(counters[name] for name in FRAMES)

@@ -56,7 +56,7 @@ class HostileHost(Adversary):
         self._honest.deliver(packets)
 
     def collect(self) -> list[bytes]:
-        """As an honest host."""
+        """What an honest host does."""
         return self._honest.collect()
 
     def change(self, kind: str) -> None:

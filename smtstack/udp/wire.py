@@ -44,7 +44,7 @@ class Piece:
 
     @property
     def whole(self) -> bool:
-        """It is no fragment."""
+        """Whether this is no fragment."""
         return not self.more and not self.offset
 
 

@@ -321,8 +321,8 @@ def test_a_run_whose_honest_host_was_refused_something_is_not_faithful():
     bad["fidelity"] = doubted(bad["fidelity"], *ring_doubts(bad["ring"]))
     assert not overall([bad])["ok"]
     assert "3 indices of an honest host were rejected" in overall([bad])["reasons"][0]
-    counts["invalid_frames"] = 2
-    assert ring_doubts(counts) == ["2 frames of an honest host were invalid"]
+    more: Any = {**counts, "invalid_frames": 2}
+    assert ring_doubts(more) == ["2 frames of an honest host were invalid"]
     assert ring_lines([row()]) == []
     assert ring_lines([row(ring=counts), bad]) == [
         "rings: 3 indices rejected, 0 frames invalid, 14 sleeps, 10 bells, 1 in memory"]

@@ -152,7 +152,7 @@ def _sniffing(net: SmtNet, path: Path) -> Iterator[None]:
 
 
 def _sizes(path: Path, source: str) -> int:
-    """Of how many lengths the packets with data are: two kinds of messages that differ are two, for whoever
+    """How many lengths the packets with data have: two kinds of messages that differ are two, for whoever
     counts."""
     sent = bytes(map(int, source.split(".")))
     lengths = [len(frame) for frame in _frames(path) if frame[26:30] == sent and len(frame) > 250]

@@ -15,7 +15,7 @@ from workloads.results.row import RingCounts
 
 
 class RingCounters:
-    """Of all hosts' endpoints, from now on."""
+    """Counters of all hosts' endpoints, from now on."""
 
     def __init__(self, hosts: Sequence[SmtHost]) -> None:
         self._nics = [NicState.open(host.defaultIntf().name, pid=host.pid) for host in hosts]

@@ -40,11 +40,11 @@ class UdpRow(Row, total=False):
 
     sent: int
     lost: int
-    """Of those sent; UDP may."""
+    """Datagrams that were sent and did not come, as UDP may do."""
     mbit_per_s: float
     """Payload that came."""
     counters: Mapping[str, int]
-    """Of the receiver's interface, over the life of its port."""
+    """What the receiver's interface counted, over the life of its port."""
     guarded: bool
     """Under a filter that would have ended it with its first network system call."""
 
@@ -96,7 +96,7 @@ class UdpEnds:
             "fidelity": fidelity}
 
     def blast(self, size: int, seconds: float, trial: int) -> UdpRow:
-        """As many datagrams as go in that time."""
+        """Send as many datagrams as go in that time."""
         told, got, common = self._watched({"do": "blast", "size": size, "seconds": seconds},
                                           {"do": "count", "size": size})
         rate = got["came"] / max(got["s"], told["s"])

@@ -76,7 +76,7 @@ class Measures:
         return self._ycsb(KV_SMT, interface, self._setup(interface, "h2:h1"), "", ops, clients, trial)
 
     def kv_tcp(self, interface: str, ops: int, clients: int, trial: int) -> Row:
-        """The same over TCP; with RING the server's TCP is the host's, by io_uring."""
+        """YCSB A over TCP; with RING the server's TCP is the host's, by io_uring."""
         setup = Setup("tcp", pattern="h2:h1", connections=clients)
         return self._ycsb(KV_TCP, interface, setup, "ring" if interface == RING else "", ops, clients, trial)
 

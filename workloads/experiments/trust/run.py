@@ -68,7 +68,7 @@ class Plan:
     blocks: tuple[int, ...]
     workers: tuple[int, ...]
     seconds: float
-    """Of a blast."""
+    """Time of a blast."""
     count: int
     """RPCs, operations, calls, echoes of a trial, more or less."""
 
