@@ -71,16 +71,17 @@ class HostCalls:
         return self._call(SEND, len(data), address, port)[0]
 
     def receive(self) -> tuple[bytes, int, int] | None:
-        """The next one, and who sent it, says the host; None: there is none. Raises OSError, :class:`HostLie`."""
+        """The next packet, and who sent it, says the host; None: there is none, or it could not be had. Raises
+        :class:`HostLie`."""
         try:
             length, answer = self._call(RECEIVE, ROOM)
-        except (BlockingIOError, InterruptedError):
+        except OSError:
             return None
         return self._memory.copy(_DATA_AT, length), answer.address, answer.port
 
     def wait(self, timeout_ns: int) -> None:
-        """Until something is there, or so long, says the host. Raises OSError, :class:`HostLie`."""
-        with suppress(InterruptedError):
+        """Until something is there, or so long, says the host. Raises :class:`HostLie`."""
+        with suppress(OSError):
             self._call(WAIT, 0, timeout_us=min(-(-timeout_ns // 1000), _LONGEST_US))
 
     def neighbour(self, address: int) -> bytes | None:
