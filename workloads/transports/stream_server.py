@@ -71,7 +71,8 @@ class StreamServer(EpollTransport, Server):
         self._handler = handler
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
         try:
-            self._listener = listen(local, shared) if ring is None else _listen_by(ring, local)
+            # A ring's has what is used of one here, and what it accepts has what a stream uses.
+            self._listener = cast(socket.socket, listen(local, shared) if ring is None else _listen_by(ring, local))
         except ConfigError:
             self._epoll.close()
             raise
@@ -144,8 +145,7 @@ class StreamServer(EpollTransport, Server):
             return
         self._counters["connections_accepted"] += 1
         try:
-            # A ring's has what a stream uses of one.
-            stream = self._make(cast(socket.socket, sock), peer)
+            stream = self._make(sock, peer)
         except StreamError:
             self._counters["handshakes_failed"] += 1
             sock.close()
