@@ -17,6 +17,7 @@ from workloads.experiments.trust.run import EXPERIMENT, Options, check
 
 
 def trial(mode: str, variant: str, rate: float, **more: Any) -> Any:
+    more.setdefault("cpu", {"client_s": 1.1 if variant == "ring" else 1.0, "server_s": 0.0})
     return row("udp", None, mode=mode, variant=variant, rpc_per_s=rate, sent=10, lost=1, **more)
 
 

@@ -43,7 +43,8 @@ class Line(NamedTuple):
     """Datagrams, operations, blocks a second."""
     ratios: dict[str, float]
     checks: float | None
-    """What checking costs: ring-unchecked by ring, less 1; None: not both were measured."""
+    """What checking costs: processor time of both ends for each operation with checks, by that without, less 1. Other
+    programs disturb it less than a rate. None: not both were measured."""
     faithful: bool
 
 
@@ -67,9 +68,16 @@ def _line(what: str, rows: Sequence[Row]) -> Line:
     values = {name: statistics.median([value or 0.0 for (variant, _trial), value in by.items() if variant == name])
               for name in names}
     ratios = {name: statistics.median(found) for name in names if (found := against(name, NATIVE))}
-    checks = against(UNCHECKED, RING)
+    spent = {(row["variant"], row.get("trial", 1)): _spent(row) for row in rows}
+    checks = [cost / base for (variant, trial), cost in spent.items()
+              if variant == RING and (base := spent.get((UNCHECKED, trial)))]
     return Line(what, values, ratios, statistics.median(checks) - 1 if checks else None,
                 all(row["fidelity"]["ok"] for row in rows))
+
+
+def _spent(row: Row) -> float:
+    """Processor time of both ends, in seconds an operation."""
+    return (row["cpu"].get("client_s", 0.0) + row["cpu"].get("server_s", 0.0)) / max(row["rpcs"], 1)
 
 
 def text(rows: Sequence[Row], effect: float | None) -> str:
