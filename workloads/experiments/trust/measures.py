@@ -128,7 +128,8 @@ class Measures:
         return {"topo": self._topo, "transport": "file", "nic": None, "mode": FILE, "poll": BY_DEFAULT,
                 "variant": interface, "size": block, "concurrency": 1, "trial": trial, "rpcs": count, "errors": 0,
                 "content_ok": told["wrong"] == 0, "rpc_per_s": round(count / told["s"], 1),
-                "rtt_us": rtt_summary(array("Q")), "bytes": block * count, "cpu": {"wall_s": told["s"], "client_s": told["cpu_s"]},
+                "rtt_us": rtt_summary(array("Q")), "bytes": block * count,
+                "cpu": {"wall_s": told["s"], "client_s": told["cpu_s"]},
                 "fidelity": fidelity}
 
 

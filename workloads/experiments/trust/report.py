@@ -43,8 +43,8 @@ class Line(NamedTuple):
     """Datagrams, operations, blocks a second."""
     ratios: dict[str, float]
     checks: float | None
-    """What checking costs: processor time of both ends for each operation with checks, by that without, less 1. Other
-    programs disturb it less than a rate. None: not both were measured."""
+    """What checking costs: processor time of both ends for each operation with checks, by that without, less 1.
+    Other programs disturb it less than a rate. None: not both were measured."""
     faithful: bool
 
 
