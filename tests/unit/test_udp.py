@@ -173,7 +173,7 @@ def test_what_cannot_be_sent_is_said():
     assert len(take(end(TWO), one.send(TWO, PORT, bytes(MAX_DATA)))[0]) == MAX_DATA
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=120), st.integers(0, 60), st.integers(0, 255))
 def test_nothing_that_comes_raises(noise, at, value):
     two = end(TWO)
