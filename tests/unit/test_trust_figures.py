@@ -10,7 +10,7 @@ from smtstack.errors import ConfigError
 from tests.rows import row
 from workloads.batch.steps import steps
 from workloads.experiments import trust_matrix, udp
-from workloads.experiments.trust import interfaces, report
+from workloads.experiments.trust import interfaces, price, report
 from workloads.experiments.trust.ends import BLAST, CALL, ECHO
 from workloads.experiments.trust.measures import FILE, KV_SMT, WORKERS
 from workloads.experiments.trust.run import EXPERIMENT, Options, check
@@ -55,6 +55,14 @@ def test_what_was_claimed_stands_beside_what_came_out():
     assert "not how many times" in text
     assert "ring x2" in text
     assert report.beside([])[0].here is None
+
+
+def test_what_checks_cost_alone_is_measured_in_turns():
+    found = price.measure(rounds=3)
+    assert found.checked > 0 < found.unchecked
+    assert price.Price(3.0, 2.0).share == 0.5
+    assert "3.00 us of processor a packet with checks, 2.00 us without: +50%" in report.text(
+        ROWS, 11.0, price.Price(3.0, 2.0))
 
 
 def test_pictures_are_drawn_and_none_of_nothing(tmp_path):

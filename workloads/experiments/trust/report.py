@@ -20,6 +20,7 @@ from workloads.experiments.trust.interfaces import (
     ZERO_COPY,
 )
 from workloads.experiments.trust.measures import AES, AES_OFF, AES_ON, FILE, KV_SMT, KV_TCP, WORKERS
+from workloads.experiments.trust.price import Price
 from workloads.results import plots
 from workloads.results.points import metric
 from workloads.results.published import Beside
@@ -80,9 +81,13 @@ def _spent(row: Row) -> float:
     return (row["cpu"].get("client_s", 0.0) + row["cpu"].get("server_s", 0.0)) / max(row["rpcs"], 1)
 
 
-def text(rows: Sequence[Row], effect: float | None) -> str:
+def text(rows: Sequence[Row], effect: float | None, price: Price | None = None) -> str:
     """All tables."""
-    parts = [_rakis(lines(rows)), _calls(rows), _waits(rows), _optimisations(rows, effect), _beside_text(rows)]
+    alone = "" if price is None else (
+        f"Rings alone, in memory: {price.checked:.2f} us of processor a packet with checks, "
+        f"{price.unchecked:.2f} us without: {price.share:+.0%}")
+    parts = [_rakis(lines(rows)), alone, _calls(rows), _waits(rows), _optimisations(rows, effect),
+             _beside_text(rows)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -10,7 +10,7 @@ from smtstack import quantities
 from topo.link_options import LinkOptions
 from topo.network import open_network
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.trust import report
+from workloads.experiments.trust import price, report
 from workloads.experiments.trust.ends import KINDS, WAITS, open_ends
 from workloads.experiments.trust.interfaces import EXIT_US, NATIVE, QUEUE, RING, RKT_IO, SETTINGS, ZERO_COPY
 from workloads.experiments.trust.measures import (
@@ -85,6 +85,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
     rings."""
     rows: list[Row] = []
     effect = aes_effect()
+    cost = price.measure()
     say = running.progress.step
     with open_network(TOPO, LinkOptions(hosting="ring"), "bridge", progress=running.progress.say) as net:
         measures = Measures(net, TOPO, running.folder.path, plan.exit_us)
@@ -117,10 +118,10 @@ def measure(plan: Plan, running: Running) -> Outcome:
             rows.append(measures.aes(False, plan.count // 10, trial))
             if effect >= LEAST_EFFECT:
                 rows.append(measures.aes(True, plan.count // 10, trial))
-    return _outcome(plan, rows, effect)
+    return _outcome(plan, rows, effect, cost)
 
 
-def _outcome(plan: Plan, rows: Sequence[Row], effect: float) -> Outcome:
+def _outcome(plan: Plan, rows: Sequence[Row], effect: float, cost: price.Price) -> Outcome:
     remarks = [] if effect >= LEAST_EFFECT else [
         f"smtnet: OPENSSL_ia32cap has no effect (a record takes {effect:.1f} times as long): no row is called "
         "masked"]
@@ -131,8 +132,9 @@ def _outcome(plan: Plan, rows: Sequence[Row], effect: float) -> Outcome:
              "checks_cost": None if line.checks is None else round(line.checks, 3), "faithful": line.faithful}
             for line in table]
     return Outcome(
-        rows, {"lines": flat, "aes_masked_takes": round(effect, 2), "exit_us_modelled": plan.exit_us},
-        report.text(rows, effect), table=False, files={"trust.csv": csv_text(flat)}, published=report.beside(rows),
+        rows, {"lines": flat, "aes_masked_takes": round(effect, 2), "exit_us_modelled": plan.exit_us,
+               "checks_us_a_packet": round(cost.checked, 3), "unchecked_us_a_packet": round(cost.unchecked, 3)},
+        report.text(rows, effect, cost), table=False, files={"trust.csv": csv_text(flat)}, published=report.beside(rows),
         remarks=remarks, parameters={"trials": plan.trials, "exit_us_modelled": plan.exit_us,
                                      "sizes": plan.sizes, "blocks": plan.blocks, "workers": plan.workers},
         failed=f"{len(wrong)} trials had errors or wrong bytes" if wrong else "")
