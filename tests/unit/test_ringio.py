@@ -9,21 +9,26 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from smtstack.errors import ConfigError, Unsupported
+from smtstack.ringio import queue
 from smtstack.ringio.client import Proxies
 from smtstack.ringio.files import ProxyFile
 from smtstack.ringio.queue import IoRing
 from smtstack.ringio.sockets import Poller, ProxyListener, ProxySocket, connect
-from smtstack.rings.uring_layout import UringConfig
+from smtstack.rings.hostile_uring import KINDS, HostileUring
+from smtstack.rings.memory import SharedMemory
+from smtstack.rings.uring_layout import ENTRIES, SUBMISSION_LEN, UringConfig, submission
 
 #: Small ones are full now and then.
 CONFIG = UringConfig(entries=4, buffers=6, buffer_size=4096)
 WAYS = ("kernel", "memory", "exits")
+MUTATIONS = int(os.environ.get("SMTNET_MUTATIONS", "2000"))
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -259,3 +264,64 @@ def test_without_checks_and_errors_at_the_start(tmp_path: Path):
         assert file.pread(8, 0) == b"believed"
     with pytest.raises(ConfigError, match="at most 16"):
         Proxies([tmp_path], rings=17)
+
+
+def _attack(proxies: Proxies, stop: int, mutations: int) -> None:
+    """In a process of its own: change what the ring's memory has, as fast as it goes, until told to end."""
+    memories = {memory.name: SharedMemory(memory.name, mapping)
+                for memory, mapping in zip(proxies._memories, proxies._mappings, strict=True)}
+    host = HostileUring(memories, CONFIG, seed=11)
+    # What is submitted it leaves alone: the kernel would do it, with the rights of the host's process.
+    host.kinds = tuple(kind for kind in KINDS if kind not in ("submission_changed", "never_complete"))
+    while not select.select([stop], [], [], 0)[0]:
+        for _time in range(20):
+            host._taken = [submission(memories[ENTRIES].copy(SUBMISSION_LEN * slot, SUBMISSION_LEN))
+                           for slot in range(CONFIG.entries)]
+            if host.mutated < mutations:
+                host.mutate()
+        time.sleep(0.0005)
+
+
+def test_a_hostile_process_beside_the_kernels_own_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It maps the same memory. What comes is an error or what can be; and when it stops, all is well again."""
+    monkeypatch.setattr(queue, "PATIENCE_S", 0.3)
+    data = bytes(range(256)) * 4
+    try:
+        proxies = Proxies([tmp_path], backing="kernel", config=CONFIG)
+    except Unsupported as e:
+        pytest.skip(str(e))
+    with proxies:
+        ring = proxies.rings[0]
+        file = ProxyFile(ring, tmp_path / "file")
+        assert file.pwrite(data, 0) == len(data)
+        stop, stopping = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                _attack(proxies, stop, MUTATIONS)
+            finally:
+                os._exit(0)
+        answered = failed = 0
+        end = time.monotonic() + max(1.5, min(60.0, MUTATIONS / 2000))
+        while time.monotonic() < end:
+            try:
+                answered += len(file.pread(len(data), 0)) <= len(data)
+                answered += file.pwrite(data, 0) == len(data)
+            except OSError:
+                failed += 1
+        os.write(stopping, b"x")
+        assert os.waitpid(child, 0)[1] == 0
+        assert answered > 0 < failed
+        assert proxies.refused() > 50
+        right, limit = 0, time.monotonic() + 20
+        while right < 100:
+            assert time.monotonic() < limit
+            try:
+                right = right + 1 if file.pwrite(data, 0) == len(data) and file.pread(2000, 0) == data else 0
+            except OSError:
+                right = 0
+        before = proxies.refused()
+        assert file.pread(2000, 0) == data
+        assert proxies.refused() == before
+    for descriptor in (stop, stopping):
+        os.close(descriptor)

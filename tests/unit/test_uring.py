@@ -169,6 +169,24 @@ def test_where_indices_cannot_be_the_queues_begin_anew_and_nobody_waits_for_ever
     assert rig.uring.complete() == []
 
 
+def test_a_clock_that_goes_back_or_stands_makes_us_wait_and_no_more():
+    """What the host says of the time decides when something is given up or begun anew, and nothing else."""
+    rig = Rig()
+    tags = [rig.uring.submit(RECV, 3, 9) for _number in range(3)]
+    rig.seen()
+    rig.uring.give_up(tags[0], 1 << 60)
+    for now in (1 << 60, 0, -5, 1, RECLAIM_NS, 0):
+        rig.uring.tend(now)
+        rig.uring.owners.check()
+    assert (rig.uring.reclaimed, rig.uring.restarts) == (0, 0)
+    for tag in tags:
+        rig.host.complete(tag, 9)
+    assert [c.tag for c in rig.uring.complete()] == tags[1:]
+    assert rig.uring.refused() == 0
+    # Tags are counted, not drawn: with the same randomness each time, they are others each time.
+    assert rig.uring.submit(FSYNC, 3) > max(tags)
+
+
 def test_our_indices_are_said_again():
     rig = Rig()
     rig.uring.submit(FSYNC, 3)

@@ -71,11 +71,12 @@ class StreamServer(EpollTransport, Server):
         self._handler = handler
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
         try:
-            # A ring's has what is used of one here, and what it accepts has what a stream uses.
-            self._listener = cast(socket.socket, listen(local, shared) if ring is None else _listen_by(ring, local))
+            listener = listen(local, shared) if ring is None else _listen_by(ring, local)
         except ConfigError:
             self._epoll.close()
             raise
+        # A ring's has what is used of one here, and what it accepts has what a stream uses.
+        self._listener = cast(socket.socket, listener)
         self._epoll.register(self._listener, _IN)
         ip, port = self._listener.getsockname()
         #: Where it listens: the port the kernel chose, if ``local`` had port 0.
