@@ -134,7 +134,8 @@ def _outcome(plan: Plan, rows: Sequence[Row], effect: float, cost: price.Price) 
     return Outcome(
         rows, {"lines": flat, "aes_masked_takes": round(effect, 2), "exit_us_modelled": plan.exit_us,
                "checks_us_a_packet": round(cost.checked, 3), "unchecked_us_a_packet": round(cost.unchecked, 3)},
-        report.text(rows, effect, cost), table=False, files={"trust.csv": csv_text(flat)}, published=report.beside(rows),
+        report.text(rows, effect, cost), table=False, files={"trust.csv": csv_text(flat)},
+        published=report.beside(rows),
         remarks=remarks, parameters={"trials": plan.trials, "exit_us_modelled": plan.exit_us,
                                      "sizes": plan.sizes, "blocks": plan.blocks, "workers": plan.workers},
         failed=f"{len(wrong)} trials had errors or wrong bytes" if wrong else "")
