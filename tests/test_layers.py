@@ -38,9 +38,9 @@ RANK = {
     "smtstack.hostcalls": 9,  # ways to the wire with a host in them, to compare rings with
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
-    "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
-    "smtstack.ktls_io": 10,
-    "smtstack.ringio": 10,  # TCP and files of a guarded process, and the host's process behind them
+    "smtstack.tapnic": 10,  # the process of a NIC that owns its interface; applications' side of it
+    "smtstack.ktls_io": 11,
+    "smtstack.ringio": 11,  # TCP and files of a guarded process, and the host's process behind them
     "smtstack.socket": 10,
     "smtstack.aio": 11,  # the asyncio face of smtstack.socket
     "topo": 12,  # starts workloads by their command line, never by import
