@@ -142,7 +142,7 @@ def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str
     """RPCs while another process, which maps the same memory, changes it; then as if nothing had been."""
     ring = sock.loop.socket
     assert isinstance(ring, RingSocket)
-    memories = {name: SharedMemory(name, mapping)  # type: ignore[arg-type]
+    memories = {name: SharedMemory(name, mapping)
                 for name, mapping in zip(ring._memories, ring._mappings, strict=True)}
     host = HostileHost(memories, RingConfig(), seed=5)
     host.kinds = ATTACKS
@@ -167,10 +167,11 @@ def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str
     while recovered < 20 and time.monotonic() < limit:
         recovered = recovered + 1 if not one(sock, peer, 2.0)["error"] else 0
     refused = sock.counters()["ring_refused"]
-    after = rpcs(sock, peer, 100) if recovered == 20 else {"right": 0, "wrong": 0, "counters": sock.counters()}
+    after = rpcs(sock, peer, 100) if recovered == 20 else {"right": 0, "wrong": 0}
+    counters = sock.counters()
     return {"right": right, "wrong": wrong, "failed": failed, "refused": refused, "recovered": recovered,
-            "after": after, "refused_after": after["counters"]["ring_refused"] - refused,
-            "in_memory": after["counters"]["ring_in_memory"]}
+            "after": after, "refused_after": counters["ring_refused"] - refused,
+            "in_memory": counters["ring_in_memory"]}
 
 
 def denied(_sock: SmtSocket, _peer: tuple[str, int]) -> dict[str, Any]:
