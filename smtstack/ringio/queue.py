@@ -29,6 +29,8 @@ _LONGEST_SLEEP_NS: Final = 100_000_000
 _LATER_NS: Final = 1_000_000
 #: So often something is tried again that was interrupted, or begins with answers to other questions.
 MOST_AGAIN: Final = 100
+#: Buffers for what is no connection: who is accepted, files.
+_SPARE: Final = 8
 #: An operation that should end by itself is given up after so long, in seconds: the host has lost it, or stands.
 PATIENCE_S: Final = 60.0
 _AGAIN: Final = (errno.EINTR, errno.EAGAIN)
@@ -50,6 +52,9 @@ class IoRing:
                  exits: bool = False, waiting: Waiting = AS_HOMA) -> None:
         self.uring = uring
         self.buffer_size = uring.buffer_size
+        #: Connections that can be served side by side: each has a buffer to receive into, and finds one to send
+        #: from. With more, all buffers might wait for clients who wait for answers.
+        self.connections = (uring.owners.count - _SPARE) // 2
         self._page = page
         self._words = page.words
         self._bell = bell

@@ -31,7 +31,9 @@ from smtstack.io.xdp import XdpProgram, XdpSocket
 from smtstack.nicshare.state import NicState
 from smtstack.ringnic.monitor import NAME
 from smtstack.ringnic.socket import RingSocket
+from smtstack.rings.hostile import KINDS, HostileHost
 from smtstack.rings.layout import UMEM, RingConfig
+from smtstack.rings.memory import SharedMemory
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.wire.ipv4 import IPv4, address
 from tests.net.inside import go_inside
@@ -130,6 +132,48 @@ def leak(sock: SmtSocket, peer: tuple[str, int], count: int) -> dict[str, Any]:
             "on": sock.loop.nic.features()["tls-hw-tx-offload"], "counters": sock.counters()}
 
 
+#: What a process beside the kernel can do to rings that are the kernel's. Where the guarded process' own index is
+#: overwritten, the kernel goes by that, for ever: it would be a kernel that is hostile.
+ATTACKS = tuple(kind for kind in KINDS if kind not in ("guests_index", "packet_again", "packet_forged",
+                                                       "frames_kept"))
+
+
+def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str, Any]:
+    """RPCs while another process, which maps the same memory, changes it; then as if nothing had been."""
+    ring = sock.loop.socket
+    assert isinstance(ring, RingSocket)
+    memories = {name: SharedMemory(name, mapping)
+                for name, mapping in zip(ring._memories, ring._mappings, strict=True)}
+    host = HostileHost(memories, RingConfig(), seed=5)
+    host.kinds = ATTACKS
+    child = os.fork()
+    if not child:
+        while True:
+            host.mutate()
+            time.sleep(0.0002)
+    right = wrong = failed = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = random.Random(right + failed).randbytes(1000)
+        try:
+            same = sock.request(peer, data, 1.0) == data
+            right, wrong = right + same, wrong + (not same)
+        except SmtError:
+            failed += 1
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    limit = time.monotonic() + 20
+    recovered = 0
+    while recovered < 20 and time.monotonic() < limit:
+        recovered = recovered + 1 if not one(sock, peer, 2.0)["error"] else 0
+    refused = sock.counters()["ring_refused"]
+    after = rpcs(sock, peer, 100) if recovered == 20 else {"right": 0, "wrong": 0}
+    counters = sock.counters()
+    return {"right": right, "wrong": wrong, "failed": failed, "refused": refused, "recovered": recovered,
+            "after": after, "refused_after": counters["ring_refused"] - refused,
+            "in_memory": counters["ring_in_memory"]}
+
+
 def denied(_sock: SmtSocket, _peer: tuple[str, int]) -> dict[str, Any]:
     """A network system call: there is no answer to that."""
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -137,7 +181,8 @@ def denied(_sock: SmtSocket, _peer: tuple[str, int]) -> dict[str, Any]:
 
 
 ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "rpcs": rpcs, "one": one, "begin": begin, "finish": finish, "leak": leak, "denied": denied}
+    "rpcs": rpcs, "one": one, "begin": begin, "finish": finish, "leak": leak, "denied": denied,
+    "attacked": attacked}
 
 
 # -- in the sandbox ----------------------------------------------------------------------------------------
@@ -225,6 +270,12 @@ def trust() -> dict[str, Any]:
         two.client.tell({"do": "denied"})
         out["killed"] = two.client.process.wait(20.0)
     return out
+
+
+def hostile() -> dict[str, Any]:
+    """A process that maps the client's rings, and changes what is in them."""
+    with rig() as two:
+        return two.ask("attacked", seconds=float(os.environ.get("SMTNET_ATTACK_S", "3")))
 
 
 def monitor() -> dict[str, Any]:
@@ -387,7 +438,8 @@ def beside(hosting: str) -> dict[str, Any]:
 PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
     "beside": beside,
     "split": split,
-    "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies}
+    "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies,
+    "hostile": hostile}
 
 
 def main() -> None:

@@ -103,3 +103,14 @@ def test_each_network_system_call_is_refused():
     assert set(got["after"].values()) == {got["eperm"]}
     assert {"sendto", "recvfrom", "sendmsg", "recvmsg", "io_uring_enter", "ioctl", "poll"} <= set(got["after"])
     assert got["guarded"]
+
+
+def test_a_hostile_process_that_maps_the_kernels_rings():
+    """AF_XDP's own, changed between any two accesses by whoever has them: nothing is delivered that is wrong,
+    nothing ends the guarded process (its filter kills), and afterwards all RPCs are right again."""
+    got = inside("hostile")
+    assert got["in_memory"] == 0
+    assert got["wrong"] == 0
+    assert got["refused"] > 50
+    assert got["recovered"] == 20
+    assert [got["after"]["right"], got["after"]["wrong"], got["refused_after"]] == [100, 0, 0]

@@ -3,6 +3,7 @@ and by exits. In a process without a filter; tests/unit/test_kv_ring.py has one 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -24,6 +25,9 @@ from smtstack.ringio.sockets import Poller, ProxyListener, ProxySocket, connect
 from smtstack.rings.hostile_uring import KINDS, HostileUring
 from smtstack.rings.memory import SharedMemory
 from smtstack.rings.uring_layout import ENTRIES, SUBMISSION_LEN, UringConfig, submission
+from workloads.transports import Settings, stream_maker
+from workloads.transports.framing import frame
+from workloads.transports.stream_server import StreamServer
 
 #: Small ones are full now and then.
 CONFIG = UringConfig(entries=4, buffers=6, buffer_size=4096)
@@ -325,3 +329,36 @@ def test_a_hostile_process_beside_the_kernels_own_ring(tmp_path: Path, monkeypat
         assert proxies.refused() == before
     for descriptor in (stop, stopping):
         os.close(descriptor)
+
+
+def test_a_server_has_no_more_connections_than_can_be_answered(tmp_path: Path):
+    """Else all buffers would be waiting for clients who wait for answers."""
+    with Proxies([], config=UringConfig(entries=8, buffers=12, buffer_size=4096)) as proxies:
+        ring = proxies.rings[0]
+        assert ring.connections == 2
+        settings = Settings("tcp", ("127.0.0.1", 0))
+        server = StreamServer(stream_maker(settings, server=True), ("127.0.0.1", 0), 100_000,
+                              lambda request: request.reply(request.data), ring=ring)
+        clients = [socket.create_connection(server.address) for _number in range(3)]
+        clients[2].settimeout(0.001)
+        gone = False
+        while not gone:
+            server.drive(0.01)
+            with contextlib.suppress(TimeoutError):
+                gone = clients[2].recv(10) == b""
+        message = frame(7, b"m" * 50_000)
+        for client in clients[:2]:
+            threading.Thread(target=client.sendall, args=(message,)).start()
+        for client in clients[:2]:
+            got = b""
+            client.settimeout(0.001)
+            while len(got) < len(message):
+                server.drive(0.01)
+                with contextlib.suppress(TimeoutError):
+                    got += client.recv(100_000)
+            assert got == message
+        counters = server.counters()
+        assert (counters["connections_refused"], counters["connections"]) == (1, 2)
+        server.close()
+        for client in clients:
+            client.close()

@@ -18,6 +18,7 @@ from typing import Any
 from smtstack.errors import ConfigError
 from smtstack.io import seccomp
 from smtstack.ringio.client import Proxies
+from smtstack.rings.uring_layout import UringConfig
 from smtstack.storage.files import is_protected
 from smtstack.waiting import AS_TCP
 from workloads import transports
@@ -41,6 +42,8 @@ from workloads.transports.sessions import MODE, summary
 #: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
 _LOOK_S = 0.1
 _LINGER_S = 0.3
+#: Of an untrusted host: for 508 clients.
+_RINGS = UringConfig(entries=512, buffers=1024)
 
 _EXAMPLES = """examples:
   smtnet serve kv --transport tcp --addr 127.0.0.1:7001          # then: redis-cli -p 7001
@@ -123,7 +126,7 @@ def open_proxies(args: argparse.Namespace, wanted: list[Settings]) -> Proxies | 
     if len(wanted) > 1 or args.store != "embedded":
         raise ConfigError(f"{asked[0].transport} with --nic-hosting ring: one --listen, and --store embedded")
     # A second one for the thread that syncs.
-    return Proxies([] if args.aof is None else [args.aof], rings=2)
+    return Proxies([] if args.aof is None else [args.aof], rings=2, config=_RINGS)
 
 
 def open_store(args: argparse.Namespace, mutual: bool,

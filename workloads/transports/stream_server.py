@@ -69,7 +69,8 @@ class StreamServer(EpollTransport, Server):
         self._make = make
         self.limit = limit
         self._handler = handler
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+        self._most = files if ring is None else ring.connections
         try:
             listener = listen(local, shared) if ring is None else _listen_by(ring, local)
         except ConfigError:
