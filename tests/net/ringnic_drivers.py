@@ -143,7 +143,7 @@ def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str
     ring = sock.loop.socket
     assert isinstance(ring, RingSocket)
     memories = {name: SharedMemory(name, mapping)
-                for name, mapping in zip(ring._memories, ring._mappings, strict=True)}
+                for name, mapping in zip(ring.memories, ring._mappings, strict=True)}
     host = HostileHost(memories, RingConfig(), seed=5)
     host.kinds = ATTACKS
     child = os.fork()

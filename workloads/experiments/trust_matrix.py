@@ -25,10 +25,10 @@ from topo.link_options import LinkOptions
 from topo.network import SmtNet, open_network
 from topo.running import PATIENCE_S, Program, finish, python_program
 from workloads.experiments.experiment import Experiment, Outcome, Running
-from workloads.experiments.trust.canary import CANARY, CELLS, COUNT
+from workloads.experiments.trust.canary import CANARY, CELLS, COUNT, QUICK_COUNT
 from workloads.fleet import credentials
 from workloads.options.common import PlainResults
-from workloads.options.declare import group
+from workloads.options.declare import group, option
 from workloads.results.folder import csv_text
 from workloads.results.published import Published
 from workloads.results.table import aligned
@@ -38,7 +38,7 @@ _REFUSED = "nic+ host-"
 _CONTROL = "control"
 _EXAMPLES = """examples:
   smtnet reproduce trust-matrix
-  smtnet reproduce trust-matrix --json
+  smtnet reproduce trust-matrix --quick --json
 
 Writes results/<UTC time>-trust-matrix/: trust-matrix.csv and .txt. Takes half a minute. Exit code 1 if anybody
 sees what he must not, or a control finds nothing.
@@ -49,12 +49,14 @@ sees what he must not, or a control finds nothing.
 class Options:
     """What ``smtnet reproduce trust-matrix`` takes on its command line."""
 
+    quick: bool = option("--quick", action="store_true", help=f"{QUICK_COUNT} messages a cell in place of {COUNT}")
     end: PlainResults = group(PlainResults)
 
 
-def measure(_plan: Options, running: Running) -> Outcome:
+def measure(plan: Options, running: Running) -> Outcome:
     """Each cell on the same network."""
     cells: dict[str, dict[str, Any]] = {}
+    count = QUICK_COUNT if plan.quick else COUNT
     with tempfile.TemporaryDirectory(dir="/run") as place, \
             open_network("star,2", LinkOptions(hosting="ring"), "bridge", progress=running.progress.say) as net:
         made = credentials.make(Path(place, "keys"), "smt", {host.name: host.IP() for host in net.hosts})
@@ -63,8 +65,8 @@ def measure(_plan: Options, running: Running) -> Outcome:
             folder = Path(place, str(number))
             folder.mkdir()
             cells[name] = _refusal(net, made.folder, folder, name) if name == _REFUSED else _cell(
-                net, made.folder, folder, name)
-    wrong = judge(cells)
+                net, made.folder, folder, name, count)
+    wrong = judge(cells, count)
     table = as_text(cells)
     flat = [{"cell": name, **cell} for name, cell in cells.items()]
     return Outcome((), {"cells": cells, "wrong": wrong}, table, table=False,
@@ -86,7 +88,7 @@ def _refusal(net: SmtNet, keys: Path, folder: Path, name: str) -> dict[str, Any]
     return {"refused": str(client.failure())}
 
 
-def _cell(net: SmtNet, keys: Path, folder: Path, name: str) -> dict[str, Any]:
+def _cell(net: SmtNet, keys: Path, folder: Path, name: str, count: int) -> dict[str, Any]:
     client_host = net.hosts[0]
     nic = NicState.open(str(client_host.defaultIntf()), pid=client_host.pid, persistent=True)
     nic.reset()
@@ -105,19 +107,19 @@ def _cell(net: SmtNet, keys: Path, folder: Path, name: str) -> dict[str, Any]:
         for program in programs:
             program.wait_for("ready")
         client = programs[1]
-        client.tell({})
+        client.tell({"count": count})
         told = client.answer()
         process = _memory(client.pid, [CANARY, *([bytes.fromhex(told["key"])] if told["key"] else [])])
     nic.stop_tap()
     nic.reset()
-    if told["right"] != COUNT:
-        raise SmtError(f"{name}: {told['right']} of {COUNT} RPCs were answered")
+    if told["right"] != count:
+        raise SmtError(f"{name}: {told['right']} of {count} RPCs were answered")
     key = bytes.fromhex(told["key"])
     on_wire, to_nic = wire.read_bytes(), given.read_bytes()
     shared = told["shared"]
     return {
         "wire_plaintext": on_wire.count(CANARY), "wire_keys": on_wire.count(key) if key else 0,
-        "wire_sizes": _sizes(wire, client_host.IP()),
+        "wire_sizes": _sizes(wire, client_host.IP(), count // 4),
         "nic_frames": len(_frames(given)), "nic_plaintext": to_nic.count(CANARY),
         "nic_keys": told["contexts"], "nic_asked": not offload,
         "nic_asked_in_vain": told["asked_in_vain"],
@@ -151,12 +153,12 @@ def _sniffing(net: SmtNet, path: Path) -> Iterator[None]:
         raise SmtError(f"the recording of {there.name} proves nothing: {missed.strip() or said.read_text()}")
 
 
-def _sizes(path: Path, source: str) -> int:
+def _sizes(path: Path, source: str, least: int) -> int:
     """How many lengths the packets with data have: two kinds of messages that differ are two, for whoever
-    counts."""
+    counts. ``least``: packets of a length that makes it one."""
     sent = bytes(map(int, source.split(".")))
     lengths = [len(frame) for frame in _frames(path) if frame[26:30] == sent and len(frame) > 250]
-    return len({length for length in lengths if lengths.count(length) >= COUNT // 4})
+    return len({length for length in lengths if lengths.count(length) >= least})
 
 
 def _frames(path: Path) -> list[bytes]:
@@ -183,7 +185,7 @@ def _memory(pid: int, needles: Sequence[bytes]) -> list[int]:
     return found
 
 
-def judge(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def judge(cells: Mapping[str, Mapping[str, Any]], count: int = COUNT) -> list[str]:
     """What must not be, of all cells; and controls that found nothing."""
     wrong = []
 
@@ -195,7 +197,7 @@ def judge(cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name in ("nic+ host+", "nic- host+", "nic- host-"):
         expect(not cells[name]["wire_plaintext"] and not cells[name]["wire_keys"], f"{name}: seen on the wire")
         expect(cells[name]["wire_sizes"] == 2, f"control: {name}: what was recorded are not its packets")
-        expect(cells[name]["nic_frames"] >= 2 * COUNT, f"control: {name}: the NIC's packets were not recorded")
+        expect(cells[name]["nic_frames"] >= 2 * count, f"control: {name}: the NIC's packets were not recorded")
     for name, cell in (("nic- host+", no_nic), ("nic- host-", no_host)):
         expect(not cell["nic_plaintext"] and not cell["nic_keys"], f"{name}: the NIC has plaintext or keys")
         expect(cell["nic_asked_in_vain"] > 0, f"{name}: the NIC did not ask")

@@ -24,7 +24,7 @@ PORT, CLIENT_PORT = 2600, 2700
 CANARY = b"*a canary that must not be seen*"
 #: Bytes of messages of two kinds.
 SHORT, LONG = 10 * len(CANARY), 30 * len(CANARY)
-COUNT = 20
+COUNT, QUICK_COUNT = 20, 8
 _FLUSH_S = 0.2
 
 #: By cell: (hosting, NIC's TLS offload, NIC trusted), and for the control the profile without encryption.
@@ -57,10 +57,10 @@ def shared(sock: SmtSocket, needles: list[bytes]) -> list[int]:
     return [*found, umem.copy(0, umem.length).count(needles[-1])]
 
 
-def send(sock: SmtSocket, peer: tuple[str, int]) -> dict[str, Any]:
-    """Canaries of two sizes, each answered; our key, and what is shared."""
+def send(sock: SmtSocket, peer: tuple[str, int], count: int) -> dict[str, Any]:
+    """So many canaries of two sizes, each answered; our key, and what is shared."""
     key, right = b"", 0
-    for number in range(COUNT):
+    for number in range(count):
         data = CANARY * ((SHORT if number % 2 else LONG) // len(CANARY))
         future = sock.send_request(peer, data)
         key = getattr(future.rpc.keys.tx, "key", b"") if future.rpc.keys is not None else b""
@@ -91,8 +91,9 @@ def _work(args: argparse.Namespace) -> None:
         sock.guard(kill=True)
         print("ready", file=sys.stderr, flush=True)
         if args.role == "client":
-            for _line in sys.stdin:
-                os.write(1, json.dumps(send(sock, (args.peer, PORT))).encode() + b"\n")
+            for line in sys.stdin:
+                told = send(sock, (args.peer, PORT), json.loads(line)["count"])
+                os.write(1, json.dumps(told).encode() + b"\n")
             return
         parent = os.getppid()
         while os.getppid() == parent:
