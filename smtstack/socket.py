@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from smtstack.crypto.keys import KeyStore
 from smtstack.errors import ConfigError, PeerError, SmtError, Unsupported
+from smtstack.hostcalls.frames import CalledFrames, QueuedFrames
 from smtstack.io import key_file, seccomp
 from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.neighbours import Neighbours
@@ -56,7 +57,10 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 #: How a socket's packets come and go.
 INLINE, RING = "inline", "ring"
-HOSTINGS = (INLINE, RING)
+#: What stands beside a ring in figures: a guarded process each, whose frames go by calls of the host (each an
+#: exit, or in a queue), or by a ring that believes the host.
+EXIT, QUEUE, UNCHECKED = "exit", "queue", "ring-unchecked"
+HOSTINGS = (INLINE, RING, EXIT, QUEUE, UNCHECKED)
 #: How long a socket that closes waits for peers to confirm that their sessions are over, in seconds.
 FAREWELL_S = 0.2
 
@@ -116,7 +120,9 @@ class SmtContext:
     ends want it; without handshakes both must say the same. Not in profile ``linux``."""
     hosting: str = ""
     """``ring``: packets go by memory shared with an untrusted host (docs/trust.md), ``inline``: by a socket of our
-    own; empty: by what the interface's link has."""
+    own; empty: by what the interface's link has. ``exit``, ``queue``, ``ring-unchecked``: for comparison."""
+    exit_ns: int = 0
+    """Hosting ``exit``: what leaving an enclave is said to cost, beside the change of process, which is real."""
     trace: str | None = None
     """What the engine does and why is written there, in qlog: a new file, or a folder in which each socket makes
     one (docs/trace.md). No keys, no plaintext. None: nowhere."""
@@ -268,7 +274,7 @@ class SmtSocket:
             #: The control process of the ring, if it is ours.
             self._ring_control: ControlProcess | None = None
             by_ring = self._by_ring = context.has_ring
-            socket, neighbours = self._open_ring(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
+            socket, neighbours = self._open_guarded(ip, local[1]) if by_ring else self._open_packets(ip, local[1])
             undo.callback(socket.close)
             port = Port.attach(context.interface, ip, local[1], self.endpoint.protocol, context.profile)
             if port is not None:
@@ -289,13 +295,21 @@ class SmtSocket:
                               context.shared_port, context.has_overlay, endpoint.profile.fmt.tcp_shaped)
         return socket, Neighbours(context.interface)
 
+    def _open_guarded(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
+        context, endpoint = self.context, self.endpoint
+        if context.hosting not in (EXIT, QUEUE):
+            return self._open_ring(ip, port)
+        calls = CalledFrames if context.hosting == EXIT else QueuedFrames
+        frames = calls(context.interface, ip, port, endpoint.protocol, endpoint.params.mtu, context.exit_ns)
+        return frames, frames.neighbour
+
     def _open_ring(self, ip: int, port: int) -> tuple[FrameSocket, NextHops]:
         interface = self.context.interface
         if not has_ring(interface):
             self._ring_control = ControlProcess(interface)
             self._ring_control.wait()
         try:
-            socket = open_ring(interface, ip, port, self.endpoint.protocol)
+            socket = open_ring(interface, ip, port, self.endpoint.protocol, self.context.hosting != UNCHECKED)
         except BaseException:
             if self._ring_control is not None:
                 self._ring_control.stop()

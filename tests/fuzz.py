@@ -34,7 +34,7 @@ from smtstack.errors import AuthError, BadPacket
 from smtstack.transport.params import TransportParams
 from smtstack.wire import ethernet, homa, ipv4, overlay, show, upstream
 from smtstack.wire import frame as wire_frame
-from tests import fuzz_blocks, fuzz_ktls, fuzz_rings, fuzz_sessions, fuzz_storage, fuzz_tls
+from tests import fuzz_blocks, fuzz_ktls, fuzz_rings, fuzz_sessions, fuzz_storage, fuzz_tls, fuzz_udp
 from tests.fuzz_engine import IN_CLEAR, Findings, Round
 from tests.pair import Pair, pattern
 from tests.recorder import Recorder
@@ -378,6 +378,7 @@ def targets() -> list[Target]:
         *(Target(function, call, corpus, share=share) for function, call, corpus, share in fuzz_storage.targets()),
         *fuzz_sessions.targets(genuine_frames("smt")),
         *fuzz_rings.targets(),
+        *fuzz_udp.targets(),
         *fuzz_tls.targets(),
         *(Target(*one) for one in fuzz_ktls.targets()),
         *fuzz_blocks.targets(Target),

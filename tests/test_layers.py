@@ -21,6 +21,7 @@ RANK = {
     "smtstack.quantities": 1,
     "smtstack.wire": 1,
     "smtstack.crypto": 2,
+    "smtstack.udp": 2,  # UDP/IP of a guarded process
     "smtstack.waiting": 2,  # how long to look before sleeping
     "smtstack.transport": 3,
     "smtstack.session": 4,
@@ -34,10 +35,12 @@ RANK = {
     "smtstack.nicshare": 8,
     "smtstack.storage": 8,  # block devices, and what protects them
     "smtstack.ringnic": 8,  # a guarded process' ring, and the host's processes behind it
+    "smtstack.hostcalls": 9,  # ways to the wire with a host in them, to compare rings with
     "smtstack.loop": 9,
     "smtstack.session_io": 9,
-    "smtstack.tapnic": 9,  # the process of a NIC that owns its interface; applications' side of it
-    "smtstack.ktls_io": 10,
+    "smtstack.tapnic": 10,  # the process of a NIC that owns its interface; applications' side of it
+    "smtstack.ktls_io": 11,
+    "smtstack.ringio": 11,  # TCP and files of a guarded process, and the host's process behind them
     "smtstack.socket": 10,
     "smtstack.aio": 11,  # the asyncio face of smtstack.socket
     "topo": 12,  # starts workloads by their command line, never by import
@@ -59,7 +62,7 @@ RANK = {
 }
 PACKAGES = ("smtstack", "topo", "controllers", "workloads")
 SANS_IO = {"smtstack.wire", "smtstack.crypto", "smtstack.transport", "smtstack.session", "smtstack.nic",
-           "smtstack.ktls", "smtstack.rings", "smtstack.stack", "smtstack.waiting"}
+           "smtstack.ktls", "smtstack.rings", "smtstack.stack", "smtstack.udp", "smtstack.waiting"}
 OUTSIDE_WORLD = {"socket", "time", "threading", "random", "asyncio", "select", "os", "pathlib", "io", "subprocess",
                  "tempfile", "shutil", "glob", "mmap", "fcntl", "signal", "multiprocessing", "concurrent",
                  "logging", "secrets"}

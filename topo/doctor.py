@@ -137,6 +137,10 @@ def _network(facts: Facts) -> Iterator[Check]:
     yield from _tried(facts, "xdp", "af_xdp", "warn", "missing: --nic-hosting ring has its rings in memory",
                       "another kernel: with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL",
                       "packets can be split off into rings")
+    yield from _tried(facts, "uring", "io_uring", "warn", "missing: serve kv --nic-hosting ring has the host's "
+                      "process make system calls instead", "another kernel: 6.5 or later, with "
+                      "CONFIG_IO_URING, and sysctl kernel.io_uring_disabled=0",
+                      "rings can be in memory that others share")
     yield from _tried(facts, "buffer", "receive buffers", "warn", "8 MB are not to be had: bursts may be lost",
                       "sudo sysctl -w net.core.rmem_max=16777216", "8 MB")
 

@@ -143,6 +143,11 @@ class SmtNet(Mininet):
         rings = [ring for link in self.links for (_name, pid), ring in link.rings.items() if pid == host.pid]
         return [*found, *(number for ring in rings for number in ring.pids())]
 
+    @property
+    def has_rings(self) -> bool:
+        """Whether hosts' packets go by rings (hosting ring)."""
+        return any(link.rings for link in self.links)
+
     def emulator_pids(self) -> list[int]:
         """Processes that are the network itself: Open vSwitch, wires, NICs of their own, the controller."""
         pids = [link.wire.pid for link in self.links if link.wire is not None]

@@ -32,9 +32,11 @@ from smtstack.io.packet_socket import offloading_socket
 from smtstack.io.tcp_guard import TcpGuard
 from smtstack.io.tcp_queries import set_mark
 from smtstack.io.tun import TapInterface
+from smtstack.io.uring import Uring
 from smtstack.io.xdp import XdpProgram, XdpSocket
 from smtstack.nic.plaintext import NIC_GROUP, PLAINTEXT_MARK
 from smtstack.rings.layout import RingConfig
+from smtstack.rings.uring_layout import ENTRIES, QUEUES, UringConfig
 from smtstack.wire import homa, ipv4
 from smtstack.wire.overlay import HEAD, is_overlay, offload_head
 
@@ -77,7 +79,7 @@ class Facts:
     mnexec: str
     tried: Mapping[str, str]
     """In the private namespaces: ``raw``, ``buffer``, ``bridge``, ``htb``, ``tbf``, ``netem``, ``u32``,
-    ``tun``, ``ktls``, ``overlay``, ``nic_tap``, ``xdp``. Empty where there are none."""
+    ``tun``, ``ktls``, ``overlay``, ``nic_tap``, ``xdp``, ``uring``. Empty where there are none."""
     ovs: str | None
     """Version of Open vSwitch."""
     ovs_kernel: bool
@@ -317,6 +319,17 @@ def _try_ktls() -> None:
         sock.setsockopt(_SOL_TCP, _TCP_ULP, b"tls")
 
 
+def _try_uring() -> None:
+    """Operations by rings in memory of ours."""
+    config = UringConfig(8, 1, 4096)
+    memories = [sealed_memory("smtnet-doctor", config.bytes_of(name)) for name in (QUEUES, ENTRIES)]
+    try:
+        Uring(memories[0][1], memories[1][1], config).close()
+    finally:
+        for descriptor, _mapping in memories:
+            os.close(descriptor)
+
+
 def _try_xdp() -> None:
     """A ring of an interface's packets, and the program that splits them off."""
     config = RingConfig(frames=64, entries=16)
@@ -401,7 +414,7 @@ def _try_inside() -> dict[str, str]:
     tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
     return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
                     "ktls": _attempt(_try_ktls), "overlay": _attempt(_try_overlay),
-                    "nic_tap": _attempt(_try_nic_tap), "xdp": _attempt(_try_xdp)}
+                    "nic_tap": _attempt(_try_nic_tap), "xdp": _attempt(_try_xdp), "uring": _attempt(_try_uring)}
 
 
 if __name__ == "__main__":

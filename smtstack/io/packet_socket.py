@@ -38,6 +38,7 @@ PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
 SO_SNDBUFFORCE = 32
 SIOCGIFMTU = 0x8921
+_SIOCGIFHWADDR = 0x8927
 _IFNAMSIZ = 16
 
 SEND_BUFFER = 4 << 20
@@ -301,6 +302,12 @@ def _tcp_port(ip: int, port: int) -> socket.socket | None:
         sock.close()
         return None
     return sock
+
+
+def interface_mac(interface: str) -> bytes:
+    """MAC address of an interface. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        return bytes(fcntl.ioctl(s, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))[18:24])
 
 
 def interface_mtu(interface: str) -> int:

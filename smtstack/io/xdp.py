@@ -20,6 +20,7 @@ from typing import Final
 from smtstack.errors import ConfigError, Unsupported
 from smtstack.io import ebpf
 from smtstack.io.memory import address_of
+from smtstack.io.xdp_udp import fragment_map, udp_split_program
 from smtstack.rings.layout import (
     COMPLETION,
     CONSUMER_AT,
@@ -32,6 +33,7 @@ from smtstack.rings.layout import (
     TX,
     RingConfig,
 )
+from smtstack.udp.wire import PROTO_UDP
 from smtstack.wire.ethernet import ETHERTYPE_IPV4
 from smtstack.wire.frame import DPORT_AT, DST_AT, ETHERTYPE_AT, IP_OFFSET, PROTOCOL_AT
 from smtstack.wire.ipv4 import VERSION_IHL
@@ -131,7 +133,8 @@ def statistics(sock: socket.socket) -> tuple[int, int]:
 
 
 class XdpProgram:
-    """Packets of one (address, port, protocol) go to ``sock``, until :meth:`close` or the end of the process."""
+    """Packets of one (address, port, protocol) go to ``sock``, until :meth:`close` or the end of the process; of
+    UDP those of all ports from ``port`` on."""
 
     def __init__(self, interface: str, sock: XdpSocket, ip: int, port: int, protocol: int) -> None:
         self._descriptors: list[int] = []
@@ -141,7 +144,7 @@ class XdpProgram:
             key, value = (ctypes.create_string_buffer(struct.pack("=I", n)) for n in (QUEUE, sock.fileno()))
             ebpf.call(_MAP_UPDATE, struct.pack("=IIQQQ", table, 0, ctypes.addressof(key),
                                                ctypes.addressof(value), 0))
-            program = self._keep(ebpf.load_program(_PROG_XDP, split_program(table, ip, port, protocol)))
+            program = self._keep(ebpf.load_program(_PROG_XDP, self._code(table, ip, port, protocol)))
             self._keep(ebpf.call(_LINK_CREATE, struct.pack(
                 "=IIII", program, socket.if_nametoindex(interface), _ATTACH_XDP, _IN_DRIVER) + bytes(48)))
         except NotImplementedError:
@@ -155,6 +158,11 @@ class XdpProgram:
             raise Unsupported(f"XDP on {interface}: {e.strerror}; hosting=ring needs root, Linux 5.9 or newer, "
                               "and an interface whose driver has XDP, as veth, with an MTU of at most "
                               f"{LARGEST_MTU}") from None
+
+    def _code(self, table: int, ip: int, port: int, protocol: int) -> bytes:
+        if protocol == PROTO_UDP:
+            return udp_split_program(table, self._keep(fragment_map()), ip, port)
+        return split_program(table, ip, port, protocol)
 
     def _keep(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)

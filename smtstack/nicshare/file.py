@@ -27,13 +27,14 @@ from smtstack.io.namespaces import Census, Namespace
 from smtstack.nic import counters as nic_counters
 from smtstack.nic.device import ALL_FEATURES
 from smtstack.nicshare.settings import Settings
+from smtstack.rings import counters as ring_counters
 from smtstack.transport import counters as transport_counters
 
 FOLDER = Path("/run/smtnet")
 #: What an endpoint counts; ``impaired_*`` are frames that the impairments of its NIC hit.
 COUNTERS = (*nic_counters.NAMES, *transport_counters.NAMES, "socket_received", "socket_dropped",
             "socket_send_drops", "unresolved", "impaired_dropped", "impaired_duplicated", "impaired_reordered",
-            "impaired_corrupted", "settings_refused", "tap_errors")
+            "impaired_corrupted", "settings_refused", "tap_errors", *ring_counters.NAMES)
 #: Endpoints of one interface that can be seen; more work all the same.
 SLOTS = 64
 

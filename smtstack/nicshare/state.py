@@ -303,9 +303,10 @@ class Port:
             self._slot[nic_file.APPLIED] = generation
 
     def publish(self, counters: dict[str, int]) -> None:
-        """Let others see all of :data:`~smtstack.nicshare.file.COUNTERS`, since the endpoint began."""
+        """Let others see all of :data:`~smtstack.nicshare.file.COUNTERS`, since the endpoint began; what it
+        does not count is 0."""
         if self._slot is not None:
-            self._slot[SLOT_WORDS - len(COUNTERS):] = array("Q", [counters[name] for name in COUNTERS])
+            self._slot[SLOT_WORDS - len(COUNTERS):] = array("Q", [counters.get(name, 0) for name in COUNTERS])
 
     def detach(self, counters: dict[str, int] | None = None) -> None:
         """Leave, with the last counters; None: nothing was counted."""
@@ -316,7 +317,7 @@ class Port:
                 self._slot.release()
                 self._file.release(self._number)
             else:
-                self._file.add_gone(array("Q", [counters[name] for name in COUNTERS]))
+                self._file.add_gone(array("Q", [counters.get(name, 0) for name in COUNTERS]))
             self._file.unlink_unless_needed()
         self.generation.release()
         self._file.close()

@@ -11,7 +11,6 @@ any more.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import select
@@ -25,7 +24,7 @@ from typing import Final
 from smtstack.errors import ConfigError, SmtError
 from smtstack.io import xdp
 from smtstack.io.namespaces import CLONE_NEWNET
-from smtstack.io.packet_socket import interface_mtu
+from smtstack.io.packet_socket import interface_mac, interface_mtu
 from smtstack.ringnic import messages
 from smtstack.ringnic.given import Ring, give
 from smtstack.rings.layout import RingConfig
@@ -33,7 +32,6 @@ from smtstack.rings.layout import RingConfig
 _QUEUE: Final = 16
 _NAME: Final = "ring-control"
 _SET_NAME: Final = 15
-_SIOCGIFHWADDR: Final = 0x8927
 
 
 @dataclass(slots=True)
@@ -102,8 +100,8 @@ class Control:
             for watched in (ring.watch, ring.question):
                 self._epoll.register(watched, select.EPOLLIN)
             answer = json.dumps({
-                "mac": _mac(self._interface).hex(), "frame_size": self._config.frame_size, "backing": ring.BACKING,
-                "rings": ring.describe()}).encode()
+                "mac": interface_mac(self._interface).hex(), "frame_size": self._config.frame_size,
+                "backing": ring.BACKING, "rings": ring.describe()}).encode()
             with suppress(OSError):  # it went away: the next recv says so
                 socket.send_fds(guest.connection, [answer], ring.descriptors)
         except SmtError as e:
@@ -139,12 +137,6 @@ class Control:
             self._forget(guest)
         self._listener.close()
         self._epoll.close()
-
-
-def _mac(interface: str) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        answer = fcntl.ioctl(s, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
-        return bytes(answer[18:24])
 
 
 def main(descriptor: int, interface: str, pid: int) -> None:

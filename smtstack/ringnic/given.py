@@ -24,6 +24,7 @@ from smtstack.ringnic.monitor import MemoryMonitor, Monitor, become
 from smtstack.rings.host import MemoryHost
 from smtstack.rings.layout import ENTRY_LEN, RINGS, UMEM, RingConfig
 from smtstack.rings.memory import SharedMemory
+from smtstack.udp.wire import PROTO_UDP
 
 #: A monitor that did not live so long, in seconds, is not started again.
 _LEAST_LIFE_S: Final = 0.2
@@ -189,9 +190,13 @@ class MemoryRing(Ring):
 
 
 def give(interface: str, opening: Opening, config: RingConfig) -> Ring:
-    """A ring for an endpoint on ``interface``: the kernel's if there is one. Raises :class:`SmtError`."""
+    """A ring for an endpoint on ``interface``: the kernel's if there is one; for UDP no other one will do. Raises
+    :class:`SmtError`."""
     try:
         return KernelRing(interface, opening, config)
     except SmtError:
+        if opening.protocol == PROTO_UDP:
+            # A packet socket has no state by which fragments would follow, and the kernel would answer, too.
+            raise
         # Where the reason is another one, as a port that is taken, it holds here, too.
         return MemoryRing(interface, opening, config)

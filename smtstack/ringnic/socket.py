@@ -36,7 +36,7 @@ class RingSocket(FrameSocket):
         self.send_drops = 0
         self.xsk = xsk
         self._interface = interface
-        self._memories = memories
+        self.memories = memories
         self._mappings = mappings
         self._page = page
         self._words = page.words
@@ -144,7 +144,7 @@ class RingSocket(FrameSocket):
             return
         self._closed = True
         self._connection.close()
-        for memory in self._memories.values():
+        for memory in self.memories.values():
             memory.release()
         for mapping in self._mappings:
             mapping.close()  # type: ignore[attr-defined]

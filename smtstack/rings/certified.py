@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from smtstack.rings.layout import CONSUMER_AT, ENTRIES_AT, PRODUCER_AT
+from smtstack.rings.layout import XSK_PLACES, Places
 from smtstack.rings.memory import SharedMemory
 
 #: Bits of an index of Linux'.
@@ -30,11 +30,11 @@ class ConsumerRing:
     """A ring that the host fills and we empty. ``certified=False`` believes the host: a control, and the price of
     the checks."""
 
-    __slots__ = ("_certified", "_entry_len", "_index_mask", "_left", "_memory", "_own", "_slot_mask", "possible",
-                 "rejected", "size")
+    __slots__ = ("_certified", "_entries_at", "_entry_len", "_index_mask", "_left", "_memory", "_own", "_own_at",
+                 "_peer_at", "_slot_mask", "possible", "rejected", "size")
 
     def __init__(self, memory: SharedMemory, size: int, entry_len: int, certified: bool = True,
-                 width: int = WIDTH, first: int = 0) -> None:
+                 width: int = WIDTH, first: int = 0, places: Places = XSK_PLACES) -> None:
         self._memory = memory
         self.size = size
         self._slot_mask = size - 1
@@ -42,6 +42,8 @@ class ConsumerRing:
         self._certified = certified
         self._index_mask = (1 << width) - 1
         self._own = first
+        self._own_at, self._peer_at = places.consumer, places.producer
+        self._entries_at = places.entries
         #: Entries seen by the last look that are not taken yet.
         self._left = 0
         #: Whether the peer's index could be when it was looked at last, and the times that it could not.
@@ -50,7 +52,7 @@ class ConsumerRing:
 
     def available(self) -> int:
         """How many entries wait, by one look at the peer's index."""
-        waiting = (self._memory.load(PRODUCER_AT) - self._own) & self._index_mask
+        waiting = (self._memory.load(self._peer_at) - self._own) & self._index_mask
         self.possible = waiting <= self.size or not self._certified
         if not self.possible:
             self.rejected += 1
@@ -63,34 +65,34 @@ class ConsumerRing:
         """Byte at which the next of these entries is; it is taken then. Raises IndexError behind the last."""
         if self._left <= 0:
             raise IndexError("no entry that was seen is left")
-        at = ENTRIES_AT + (self._own & self._slot_mask) * self._entry_len
+        at = self._entries_at + (self._own & self._slot_mask) * self._entry_len
         self._own = (self._own + 1) & self._index_mask
         self._left -= 1
         return at
 
     def resume(self) -> None:
         """Go on where this side said last that it is: for a host whose process was replaced."""
-        self._own = self._memory.load(CONSUMER_AT) & self._index_mask
+        self._own = self._memory.load(self._own_at) & self._index_mask
 
     def restart(self) -> None:
         """Go on as if everything up to the peer's index, read once, were taken: nothing of it is looked at."""
-        self._own = self._memory.load(PRODUCER_AT) & self._index_mask
+        self._own = self._memory.load(self._peer_at) & self._index_mask
         self._left = 0
         self.publish()
 
     def publish(self) -> None:
         """Say what was taken. Again whenever the peer may have overwritten it."""
-        self._memory.store(CONSUMER_AT, self._own)
+        self._memory.store(self._own_at, self._own)
 
 
 class ProducerRing:
     """A ring that we fill and the host empties. ``certified=False``: as above."""
 
-    __slots__ = ("_certified", "_entry_len", "_index_mask", "_memory", "_own", "_room", "_slot_mask", "possible",
-                 "rejected", "size")
+    __slots__ = ("_certified", "_entries_at", "_entry_len", "_index_mask", "_memory", "_own", "_own_at",
+                 "_peer_at", "_room", "_slot_mask", "possible", "rejected", "size")
 
     def __init__(self, memory: SharedMemory, size: int, entry_len: int, certified: bool = True,
-                 width: int = WIDTH, first: int = 0) -> None:
+                 width: int = WIDTH, first: int = 0, places: Places = XSK_PLACES) -> None:
         self._memory = memory
         self.size = size
         self._slot_mask = size - 1
@@ -98,6 +100,8 @@ class ProducerRing:
         self._certified = certified
         self._index_mask = (1 << width) - 1
         self._own = first
+        self._own_at, self._peer_at = places.producer, places.consumer
+        self._entries_at = places.entries
         #: Entries that fit by what was seen last, none at first.
         self._room = 0
         #: As of the other kind.
@@ -106,7 +110,7 @@ class ProducerRing:
 
     def room(self) -> int:
         """How many entries fit, by one look at the peer's index. One that cannot be leaves it as it was."""
-        waiting = (self._own - self._memory.load(CONSUMER_AT)) & self._index_mask
+        waiting = (self._own - self._memory.load(self._peer_at)) & self._index_mask
         self.possible = waiting <= self.size or not self._certified
         if self.possible:
             self._room = self.size - waiting
@@ -122,18 +126,18 @@ class ProducerRing:
         """Byte at which the next entry goes. Raises IndexError where none fits."""
         if self._room <= 0:
             raise IndexError("no entry fits")
-        at = ENTRIES_AT + (self._own & self._slot_mask) * self._entry_len
+        at = self._entries_at + (self._own & self._slot_mask) * self._entry_len
         self._own = (self._own + 1) & self._index_mask
         self._room -= 1
         return at
 
     def resume(self) -> None:
         """Go on where this side said last that it is: for a host whose process was replaced."""
-        self._own = self._memory.load(PRODUCER_AT) & self._index_mask
+        self._own = self._memory.load(self._own_at) & self._index_mask
 
     def restart(self) -> None:
         """Go on as if the peer had taken everything, and were where it says, by its index, read once."""
-        self._own = self._memory.load(CONSUMER_AT) & self._index_mask
+        self._own = self._memory.load(self._peer_at) & self._index_mask
         self._room = self.size
         self.publish()
 
@@ -143,4 +147,4 @@ class ProducerRing:
 
     def publish(self) -> None:
         """Say what was written, all of it at once. Again whenever the peer may have overwritten it."""
-        self._memory.store(PRODUCER_AT, self._own)
+        self._memory.store(self._own_at, self._own)

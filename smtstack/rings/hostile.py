@@ -1,17 +1,11 @@
-"""A host that does to its guest whatever the memory they share lets it do; by a seed, so that it can be repeated.
-
-It changes memory between any two accesses of the guest: as the next :class:`~smtstack.rings.memory.Watcher` of an
-:class:`~smtstack.rings.audit.Audit` it is told of each. What brought the guest into a state that it had not been
-in before (:attr:`HostileHost.outcome`) it does more often for a while.
-"""
+"""A host that does to its guest whatever the memory of their AF_XDP socket lets it do."""
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
+from smtstack.rings.adversary import Adversary
 from smtstack.rings.host import MemoryHost
 from smtstack.rings.layout import (
     COMPLETION,
@@ -41,58 +35,32 @@ KINDS: Final = ("index_random", "index_backwards", "index_beyond", "index_near_w
 #: Those that leave rings and frames so that what is sent goes on: what hurts is packets.
 SOFT: Final = ("descriptor_twice", "completion_twice", "bytes_of_a_frame", "bytes_of_the_next", "packet_again",
                "packet_forged", "tx_changed")
-#: Half of the mutations are of so many kinds that had a new effect last.
-_FAVOURED: Final = 8
 _KEPT_PACKETS: Final = 64
 
 
-class HostileHost(MemoryHost):
-    """``chance``: of a mutation at each access of the guest, of 1; 0: it is honest, and :meth:`mutate` is all."""
+class HostileHost(Adversary):
+    """Behind an AF_XDP socket."""
 
     def __init__(self, memories: Mapping[str, SharedMemory], config: RingConfig, seed: int, chance: float = 0.0,
                  headroom: int = HEADROOM) -> None:
-        super().__init__(memories, config, headroom)
-        self._random = random.Random(seed)  # noqa: S311 - has to repeat, not to surprise
-        self.chance = chance
-        #: What it does.
-        self.kinds: tuple[str, ...] = KINDS
-        #: Mutations, in all and by kind.
-        self.mutated = 0
-        self.mutations: Counter[str] = Counter()
-        #: What state the guest is in, as far as that makes a difference; None: nobody tells.
-        self.outcome: Callable[[], tuple[int, ...]] | None = None
-        self._seen: set[tuple[int, ...]] = set()
-        self._favoured: list[str] = []
-        self._last = KINDS[0]
+        super().__init__(KINDS, seed, chance)
+        self.memories = dict(memories)
+        self._honest = MemoryHost(memories, config, headroom)
+        self._config = config
         self._packets: list[bytes] = []
-        self._busy = False
-
-    def accessed(self, memory: str, write: bool, start: int, end: int) -> None:
-        """The guest is about to read or write: now is a good moment."""
-        if self.chance and not self._busy and self._random.random() < self.chance:
-            self.mutate()
 
     def deliver(self, packets: list[bytes]) -> None:
         """Packets came off the wire; some are kept, to come again."""
         if self.chance:
             self._packets = [packet for packet in (*self._packets, *packets) if packet][-_KEPT_PACKETS:]
-        super().deliver(packets)
+        self._honest.deliver(packets)
 
-    def mutate(self) -> None:
-        """Change something."""
-        self._busy = True
-        if self.outcome is not None:
-            # What is new is the work of the last one before this.
-            state = self.outcome()
-            if state not in self._seen:
-                self._seen.add(state)
-                self._favoured = [*self._favoured[1 - _FAVOURED:], self._last]
-        favours = self._favoured if self.kinds is KINDS and self._random.random() < 0.5 else None
-        kind = self._last = self._random.choice(favours or self.kinds)
-        self.mutated += 1
-        self.mutations[kind] += 1
+    def collect(self) -> list[bytes]:
+        """What an honest host does."""
+        return self._honest.collect()
+
+    def change(self, kind: str) -> None:
         getattr(self, f"_{kind}")()
-        self._busy = False
 
     # -- indices -------------------------------------------------------------------------------------------
 
@@ -212,16 +180,14 @@ class HostileHost(MemoryHost):
 
     def _packet_again(self) -> None:
         if self._packets:
-            super().deliver([self._random.choice(self._packets)])
+            self._honest.deliver([self._random.choice(self._packets)])
 
     def _packet_forged(self) -> None:
         if self._packets:
             packet = bytearray(self._random.choice(self._packets))
             packet[self._random.randrange(len(packet))] ^= 1 << self._random.randrange(8)
-            super().deliver([bytes(packet[:self._random.choice((len(packet), self._random.randint(0, 60)))])])
+            self._honest.deliver([bytes(packet[:self._random.choice((len(packet), self._random.randint(0, 60)))])])
 
     def _frames_kept(self) -> None:
         """Some that the guest gave to receive into never come back."""
-        for _frame in range(min(self._fill.available(), self._random.randint(1, 8))):
-            self._fill.next()
-        self._fill.publish()
+        self._honest.keep_frames(self._random.randint(1, 8))

@@ -17,6 +17,18 @@ CONSUMER_AT: Final = 128
 FLAGS_AT: Final = 196
 ENTRIES_AT: Final = 320
 
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a ring's two indices are in its memory, and its first entry, in bytes."""
+
+    producer: int
+    consumer: int
+    entries: int
+
+
+XSK_PLACES: Final = Places(PRODUCER_AT, CONSUMER_AT, ENTRIES_AT)
+
 FILL: Final = "fill"
 COMPLETION: Final = "completion"
 RX: Final = "rx"

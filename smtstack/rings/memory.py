@@ -1,7 +1,7 @@
 """Shared memory, and the one place that touches it.
 
 Whoever shares it may change it at any moment, also between two reads of the same word. So each function here reads
-once what it returns, by copy, and nobody keeps a view.
+once what it returns, by copy, and nobody keeps a view. :meth:`SharedMemory.view` is the one exception.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol
 #: struct xdp_desc: where in the memory of frames, how many bytes, options.
 _DESCRIPTOR: Final = struct.Struct("=QII")
 DESCRIPTOR_LEN: Final = _DESCRIPTOR.size
+#: struct io_uring_cqe: the operation's tag, what it came to, flags, of which none is used.
+_COMPLETION: Final = struct.Struct("=QiI")
 ADDRESS_LEN: Final = 8
 
 
@@ -60,6 +62,17 @@ class SharedMemory:
         self._check(True, at, DESCRIPTOR_LEN)
         self._bytes[at:at + DESCRIPTOR_LEN] = _DESCRIPTOR.pack(address, length, 0)
 
+    def completion(self, at: int) -> tuple[int, int]:
+        """A copy of the completion at byte ``at``: tag and result."""
+        self._check(False, at, _COMPLETION.size)
+        copied = bytes(self._bytes[at:at + _COMPLETION.size])
+        tag, result, _flags = _COMPLETION.unpack(copied)
+        return int(tag), int(result)
+
+    def put_completion(self, at: int, tag: int, result: int) -> None:
+        """Write a completion."""
+        self.write(at, _COMPLETION.pack(tag, result, 0))
+
     def address(self, at: int) -> int:
         """A copy of the 64-bit address at byte ``at``."""
         return int.from_bytes(self.copy(at, ADDRESS_LEN), "little")
@@ -72,6 +85,11 @@ class SharedMemory:
         """A copy of so many bytes."""
         self._check(False, start, length)
         return bytes(self._bytes[start:start + length])
+
+    def view(self, start: int, length: int) -> memoryview:
+        """So many bytes where they lie: whoever shares them may change them under the reader's eyes."""
+        self._check(False, start, length)
+        return self._bytes[start:start + length]
 
     def write(self, start: int, data: bytes) -> None:
         """Write bytes."""

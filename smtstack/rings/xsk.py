@@ -8,14 +8,15 @@ whose the frame is does not change then. :meth:`CertifiedXsk.tend` finds frames 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from smtstack.rings.certified import WIDTH, ConsumerRing, ProducerRing
 from smtstack.rings.frames import FREE, RECEIVING, SENDING, FrameOwners
 from smtstack.rings.layout import COMPLETION, ENTRY_LEN, FILL, HEADROOM, RINGS, RX, TX, UMEM, RingConfig
 from smtstack.rings.memory import SharedMemory
 
+T = TypeVar("T")
 #: A frame that the host has had for this long for nothing is taken back, and a ring begins anew whose indices
 #: cannot be for so long. After an attack there is service again in at most four times that: rings, then frames,
 #: each noticed at one look and mended at the next.
@@ -66,11 +67,26 @@ class CertifiedXsk:
 
     def receive(self, limit: int) -> list[bytes]:
         """Copies of the packets that came, oldest first; at most ``limit`` descriptors are looked at."""
+        return self.receive_by(limit, self._umem.copy)
+
+    def receive_in_place(self, limit: int, use: Callable[[memoryview], T]) -> list[T]:
+        """What ``use`` makes of each packet where it lies, instead of a copy of it; the frame is ours again
+        afterwards. The region is checked as ever, what is in it may change while it is looked at."""
+        umem = self._umem
+
+        def look(start: int, length: int) -> T:
+            with umem.view(start, length) as packet:
+                return use(packet)
+
+        return self.receive_by(limit, look)
+
+    def receive_by(self, limit: int, take: Callable[[int, int], T]) -> list[T]:
+        """What ``take`` makes of (start, bytes) of each packet."""
         count = min(self._rx.available(), limit)
         if count <= 0:
             return []
         packets = []
-        ring, memory, owners, umem = self._rx, self._memories[RX], self.owners, self._umem
+        ring, memory, owners = self._rx, self._memories[RX], self.owners
         for _number in range(count):
             address, length, options = memory.descriptor(ring.next())
             if self._certified:
@@ -79,7 +95,7 @@ class CertifiedXsk:
                 if frame < 0 or options or owners.owner(frame) != RECEIVING:
                     self.rx_invalid += 1
                     continue
-            packets.append(umem.copy(address, length))
+            packets.append(take(address, length))
             owners.give_back(address >> self._size_bits, RECEIVING)
         ring.publish()
         self.received += len(packets)

@@ -6,8 +6,6 @@ What a client and an echo server do while their hosts attack them, and afterward
 from __future__ import annotations
 
 import random
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Final
 
 from smtstack.crypto.keys import demo_keys
@@ -16,6 +14,7 @@ from smtstack.rings.host import memory_for, share
 from smtstack.rings.hostile import KINDS, SOFT, HostileHost
 from smtstack.rings.layout import RingConfig
 from smtstack.rings.xsk import RECLAIM_NS, CertifiedXsk
+from smtstack.sim.outcome import MEASURED, Outcome
 from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
 from smtstack.stack import Stack
 from smtstack.transport.endpoint import FIRST_CLIENT_PORT
@@ -36,8 +35,6 @@ PHASES: Final = ((KINDS, 0.5, 800), (SOFT, 0.3, 200), (KINDS, 0.5, 800), (SOFT, 
 _ANSWERS: Final = 4
 #: RPCs under way during an attack.
 _UNDER_WAY: Final = 4
-#: RPCs of one measurement of the rate.
-MEASURED: Final = 200
 
 
 class RingEnd:
@@ -72,37 +69,6 @@ class RingEnd:
         self.xsk.complete()
         self.xsk.tend(now)
         return self.host.collect()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What an attack came to."""
-
-    mutations: Counter[str] = field(default_factory=Counter)
-    accesses: int = 0
-    violations: Counter[str] = field(default_factory=Counter)
-    escaped: Counter[str] = field(default_factory=Counter)
-    """Exceptions, by their class."""
-    answered: int = 0
-    """RPCs during the attack that got their answer, the right one, and ..."""
-    failed: int = 0
-    """... that did not within the transport's patience."""
-    forged: int = 0
-    """Requests or responses delivered that nobody sent."""
-    refused: int = 0
-    """Entries and indices that were not believed, over both ends."""
-    records_failed: int = 0
-    """Records that did not authenticate."""
-    steps_before: int = 0
-    """Looks at the rings that a number of RPCs took before the attack, and ..."""
-    steps_after: int = 0
-    """... :data:`RECOVERY_NS` after it; 0: they did not end."""
-
-    @property
-    def held(self) -> bool:
-        """Whether nothing went wrong, and there is full service again."""
-        return not (self.violations or self.escaped or self.forged) and 0 < self.steps_after <= (
-            self.steps_before * 21 // 20)
 
 
 class RingPair:

@@ -180,9 +180,9 @@ class Net:
             frames += [c.frame for c in Reader(f).frames_untrusted()]
 
 
-def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command to its end."""
-    return starting.run(argv, timeout=2 * PATIENCE, environment=run_environment())
+def run(argv: list[str], timeout: float = 2 * PATIENCE) -> subprocess.CompletedProcess[str]:
+    """A command to its end, which has so many seconds."""
+    return starting.run(argv, timeout=timeout, environment=run_environment())
 
 
 def _ip(*args: str) -> None:

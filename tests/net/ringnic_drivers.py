@@ -31,7 +31,9 @@ from smtstack.io.xdp import XdpProgram, XdpSocket
 from smtstack.nicshare.state import NicState
 from smtstack.ringnic.monitor import NAME
 from smtstack.ringnic.socket import RingSocket
+from smtstack.rings.hostile import KINDS, HostileHost
 from smtstack.rings.layout import UMEM, RingConfig
+from smtstack.rings.memory import SharedMemory
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.wire.ipv4 import IPv4, address
 from tests.net.inside import go_inside
@@ -123,11 +125,53 @@ def leak(sock: SmtSocket, peer: tuple[str, int], count: int) -> dict[str, Any]:
         sock.request(peer, CANARY * 200, 10.0)
     ring = sock.loop.socket
     assert isinstance(ring, RingSocket)
-    umem = ring._memories[UMEM]
+    umem = ring.memories[UMEM]
     found = umem.copy(0, umem.length).count(CANARY)
     umem.write(umem.length - 100, CANARY)
     return {"found": found, "control": umem.copy(0, umem.length).count(CANARY),
             "on": sock.loop.nic.features()["tls-hw-tx-offload"], "counters": sock.counters()}
+
+
+#: What a process beside the kernel can do to rings that are the kernel's. Where the guarded process' own index is
+#: overwritten, the kernel goes by that, for ever: it would be a kernel that is hostile.
+ATTACKS = tuple(kind for kind in KINDS if kind not in ("guests_index", "packet_again", "packet_forged",
+                                                       "frames_kept"))
+
+
+def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str, Any]:
+    """RPCs while another process, which maps the same memory, changes it; then as if nothing had been."""
+    ring = sock.loop.socket
+    assert isinstance(ring, RingSocket)
+    memories = {name: SharedMemory(name, mapping)
+                for name, mapping in zip(ring.memories, ring._mappings, strict=True)}
+    host = HostileHost(memories, RingConfig(), seed=5)
+    host.kinds = ATTACKS
+    child = os.fork()
+    if not child:
+        while True:
+            host.mutate()
+            time.sleep(0.0002)
+    right = wrong = failed = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = random.Random(right + failed).randbytes(1000)
+        try:
+            same = sock.request(peer, data, 1.0) == data
+            right, wrong = right + same, wrong + (not same)
+        except SmtError:
+            failed += 1
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    limit = time.monotonic() + 20
+    recovered = 0
+    while recovered < 20 and time.monotonic() < limit:
+        recovered = recovered + 1 if not one(sock, peer, 2.0)["error"] else 0
+    refused = sock.counters()["ring_refused"]
+    after = rpcs(sock, peer, 100) if recovered == 20 else {"right": 0, "wrong": 0}
+    counters = sock.counters()
+    return {"right": right, "wrong": wrong, "failed": failed, "refused": refused, "recovered": recovered,
+            "after": after, "refused_after": counters["ring_refused"] - refused,
+            "in_memory": counters["ring_in_memory"]}
 
 
 def denied(_sock: SmtSocket, _peer: tuple[str, int]) -> dict[str, Any]:
@@ -137,7 +181,8 @@ def denied(_sock: SmtSocket, _peer: tuple[str, int]) -> dict[str, Any]:
 
 
 ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "rpcs": rpcs, "one": one, "begin": begin, "finish": finish, "leak": leak, "denied": denied}
+    "rpcs": rpcs, "one": one, "begin": begin, "finish": finish, "leak": leak, "denied": denied,
+    "attacked": attacked}
 
 
 # -- in the sandbox ----------------------------------------------------------------------------------------
@@ -227,6 +272,12 @@ def trust() -> dict[str, Any]:
     return out
 
 
+def hostile() -> dict[str, Any]:
+    """A process that maps the client's rings, and changes what is in them."""
+    with rig() as two:
+        return two.ask("attacked", seconds=float(os.environ.get("SMTNET_ATTACK_S", "3")))
+
+
 def monitor() -> dict[str, Any]:
     """Stopped, going on, killed; then the control process, too."""
     out: dict[str, Any] = {}
@@ -307,13 +358,45 @@ def split() -> dict[str, Any]:
         frame[change[0]] ^= change[1]
         return _trial(number, bytes(frame[:len(frame) - cut]))
 
-    out = {"ours": verdict(), "port": verdict(port=PORT + 1), "address": verdict(to=ours + 1),
+    out: dict[str, Any] = {"ours": verdict(), "port": verdict(port=PORT + 1), "address": verdict(to=ours + 1),
            "protocol": verdict(protocol=6), "short": verdict(cut=37), "arp": verdict(ethertype=b"\x08\x06"),
            "more_fragments": verdict(change=(20, 0x20)), "last_fragment": verdict(change=(21, 1)),
            "dont_fragment": verdict(change=(20, 0x40)), "options": verdict(change=(14, 3))}
     program.close()
+    out["udp"] = _udp_split(sock, ours)
     sock.close()
     os.close(descriptor)
+    return out
+
+
+def _udp_split(sock: XdpSocket, ours: int) -> list[list[Any]]:
+    """The same of UDP from 0xe000 on, in this order: what is sent, and the verdict."""
+    program = XdpProgram("p0", sock, ours, 0xE000, 17)
+    number = program._descriptors[2]
+    out: list[list[Any]] = []
+
+    def verdict(name: str, source: int, ident: int, place: int, port: int = 0xE000, to: int = ours,
+                data: int = 16) -> None:
+        packet = IPv4(source, to, 17, 28 + data, ident, flags_fragment=place).pack()
+        frame = bytes(12) + b"\x08\0" + packet + bytes(2) + port.to_bytes(2, "big") + bytes(data)
+        out.append([name, _trial(number, frame[:34 + data])])
+
+    verdict("e000", 1, 0, 0x4000)
+    verdict("dfff", 1, 0, 0x4000, 0xDFFF)
+    verdict("ffff", 1, 0, 0x4000, 0xFFFF)
+    verdict("other address", 1, 0, 0x4000, to=ours + 1)
+    verdict("too early", 1, 7, 2)
+    # Two senders, one identification: one sends to us, the other one to the kernel.
+    verdict("first of 1", 1, 7, 0x2000)
+    verdict("first of 2", 2, 7, 0x2000, 0xDFFF)
+    verdict("middle of 1", 1, 7, 0x2002)
+    verdict("middle of 2", 2, 7, 0x2002)
+    verdict("last of 1, a byte", 1, 7, 4, data=1)
+    verdict("last of 2", 2, 7, 4)
+    verdict("overtaken of 1", 1, 7, 0x2003)
+    verdict("first of 1 to the kernel", 1, 7, 0x2000, 0xDFFF)
+    verdict("last of that", 1, 7, 4)
+    program.close()
     return out
 
 
@@ -327,9 +410,36 @@ def _trial(program: int, frame: bytes) -> int:
     return int(struct.unpack_from("=I", attributes, 4)[0])
 
 
-PROGRAMS: dict[str, Callable[[], dict[str, Any]]] = {
+def beside(hosting: str) -> dict[str, Any]:
+    """A few RPCs by ends of another hosting, each a guarded process."""
+    with open_network("star,2", LinkOptions(hosting="ring"), "bridge") as net, \
+            tempfile.TemporaryDirectory() as folder:
+        one, two = net.hosts
+        certs = Path(folder, "keys")
+        credentials.make(certs, "smt", {host.name: host.IP() for host in net.hosts})
+        common = ["--transport", "smt", "--nic-hosting", hosting, "--exit-us", "1", "--json"]
+        log = Path(folder, "log")
+        server = Program(two, "server", python_program(
+            "workloads", "serve", "echo", "--iface", "h2-eth0", "--addr", f"{two.IP()}:3000", "--certs",
+            str(certs / "h2"), *common), log)
+        server.wait_for("serving")
+        client = Program(one, "client", python_program(
+            "workloads", "call", "echo", "--iface", "h1-eth0", "--addr", f"{one.IP()}:41000", "--peer",
+            f"{two.IP()}:3000", "--certs", str(certs / "h1"), "--count", "60", "--size", "3000", "--concurrency",
+            "4", *common), Path(folder, "log2"))
+        said, _none = client.process.communicate(timeout=60)
+        told = json.loads(said or "")
+        counters = json.loads(server.stop())["counters"]
+        return {"code": client.process.returncode, "rpcs": told["rpcs"], "errors": told["errors"],
+                "content_ok": told["content_ok"],
+                "refused": counters.get("ocall_refused", 0) + counters.get("ring_refused", 0)}
+
+
+PROGRAMS: dict[str, Callable[..., dict[str, Any]]] = {
+    "beside": beside,
     "split": split,
-    "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies}
+    "basics": basics, "trust": trust, "monitor": monitor, "several": several, "denies": denies,
+    "hostile": hostile}
 
 
 def main() -> None:
@@ -338,7 +448,7 @@ def main() -> None:
         roles[sys.argv[1]](*sys.argv[2:])
         return
     go_inside()
-    print(json.dumps(PROGRAMS[sys.argv[1]]()))
+    print(json.dumps(PROGRAMS[sys.argv[1]](*sys.argv[2:])))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from topo.doctor import Check, checks
 from topo.probes import PACKAGES, Facts
 from workloads.commands import doctor
 
-TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls", "overlay", "nic_tap", "xdp")
+TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls", "overlay", "nic_tap", "xdp",
+         "uring")
 GOOD = Facts(
     root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
     tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
@@ -67,6 +68,7 @@ def test_a_good_machine():
     ("overlay tcp", "warn", failing("overlay"), "sudo modprobe -a nf_tables"),
     ("nic hosting", "warn", failing("nic_tap"), "sudo modprobe -a tun nf_tables"),
     ("af_xdp", "warn", failing("xdp"), "another kernel"),
+    ("io_uring", "warn", failing("uring"), "another kernel"),
     ("kernel TLS", "warn", failing("ktls"), "sudo modprobe -a tls"),
     ("kernel TLS", "warn", {"modules": False, **failing("ktls")}, "another kernel"),
     ("pyopenssl", "fail", {"openssl_binding": False}, "-m pip install pyOpenSSL"),

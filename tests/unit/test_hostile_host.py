@@ -7,12 +7,18 @@ import os
 
 import pytest
 
-from smtstack.rings.audit import Audit
+from smtstack.rings.audit import Audit, UringAudit
 from smtstack.rings.host import memory_for, share
 from smtstack.rings.hostile import KINDS, HostileHost
+from smtstack.rings.hostile_uring import KINDS as URING_KINDS
+from smtstack.rings.hostile_uring import HostileUring
 from smtstack.rings.layout import CONSUMER_AT, ENTRIES_AT, FILL, PRODUCER_AT, RX, UMEM, RingConfig
+from smtstack.rings.uring import CertifiedUring
+from smtstack.rings.uring_host import uring_memory
+from smtstack.rings.uring_layout import ACCEPT, BUFFERS, ENTRIES, QUEUES, READ, WRITE, UringConfig
 from smtstack.rings.xsk import CertifiedXsk
 from smtstack.sim.ring_pair import RingPair, attack
+from smtstack.sim.uring_attack import UringGuest, attack_uring
 from workloads.commands.main import main
 
 MUTATIONS = int(os.environ.get("SMTNET_MUTATIONS", "100000"))
@@ -99,3 +105,113 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
     assert '"held": false' in capsys.readouterr().out
 
 
+
+
+@pytest.mark.timeout(max(240, MUTATIONS // 200))
+@pytest.mark.parametrize("seed", [1, 2])
+def test_operations_whatever_the_host_does_and_service_comes_back(seed: int):
+    outcome = attack_uring(MUTATIONS // 20, seed)
+    assert outcome.mutations.total() >= MUTATIONS // 20
+    assert set(outcome.mutations) == set(URING_KINDS)
+    assert not outcome.violations
+    assert not outcome.escaped
+    assert not outcome.forged
+    # It did work meanwhile, some of which came to nothing; and of most lies it saw that they were.
+    assert outcome.answered > 0 < outcome.failed
+    assert outcome.refused > MUTATIONS // 40
+    assert 0 < outcome.steps_after <= outcome.steps_before * 21 // 20
+    assert outcome.held
+
+
+@pytest.mark.parametrize("kind", ["result_too_large", "result_huge", "result_negative", "result_of_no_list",
+                                  "result_descriptor", "tag_foreign", "tag_next", "tag_stale", "tag_twice",
+                                  "never_asked_for", "index_beyond", "index_random", "completion_bytes"])
+def test_operations_without_checks_each_kind_is_found(kind: str):
+    """By itself; and with checks it is not."""
+    for certified in (True, False):
+        guest = UringGuest(7, certified)
+        guest._keep_busy()
+        guest.host.kinds, guest.host.chance = (kind,), 0.3
+        for _look in range(100):
+            if guest.broken:
+                break
+            guest._keep_busy()
+        assert guest.host.mutated > 0
+        assert guest.broken == (not certified)
+    if kind in ("result_too_large", "result_huge"):
+        wrong = {"buffers: across buffers", "buffers: outside"}
+        assert wrong & set(guest.audit.violations) or guest.outcome.forged
+
+
+def test_operations_without_checks_an_attack_is_not_held():
+    assert not attack_uring(300, certified=False).held
+
+
+def test_operations_an_attack_repeats_by_its_seed():
+    assert attack_uring(300, 5) == attack_uring(300, 5)
+    assert attack_uring(300, 5) != attack_uring(300, 6)
+
+
+def test_operations_an_honest_host_has_nothing_refused():
+    guest = UringGuest(1)
+    assert guest.steps_of(50) > 0
+    for _look in range(50):
+        guest._keep_busy()
+    assert guest.uring.refused() == guest.uring.restarts == guest.uring.reclaimed == guest.uring.given_up == 0
+    assert guest.outcome.answered > 100 < guest.audit.accesses
+    assert not guest.broken
+
+
+def test_operations_the_audit_sees_what_must_not_be():
+    config = UringConfig(4, 2, 64)
+    memories = share(uring_memory(config))
+    uring = CertifiedUring(memories, config)
+    audit = UringAudit(uring, memories, config)
+    assert uring.submit(WRITE, 3, data=b"x" * 64)
+    uring.publish()
+    assert uring.complete() == []
+    assert not audit.violations
+    for use in (lambda: memories[BUFFERS].copy(0, 8), lambda: memories[BUFFERS].write(64, b"x"),
+                lambda: memories[BUFFERS].copy(60, 8), lambda: memories[QUEUES].store(0, 1),
+                lambda: memories[QUEUES].load(4), lambda: memories[QUEUES].put_completion(64, 1, 1),
+                lambda: memories[ENTRIES].write(8, bytes(8))):
+        before = audit.violations.total()
+        use()
+        assert audit.violations.total() == before + 1
+
+
+@pytest.mark.parametrize("kind", URING_KINDS)
+def test_operations_each_kind_changes_memory(kind: str):
+    """Or, of one kind, what the guest hears."""
+    config = UringConfig(4, 4, 64)
+    buffers = uring_memory(config)
+    uring = CertifiedUring(share(buffers), config)
+    host = HostileUring(share(buffers), config, seed=3)
+    for _number in range(2):
+        for code in (READ, ACCEPT):
+            uring.submit(code, 3, 64)
+        uring.publish()
+        taken = host.take()
+        host.complete(taken[0].tag, 0)
+    host.kinds = (kind,)
+    before = [bytes(buffer) for buffer in buffers.values()]
+    for _time in range(20):
+        host.mutate()
+    if kind == "never_complete":
+        uring.complete()
+        tag = uring.submit(READ, 3, 64)
+        uring.publish()
+        for entry in host.take():
+            host.complete(entry.tag, 1)
+        assert tag
+        assert not uring.complete()
+    else:
+        assert [bytes(buffer) for buffer in buffers.values()] != before
+    assert host.mutations == {kind: 20}
+
+
+def test_the_command_on_operations(capsys: pytest.CaptureFixture[str]):
+    assert main(["hostile", "--mutations", "300", "--seed", "2", "--rings", "io_uring"]) == 0
+    assert "held" in capsys.readouterr().out
+    assert main(["hostile", "--mutations", "300", "--unchecked", "--rings", "io_uring", "--json"]) == 1
+    assert '"held": false' in capsys.readouterr().out

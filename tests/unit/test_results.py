@@ -12,6 +12,7 @@ import sys
 import time
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,9 @@ from tests.rows import comparison, row
 from topo.interpreter import ROOT
 from workloads.results import table
 from workloads.results.environment import environment, git_state
+from workloads.results.fidelity import doubted, ring_doubts
 from workloads.results.folder import ResultFolder
-from workloads.results.points import label, metric, middle, overall, points, ratio, size_text
+from workloads.results.points import label, metric, middle, overall, points, ratio, ring_lines, size_text
 
 NOBODY = 65534
 
@@ -310,3 +312,18 @@ def test_no_checkout_no_commit(tmp_path: Path):
 def test_nothing_of_ours_is_for_others_to_write(tmp_path: Path):
     path = ResultFolder.create("demo", tmp_path).write("summary.txt", "x")
     assert not path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def test_a_run_whose_honest_host_was_refused_something_is_not_faithful():
+    counts: Any = {"rejected_indices": 0, "invalid_frames": 0, "sleeps": 7, "bells": 5, "in_memory": 1}
+    assert ring_doubts(counts) == []
+    bad = row(ring={**counts, "rejected_indices": 3})
+    bad["fidelity"] = doubted(bad["fidelity"], *ring_doubts(bad["ring"]))
+    assert not overall([bad])["ok"]
+    assert "3 indices of an honest host were rejected" in overall([bad])["reasons"][0]
+    more: Any = {**counts, "invalid_frames": 2}
+    assert ring_doubts(more) == ["2 frames of an honest host were invalid"]
+    assert ring_lines([row()]) == []
+    assert ring_lines([row(ring=counts), bad]) == [
+        "rings: 3 indices rejected, 0 frames invalid, 14 sleeps, 10 bells, 1 in memory"]
+    assert ring_lines([bad])[0] in table.notes([bad])

@@ -10,16 +10,21 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from smtstack.errors import ConfigError
+from smtstack.io import seccomp
+from smtstack.ringio.client import Proxies
+from smtstack.rings.uring_layout import UringConfig
 from smtstack.storage.files import is_protected
 from smtstack.waiting import AS_TCP
 from workloads import transports
 from workloads.kv.aof import FSYNC, GROWTH, LEAST, Aof
 from workloads.kv.aof_protected import opener, plain_opener
+from workloads.kv.aof_ring import RingLog
 from workloads.kv.backend import Backend, EmbeddedStore
 from workloads.kv.limits import OPTIONS, Limits, byte_count
 from workloads.kv.redis_store import RedisStore
@@ -37,11 +42,14 @@ from workloads.transports.sessions import MODE, summary
 #: Seconds between looks at the stop flag, and for the last replies, as in serve.py.
 _LOOK_S = 0.1
 _LINGER_S = 0.3
+#: Of an untrusted host: for 508 clients.
+_RINGS = UringConfig(entries=512, buffers=1024)
 
 _EXAMPLES = """examples:
   smtnet serve kv --transport tcp --addr 127.0.0.1:7001          # then: redis-cli -p 7001
   smtnet serve kv --iface vb --addr 10.9.0.2:6001 --certs certs/b --aof store.aof --fsync always
   smtnet serve kv --iface vb --certs certs/b --listen smt:10.9.0.2:6001 --listen tcp:10.9.0.2:7001
+  smtnet serve kv --transport tcp --addr 127.0.0.1:7001 --aof store.aof --nic-hosting ring    # docs/trust.md
   smtnet serve kv --transport homa --iface vb --addr 10.9.0.2:5001 --store redis:unix:/run/redis.sock
 
 Prints "serving ..." on stderr when ready. SIGINT or SIGTERM end it.
@@ -109,9 +117,22 @@ def listeners(args: argparse.Namespace) -> list[Settings]:
             for transport, where in wanted]
 
 
-def open_store(args: argparse.Namespace, mutual: bool) -> tuple[Backend, list[str]]:
+def open_proxies(args: argparse.Namespace, wanted: list[Settings]) -> Proxies | None:
+    """TCP and files of an untrusted host, where they are asked for. Raises SmtError."""
+    asked = [settings for settings in wanted
+             if settings.hosting == "ring" and settings.transport in transports.PROXIED]
+    if not asked:
+        return None
+    if len(wanted) > 1 or args.store != "embedded":
+        raise ConfigError(f"{asked[0].transport} with --nic-hosting ring: one --listen, and --store embedded")
+    # A second one for the thread that syncs.
+    return Proxies([] if args.aof is None else [args.aof], rings=2, config=_RINGS)
+
+
+def open_store(args: argparse.Namespace, mutual: bool,
+               proxies: Proxies | None = None) -> tuple[Backend, list[str]]:
     """The store, and warnings. ``mutual``: sessions are mtls, and what is kept is protected unless the user says
-    otherwise. Raises SmtError."""
+    otherwise. ``proxies``: by which files are the host's. Raises SmtError."""
     names = ("fsync", "aof_rewrite_percentage", "aof_rewrite_min_size", "storage_key", "storage_passphrase",
              "storage_mode", "storage_state", "storage_freshness", "aof_upgrade")
     about_aof = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
@@ -138,9 +159,16 @@ def open_store(args: argparse.Namespace, mutual: bool) -> tuple[Backend, list[st
     if how is None and args.aof_upgrade:
         raise ConfigError("--aof-upgrade needs --storage-key FILE or --storage-passphrase FILE")
     growth, least = args.aof_rewrite_percentage, args.aof_rewrite_min_size
+    open_log = plain_opener if how is None else opener(how, args.aof_upgrade)
+    if proxies is not None:
+        if how is not None or growth:
+            raise ConfigError("--nic-hosting ring: the file is neither protected nor written anew there: leave "
+                              "out --storage-key, --storage-passphrase and --aof-rewrite-percentage")
+        growth = 0
+        warnings.append(f"--aof {args.aof} is the host's: it can read and change it")
+        open_log = partial(RingLog, ring=proxies.rings[0], syncing=proxies.rings[1])
     aof = Aof(args.aof, args.fsync or "everysec", keys, GROWTH if growth is None else growth,
-              LEAST if least is None else least, _say,
-              plain_opener if how is None else opener(how, args.aof_upgrade))
+              LEAST if least is None else least, _say, open_log)
     return EmbeddedStore(keys, aof), warnings + aof.warnings
 
 
@@ -161,7 +189,10 @@ def run_kv(args: argparse.Namespace) -> int:
         stopping = True
 
     with ExitStack() as undo:
-        store, warnings = open_store(args, any(settings.session_mode == MODE for settings in wanted))
+        proxies = open_proxies(args, wanted)
+        if proxies is not None:
+            undo.callback(proxies.close)
+        store, warnings = open_store(args, any(settings.session_mode == MODE for settings in wanted), proxies)
         undo.callback(store.close)
         if isinstance(store, EmbeddedStore):
             # Not before: what is in the file may come from times with another limit.
@@ -171,7 +202,7 @@ def run_kv(args: argparse.Namespace) -> int:
         servers: list[Server] = []
         messages: list[RespMessages] = []
         for settings in wanted:
-            server, handler = open_front(settings, store, limits)
+            server, handler = open_front(settings, store, limits, None if proxies is None else proxies.rings[0])
             undo.callback(server.close)
             servers.append(server)
             messages += [handler] if handler is not None else []
@@ -185,6 +216,8 @@ def run_kv(args: argparse.Namespace) -> int:
         monitor.start()
         places = ", ".join(f"{s.transport}:{s.local[0]}:{s.local[1]}" for s in wanted if s.local is not None)
         print(f"serving kv on {places} ({args.store})", file=sys.stderr, flush=True)
+        if proxies is not None:
+            seccomp.guard()
         parent = os.getppid()
         look_at = time.monotonic()
         failures = FailureNotes(servers)
@@ -199,6 +232,8 @@ def run_kv(args: argparse.Namespace) -> int:
                     stopping = True
         service.linger(_LINGER_S)
         result = _result(args, wanted, servers, messages, store, monitor.stop())
+        if proxies is not None:
+            result["counters"].update(proxies.counters(), ring_refused=proxies.refused())
     if args.json:
         print(json.dumps(result))
     else:

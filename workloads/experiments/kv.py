@@ -86,6 +86,11 @@ def check(asked: Options) -> Plan:
     if storage is None:
         mutual = system.transport == "smt" and system.sessions.session == MODE and asked.store == "embedded"
         storage = PROTECTED if mutual else NONE
+    hosting = system.network.links(asked.ycsb.seed).hosting
+    if hosting == "ring" and system.transport in transports.PROXIED and (
+            asked.store != "embedded" or storage not in (NONE, "file")):
+        raise ConfigError(f"{system.transport} with --nic-hosting ring: --store embedded, and --storage {NONE} or "
+                          "file")
     if storage != NONE and asked.store != "embedded":
         raise ConfigError(f"--storage {storage} is for --store embedded; Redis keeps what it keeps")
     return Plan(asked, setup, loading, run, storage)
@@ -100,7 +105,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
             system.captures(net, running) as captures, \
             kv_fleet.KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
                     direct=asked.direct, keep_keys=system.keep_keys, storage=plan.storage,
-                    fsync=asked.fsync) as fleet:
+                    fsync=asked.fsync, hosting=system.network.links(seed).hosting) as fleet:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)
         more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}

@@ -34,11 +34,12 @@ from workloads.fleet import credentials
 from workloads.fleet import dns as fleet_dns
 from workloads.fleet.programs import IMPORTS, cpu_s, take_raw
 from workloads.fleet.retransmissions import Retransmissions
+from workloads.fleet.rings import RingCounters
 from workloads.fleet.setup import Setup, asked
 from workloads.load.loops import Load, parse_also, size_name
 from workloads.load.measure import SIZES_SUFFIX, rtt_summary
 from workloads.options.waiting import wait_words
-from workloads.results.fidelity import FidelityMonitor, combined, judge_figures
+from workloads.results.fidelity import FidelityMonitor, combined, doubted, judge_figures, ring_doubts
 from workloads.results.row import BY_DEFAULT, HOW, Answered, Lost, OpenLoopFigures, Row
 from workloads.transports.sessions import summary
 
@@ -122,6 +123,7 @@ class Fleet:
             # Who looks for a frame would keep those from a processor who are to send it.
             self._waiting = AS_TCP
         self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
+        self._rings = RingCounters(net.hosts) if setup.uses_nic and net.has_rings else None
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
 
@@ -216,7 +218,8 @@ class Fleet:
     def _program(self, host: SmtHost, role: str, log: Path, module: str, *arguments: str) -> Program:
         """A program of ours on a host, with its credentials and processors."""
         return Program(host, f"{self.WORK} {role}", python_program(module, *arguments), log,
-                       environment=self._credentials.environment(host.name), cores=self._cores.get(host.name),
+                       environment={**self._credentials.environment(host.name), **dict(self.setup.environment)},
+                       cores=self._cores.get(host.name),
                        imports=IMPORTS)
 
     def server_pids(self, host: str) -> list[int]:
@@ -317,6 +320,10 @@ class Fleet:
                             "switch_s": round(cpu["switch_s"], 4), "wall_s": round(wall, 4),
                             "us_per_rpc": _per_rpc_us(cpu["client_s"] + cpu["server_s"], told["rpcs"])},
             **lost, "fidelity": judge_figures(whole, told["rtt_us"], told["rpcs"])}
+        if self._rings is not None:
+            counts = self._rings.take()
+            row["ring"] = counts
+            row["fidelity"] = doubted(row["fidelity"], *ring_doubts(counts))
         if self._nic_pids():
             row["cpu"]["nic_s"] = round(cpu["nic_s"], 4)
             row["cpu"]["nic_us_per_rpc"] = _per_rpc_us(cpu["nic_s"], told["rpcs"])

@@ -33,6 +33,7 @@ from workloads.load.loops import Load
 from workloads.load.ycsb import KINDS
 from workloads.load.ycsb_load import KINDS_SUFFIX, Described, YcsbLoad, described
 from workloads.results.row import Answered, Row
+from workloads.transports import PROXIED
 
 STORES = {"embedded": "ours, in the server's memory", "redis": "a real Redis behind our front end"}
 #: What redis-server's log says of a port ("Ready ...") or a socket ("... is now ready ...").
@@ -70,10 +71,12 @@ class KvFleet(Fleet):
 
     def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0, *,
                  store: str = "embedded", direct: bool = False, keep_keys: bool = False,
-                 storage: str = NONE, fsync: str = "everysec") -> None:
+                 storage: str = NONE, fsync: str = "everysec", hosting: str = "") -> None:
         super().__init__(net, topo, setup, folder, number, keep_keys)
         self.storage = storage
         self._fsync = fsync
+        #: On an untrusted host, also TCP is by rings.
+        self._proxied = hosting == "ring" and setup.transport in PROXIED
         #: What the server keeps on the disk.
         self.kept: Kept | None = None
         self._store = store
@@ -106,7 +109,7 @@ class KvFleet(Fleet):
             self.kept = Kept(self.storage, self._folder, self._private_folder(), host.name, self._fsync)
             store = self.kept.words()
         arguments = ["serve", "kv", *self._common(host, self._port), *self.key_options(host.name), *store,
-                     "--json"]
+                     *(["--nic-hosting", "ring"] if self._proxied else []), "--json"]
         self._servers.append(self._program(host, "server", log, "workloads", *arguments))
 
     def _redis(self, host: SmtHost, what: str, log: Path, *options: str) -> Program:

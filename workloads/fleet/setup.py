@@ -50,6 +50,8 @@ class Setup:
     """Further options for both ``smtnet serve echo`` and the clients."""
     server_options: tuple[str, ...] = ()
     """Further options for the servers alone: ``("--response-size", "8")``."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Further variables of servers and clients, which are fresh processes then."""
 
     def __post_init__(self) -> None:
         if self.pattern not in PATTERNS and not _PAIRS.fullmatch(self.pattern):

@@ -10,7 +10,6 @@ nobody could tell whether its client still wants what would be taken off a list 
 from __future__ import annotations
 
 import select
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from functools import partial
 
 from smtstack.errors import ConfigError
 from smtstack.io.processors import outnumbered
+from smtstack.ringio.queue import IoRing
 from smtstack.socket import Address
 from smtstack.waiting import AS_TCP, Waiter, Waiting
 from workloads import transports
@@ -83,8 +83,8 @@ class RespStreamServer(StreamServer):
     """RESP on streams, one command after the other for each client."""
 
     def __init__(self, make: StreamMaker, local: Address, limits: Limits, store: Backend,
-                 waiting: Waiting = AS_TCP) -> None:
-        super().__init__(make, local, limits.query, lambda _request: None, waiting)
+                 waiting: Waiting = AS_TCP, ring: IoRing | None = None) -> None:
+        super().__init__(make, local, limits.query, lambda _request: None, waiting, ring=ring)
         self._limits = limits
         self._store = store
         #: Clients that were told that it is over, and when they are cut off.
@@ -184,8 +184,7 @@ class RespStreamServer(StreamServer):
         if not stream.writing:
             self._parting.setdefault(stream, time.monotonic_ns() + _PARTING_NS)
             with suppress(OSError):
-                # Not of the class of TLS, which would not read any more.
-                socket.socket.shutdown(stream.sock, socket.SHUT_WR)
+                stream.finish()
         self.watch(stream, select.EPOLLOUT if stream.writing else select.EPOLLIN)
 
 
@@ -238,8 +237,10 @@ _UNFINISHED = error("ERR MULTI without EXEC: a transaction is one message, from 
                     "message was done")
 
 
-def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Server, RespMessages | None]:
-    """A front end at ``settings.local``; ``limits`` are those of clients on streams.
+def open_front(settings: Settings, store: Backend, limits: Limits,
+               ring: IoRing | None = None) -> tuple[Server, RespMessages | None]:
+    """A front end at ``settings.local``; ``limits`` are those of clients on streams. ``ring``: whose sockets they
+    are, if not this process'.
 
     Raises :class:`ConfigError`, :class:`~smtstack.errors.Unsupported`.
     """
@@ -249,7 +250,7 @@ def open_front(settings: Settings, store: Backend, limits: Limits) -> tuple[Serv
     if settings.local is None:
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return RespStreamServer(transports.stream_maker(settings, server=True), settings.local, limits, store,
-                            settings.waiting), None
+                            settings.waiting, ring), None
 
 
 class Service:

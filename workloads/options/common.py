@@ -25,7 +25,7 @@ from workloads.options.declare import add, option, read
 from workloads.options.overlay import OVERLAID, Overlay
 from workloads.options.session import EndSessions, check_no_sessions, session_settings
 from workloads.options.waiting import Waits
-from workloads.transports import NAMES, PACKET_TRANSPORTS, Settings
+from workloads.transports import NAMES, PACKET_TRANSPORTS, PROXIED, Settings
 from workloads.transports.sessions import SessionSettings
 from workloads.transports.table import TABLE
 
@@ -76,7 +76,13 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nic-hosting", choices=HOSTINGS, default="",
                         help="smt, homa, linux: inline: packets by sockets of ours; ring: as a guarded process, "
                              "without network system calls, behind rings that it shares with the host (default: "
-                             "what the interface's link has)")
+                             "what the interface's link has); for comparison exit: each frame by a call of the "
+                             "host's process, queue: by a queue of such calls, ring-unchecked: believes the host. "
+                             "'serve kv' has ring for tcp and tls, too: TCP and the --aof file by the host's "
+                             "io_uring")
+    parser.add_argument("--exit-us", type=quantities.MICROSECONDS, default=0.0, metavar="US",
+                        help="--nic-hosting exit: microseconds that leaving an enclave is said to cost beside; a "
+                             "model (default: 0)")
     add(Waits, parser)
     add(EndSessions, parser)
     add(Overlay, parser)
@@ -259,7 +265,8 @@ def settings(args: argparse.Namespace, others: Collection[str] = ()) -> Settings
                     read(Waits, args).waiting(), params, session,
                     args.trace if args.transport in PACKET_TRANSPORTS else None,
                     overlay.overlay if args.transport in OVERLAID else NONE,
-                    args.nic_hosting if args.transport in PACKET_TRANSPORTS else "")
+                    args.nic_hosting if args.transport in (*PACKET_TRANSPORTS, *PROXIED) else "",
+                    round(args.exit_us * 1000))
 
 
 def check_address(interface: str, local: Address) -> None:

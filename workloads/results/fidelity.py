@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 
 import psutil
 
-from workloads.results.row import Times, Verdict
+from workloads.results.row import RingCounts, Times, Verdict
 
 #: Share of all processor time the hypervisor took away. Steal comes in slices of milliseconds, thousands
 #: of times a round trip here: 2 % of the time can be all of a 99th percentile.
@@ -282,6 +282,14 @@ def doubted(fidelity: Verdict, *reasons: str) -> Verdict:
         found["figure_reasons"] = {name: "; ".join(filter(None, (fidelity["figure_reasons"].get(name), *reasons)))
                                    for name in found["figures"]}
     return found
+
+
+def ring_doubts(counts: RingCounts) -> list[str]:
+    """Why what went by rings cannot stand: the host of a run is honest, so whatever is refused of it is a fault,
+    of the ring or of the checks."""
+    found = (("rejected_indices", "indices of an honest host were rejected"),
+             ("invalid_frames", "frames of an honest host were invalid"))
+    return [f"{count} {what}" for name, what in found if (count := cast(dict[str, int], counts)[name])]
 
 
 def _share(part: float, total: float) -> float | None:

@@ -188,6 +188,17 @@ def session_lines(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def ring_lines(rows: Iterable[Row]) -> list[str]:
+    """What the rings of guarded processes counted in all trials, in a line; none where there are no rings."""
+    counts = [row["ring"] for row in rows if "ring" in row]
+    if not counts:
+        return []
+    return [f"rings: {sum(c['rejected_indices'] for c in counts)} indices rejected, "
+            f"{sum(c['invalid_frames'] for c in counts)} frames invalid, "
+            f"{sum(c['sleeps'] for c in counts):,} sleeps, {sum(c['bells'] for c in counts):,} bells, "
+            f"{counts[-1]['in_memory']} in memory"]
+
+
 def describe(row: Row) -> str:
     """``smt-sw star,4 loaded 64 B x50 trial 2``."""
     load = "" if kinds.mode(row["mode"]).alone else f" x{row['concurrency']}"

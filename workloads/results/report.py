@@ -17,7 +17,7 @@ from smtstack.errors import ConfigError, Unsupported
 from workloads.results import kinds, plots, table
 from workloads.results.compared import what_is_compared
 from workloads.results.folder import ResultFolder, Run
-from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio
+from workloads.results.points import Column, QuotedPoint, figure_reasons, overall, points, ratio, ring_lines
 from workloads.results.row import Row
 from workloads.results.table import column_name, heading, number, panels
 from workloads.transports.table import BASELINE
@@ -158,7 +158,8 @@ def _reading(rows: Sequence[Row]) -> str:
     if any("us_per_rpc" in row["cpu"] for row in rows):
         nics = " and, behind the plus, of the NICs' own" if any("nic_s" in row["cpu"] for row in rows) else ""
         parts.append(f"processor time of all client and server processes{nics} for an RPC (cpu)")
-    return f"<p>{escape(text + ', '.join(parts))}. KB are 1024 bytes; x50: fifty RPCs under way.</p>"
+    rings = "".join(f"<p>{escape(line)}</p>" for line in ring_lines(rows))
+    return f"<p>{escape(text + ', '.join(parts))}. KB are 1024 bytes; x50: fifty RPCs under way.</p>{rings}"
 
 
 def _tables(rows: Sequence[Row]) -> Iterable[str]:

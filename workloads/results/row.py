@@ -140,6 +140,22 @@ class Answered(_Always, total=False):
     open_loop: OpenLoopFigures
 
 
+class RingCounts(TypedDict):
+    """What guarded processes and their host did (``--nic-hosting ring``), over all hosts; counts are of this
+    trial, and of what was between the one before and it."""
+
+    rejected_indices: int
+    """Indices of the host that could not be."""
+    invalid_frames: int
+    """Descriptors of the host that named no frame which it had."""
+    sleeps: int
+    """Times that a guarded process slept until the monitor woke it."""
+    bells: int
+    """Times that it woke the monitor."""
+    in_memory: int
+    """Endpoints whose rings are not the kernel's."""
+
+
 class Lost(TypedDict, total=False):
     """What a network lost in a trial and what was sent again, each where it means something."""
 
@@ -155,6 +171,8 @@ class Lost(TypedDict, total=False):
     """tcp, tls, ktls: segments sent again."""
     timeouts: int
     """tcp, tls, ktls: retransmission time-outs."""
+    ring: RingCounts
+    """Where guarded processes are."""
 
 
 class Row(Answered, Lost):

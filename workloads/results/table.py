@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from workloads.results import kinds
-from workloads.results.points import Column, QuotedPoint, grouped, overall, points, ratio, size_text
+from workloads.results.points import Column, QuotedPoint, grouped, overall, points, ratio, ring_lines, size_text
 from workloads.results.row import Row
 from workloads.transports.table import BASELINE
 
@@ -102,6 +102,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     spread = f"middle of {trials} trials, below it the lowest and the highest" if trials > 1 else ""
     if ratios or spread:
         out.append("; ".join(filter(None, (spread, ratios))))
+    out += ring_lines(rows)
     verdict = overall(rows)
     if not verdict["ok"]:
         out.append(f"{UNFAITHFUL} not faithful: {verdict['unfaithful']} of {verdict['trials']} trials; they "

@@ -27,6 +27,8 @@ STREAM_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.streams i
 MESSAGE_TRANSPORTS = tuple(kind.name for kind in TABLE.values() if kind.streams is None)
 #: All of them, in the table's order.
 NAMES = tuple(TABLE)
+#: A server's sockets can be an untrusted host's: smtnet serve kv.
+PROXIED = tuple(kind.name for kind in TABLE.values() if kind.proxied)
 #: Nobody on the wire can read what these carry.
 ENCRYPTED = tuple(kind.name for kind in TABLE.values() if kind.encrypted)
 
@@ -58,6 +60,7 @@ def open_caller(settings: Settings, peers: Sequence[Address], connections: int =
             socket.close()
             raise
         return MessageCaller(socket, peers)
+    _check_own_sockets(settings)
     ends = _ends(settings)
     if ends is not None:
         return ends[0](settings, peers)
@@ -99,6 +102,7 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
             socket.close()
             raise
         return MessageServer(socket, handler)
+    _check_own_sockets(settings)
     ends = _ends(settings)
     if ends is not None:
         return ends[1](settings, handler)
@@ -106,6 +110,12 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
         raise ConfigError("a server needs an address: --addr IP:PORT")
     return StreamServer(stream_maker(settings, server=True), settings.local, settings.limit, handler,
                         settings.waiting, shared is not None)
+
+
+def _check_own_sockets(settings: Settings) -> None:
+    if settings.hosting == "ring":
+        raise ConfigError(f"{settings.transport} over an untrusted host is what 'smtnet serve kv' has; leave out "
+                          "--nic-hosting ring")
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:
@@ -117,7 +127,8 @@ def _end(settings: Settings) -> tuple[Address, SmtContext]:
                          NicConfig(tls_hw_tx_offload=settings.nic == "hw"), settings.waiting, certs=settings.certs,
                          session=session.mode, offer=session.offer(settings.limit),
                          key_update_records=session.key_update_records, dns=session.dns, keylog=session.keylog,
-                         trace=settings.trace, overlay=settings.overlay, hosting=settings.hosting)
+                         trace=settings.trace, overlay=settings.overlay, hosting=settings.hosting,
+                         exit_ns=settings.exit_ns)
     return settings.local, context
 
 

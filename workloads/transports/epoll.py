@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from smtstack.errors import ConfigError
 from smtstack.io.processors import outnumbered
+from smtstack.ringio.queue import IoRing
+from smtstack.ringio.sockets import Poller
 from smtstack.socket import Address
 from smtstack.waiting import STALL_NS, Waiter, Waiting
 from workloads.transports.contract import Transport
@@ -27,10 +29,10 @@ _SELECT_LIMIT = 1024
 
 
 class EpollTransport(Transport):
-    """Watches, waits, counts."""
+    """Watches, waits, counts. ``ring``: whose sockets they are, if not the kernel's of this process."""
 
-    def __init__(self, waiting: Waiting) -> None:
-        self._epoll = select.epoll()
+    def __init__(self, waiting: Waiting, ring: IoRing | None = None) -> None:
+        self._epoll: select.epoll | Poller = select.epoll() if ring is None else Poller(ring)
         self._waiter = Waiter(waiting, outnumbered)
         self._streams: dict[int, Stream] = {}
         self._counters: Counter[str] = Counter()
@@ -70,8 +72,11 @@ class EpollTransport(Transport):
         self._epoll.close()
 
 
-def wait(epoll: select.epoll, waiter: Waiter, timeout_s: float) -> list[tuple[int, int]]:
+def wait(epoll: select.epoll | Poller, waiter: Waiter, timeout_s: float) -> list[tuple[int, int]]:
     """Events; [] if nothing has come in that time. Looks for them as long as ``waiter`` says, then sleeps."""
+    if isinstance(epoll, Poller):
+        # The ring has a way to wait of its own.
+        return epoll.poll(timeout_s)
     if not waiter.looks:
         return _sleep(epoll, timeout_s)
     poll = epoll.poll

@@ -107,6 +107,14 @@ class Stream:
         except OSError as e:
             raise StreamError(self.reason(e)) from None
 
+    def finish(self) -> None:
+        """No more of ours will go; the peer is told. Raises OSError."""
+        if isinstance(self.sock, socket.socket):
+            # Not of the class of TLS, which would not read any more.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        else:
+            self.sock.shutdown(socket.SHUT_WR)
+
     def count_into(self, counters: Counter[str]) -> None:
         """Add what the kernel has counted of this connection."""
         info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LEN)

@@ -7,8 +7,11 @@ import select
 import socket
 import time
 from dataclasses import dataclass
+from typing import cast
 
 from smtstack.errors import ConfigError
+from smtstack.ringio.queue import IoRing
+from smtstack.ringio.sockets import ProxyListener
 from smtstack.socket import Address
 from smtstack.waiting import AS_TCP, Waiting
 from workloads.transports.contract import Handler, Server
@@ -55,29 +58,30 @@ class StreamRequest:
 class StreamServer(EpollTransport, Server):
     """Accepts connections on ``local`` and gives each request to ``handler``.
 
-    ``shared``: other processes listen there too, and the kernel gives each of them connections. Raises
-    ConfigError for an address that is taken or not ours.
+    ``shared``: other processes listen there too, and the kernel gives each of them connections. ``ring``: the
+    sockets are an untrusted host's. Raises ConfigError for an address that is taken or not ours.
     """
 
     def __init__(self, make: StreamMaker, local: Address, limit: int, handler: Handler,
-                 waiting: Waiting = AS_TCP, shared: bool = False) -> None:
-        super().__init__(waiting)
+                 waiting: Waiting = AS_TCP, shared: bool = False,
+                 ring: IoRing | None = None) -> None:
+        super().__init__(waiting, ring)
         self._make = make
         self.limit = limit
         self._handler = handler
-        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+        self._most = files if ring is None else ring.connections
         try:
-            self._listener = listen(local, shared)
+            listener = listen(local, shared) if ring is None else _listen_by(ring, local)
         except ConfigError:
             self._epoll.close()
             raise
+        # A ring's has what is used of one here, and what it accepts has what a stream uses.
+        self._listener = cast(socket.socket, listener)
         self._epoll.register(self._listener, _IN)
-
-    @property
-    def address(self) -> Address:
-        """Where it listens: the port the kernel chose, if ``local`` had port 0."""
         ip, port = self._listener.getsockname()
-        return ip, port
+        #: Where it listens: the port the kernel chose, if ``local`` had port 0.
+        self.address: Address = (ip, port)
 
     def poll(self) -> None:
         self._handle(self._epoll.poll(0))
@@ -167,6 +171,15 @@ class StreamServer(EpollTransport, Server):
             self._counters["connections_failed"] += 1
             self.last_failure = f"{stream.peer[0]}:{stream.peer[1]}: {reason}"
             self.forget(stream)
+
+
+def _listen_by(ring: IoRing, local: Address) -> ProxyListener:
+    try:
+        listener = ProxyListener(ring, local)
+    except OSError as e:
+        raise address_error(e, local) from None
+    listener.setblocking(False)
+    return listener
 
 
 def listen(local: Address, shared: bool = False) -> socket.socket:

@@ -68,7 +68,10 @@ class Settings:
     overlay: str = NONE
     """smt, homa: ``tcp``: DATA of messages longer than a packet has the shape of TCP."""
     hosting: str = ""
-    """Packet transports: ``ring``: as a guarded process, ``inline``: not; empty: as the interface's link is."""
+    """``ring``: as a guarded process, ``inline``: not; empty: packet transports as the interface's link is, others
+    not."""
+    exit_ns: int = 0
+    """Hosting ``exit``: what leaving an enclave is said to cost."""
 
     @property
     def waiting(self) -> Waiting:
@@ -130,6 +133,8 @@ class TransportKind:
     """The system by which ``bench wire`` divides its figures; empty: by none."""
     hosting: str = ""
     """How the hosts' NICs have to be (``tap``: processes that own their interfaces); empty: whichever way."""
+    proxied: bool = False
+    """Whether a server's sockets can be an untrusted host's (hosting ``ring``)."""
     check: Callable[[], None] | None = None
     """Raises :class:`~smtstack.errors.Unsupported` naming what this machine lacks for it; None: nothing.
     The doctor tells of it, too (topo/doctor.py)."""
@@ -234,9 +239,9 @@ for _kind in (
     TransportKind(name="homa", about="the same in clear", beside="tcp", looks={"sw": Look("#009E73", "^", "-")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
     TransportKind(name="linux", about="as the SMT kernel module", encrypted=True, keyed=True),
-    TransportKind(name="tcp", streams=_tcp, looks={"sw": Look("#E69F00", "v", "--")},
+    TransportKind(name="tcp", streams=_tcp, proxied=True, looks={"sw": Look("#E69F00", "v", "--")},
                   compared=frozenset({"demo", "wire", "mix", "mn"})),
-    TransportKind(name="tls", about="by OpenSSL", streams=_tls, encrypted=True, certified=True,
+    TransportKind(name="tls", about="by OpenSSL", streams=_tls, encrypted=True, certified=True, proxied=True,
                   looks={"sw": Look("#D55E00", "D", "--")},
                   compared=frozenset({"demo", "wire", "mix", "queries", "mn"})),
     TransportKind(name="ktls", about="by the kernel", streams=_ktls, encrypted=True, certified=True,

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+from contextlib import suppress
 from pathlib import Path
 from socket import socket
+from typing import cast
 
 from smtstack.errors import ConfigError
+from smtstack.ringio.sockets import ProxySocket
 from smtstack.socket import Address
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.stream import CHUNK, Stream, StreamError
@@ -23,6 +26,8 @@ CA, CERTIFICATE, KEY, OPENSSL_CONF = "ca.pem", "cert.pem", "key.pem", "openssl.c
 _RECORD = 16_384
 #: Records taken at once when more than one has come.
 _BATCH = 16
+#: Bytes sealed at a time that, with what records add, fit a buffer of a ring.
+_SEALED = 49_152
 
 
 class TlsStream(Stream):
@@ -74,10 +79,87 @@ class TlsStream(Stream):
         return b"".join(parts)
 
 
+class TlsInMemory(Stream):
+    """A connection over a socket that is none of this process' (:mod:`smtstack.ringio`): OpenSSL has its records
+    by memory. A server's."""
+
+    __slots__ = ("_came", "_leaves", "_tls")
+
+    def __init__(self, sock: ProxySocket, peer: Address, limit: int, context: ssl.SSLContext) -> None:
+        super().__init__(cast(socket, sock), peer, limit)
+        self._came, self._leaves = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._leaves, server_side=True)
+        self._put = self._seal
+
+    @property
+    def _proxy(self) -> ProxySocket:
+        return cast(ProxySocket, self.sock)
+
+    def handshake(self) -> bool:
+        data = super().receive()
+        if data is None:
+            return False
+        if not data:
+            raise StreamError("it ended in the handshake")
+        self._came.write(data)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except OSError as e:
+            raise StreamError(reason(e)) from None
+        finally:
+            # Of a failed one, the alert that says why.
+            with suppress(OSError):
+                self._proxy.send(self._leaves.read())
+        # What came behind it is looked at when it is asked for.
+        self._proxy.unread(self._came.read())
+        return True
+
+    def reason(self, error: OSError) -> str:
+        return reason(error)
+
+    def receive(self) -> bytes | None:
+        data = super().receive()
+        if data is None:
+            return None
+        if data:
+            self._came.write(data)
+        else:
+            self._came.write_eof()
+        parts: list[bytes] = []
+        try:
+            while True:
+                part = self._tls.read(CHUNK)
+                if not part:
+                    # It said that it ends, or its connection did without that, as it may.
+                    return b"".join(parts)
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            return b"".join(parts) or None
+        except ssl.SSLEOFError:
+            return b"".join(parts)
+        except OSError as e:
+            raise StreamError(reason(e)) from None
+
+    def _seal(self, data: bytes | memoryview) -> int:
+        # All that is sealed leaves at once, or nothing is sealed.
+        if self._proxy.is_sending():
+            raise BlockingIOError
+        taken = self._tls.write(data[:_SEALED])
+        self._proxy.send(self._leaves.read())
+        return taken
+
+
 def maker(certs: Path, limit: int, server: bool) -> StreamMaker:
     """Streams of this host's certificate. Raises :class:`ConfigError` naming the fix."""
     context = _context(certs, server)
-    return lambda sock, peer: TlsStream(sock, peer, limit, context, server)
+
+    def make(sock: socket, peer: Address) -> Stream:
+        if isinstance(sock, ProxySocket):
+            return TlsInMemory(sock, peer, limit, context)
+        return TlsStream(sock, peer, limit, context, server)
+    return make
 
 
 def check_folder(certs: Path) -> None:

@@ -1,0 +1,1 @@
+"""Figures of guarded processes beside what they are compared with: RAKIS' settings, rkt-io's interfaces."""
