@@ -58,7 +58,7 @@ class Uring:
             raise Unsupported("io_uring: this kernel lays its rings out in another way")
 
     def fileno(self) -> int:
-        """Its descriptor: readable when something is complete."""
+        """The ring's descriptor: readable when something is complete."""
         return self._descriptor
 
     def enter(self, count: int) -> int:

@@ -126,7 +126,7 @@ class Proxies:
         self.rings.append(IoRing(uring, page, given["bell"], given["ask"], given["answer"], given["life"], exits))
 
     def counters(self) -> dict[str, int]:
-        """Of all rings; ``iouring_in_memory`` says that they are not the kernel's."""
+        """Sums over all rings; ``iouring_in_memory`` says that they are not the kernel's."""
         counted: Counter[str] = Counter()
         for ring in self.rings:
             counted.update(ring.counters())

@@ -47,11 +47,12 @@ class ProxyFile:
         return at
 
     def fsync(self) -> None:
-        """It is on the disk, by the host's word."""
+        """Have the host put the file on its disk; that it did is the host's word. Raises OSError."""
         self._ring.call(FSYNC, self.descriptor)
 
     def fdatasync(self, ring: IoRing | None = None) -> None:
-        """Its bytes are, and its length. ``ring``: another thread's."""
+        """Have the host put the file's bytes and length on its disk, not its times. ``ring``: another thread's. Raises
+        OSError."""
         (ring or self._ring).call(FSYNC, self.descriptor, flags=DATA_ONLY)
 
     def size(self) -> int:

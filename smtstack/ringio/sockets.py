@@ -402,7 +402,7 @@ class HasNumber(Protocol):
     """A socket."""
 
     def fileno(self) -> int:
-        """Its number."""
+        """The host's number for the socket: a name, no descriptor of this process."""
 
 
 class Poller:

@@ -89,7 +89,7 @@ class Audit(_Audited):
 
 
 class UringAudit(_Audited):
-    """The same for an io_uring: entries are written whole, completions read whole; a buffer is touched while an
+    """Accesses to an io_uring judged: entries are written whole, completions read whole; a buffer is touched while an
     operation of ours has it, and by exits."""
 
     def __init__(self, uring: CertifiedUring, memories: Mapping[str, SharedMemory], config: UringConfig,

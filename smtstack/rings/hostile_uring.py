@@ -65,7 +65,7 @@ class HostileUring(Adversary):
         return taken
 
     def complete(self, tag: int, result: int) -> None:
-        """It is done, and the guest is told; but for what it is never told of."""
+        """Tell the guest that an operation is done, unless it is one that it is never told of."""
         self._under_way.pop(tag, None)
         if tag in self._dropped:
             self._dropped.discard(tag)
@@ -152,7 +152,7 @@ class HostileUring(Adversary):
         self._say(self._random.getrandbits(64), self._random.randint(0, 64))
 
     def _tag_next(self) -> None:
-        """Of an operation that there is not yet."""
+        """Complete an operation that there is not yet."""
         tags = [entry.tag for entry in self._taken]
         self._say(max(tags, default=0) + self._random.randint(1, 4), self._random.randint(0, 64))
 

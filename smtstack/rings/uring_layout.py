@@ -67,13 +67,13 @@ class Submission:
     descriptor: int
     offset: int
     address: int
-    """Of the buffer, as the host counts."""
+    """Where the buffer is, as the host counts."""
     length: int
     flags: int
     tag: int
 
     def pack(self) -> bytes:
-        """As it is in the ring."""
+        """The 64 bytes that lie in the ring."""
         return _SUBMISSION.pack(self.code, 0, 0, self.descriptor, self.offset, self.address, self.length,
                                 self.flags, self.tag)
 
