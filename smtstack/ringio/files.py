@@ -51,8 +51,8 @@ class ProxyFile:
         self._ring.call(FSYNC, self.descriptor)
 
     def fdatasync(self, ring: IoRing | None = None) -> None:
-        """Have the host put the file's bytes and length on its disk, not its times. ``ring``: another thread's. Raises
-        OSError."""
+        """Have the host put the file's bytes and length on its disk, not its times. ``ring``: another thread's.
+        Raises OSError."""
         (ring or self._ring).call(FSYNC, self.descriptor, flags=DATA_ONLY)
 
     def size(self) -> int:

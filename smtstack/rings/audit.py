@@ -89,8 +89,8 @@ class Audit(_Audited):
 
 
 class UringAudit(_Audited):
-    """Accesses to an io_uring judged: entries are written whole, completions read whole; a buffer is touched while an
-    operation of ours has it, and by exits."""
+    """Accesses to an io_uring judged: entries are written whole, completions read whole; a buffer is touched while
+    an operation of ours has it, and by exits."""
 
     def __init__(self, uring: CertifiedUring, memories: Mapping[str, SharedMemory], config: UringConfig,
                  then: Watcher | None = None) -> None:
