@@ -181,8 +181,9 @@ def _in_guest(asked: Guest, name: str, command: Sequence[str]) -> tuple[ResultFo
     folder = ResultFolder.create(f"{name}-{asked.build.release}", asked.results)
     print(f"vm: results: {folder.path}", file=sys.stderr)
     share = folder.path.resolve()
-    # In the guest's copy nothing is compiled; a C compiler there would need longer than the tests.
-    environment = {"SMTNET_COMPILED": "no", "SMTNET_IN_VM": asked.build.release}
+    # In the guest's copy nothing is compiled; a C compiler there would need longer than the tests. And without KVM
+    # all takes long, so tests wait longer before they give up.
+    environment = {"SMTNET_COMPILED": "no", "SMTNET_PATIENCE": "20", "PYTHONUNBUFFERED": "1"}
     folder.write(guest.COMMAND, selection.script(command, environment))
     try:
         with guest.temporary() as temporary:
