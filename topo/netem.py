@@ -67,6 +67,6 @@ class Netem:
 
 
 def lost(said: str) -> int:
-    """Of ``tc -s -j qdisc show``: what netem has dropped."""
+    """Frames that netem has dropped, by what ``tc -s -j qdisc show`` says."""
     found: Sequence[dict[str, int | str]] = json.loads(said or "[]")
     return sum(int(entry.get("drops", 0)) for entry in found if entry.get("kind") == "netem")

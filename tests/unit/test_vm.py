@@ -163,6 +163,7 @@ def test_every_mark_of_a_need_is_declared_and_used_where_it_is_looked_for():
     declared = (ROOT / "pyproject.toml").read_text()
     for need in needs.NEEDS:
         assert f'"{need}: ' in declared
+        assert selection.files_with([need], ROOT), need
     assert "tests/net/test_transports.py" in selection.files_with(["ktls"], ROOT)
 
 

@@ -16,7 +16,7 @@ class Seen:
     """How far a guest came."""
 
     up: bool = False
-    """Its first process ran: from then on it is not booted again, for the command may have begun."""
+    """The guest's first process ran: from then on it is not booted again, for the command may have begun."""
     boot_s: float = 0.0
     """By the guest's clock, from the kernel's start to the command's."""
     kernel: str = ""

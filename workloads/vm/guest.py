@@ -45,7 +45,7 @@ class Ended:
     boots: int
     """How many it took."""
     boot_s: float
-    """Of the last, by the guest's clock."""
+    """Seconds of the last boot, by the guest's clock."""
     seconds: float
     """All together, by ours."""
 

@@ -76,7 +76,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of the image in the cache: the release, and a hash of everything that is in it."""
+        """What the image is called in the cache: the release, and a hash of everything that is in it."""
         hooks = setup_hook(""), customize_hook("", "", "", "", self.requirements)
         text = json.dumps([asdict(self), self.release.packages, init_script(), hooks, INITRAMFS, IMAGE_BYTES])
         return f"{self.release.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
