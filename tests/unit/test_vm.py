@@ -18,7 +18,7 @@ from topo import needs
 from topo.probes import ROOT
 from workloads.vm import console, guest, image, selection
 from workloads.vm.cache import RECORD, Cache, default_folder
-from workloads.vm.qemu import TCG_BOOTS, Machine, attempts
+from workloads.vm.qemu import PROGRAM, TCG_BOOTS, Machine, attempts
 from workloads.vm.recipe import (
     RELEASES,
     Recipe,
@@ -107,7 +107,7 @@ def test_kvm_first_where_it_may_work_then_without_some_times():
 
 
 def test_kvm_that_failed_is_not_tried_again_until_the_host_boots(tmp_path, monkeypatch):
-    monkeypatch.setattr(guest.os, "access", lambda *_args: True)
+    monkeypatch.setattr(os, "access", lambda *_args: True)
     remembered = tmp_path / "no-kvm"
     assert guest.kvm_usable(remembered)
     guest._remember(remembered)
@@ -292,7 +292,7 @@ def test_where_images_are(monkeypatch, tmp_path):
 def machine(tmp_path, monkeypatch) -> Machine:
     """Its QEMU is a shell script, which dies at the first boot and says what a guest says at the second."""
     (tmp_path / "bin").mkdir()
-    fake = tmp_path / "bin" / guest.PROGRAM
+    fake = tmp_path / "bin" / PROGRAM
     fake.write_text("#!/bin/sh\n"
                     f"cd {tmp_path}\n"
                     "if [ ! -e died ]; then touch died; echo 'Oops: int3: 0000'; exit 1; fi\n"
