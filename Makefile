@@ -25,10 +25,14 @@ PROGRAMS := ip:iproute2 tc:iproute2 ethtool:ethtool ping:iputils-ping ifconfig:n
 	redis-check-rdb:redis-tools knotd:knot tshark:tshark editcap:wireshark-common openssl:openssl \
 	cc:gcc cc:libc6-dev
 
+# What a guest is made by, and runs in (smtnet vm).
+VM_PROGRAMS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs arch-test:arch-test \
+	setpriv:util-linux tar:tar
+
 # Each recipe is one shell script that stops at its first failure.
 .ONESHELL:
 .SHELLFLAGS := -ec
-.PHONY: help venv system demo check test lint bench compiled built dist clean
+.PHONY: help venv system demo check test vm-test lint bench compiled built dist clean
 
 junit = $(if $(JUNIT),--junitxml=$(JUNIT)/$(1).xml)
 
@@ -68,7 +72,7 @@ rm -f $$log $$policy
 endef
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 	echo 'Variables: PYTHON=$(PYTHON) (for the venv), JOBS=$(JOBS) (test workers), ROOT_JOBS=$(ROOT_JOBS) (as root: half of its tests mostly wait), ARGS= (for pytest, demo or bench wire),'
 	echo '  LOWEST=yes (a venv of the oldest dependencies that will do), JUNIT= (a folder for JUnit files), COMPILE=yes (dist: with compiled modules)'
 
@@ -148,6 +152,17 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 		echo 'test: one by one, the tests that need the machine to themselves'
 		$$pytest -n 1 -q -m "$$alone" $(call junit,alone) $(or $(ARGS),tests/net)
 	fi
+
+# What a guest needs is installed for this target alone. It wants root where there is no image yet; not to run one.
+vm-test: $(STAMP)  ## the tests that this kernel cannot run, in a guest with a stock one (minutes; RELEASE=debian-13)
+	@PATH=$$PATH:/usr/sbin:/sbin
+	missing=
+	for pair in $(VM_PROGRAMS); do
+		command -v "$${pair%:*}" >/dev/null || missing="$$missing$${missing:+ }$${pair#*:}"
+	done
+	# In a shell of its own: it clears up when that ends, and "exec" would forget it.
+	[ -z "$$missing" ] || ( $(call install,vm-test,$$missing) )
+	exec $(BIN)/smtnet vm test $(if $(RELEASE),--release $(RELEASE)) $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy; check-jsonschema and zizmor for the hosted workflow
 	@echo 'lint: ruff, mypy, check-jsonschema, zizmor'

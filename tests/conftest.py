@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from smtstack import compiled
 from tests import builds, slow
+from topo.needs import NEEDS, lacking
 from workloads.results.fidelity import shorten_pauses
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,10 +70,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ROOT / "tests" / "net" not in item.path.parents:
             raise pytest.UsageError(f"{item.nodeid}: marked root, and not in tests/net, where 'make test' looks")
     items[:] = _mixed(items, {item.path for item in marked})
+    _skip_what_the_kernel_lacks(items)
     if os.geteuid() != 0:
         skip = pytest.mark.skip(reason="marked root: needs root (namespaces, Mininet), and this user is not")
         for item in marked:
             item.add_marker(skip)
+
+
+def _skip_what_the_kernel_lacks(items: list[pytest.Item]) -> None:
+    """A test that is marked by a need (topo/needs.py) has it, or is skipped, and the reason says where it runs."""
+    for item in items:
+        for need in NEEDS:
+            if item.get_closest_marker(need) and (why := lacking(need)):
+                item.add_marker(pytest.mark.skip(reason=f"needs {need}, which this machine has not ({why}): "
+                                                        "make vm-test"))
 
 
 def pytest_collection_finish() -> None:

@@ -50,6 +50,7 @@ RANK = {
     "workloads.transports": 14,
     "workloads.results": 15,
     "workloads.options": 16,
+    "workloads.vm": 16,
     "workloads.kv": 17,
     "workloads.blocks": 17,
     "workloads.load": 18,

@@ -103,8 +103,10 @@ def _switches(facts: Facts) -> Iterator[Check]:
                     f"missing ({', '.join(missing) or 'ovs-vswitchd does not run'}): {instead}",
                     install("openvswitch-switch"))
     else:
-        datapath = "kernel datapath" if facts.ovs_kernel else "user-space datapath (the kernel has no openvswitch)"
-        yield Check("open vswitch", "ok", f"{facts.ovs}, {datapath}")
+        yield Check("open vswitch", "ok", facts.ovs)
+        # Not a shortcoming: the user-space datapath does the same.
+        yield Check("kernel_ovs", "ok", "works" if facts.ovs_kernel else
+                    "the kernel has no openvswitch: Open vSwitch's user-space datapath is used")
     yield from _tried(facts, "bridge", "linux bridge", "warn", "missing: only Open vSwitch can be the switch",
                       _modprobe(facts, "bridge"))
     if not facts.ovs_kernel:
@@ -129,7 +131,7 @@ def _network(facts: Facts) -> Iterator[Check]:
     netem = facts.tried.get("netem")
     if netem is not None:
         # Not a shortcoming: the wire does all of it, and more.
-        yield Check("tc netem", "ok", "missing: the programmable wire is used" if netem else "works")
+        yield Check("netem", "ok", "missing: the programmable wire is used" if netem else "works")
     yield from _tried(facts, "overlay", "overlay tcp", "warn", "missing: --overlay tcp is refused",
                       _modprobe(facts, "nf_tables"), "super-frames pass, and the host's TCP can be kept from them")
     yield from _tried(facts, "nic_tap", "nic hosting", "warn", "missing: --nic-hosting tap is refused",
@@ -149,7 +151,7 @@ def _crypto(facts: Facts) -> Iterator[Check]:
     yield Check("tls 1.3", "ok", f"{facts.openssl}, AES-128-GCM") if facts.tls13 else Check(
         "tls 1.3", "fail", f"{facts.openssl} lacks it, or AES-128-GCM: nothing to compare with",
         install("openssl", "libssl3"))
-    yield from _tried(facts, "ktls", "kernel TLS", "warn", "missing: transport ktls is skipped",
+    yield from _tried(facts, "ktls", "ktls", "warn", "the kernel makes no TLS records: transport ktls is skipped",
                       _modprobe(facts, "tls"))
     if not facts.openssl_binding:
         yield Check("pyopenssl", "fail", "missing: transport smt cannot shake hands, "

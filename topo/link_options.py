@@ -17,9 +17,11 @@ from smtstack.io.xdp import LARGEST_MTU
 from smtstack.nic.impairments import ImpairmentRates
 from smtstack.nicshare.settings import Settings
 from smtstack.quantities import MICROSECONDS, PER_CENT, RATE, SIZE, Quantity
+from topo.netem import words
 from topo.shaping import HIGHEST_MBPS, LOWEST_MBPS, Queue
 
-_CHOICES = {"wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off"), "hosting": ("inline", "tap", "ring")}
+_CHOICES = {"impair": ("wire", "netem"),
+            "wire": ("auto", "yes", "no"), "tso": ("auto", "on", "off"), "hosting": ("inline", "tap", "ring")}
 #: Bytes. The least IPv4 may be given, and the largest frame Linux lets a veth have.
 _LEAST_MTU, _MOST_MTU = 576, 9000
 #: Mininet's bw.
@@ -67,6 +69,8 @@ class LinkOptions:
     """Seed of the random numbers that impairments draw."""
     wire: str = "auto"
     """``yes``: a programmable wire on the path, ``auto``: if there are impairments."""
+    impair: str = "wire"
+    """Who impairs: the programmable wire, or in its place ``netem``, the kernel's (:mod:`topo.netem`)."""
     tso: str = "auto"
     """The kernel's checksum and segmentation offload, for TCP and TLS: ``on``, ``off``, or ``auto``: off as soon
     as there is a switch or a wire, since neither a wire nor a user-space switch can finish half-made frames."""
@@ -99,6 +103,8 @@ class LinkOptions:
         if self.hosting == "ring" and self.mtu > LARGEST_MTU:
             raise ConfigError(f"link option hosting=ring: packets of {self.mtu} bytes do not fit a ring's frames: "
                               f"at most mtu={LARGEST_MTU}")
+        if self.impair == "netem" and self.has_wire:
+            words(self.rates(), self.max_queue_size)
         if self.tso == "on" and self.has_wire:
             raise ConfigError("link option tso=on: a wire cannot cut frames of 64 KB; use tso=off")
         self.settings()
@@ -150,7 +156,7 @@ _FIXED = {
 #: Everything that :func:`read` knows.
 NAMES = (*_DEFAULTS, *ALIASES, *_FIXED, "use_htb", "txo", "latency_ms")
 #: Those that have no sense at one end only.
-OF_THE_LINK = ("fabric_mbps", "mtu", "seed", "wire", "tso", "txo", "hosting", "nic")
+OF_THE_LINK = ("fabric_mbps", "impair", "mtu", "seed", "wire", "tso", "txo", "hosting", "nic")
 #: What people call them.
 _SYNONYMS = {"bandwidth": "bw", "rate": "bw", "latency": "delay", "packet_loss": "loss",
              "queue_size": "max_queue_size"}

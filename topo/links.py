@@ -13,7 +13,7 @@ With hosting=ring a process beside the host's interface (:mod:`smtstack.ringnic.
 guarded program.
 
 The rate is applied where a frame is sent: at the host's end and at the switch's. Impairments come after it.
-Netem is not used, even where the kernel has it: it has no seed before Linux 6.6, and records nothing.
+With impair=netem the kernel is in the wire's place (:mod:`topo.netem`); it has no seed, and records nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from topo.commands import batch
 from topo.devices import Device, End, answer_for_itself, make_cable, silence, unused_name
 from topo.interpreter import host_environment
 from topo.link_options import NAMES, OF_THE_LINK, LinkOptions, read, unknown
+from topo.netem import Netem
 from topo.nic_process import NicProcess
 from topo.shaping import set_aside, shape
 from topo.wire import Wire
@@ -119,6 +120,8 @@ class SmtLink(Link):
         self._has_wire = one.has_wire or two.has_wire
         self._switched = not (isinstance(node1, Host) and isinstance(node2, Host))
         self.wire: Wire | None = None
+        #: In its place, with impair=netem.
+        self.netem: Netem | None = None
         #: NICs that own an end, by its interface and namespace.
         self.nics: dict[tuple[str, int | None], NicProcess] = {}
         #: Control processes of rings, likewise.
@@ -233,8 +236,12 @@ class SmtLink(Link):
             ring.wait()
         if self._has_wire:
             one, two = self.ends
-            self.wire = Wire.start(self._inner[0], self._inner[1], one.rates(), back=two.rates(),
-                                   most=one.max_queue_size, most_back=two.max_queue_size, seed=self.options.seed)
+            left, right = self._inner
+            if self.options.impair == "netem":
+                self.netem = Netem(left, right, one.rates(), two.rates(), one.max_queue_size, two.max_queue_size)
+            else:
+                self.wire = Wire.start(left, right, one.rates(), back=two.rates(), most=one.max_queue_size,
+                                       most_back=two.max_queue_size, seed=self.options.seed)
 
     def nic_drops(self) -> int:
         """Frames that NICs which own an end have lost, since they were too slow."""

@@ -165,6 +165,7 @@ class SmtNet(Mininet):
         wires = [link.wire for link in self.links if link.wire is not None]
         ways = [numbers[side] for numbers in (w.statistics() for w in wires) for side in ("left", "right")]
         asked = sum(way["dropped"] for way in ways)
+        asked += sum(link.netem.drops() for link in self.links if link.netem is not None)
         queues = sum(way["queue_drops"] for way in ways)
         queues += sum(counters.dropped for link in self.links for intf in (link.intf1, link.intf2)
                       if intf.options.rate_mbps is not None

@@ -314,7 +314,8 @@ def _try_tun() -> None:
     os.close(os.open("/dev/net/tun", os.O_RDWR))
 
 
-def _try_ktls() -> None:
+def try_ktls() -> None:
+    """Raises OSError where the kernel makes no TLS records."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
         sock.setsockopt(_SOL_TCP, _TCP_ULP, b"tls")
 
@@ -413,7 +414,7 @@ def _try_inside() -> dict[str, str]:
     }
     tried = {name: _attempt(lambda argv=argv: _run(*argv)) for name, argv in commands.items()}  # type: ignore[misc]
     return tried | {"raw": _attempt(_try_raw), "buffer": _attempt(_try_buffer), "tun": _attempt(_try_tun),
-                    "ktls": _attempt(_try_ktls), "overlay": _attempt(_try_overlay),
+                    "ktls": _attempt(try_ktls), "overlay": _attempt(_try_overlay),
                     "nic_tap": _attempt(_try_nic_tap), "xdp": _attempt(_try_xdp), "uring": _attempt(_try_uring)}
 
 

@@ -5,6 +5,7 @@ JSON on stdout.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from topo.network import SmtNet, open_network
 from topo.reach import echo
 
 #: Seconds for anything to come about on a loaded machine.
-PATIENCE_S = 15.0
+PATIENCE_S = 15.0 * float(os.environ.get("SMTNET_PATIENCE", "1"))
 #: Bytes of a frame, without FCS.
 FRAME = 1000
 #: IEEE 802's for experiments: no kernel answers.
@@ -43,13 +44,14 @@ BROADCAST, NOBODY = b"\xff" * 6, bytes.fromhex("02000000ffff")
 
 
 @contextmanager
-def network(topo: str, links: LinkOptions | None = None, **options: Any) -> Iterator[tuple[SmtNet, RyuController]]:
+def network(topo: str, links: LinkOptions | None = None, switch: str = "auto",
+            **options: Any) -> Iterator[tuple[SmtNet, RyuController]]:
     """A network under a controller, and what the controller logged if something fails."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "controller.log")
         controller = RyuController(log=log, **options)
         try:
-            with open_network(topo, links, controller=controller) as net:
+            with open_network(topo, links, switch, controller=controller) as net:
                 yield net, controller
         except BaseException:
             if log.exists():
@@ -411,6 +413,29 @@ def flows() -> list[str]:
     return sorted(line.strip() for line in lines if "actions=" in line)
 
 
+def kernel_datapath() -> None:
+    """Flows in the kernel's datapath, a link that fails and comes back, and a controller that goes and comes."""
+    with network("leafspine,2,2,1", switch="ovs", lldp_s=0.5) as (net, controller):
+        src, dst = net["h1"], net["h2"]
+        datapaths = run(["ovs-dpctl", "dump-dps"]).split()
+        heard = [echo(src.pid, dst.IP(), 1000, PATIENCE_S)]
+        cached = len(run(["ovs-dpctl", "dump-flows"]).splitlines())
+        settled(controller, set())
+        set_link("s2-eth2", "down")
+        settled(controller, {"s2:2-s3:2"})
+        heard.append(echo(src.pid, dst.IP(), 1000, PATIENCE_S))
+        set_link("s2-eth2", "up")
+        settled(controller, set())
+        controller.restart()
+        controller.ready()
+        heard.append(echo(src.pid, dst.IP(), 1000, PATIENCE_S))
+        with programs.serving("echo", [(src, dst)], "smt", "sw") as secrets:
+            answer = programs.ask("echo", src, dst, 0, ["--size", "20000", "--count", "20"], "smt", "sw", secrets)
+        say(kind=net.switch_kind, datapaths=datapaths, cached=cached, heard=heard,
+            rpcs=answer.numbers.get("rpcs"), errors=answer.numbers.get("errors"),
+            content=answer.numbers.get("content_ok"), said=answer.said, refused=controller.status()["errors"])
+
+
 def wrong_switches() -> None:
     """What is said of Linux bridges, a network without any switch, and a controller that does not start."""
     with tempfile.TemporaryDirectory() as folder:
@@ -428,7 +453,8 @@ def wrong_switches() -> None:
 
 
 PROGRAMS: dict[str, Callable[[], None]] = {
-    p.__name__: p for p in (fat_tree, leaf_spine, full_link, restarts, wrong_switches)}
+    p.__name__: p for p in (fat_tree, leaf_spine, full_link, restarts, kernel_datapath,
+                                   wrong_switches)}
 
 if __name__ == "__main__":
     go_inside()

@@ -95,6 +95,16 @@ def test_a_restart_mends_what_others_have_changed_and_tells_what_is_refused():
     assert result["mended"] == result["first"]
 
 
+@pytest.mark.kernel_ovs
+def test_the_kernels_datapath_heals_and_outlives_its_controller():
+    result = inside("kernel_datapath")
+    assert (result["kind"], result["datapaths"]) == ("ovs", ["system@ovs-system"])
+    assert result["cached"] > 0  # the kernel switched, by flows that it was given
+    assert result["heard"] == [True] * 3
+    assert (result["rpcs"], result["errors"], result["content"]) == (20, 0, True), result["said"]
+    assert result["refused"] == 0
+
+
 def test_a_controller_without_switches_of_its_kind():
     result = inside("wrong_switches")
     assert result["bridge"].startswith("a controller needs Open vSwitch")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.starting import ROOT
+from topo.needs import NEEDS
 
 pytestmark = pytest.mark.root
 
@@ -28,7 +29,7 @@ def test_doctor_tries_everything_and_leaves_nothing():
     failed = [check for check in checks.values() if check["status"] == "fail"]
     assert (done.returncode, out["ok"]) == ((3, False) if failed else (0, True)), failed
     # As root every attempt was made, whatever came of it.
-    assert {"raw sockets", "linux bridge", "tc htb", "tc u32", "tc netem", "kernel TLS"} <= set(checks)
+    assert {"raw sockets", "linux bridge", "tc htb", "tc u32", *NEEDS} <= set(checks)
     # These tests need them, so they are here.
     assert checks["namespaces"]["status"] == checks["raw sockets"]["status"] == "ok"
     assert _interfaces() == before

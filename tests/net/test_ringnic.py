@@ -85,6 +85,7 @@ def test_a_second_guarded_process_has_its_ring_in_memory_and_what_a_ring_is_not_
     assert "no overlay tcp" in got["--overlay"]
 
 
+@pytest.mark.af_xdp
 def test_the_program_takes_our_packets_and_no_others():
     got = inside("split")
     to_the_ring, to_the_kernel = 4, 2

@@ -17,11 +17,13 @@ import pytest
 from tests.net.netns import PATIENCE, run
 from tests.net.starting import ROOT
 from topo import ovs
+from topo.needs import lacking
 
 pytestmark = pytest.mark.root
 needs_ovs = pytest.mark.skipif(not ovs.is_installed(), reason="Open vSwitch is not installed")
 
-SWITCHES = ["bridge", pytest.param("ovs-user", marks=needs_ovs)]
+KERNEL_OVS = pytest.param("ovs", marks=pytest.mark.kernel_ovs)
+SWITCHES = ["bridge", pytest.param("ovs-user", marks=needs_ovs), KERNEL_OVS]
 #: Runs a program of topo_drivers.py in a sandbox.
 DRIVERS = [sys.executable, "-m", "tests.net.topo_drivers"]
 #: How far a measured ratio may be from the right one on a machine that does other things too.
@@ -39,6 +41,7 @@ def inside(*args: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize(("switch", "topos"), [
     ("bridge", ["back2back", "star,3", "fanout,2,2", "dumbbell,2", "incast,3", "leafspine,2,2,1"]),
     pytest.param("ovs-user", ["star,3", "leafspine,2,2,1"], marks=needs_ovs),
+    pytest.param("ovs", ["star,3", "leafspine,2,2,1"], marks=pytest.mark.kernel_ovs),
 ])
 def test_every_host_reaches_every_other(switch, topos):
     results = inside("pings", switch, *topos)["networks"]
@@ -74,6 +77,38 @@ def test_mininets_options_do_what_they_do_in_mininet(switch):
     # Of a burst, those that are queued, and the few that HTB sends at once.
     assert 10 <= seen["held"] <= 16
     assert seen["held"] + seen["full"] == 100
+
+
+@pytest.mark.parametrize("kind", ["wire", pytest.param("netem", marks=pytest.mark.netem)])
+def test_the_wire_and_netem_impair_alike(kind):
+    count = 1000
+    seen = inside("impair", kind, str(count))
+    # Ten per cent of a thousand, give or take five standard deviations.
+    some = range(53, 148)
+    loss, duplicate, corrupt = seen["loss"], seen["duplicate"], seen["corrupt"]
+    assert count - loss["came"] in some
+    assert 0 <= loss["counted"] - (count - loss["came"]) <= 20  # kernels say something now and then, too
+    assert (loss["changed"], loss["distinct"]) == (0, loss["came"])
+    assert duplicate["came"] - count in some
+    assert (duplicate["changed"], duplicate["distinct"], duplicate["counted"]) == (0, count, 0)
+    # Whose protocol number was hit is not taken for ours.
+    assert count - 5 <= corrupt["came"] <= count
+    assert corrupt["changed"] in some
+    assert corrupt["one_bit"]
+    # 20 ms each way, up to 5 more or less; whatever the machine adds comes on top.
+    assert len(seen["rtts"]) == 20
+    assert min(seen["rtts"]) >= 30
+    assert max(seen["rtts"]) - min(seen["rtts"]) > 1
+    assert seen["wire"] == [kind == "wire"]
+
+
+def test_netem_where_the_kernel_has_none_is_refused():
+    if not lacking("netem"):
+        pytest.skip("this kernel has netem")
+    done = run([*DRIVERS, "impair", "netem", "1"])
+    assert done.returncode != 0
+    assert "this kernel has no netem, u32 or mirred" in done.stderr
+    assert "leave --impair netem out" in done.stderr
 
 
 def test_traffic_over_a_link_that_loses_frames():

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from smtstack.errors import Unsupported
 from tests.net.netns import IFACE, PATIENCE, PATIENT, A, B, Net, Running, run
 from workloads import transports
 from workloads.fleet import credentials
@@ -25,16 +24,9 @@ USAGE, FAILED = 2, 1
 CANARY = b"*plaintext-canary*"
 
 
-def marked(name: str) -> Any:
-    try:
-        transports.check(name)
-    except Unsupported as e:
-        return pytest.param(name, marks=pytest.mark.skip(reason=str(e)))
-    return name
-
-
 #: Not those that need another kind of NIC: tests/net/test_ktls_nic.py.
-STREAMS = [marked(name) for name in transports.STREAM_TRANSPORTS if not TABLE[name].hosting]
+STREAMS = [pytest.param(name, marks=pytest.mark.ktls) if name == "ktls" else name
+           for name in transports.STREAM_TRANSPORTS if not TABLE[name].hosting]
 
 
 class Echo:

@@ -317,6 +317,38 @@ def mininets(switch: str) -> None:
     say(rtts=rtts, arrived=arrived, lost=lost, one=times[1], four=times[4], held=held, full=full)
 
 
+def impair(kind: str, count: str) -> None:
+    """One way over a link that loses, duplicates, corrupts or delays: what arrives, of ``count`` frames each."""
+    found: dict[str, Any] = {}
+    for name in ("loss", "duplicate", "corrupt"):
+        with open_network("back2back", LinkOptions(impair=kind).changed({name: 10})) as net:
+            before = net.drops()["impairments"]
+            src, dst = net.flows[0]
+            sent = [frame(src, dst, 1000, number=number) for number in range(int(count))]
+            with ends(src, dst) as (out, into):
+                for data in sent:
+                    out.send(data)
+                    time.sleep(0.0001)
+                came = [data for _when, data in arrivals(into, 2 * int(count))]
+            whole = set(sent)
+            found[name] = {"came": len(came), "changed": sum(data not in whole for data in came),
+                           "distinct": len({data for data in came if data in whole}),
+                           "one_bit": all(min(_bits(data, other) for other in sent) == 1
+                                          for data in [data for data in came if data not in whole][:10]),
+                           "counted": net.drops()["impairments"] - before}
+    with open_network("back2back", LinkOptions(impair=kind).changed({"delay": "20ms", "jitter": "5ms"})) as net:
+        src, dst = net.flows[0]
+        text = run(["ping", "-c", "20", "-i", "0.05", dst.IP()], pid=src.pid)
+        found["rtts"] = [float(line.rpartition("time=")[2].partition(" ")[0])
+                         for line in text.splitlines() if "time=" in line]
+        found["wire"] = [link.wire is not None for link in net.links]
+    say(**found)
+
+
+def _bits(one: bytes, other: bytes) -> int:
+    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
+
+
 def fail() -> None:
     """Ends with a one-line error, as the smtnet command does."""
     sys.exit(complaint(lambda: network.open_network("star,2", switch="ovs").__enter__()))
@@ -329,7 +361,7 @@ def say(**numbers: Any) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     p.__name__: p for p in (pings, rates, priorities, burst, queues, wire_counts, failures, programs, stubborn,
-                            mininets, hold, fail)}
+                            mininets, impair, hold, fail)}
 
 if __name__ == "__main__":
     go_inside()

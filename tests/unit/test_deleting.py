@@ -86,6 +86,7 @@ PLACES = {
     "topo.switches AutoSwitch._start_ovs": _STAYS,
     "topo.switches AutoSwitch.stop": _WHOLE,
     "topo.wire Wire.stop": _OWN,
+    "topo.netem Netem.__init__": _BESIDE,
     "topo.wire_process Direction._arrival": _BESIDE,
     "topo.wire_process open_end": _BESIDE,
     "controllers.controller RyuController._end": _OWN,

@@ -27,6 +27,7 @@ RUNS = [
     "slowdown --load nonsense", "bench memory --rounds 0",
     "kv --transport tcp --peer 127.0.0.1:1 PING", "reproduce nonsense", "reproduce all --list",
     "hostile --mutations 200", "sweep none.toml", "cluster star,4", "plan star,4", "plan star,4 --json",
+    "vm test --release nonsense", "vm run --release nonsense", "vm build --release nonsense", "vm clean nonsense",
     "ca", "--version", "", "nonsense",
 ]
 BROKEN = [(CLOSED, "cannot write to stdout: Bad file descriptor"), (FULL, "cannot write to stdout: No space left"),

@@ -42,6 +42,7 @@ _EXAMPLES = """examples:
   smtnet bench memory
   smtnet hostile --mutations 10000
   smtnet vectors smt-vectors.json
+  smtnet vm test
 """
 
 
@@ -51,6 +52,7 @@ COMMANDS = {
     "nic": "nic", "ca": "ca", "keys": "keys", "tickets": "tickets", "pcap": "pcap", "vectors": "vectors",
     "slowdown": "slowdown", "bench": "bench", "kv": "kv", "reproduce": "reproduce", "plan": "plan",
     "trace": "trace", "interop": "interop", "sweep": "sweep", "cluster": "cluster", "hostile": "hostile",
+    "vm": "vm",
 }
 
 

@@ -78,6 +78,9 @@ class Network:
     duplicate: float = _per_cent("duplicate", "duplicate")
     reorder: float = _per_cent("reorder", "reorder")
     corrupt: float = _per_cent("corrupt", "corrupt")
+    impair: str = option("--impair", choices=("wire", "netem"), default="wire", title=_LINKS,
+                         help="who does that: our programmable wire, or the kernel's netem, to compare "
+                              "(default: %(default)s)")
     fabric_mbps: float | None = option("--fabric-mbps", type=QUANTITIES["fabric_mbps"], metavar="R", title=_LINKS,
                                        help="rate of the links between switches (default: as --bw)")
     link: Mapping[str, Any] | None = option(

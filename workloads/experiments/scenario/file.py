@@ -178,7 +178,7 @@ class Scenario:
         topo = self.network.network.check(self.network.topo, self.head.seed)
         for fault in self.faults:
             if fault.ends is not None:
-                topo.linkInfo(*fault.ends)["wire"] = "yes"
+                topo.linkInfo(*fault.ends).update(wire="yes", impair="wire")
         return topo
 
     def setup(self, transport: str, load: LoadTable) -> Setup:
