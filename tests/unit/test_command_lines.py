@@ -33,7 +33,7 @@ from workloads.experiments.experiment import Experiment
 from workloads.load import memory_echo
 
 #: The rest of a line that needs another end, a recording or a running program: parsed, not run.
-_NEED_OTHERS = {"serve", "call", "kv", "nic", "tickets", "interop", "cluster"}
+_NEED_OTHERS = {"vm", "serve", "call", "kv", "nic", "tickets", "interop", "cluster"}
 #: Words that make a long run of a command short.
 _SHORT = {"slowdown": ("--messages", "200"), "bench": ("--quick", "--rounds", "1"),
           "reproduce slowdown": ("--messages", "200"), "reproduce table2": ("--quick",)}
