@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from smtstack import __version__, compiled
 from smtstack.errors import SmtError, Unsupported
-from smtstack.exit_codes import EXIT_INTERRUPTED, EXIT_USAGE, exit_code
+from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_USAGE, exit_code
 from smtstack.io.standard_streams import run_program
 
 _EXAMPLES = """examples:
@@ -55,6 +55,12 @@ COMMANDS = {
     "vm": "vm",
 }
 
+
+#: What an installation may lack: a package's name to import, what it is called where it comes from, our extra.
+EXTRAS = {"OpenSSL": ("pyOpenSSL", "session"), "dns": ("dnspython", "session"), "hiredis": ("hiredis", "kv"),
+          "lupa": ("lupa", "kv"), "apsw": ("apsw", "sqlite"), "aioquic": ("aioquic", "quic"),
+          "distributed": ("distributed", "sweep"), "dask": ("distributed", "sweep"),
+          "matplotlib": ("matplotlib", "plot"), "rich": ("rich", "ui")}
 
 #: Those that import but what the word after them needs: their ``add_parser`` takes it, too.
 _CHOOSY = ("run", "reproduce", "serve", "call")
@@ -118,6 +124,13 @@ def _run(argv: Sequence[str]) -> int:
     except SmtError as e:
         print(f"smtnet: {e}", file=sys.stderr)
         return exit_code(e)
+    except ModuleNotFoundError as e:
+        package, extra = EXTRAS.get((e.name or "").partition(".")[0], ("", ""))
+        if not extra:
+            raise
+        print(f"smtnet: {' '.join(argv[:2])} needs {package}, which is not installed: "
+              f"{sys.executable} -m pip install 'smtnet[{extra}]' (or {package} alone)", file=sys.stderr)
+        return EXIT_ENVIRONMENT
     except KeyboardInterrupt:
         print("smtnet: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
