@@ -1,6 +1,6 @@
 """The replayed conversations notice when a field or rule of profile ``linux`` changes.
 
-A few changes by default; all of them with SMTNET_MUTATIONS=all, which takes some minutes.
+A few changes by default; all of them with SMTNET_PROFILE_CHANGES=all, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.replay import Recording
 
 #: One of records, one of what is answered.
 FEW = ("AAD has the record's length", "NEED_ACK is not answered")
-CHOSEN = [m for m in MUTATIONS if os.environ.get("SMTNET_MUTATIONS") == "all" or m.name in FEW]
+CHOSEN = [m for m in MUTATIONS if os.environ.get("SMTNET_PROFILE_CHANGES") == "all" or m.name in FEW]
 
 
 class Trial:
@@ -67,7 +67,7 @@ def test_without_a_change_nothing_is_noticed(trial: Trial) -> None:
 def test_a_change_is_noticed(trial: Trial, mutation: Mutation) -> None:
     found = trial.noticed(mutation)
     assert bool(found) != bool(mutation.passes), found[:5] or mutation
-    if os.environ.get("SMTNET_MUTATIONS") == "all":
+    if os.environ.get("SMTNET_PROFILE_CHANGES") == "all":
         print(f"VERDICT {mutation.name}: {found[0] if found else 'passes: ' + mutation.passes}")
 
 

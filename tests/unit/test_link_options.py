@@ -31,6 +31,7 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "buffer_bytes": ("64KB", {"buffer_bytes": 64_000}), "mtu": ("9000", {"mtu": 9000}), "seed": ("9", {"seed": 9}),
     "wire": ("yes", {"wire": "yes"}), "tso": ("off", {"tso": "off"}), "txo": ("False", {"tso": "off"}),
     "hosting": ("tap", {"hosting": "tap"}),
+    "impair": ("netem", {"impair": "netem"}),
     "nic": ("tso:off+queues:2", {"nic": ("tso=off", "queues=2")}), "use_htb": ("True", {}), "rxo": ("True", {}),
     "gro": ("False", {}), "disable_gro": ("True", {}), "use_hfsc": ("False", {}), "use_tbf": ("False", {}),
     "latency_ms": ("None", {}),
@@ -41,6 +42,7 @@ REFUSED: dict[str, str] = {
     "jitter": "1Gbit", "jitter_us": "x", "loss": "101", "duplicate": "-1%", "reorder": "1ms", "corrupt": "most",
     "max_queue_size": "0", "buffer_bytes": "1ms", "mtu": "64KB", "seed": "0.5", "wire": "maybe", "tso": "True",
     "txo": "maybe", "hosting": "outline",
+    "impair": "snow",
     "nic": "warp:on", "use_htb": "perhaps", "rxo": "False", "gro": "True", "disable_gro": "False",
     "use_hfsc": "True", "use_tbf": "True", "latency_ms": "10", "enable_ecn": "True", "enable_red": "True",
 }

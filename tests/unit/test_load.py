@@ -317,8 +317,8 @@ def test_processes_are_one_result():
     assert answer["rtt_us"]["mean"] == 2.0
     assert answer["cpu"] == {"user_s": 1.0, "wall_s": 2.0}
     assert (answer["fidelity"]["receive_drops"], answer["fidelity"]["run_delay"]) == (2, 0.02)
-    assert list(answer)[:10] == ["transport", "nic", "size", "rpcs", "errors", "content_ok", "rpc_per_s", "rtt_us",
-                                 "cpu", "fidelity"]
+    assert list(answer)[:11] == ["transport", "nic", "encrypted", "size", "rpcs", "errors", "content_ok",
+                                 "rpc_per_s", "rtt_us", "cpu", "fidelity"]
 
 
 def test_raw_files_are_little_endian_and_have_sizes_where_they_differ(tmp_path):
