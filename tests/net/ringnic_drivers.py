@@ -139,7 +139,7 @@ ATTACKS = tuple(kind for kind in KINDS if kind not in ("guests_index", "packet_a
 
 
 def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str, Any]:
-    """RPCs while another process, which maps the same memory, changes it; then more, if the kernel still serves."""
+    """RPCs while another process, which maps the same memory, changes it; then more, if the kernel serves."""
     ring = sock.loop.socket
     assert isinstance(ring, RingSocket)
     memories = {name: SharedMemory(name, mapping)
