@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -90,3 +91,10 @@ class RawClient:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def version_of(client: RawClient) -> tuple[int, ...]:
+    """Of the Redis at the other end."""
+    found = re.search(rb"redis_version:([0-9.]+)", client.one("INFO server"))
+    assert found
+    return tuple(map(int, found[1].split(b".")))

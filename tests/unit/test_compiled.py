@@ -146,7 +146,8 @@ def test_what_the_variable_says_is_done_or_refused(built: Copy):
     assert built.ask(**{VARIABLE: "no"}).startswith(f"interpreted: {VARIABLE}=no\n")
     assert built.ask(**{VARIABLE: "yes"}).startswith("compiled\n")
     built.record.unlink()
-    refused = built.ask(**{VARIABLE: "yes"})
+    (built.root / "cc").touch(mode=0o755)  # a machine without a compiler is told of that
+    refused = built.ask(PATH=str(built.root), **{VARIABLE: "yes"})
     assert refused.splitlines()[-1].startswith(f"ImportError: {VARIABLE}=yes, but not built; run: make compiled")
     assert "ImportError: SMTNET_COMPILED=maybe: yes or no, or not set" in built.ask(**{VARIABLE: "maybe"})
 

@@ -25,7 +25,7 @@ from smtstack.wire import homa
 from smtstack.wire.ethernet import Ethernet
 from smtstack.wire.homa import HANDSHAKE, AckEntry, Data
 from smtstack.wire.ipv4 import IPv4, parse_untrusted
-from tests.captures import captured, tshark, tshark_text
+from tests.captures import captured, nobody, tshark, tshark_text
 from tests.unit.test_decode import MODULE, module_frames, save, talk
 from tests.unit.test_decrypt import conversation
 from workloads.commands import pcap
@@ -374,6 +374,6 @@ def test_the_script_is_found_and_installed(tmp_path, monkeypatch, capsys):
     decrypter = Decrypter("smt", demo_keys("smt"))
     path = tmp_path / "a.pcapng"
     path.write_bytes(decrypter.begin() + b"".join(decrypter.add(c) for c in captured(said.sent)))
-    done = subprocess.run(["tshark", "-r", str(path), "-T", "fields", "-e", "smt.id"], capture_output=True,
-                          text=True, timeout=60, check=True)
+    done = subprocess.run([*nobody(), "tshark", "-r", str(path), "-T", "fields", "-e", "smt.id"],
+                          capture_output=True, text=True, timeout=60, check=True)
     assert set(done.stdout.split()) == {"2"}

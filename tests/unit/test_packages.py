@@ -21,6 +21,10 @@ CONTAINERFILE = (ROOT / "Containerfile").read_text()
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    try:
+        packages.files()
+    except FileNotFoundError:
+        pytest.skip("neither a checkout of git nor an unpacked source archive: nothing says what belongs to it")
     folder = tmp_path_factory.mktemp("dist")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))

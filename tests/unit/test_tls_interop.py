@@ -212,7 +212,8 @@ def test_our_client_and_s_server(ends, mutual, suite):
         assert client.done(relay.receive([DATA])) == b"a blob"
         assert client.peer_name == "other"
         master = program.exporter()
-        assert (b"CN = ours" in program.text()) is mutual
+        # OpenSSL 3.2 and later leave the spaces out.
+        assert (b"CN=ours" in program.text().replace(b"CN = ", b"CN=")) is mutual
     assert keying == client._tls.export_keying_material(tls.SESSION_LABEL, 32) == exported(master, b"")
     assert client.secret == exported(master, CONFIRM)
     assert client.resumption == exported(master, CONFIRM, tls.RESUMPTION_LABEL)

@@ -221,13 +221,13 @@ def test_what_is_no_result_of_tests_is_an_error(tmp_path, text):
 
 
 def test_what_of_a_checkout_goes_along(tmp_path):
-    for name in (".git/HEAD", ".venv/bin/python", ".github/workflows/ci.yml", "results/x",
+    for name in (".git/HEAD", ".venv/bin/python", ".github/workflows/ci.yml", ".dockerignore", "results/x",
                  "workloads/results/row.py", "topo/__pycache__/a.pyc", "smtnet.egg-info/PKG-INFO", "Makefile"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     found = {str(path.relative_to(tmp_path)) for path in guest.files(tmp_path) if path.is_file()}
-    assert found == {".github/workflows/ci.yml", "workloads/results/row.py", "Makefile"}
+    assert found == {".github/workflows/ci.yml", ".dockerignore", "workloads/results/row.py", "Makefile"}
 
 
 # -- the cache ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ _CODES = """exit code: 0 ok, 1 a test or the guest failed, 2 usage, 3 this machi
 _TEST_EXAMPLES = f"""examples:
   smtnet vm test
   smtnet vm test --release debian-13
-  smtnet vm test --release debian-13 --timeout 3600 tests/unit tests/sim -m 'not slow'
+  smtnet vm test --release debian-13 tests/unit tests/sim -m 'not slow'
 
 Without arguments for pytest, it runs the tests marked by what this machine's kernel lacks, of {', '.join(NEEDS)}
 ('smtnet doctor' has these names, too); where it lacks nothing, all that are so marked. docs/vm.md.
@@ -69,7 +69,7 @@ class Guest:
     """What a guest is like."""
 
     build: Build = group(Build)
-    timeout: int = option("--timeout", type=quantities.POSITIVE, default=900, metavar="S",
+    timeout: int = option("--timeout", type=quantities.POSITIVE, default=3600, metavar="S",
                           help="seconds for all that the guest does (default: %(default)s)")
     cpus: int = option("--cpus", type=quantities.POSITIVE, default=2, metavar="N",
                        help="processors of the guest (default: %(default)s)")

@@ -26,7 +26,7 @@ from workloads.vm.qemu import BOOT_S, PROGRAM, Accelerator, Machine, attempts
 COMMAND, OUTPUT, CODE, CONSOLE = "command.sh", "output.txt", "code", "console.txt"
 #: At the top of a checkout, and no part of it: what is made of it, or left by it. Nor is what begins with a dot,
 #: as .git and .venv, but for what tests read.
-_NOT_COPIED, _COPIED = {"results", "build", "dist"}, {".github"}
+_NOT_COPIED, _COPIED = {"results", "build", "dist"}, {".github", ".dockerignore"}
 #: Bytes: a checkout is 20 MB, and somebody's disk images are not to be copied.
 _MOST_OCTETS = 1 << 30
 _LOOK_S = 0.25

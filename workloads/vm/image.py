@@ -105,12 +105,14 @@ def sources(release: Release, mirror: str | None) -> list[str]:
 
 
 def _build(recipe: Recipe, lines: Sequence[str], place: Path) -> None:
-    house, hooks, root = place / "wheels", place / "hooks", place / "root"
+    house, hooks, root, temporary = place / "wheels", place / "hooks", place / "root", place / "tmp"
     house.mkdir()
+    # What a program that is killed leaves of its own goes with the rest.
+    temporary.mkdir()
     _write_hooks(recipe, hooks, house)
     environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints" / "build.txt"),
                    "PIP_BUILD_CONSTRAINT": str(ROOT / "constraints" / "build.txt"),
-                   "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+                   "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(temporary)}
     pip = [sys.executable, "-m", "pip"]
     with Progress(f"image of {recipe.release.name}", 3) as progress:
         for what, command in (
@@ -126,7 +128,7 @@ def _build(recipe: Recipe, lines: Sequence[str], place: Path) -> None:
             raise SmtError(f"{recipe.release.name}: the image has {len(found)} of boot/{kind}-*, not one")
         shutil.copy(found[0], place / name)
         (place / name).chmod(0o644)
-    for left in (house, hooks, root):
+    for left in (house, hooks, root, temporary):
         shutil.rmtree(left)
     (place / "log").unlink()
 
