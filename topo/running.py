@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -92,9 +93,13 @@ class Program:
         except BrokenPipeError:
             raise self.failure() from None
 
-    def answer(self) -> dict[str, Any]:
-        """The next line of JSON that it prints. Raises what it ended with, if it has ended."""
+    def answer(self, patience_s: float | None = None) -> dict[str, Any]:
+        """The next line of JSON that it prints. Raises what it ended with, if it has ended; PeerError if it says
+        nothing for ``patience_s``, where that is given and each order has one answer."""
         assert self.process.stdout is not None
+        if patience_s is not None and not select.select([self.process.stdout], [], [], patience_s)[0]:
+            raise PeerError(f"{self.host.name}: {self.what} said nothing within {patience_s:.0f} s; "
+                            f"see {self.log}")
         line = self.process.stdout.readline()
         if not line:
             raise self.failure()

@@ -28,7 +28,9 @@ from smtstack.rings.uring_layout import (
     LOCK,
     NAME,
     OPENAT,
+    POLL,
     READ,
+    READY,
     RECV,
     SEND,
     SHUTDOWN,
@@ -45,6 +47,8 @@ _ADDRESS: Final = struct.Struct("=H2s4s8x")
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 #: The operations that may have to wait, and for what.
 _WAITS_FOR: Final = {RECV: _IN, ACCEPT: _IN, SEND: _OUT, CONNECT: _OUT}
+#: How long a poll waits at most: nothing else is done meanwhile.
+LONGEST_POLL_MS: Final = 100
 #: What a file may be opened with; never across a symbolic link.
 _OPEN: Final = os.O_RDWR | os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND
 
@@ -84,7 +88,7 @@ class Calls:
             READ: self._read, WRITE: self._write, FSYNC: self._fsync, RECV: self._recv, SEND: self._send,
             ACCEPT: self._accept, CONNECT: self._connect, SHUTDOWN: self._shutdown, CLOSE: self._close,
             OPENAT: self._openat, LISTEN: self._listen, SOCKET: self._socket, NAME: self._name, SIZE: self._size,
-            TRUNCATE: self._truncate, LOCK: self._lock}
+            TRUNCATE: self._truncate, LOCK: self._lock, POLL: self._poll}
 
     def begin(self, memory: MemoryUring, entry: Submission, done: Done) -> None:
         """Do it, now or when it can be done; ``memory`` has its buffer, and ``done`` is told what it came to."""
@@ -94,7 +98,7 @@ class Calls:
             waiting[direction].append((memory, entry, done))
             return
         result = self._try(memory, entry)
-        if result != -errno.EAGAIN or direction is None:
+        if result != -errno.EAGAIN or direction is None or entry.flags & socket.MSG_DONTWAIT:
             done(result)
             return
         queues = self._waiting.setdefault(entry.descriptor, {_IN: deque(), _OUT: deque()})
@@ -237,6 +241,14 @@ class Calls:
     def _lock(self, memory: MemoryUring, entry: Submission) -> int:
         fcntl.flock(entry.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return 0
+
+    def _poll(self, memory: MemoryUring, entry: Submission) -> int:
+        poll = select.poll()
+        for descriptor, events in READY.iter_unpack(memory.read(entry.address, entry.length)):
+            poll.register(descriptor, events)
+        ready = poll.poll(min(entry.offset, LONGEST_POLL_MS))
+        memory.write(entry.address, b"".join(READY.pack(*each) for each in ready))
+        return len(ready) * READY.size
 
 
 def _connected(entry: Submission) -> int:

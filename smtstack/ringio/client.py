@@ -44,15 +44,17 @@ class Proxies:
     """TCP and files of the host's. ``allowed``: files and folders (absolute) that it may open for us; ``rings``:
     one for each thread; ``certified=False``: believe the host in everything; ``backing``: ``kernel`` for its
     io_uring, ``memory`` for system calls behind rings in memory, empty: the kernel's if there is one; ``exits``:
-    no ring, each operation an exit to the host's process.
+    no ring, each operation an exit to the host's process; ``exit_ns``: what each is said to cost beside, a model.
 
     Raises :class:`ConfigError` if the host's memory may not be used, :class:`Unsupported` if there is no host.
     """
 
     def __init__(self, allowed: Sequence[Path] = (), rings: int = 1, certified: bool = True, backing: str = "",
-                 exits: bool = False, config: UringConfig | None = None) -> None:
+                 exits: bool = False, exit_ns: int = 0, config: UringConfig | None = None) -> None:
         self._config = config or UringConfig()
         self._certified = certified
+        self._exits = exits
+        self._exit_ns = exit_ns
         self._mappings: list[mmap.mmap] = []
         self._memories: list[SharedMemory] = []
         self._pages: list[Bell] = []
@@ -67,7 +69,7 @@ class Proxies:
                 [sys.executable, "-m", "smtstack.ringio.host", str(theirs.fileno())], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
         try:
-            self._ask(rings, backing, allowed, exits)
+            self._ask(rings, backing, allowed)
         except BaseException:
             self.close()
             raise
@@ -77,7 +79,7 @@ class Proxies:
         """The number of the host's process."""
         return self._process.pid
 
-    def _ask(self, count: int, backing: str, allowed: Sequence[Path], exits: bool) -> None:
+    def _ask(self, count: int, backing: str, allowed: Sequence[Path]) -> None:
         config = self._config
         self._host.settimeout(_PATIENCE_S)
         asked = {"rings": count, "backing": backing, "allow": [os.path.abspath(path) for path in allowed],
@@ -93,12 +95,12 @@ class Proxies:
                 messages.check(fields)
                 if len(given) != len(DESCRIPTORS):
                     raise ConfigError("the host sent too few descriptors")
-                self._take(fields, dict(zip(DESCRIPTORS, given, strict=True)), checked, descriptors, exits)
+                self._take(fields, dict(zip(DESCRIPTORS, given, strict=True)), checked, descriptors)
         except OSError as e:
             raise Unsupported(f"the host's process behind TCP and files: {e.strerror or e}") from None
 
     def _take(self, fields: dict[str, Any], given: dict[str, int], checked: list[SharedUring],
-              descriptors: Descriptors, exits: bool) -> None:
+              descriptors: Descriptors) -> None:
         """Map a ring's memories, check them, and all those before beside them."""
         config = self._config
         mappings = {name: map_untrusted(given[name], -(-config.bytes_of(name) // mmap.PAGESIZE) * mmap.PAGESIZE)
@@ -123,7 +125,8 @@ class Proxies:
         self._pages.append(page)
         # The kernel has used these queues for nobody before: their indices are 0.
         uring = CertifiedUring(memories, config, base, self._certified, descriptors)
-        self.rings.append(IoRing(uring, page, given["bell"], given["ask"], given["answer"], given["life"], exits))
+        self.rings.append(IoRing(uring, page, given["bell"], given["ask"], given["answer"], given["life"],
+                                 self._exits, self._exit_ns))
 
     def counters(self) -> dict[str, int]:
         """Sums over all rings; ``iouring_in_memory`` says that they are not the kernel's."""

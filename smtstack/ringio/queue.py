@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from smtstack.io.processors import outnumbered
 from smtstack.ringio.host import ANSWER
 from smtstack.ringnic.bell import GUARDED_SLEEPS, MONITOR_SLEEPS, Bell
 from smtstack.rings.uring import CertifiedUring, Completion
-from smtstack.rings.uring_layout import LOCK, NAMES, OPERATIONS
+from smtstack.rings.uring_layout import ACCEPT, LOCK, NAMES, OPERATIONS, RECV, SEND
 from smtstack.waiting import AS_HOMA, STALL_NS, Waiter, Waiting
 
 #: It sleeps no longer than this at once, to see whether there is a host.
@@ -46,10 +47,10 @@ class HostRefused(OSError):
 class IoRing:
     """One ring; of one thread at a time. ``ask``, ``answer``: pipes of exits; ``bell``: an eventfd; ``life``: a
     pipe that ends with the host; ``exits``: everything is done by exits, one after the other: what rings are
-    compared with."""
+    compared with; ``exit_ns``: what an exit is said to cost beside, a busy wait: a model."""
 
     def __init__(self, uring: CertifiedUring, page: Bell, bell: int, ask: int, answer: int, life: int,
-                 exits: bool = False, waiting: Waiting = AS_HOMA) -> None:
+                 exits: bool = False, exit_ns: int = 0, waiting: Waiting = AS_HOMA) -> None:
         self.uring = uring
         self.buffer_size = uring.buffer_size
         #: Connections that can be served side by side: each has a buffer to receive into, and finds one to send
@@ -62,6 +63,7 @@ class IoRing:
         self._answer = answer
         self._life = life
         self.exits = exits
+        self._exit_ns = exit_ns
         self._waiter = Waiter(waiting, outnumbered)
         self._handlers: dict[int, Handler] = {}
         self._unseen = False
@@ -107,14 +109,17 @@ class IoRing:
             else:
                 self._fallbacks += 1
                 done.append(self._exit(code, descriptor, length, data, offset, flags))
-            # A lock that somebody else has says EAGAIN, too.
-            if -done[0].result not in _AGAIN or done[0].refused or code == LOCK:
+            if -done[0].result not in _AGAIN or done[0].refused or _may_say_again(code, flags):
                 check(code, done[0])
                 return done[0]
         raise HostRefused(errno.EIO, f"{NAMES[code]}: interrupted {MOST_AGAIN} times")
 
     def _exit(self, code: int, descriptor: int, length: int, data: bytes, offset: int, flags: int) -> Completion:
         entry = self.uring.begin_exit(code, descriptor, length, data, offset, flags)
+        if self._exit_ns:
+            end = time.perf_counter_ns() + self._exit_ns
+            while time.perf_counter_ns() < end:
+                pass
         with suppress(BrokenPipeError):
             os.write(self._ask, entry.pack())
         for _time in range(MOST_AGAIN):
@@ -207,6 +212,11 @@ class IoRing:
         """What passed and was refused; how often we slept, rang, and went by an exit for want of room."""
         return {**self.uring.counters(), "ocall_fallbacks": self._fallbacks, "iouring_sleeps": self._sleeps,
                 "iouring_bells": self._bells}
+
+
+def _may_say_again(code: int, flags: int) -> bool:
+    """A lock that somebody else has, and a socket that is not to wait and has nothing, say EAGAIN."""
+    return code == LOCK or (code in (RECV, SEND, ACCEPT) and flags & socket.MSG_DONTWAIT != 0)
 
 
 def check(code: int, completion: Completion) -> None:

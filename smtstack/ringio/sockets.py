@@ -2,12 +2,13 @@
 
 A connection always has a RECV under way, and at most one SEND; so what is to be had at once can be had without
 waiting, as from a socket that does not block, and who waits does so by the ring. Who looks after many has a
-:class:`Poller`, in the place of an epoll. Where everything is done by exits, each call is one, and blocks.
+:class:`Poller`, in the place of an epoll. Where everything is done by exits, each call is one.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 import time
@@ -17,7 +18,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from smtstack.errors import ConfigError
-from smtstack.ringio.calls import pack_address, unpack_address
+from smtstack.ringio.calls import LONGEST_POLL_MS, pack_address, unpack_address
 from smtstack.ringio.queue import MOST_AGAIN, HostRefused, IoRing, check
 from smtstack.rings.uring import Completion
 from smtstack.rings.uring_layout import (
@@ -26,6 +27,8 @@ from smtstack.rings.uring_layout import (
     CONNECT,
     LISTEN,
     NAME,
+    POLL,
+    READY,
     RECV,
     SEND,
     SHUTDOWN,
@@ -75,6 +78,10 @@ class Watched:
     def arm(self) -> None:
         """Ask the host for what comes next."""
         raise NotImplementedError
+
+    def _flags(self) -> int:
+        """For an exit: whether the host's kernel may wait."""
+        return socket.MSG_DONTWAIT if self._timeout == 0 else 0
 
     def getsockname(self) -> Address:
         """Our address. By an exit."""
@@ -216,7 +223,7 @@ class ProxySocket(Watched):
         """What has come, at most ``size`` bytes; b"" at the end. Raises OSError."""
         ring = self.ring
         if ring.exits:
-            return ring.call(RECV, self.descriptor, min(size, ring.buffer_size)).data
+            return ring.call(RECV, self.descriptor, min(size, ring.buffer_size), flags=self._flags()).data
         self.arm()
         self._wait(_IN)
         came = self._came
@@ -247,7 +254,8 @@ class ProxySocket(Watched):
             raise OSError(errno.EBADF, "it is closed")
         ring = self.ring
         if ring.exits:
-            return ring.call(SEND, self.descriptor, data=bytes(data[:ring.buffer_size])).result
+            return ring.call(SEND, self.descriptor, data=bytes(data[:ring.buffer_size]),
+                             flags=self._flags()).result
         self._wait(_OUT)
         if self._failed:
             raise self._failed
@@ -350,7 +358,7 @@ class ProxyListener(Watched):
     def accept(self) -> tuple[ProxySocket, Address]:
         """The next connection, and its peer's address, as the host says. Raises OSError."""
         if self.ring.exits:
-            made = self.ring.call(ACCEPT, self.descriptor)
+            made = self.ring.call(ACCEPT, self.descriptor, flags=self._flags())
             return ProxySocket(self.ring, made.result, unpack_address(made.data)), unpack_address(made.data)
         self.arm()
         self._wait(_IN)
@@ -407,7 +415,7 @@ class HasNumber(Protocol):
 
 class Poller:
     """Looks after sockets of a ring as an epoll does after those of this process: by their ``fileno()``, for
-    events of epoll's names, level-triggered. Not where everything is done by exits."""
+    events of epoll's names, level-triggered. Where everything is done by exits, a look at all is one."""
 
     def __init__(self, ring: IoRing) -> None:
         self._ring = ring
@@ -425,6 +433,8 @@ class Poller:
         """For other events from now on."""
         descriptor = watched if isinstance(watched, int) else watched.fileno()
         self._wanted[descriptor] = events
+        if self._ring.exits:
+            return
         socket_ = self._ring.sockets[descriptor]
         socket_.arm()
         self._ring.changed.add(socket_)
@@ -436,6 +446,8 @@ class Poller:
     def poll(self, timeout_s: float | None = None) -> list[tuple[int, int]]:
         """(number, events) of those of which something can be had, after so long at the latest; None: for ever."""
         ring = self._ring
+        if ring.exits:
+            return self._ask(timeout_s)
         ring.turn()
         events = self._ready()
         ring.flush()
@@ -449,6 +461,20 @@ class Poller:
             ring.until(self._any, left)
             events = self._ready()
         return events
+
+    def _ask(self, timeout_s: float | None) -> list[tuple[int, int]]:
+        """By exits. What the host says of others than it was asked about is not believed, and counted."""
+        ring, wanted = self._ring, self._wanted
+        end = None if timeout_s is None or timeout_s < 0 else time.monotonic() + timeout_s
+        asked = b"".join(READY.pack(*each) for each in wanted.items())
+        while True:
+            left_ms = LONGEST_POLL_MS if end is None else max(0, math.ceil((end - time.monotonic()) * 1000))
+            said = ring.call(POLL, -1, data=asked, offset=min(left_ms, LONGEST_POLL_MS)).data
+            events = [(descriptor, mask) for descriptor, said_mask in READY.iter_unpack(said)
+                      if (mask := said_mask & (wanted[descriptor] | _ERR | _HUP if descriptor in wanted else 0))]
+            ring.uring.results_refused += len(said) // READY.size - len(events)
+            if events or (left_ms <= LONGEST_POLL_MS and end is not None):
+                return events
 
     def _any(self) -> bool:
         return bool(self._ring.changed)

@@ -18,7 +18,9 @@ from smtstack.rings.uring_layout import (
     LOCK,
     NAME,
     OPENAT,
+    POLL,
     READ,
+    READY,
     RECV,
     SEND,
     SHUTDOWN,
@@ -64,6 +66,7 @@ ERRORS: Final[dict[int, frozenset[int]]] = {code: frozenset(errors) for code, er
     SIZE: (errno.EBADF, errno.EIO),
     TRUNCATE: (errno.EINTR, *_FILE),
     LOCK: (errno.EAGAIN, errno.EBADF, errno.EINTR, errno.ENOLCK),
+    POLL: (errno.EINTR, errno.ENOMEM),
 }.items()}
 #: What an operation has come to whose result was refused. Nobody knows what the host did.
 REFUSED: Final = -errno.EIO
@@ -77,6 +80,8 @@ def is_believable(code: int, asked: int, result: int) -> bool:
         return result <= asked
     if code in _WRITES:
         return result <= asked and (result > 0 or asked == 0)
+    if code == POLL:
+        return result <= asked and not result % READY.size
     if code in NAMING:
         return result < MOST_DESCRIPTORS
     if code == SIZE:

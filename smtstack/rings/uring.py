@@ -26,6 +26,7 @@ from smtstack.rings.uring_layout import (
     CONNECT,
     ENTRIES,
     NAME,
+    POLL,
     QUEUES,
     READ,
     RECV,
@@ -39,7 +40,7 @@ from smtstack.rings.uring_layout import (
 #: is taken back if there is no other.
 RECLAIM_NS: Final = 250_000_000
 #: Operations that bring something, and of these such as bring an address.
-_BRINGING: Final = frozenset((READ, RECV, ACCEPT, NAME))
+_BRINGING: Final = frozenset((READ, RECV, ACCEPT, NAME, POLL))
 _ADDRESSES: Final = frozenset((ACCEPT, NAME))
 _NO_BUFFER: Final = -1
 

@@ -40,23 +40,26 @@ SEND: Final = 26
 RECV: Final = 27
 SHUTDOWN: Final = 34
 # By an exit only: numbers that are none of Linux'. A socket that listens, one to connect by; an address of a
-# socket; size of a file, cutting it, a lock on it.
+# socket; size of a file, cutting it, a lock on it; which of some sockets are ready.
 LISTEN: Final = 200
 SOCKET: Final = 201
 NAME: Final = 202
 SIZE: Final = 203
 TRUNCATE: Final = 204
 LOCK: Final = 205
+POLL: Final = 206
 #: What a ring does; and what there is besides, by an exit.
 OPERATIONS: Final = {FSYNC: "fsync", ACCEPT: "accept", CONNECT: "connect", CLOSE: "close",
                      READ: "read", WRITE: "write", SEND: "send", RECV: "recv", SHUTDOWN: "shutdown"}
 EXITS: Final = {OPENAT: "openat", LISTEN: "listen", SOCKET: "socket", NAME: "name", SIZE: "size",
-                TRUNCATE: "truncate", LOCK: "lock"}
+                TRUNCATE: "truncate", LOCK: "lock", POLL: "poll"}
 NAMES: Final = {**OPERATIONS, **EXITS}
 #: FSYNC: what the kernel calls fdatasync.
 DATA_ONLY: Final = 1
 #: Bytes of a struct sockaddr_in, where ACCEPT has it, with its length behind it.
 ADDRESS_LEN: Final = 16
+#: POLL: a socket's number and what it is to be ready for, or is. What is asked becomes what is answered.
+READY: Final = struct.Struct("=iI")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from smtstack.ringio.calls import pack_address
 from smtstack.ringio.files import ProxyFile
 from smtstack.ringio.host import ANSWER
 from smtstack.ringio.queue import HostRefused, IoRing
-from smtstack.ringio.sockets import ProxyListener, ProxySocket, connect
+from smtstack.ringio.sockets import Poller, ProxyListener, ProxySocket, connect
 from smtstack.ringnic.bell import GUARDED_SLEEPS, MONITOR_SLEEPS, SIZE, Bell
 from smtstack.rings.host import share
 from smtstack.rings.results import ERRORS, NAMING, is_believable
@@ -34,7 +34,9 @@ from smtstack.rings.uring_layout import (
     NAME,
     NAMES,
     OPENAT,
+    POLL,
     READ,
+    READY,
     RECV,
     SEND,
     SHUTDOWN,
@@ -67,6 +69,8 @@ def kinds(code: int) -> dict[str, tuple[int, ...]]:
         wrong |= MOVING
         if code in (WRITE, SEND):
             wrong["nothing of something"] = (0,)
+    elif code == POLL:
+        wrong |= MOVING | {"half a socket": (1, 7, 9)}
     elif code in NAMING:
         wrong["no descriptor"] = (1 << 30, (1 << 31) - 1)
     elif code != FILE_SIZE:
@@ -190,6 +194,17 @@ def sending(host: Host) -> object:
     return connection.send(b"again")
 
 
+def polling(host: Host) -> object:
+    host.ring.exits = True
+    poller = Poller(host.ring)
+    for number in (201, 202):
+        poller.register(number, select.EPOLLIN)
+    try:
+        return poller.poll(0)
+    finally:
+        host.ring.exits = False
+
+
 #: What a program does that comes to each operation, over ASKED bytes where that has any.
 USES: dict[int, Callable[[Host], object]] = {
     OPENAT: a_file, READ: lambda host: a_file(host).pread(ASKED, 0),
@@ -198,7 +213,7 @@ USES: dict[int, Callable[[Host], object]] = {
     LOCK: lambda host: a_file(host).lock(), CLOSE: lambda host: a_file(host).close(),
     SOCKET: a_connection, CONNECT: a_connection, RECV: lambda host: a_connection(host).recv(ASKED),
     SEND: sending, LISTEN: accepting, ACCEPT: accepting,
-    NAME: lambda host: a_connection(host).getsockname()}
+    NAME: lambda host: a_connection(host).getsockname(), POLL: polling}
 
 
 def test_each_operation_is_used():
@@ -287,3 +302,24 @@ def test_what_a_connection_brings_is_no_longer_than_a_buffer(host: Host):
     assert a_connection(host).recv(9) == b""
     with pytest.raises(Exception, match="no option"):
         a_connection(host).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
+def test_of_others_than_it_was_asked_about_a_host_is_not_believed(host: Host, monkeypatch: pytest.MonkeyPatch):
+    """Nor of what it was not asked."""
+    said = [(201, select.EPOLLIN | select.EPOLLOUT), (7, select.EPOLLIN)]
+    answer = host._result
+
+    def lie(entry: Submission) -> int:
+        if entry.code != POLL:
+            return answer(entry)
+        host._memory.write(entry.address, b"".join(READY.pack(*each) for each in said))
+        return len(said) * READY.size
+
+    monkeypatch.setattr(host, "_result", lie)
+    assert polling(host) == [(201, select.EPOLLIN)]
+    assert host.uring.results_refused == 1
+    said[0] = (202, select.EPOLLOUT)
+    assert polling(host) == []
+    assert host.uring.results_refused == 3
+    said[0] = (202, select.EPOLLOUT | select.EPOLLHUP)
+    assert polling(host) == [(202, select.EPOLLHUP)]

@@ -162,8 +162,6 @@ def test_a_listener_of_ours(ring: IoRing):
 
 def test_many_clients_by_a_poller(ring: IoRing):
     """More than the ring has places and buffers for at once."""
-    if ring.exits:
-        pytest.skip("a poller has nothing to look after where each call is an exit, and blocks")
     listener = ProxyListener(ring, ("127.0.0.1", 0))
     listener.setblocking(False)
     poller = Poller(ring)
@@ -211,6 +209,48 @@ def test_many_clients_by_a_poller(ring: IoRing):
     listener.close()
     assert poller.poll(0) == []
     poller.close()
+
+
+def test_what_is_not_to_wait_does_not(ring: IoRing):
+    listener = ProxyListener(ring, ("127.0.0.1", 0))
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    poller = Poller(ring)
+    poller.register(listener, select.EPOLLIN)
+    assert poller.poll(0) == []
+    assert poller.poll(0.01) == []
+    with socket.create_connection(listener.getsockname(), 20) as client:
+        assert poller.poll(20) == [(listener.fileno(), select.EPOLLIN)]
+        sock, _peer = listener.accept()
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(10)
+        poller.register(sock, select.EPOLLIN | select.EPOLLOUT)
+        assert (sock.fileno(), select.EPOLLOUT) in poller.poll(20)
+        poller.modify(sock, select.EPOLLIN)
+        client.sendall(b"come")
+        assert poller.poll(20) == [(sock.fileno(), select.EPOLLIN)]
+        assert sock.recv(10) == b"come"
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            # Until nobody takes any more.
+            while sent < 1 << 30:
+                sent += sock.send(bytes(4096))
+        assert 4096 <= sent < 1 << 30
+    for each in (sock, listener):
+        # As one that waits until it is closed.
+        each.settimeout(20)
+        each.close()
+    poller.close()
+
+
+def test_leaving_is_said_to_cost_what_one_says(tmp_path: Path):
+    with Proxies([tmp_path], exits=True, exit_ns=20_000_000) as proxies:
+        begun = time.perf_counter_ns()
+        ProxyFile(proxies.rings[0], tmp_path / "file").close()
+        assert time.perf_counter_ns() - begun >= 2 * 20_000_000
+        assert proxies.counters()["iouring_exits"] == 2
 
 
 def test_a_full_ring_is_gone_around_by_exits(ring: IoRing, folder: Path):

@@ -19,6 +19,7 @@ from smtstack.errors import ConfigError
 from smtstack.io import seccomp
 from smtstack.ringio.client import Proxies
 from smtstack.rings.uring_layout import UringConfig
+from smtstack.socket import EXIT, INLINE, QUEUE, UNCHECKED
 from smtstack.storage.files import is_protected
 from smtstack.waiting import AS_TCP
 from workloads import transports
@@ -119,14 +120,18 @@ def listeners(args: argparse.Namespace) -> list[Settings]:
 
 def open_proxies(args: argparse.Namespace, wanted: list[Settings]) -> Proxies | None:
     """TCP and files of an untrusted host, where they are asked for. Raises SmtError."""
-    asked = [settings for settings in wanted
-             if settings.hosting == "ring" and settings.transport in transports.PROXIED]
-    if not asked:
+    asked = next((settings for settings in wanted
+                  if settings.hosting not in ("", INLINE) and settings.transport in transports.PROXIED), None)
+    if asked is None:
         return None
+    how = asked.hosting
     if len(wanted) > 1 or args.store != "embedded":
-        raise ConfigError(f"{asked[0].transport} with --nic-hosting ring: one --listen, and --store embedded")
+        raise ConfigError(f"{asked.transport} with --nic-hosting {how}: one --listen, and --store embedded")
+    if how == QUEUE or (how == EXIT and asked.transport != "tcp"):
+        raise ConfigError(f"{asked.transport} has no --nic-hosting {how}: ring, ring-unchecked, and tcp also exit")
     # A second one for the thread that syncs.
-    return Proxies([] if args.aof is None else [args.aof], rings=2, config=_RINGS)
+    return Proxies([] if args.aof is None else [args.aof], rings=2, certified=how != UNCHECKED, exits=how == EXIT,
+                   exit_ns=asked.exit_ns, config=_RINGS)
 
 
 def open_store(args: argparse.Namespace, mutual: bool,

@@ -70,6 +70,8 @@ class Plan:
     """What is done in the first trial; later ones have other seeds."""
     storage: str
     """What is kept on the disk."""
+    by_ring: bool
+    """Whether a server's TCP is an untrusted host's, by its io_uring."""
 
 
 def check(asked: Options) -> Plan:
@@ -93,7 +95,7 @@ def check(asked: Options) -> Plan:
                           "file")
     if storage != NONE and asked.store != "embedded":
         raise ConfigError(f"--storage {storage} is for --store embedded; Redis keeps what it keeps")
-    return Plan(asked, setup, loading, run, storage)
+    return Plan(asked, setup, loading, run, storage, hosting == "ring")
 
 
 def measure(plan: Plan, running: Running) -> Outcome:
@@ -105,7 +107,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
             system.captures(net, running) as captures, \
             kv_fleet.KvFleet(net, system.topo, plan.setup, running.folder.path / "hosts", store=asked.store,
                     direct=asked.direct, keep_keys=system.keep_keys, storage=plan.storage,
-                    fsync=asked.fsync, hosting=system.network.links(seed).hosting) as fleet:
+                    fsync=asked.fsync, hosting=("--nic-hosting", "ring") if plan.by_ring else ()) as fleet:
         running.progress.step(f"loading {plan.loading.count} records")
         loaded = fleet.load(plan.loading)
         more["load_phase"] = {name: loaded[name] for name in ("rpcs", "rpc_per_s", "rtt_us")}

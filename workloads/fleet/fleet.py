@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import psutil
 
-from smtstack.errors import ConfigError
+from smtstack.errors import ConfigError, PeerError
 from smtstack.io.key_file import IN_CLEAR
 from smtstack.transport.params import software
 from smtstack.waiting import AS_TCP, HYBRID
@@ -124,6 +124,8 @@ class Fleet:
             self._waiting = AS_TCP
         self._retransmissions = Retransmissions(net.hosts, setup.uses_nic)
         self._rings = RingCounters(net.hosts) if setup.uses_nic and net.has_rings else None
+        self.longest_s: float | None = None
+        """Seconds within which a measurement is done, or it is an error; None: it takes what it takes."""
         self.counters: dict[str, dict[str, int]] = {}
         """What each host's servers counted; there after the end."""
 
@@ -388,6 +390,7 @@ class Fleet:
     def _collect(self, clients: Sequence[Program]) -> dict[Program, dict[str, Any]]:
         """An answer of each client; raises if a client or a server dies meanwhile."""
         answers: dict[Program, dict[str, Any]] = {}
+        begun, longest_s = time.monotonic(), self.longest_s
         with selectors.DefaultSelector() as selector:
             for client in clients:
                 assert client.process.stdout is not None
@@ -397,6 +400,10 @@ class Fleet:
                     answers[key.data] = key.data.answer()
                     selector.unregister(key.fileobj)
                 self.look()
+                late = next((client for client in clients if client not in answers), None)
+                if late is not None and longest_s is not None and time.monotonic() - begun > longest_s:
+                    raise PeerError(f"{late.host.name}: {late.what} was not done within {longest_s:.0f} s; see "
+                                    f"{late.log}")
         return answers
 
     def look(self) -> None:

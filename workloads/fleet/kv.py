@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,12 +71,12 @@ class KvFleet(Fleet):
 
     def __init__(self, net: SmtNet, topo: str, setup: Setup, folder: Path, number: int = 0, *,
                  store: str = "embedded", direct: bool = False, keep_keys: bool = False,
-                 storage: str = NONE, fsync: str = "everysec", hosting: str = "") -> None:
+                 storage: str = NONE, fsync: str = "everysec", hosting: Sequence[str] = ()) -> None:
         super().__init__(net, topo, setup, folder, number, keep_keys)
         self.storage = storage
         self._fsync = fsync
-        #: On an untrusted host, also TCP is by rings.
-        self._proxied = hosting == "ring" and setup.transport in PROXIED
+        #: Where the server's TCP is an untrusted host's: options that say how it comes by it.
+        self._hosting = tuple(hosting) if setup.transport in PROXIED else ()
         #: What the server keeps on the disk.
         self.kept: Kept | None = None
         self._store = store
@@ -109,7 +109,7 @@ class KvFleet(Fleet):
             self.kept = Kept(self.storage, self._folder, self._private_folder(), host.name, self._fsync)
             store = self.kept.words()
         arguments = ["serve", "kv", *self._common(host, self._port), *self.key_options(host.name), *store,
-                     *(["--nic-hosting", "ring"] if self._proxied else []), "--json"]
+                     *self._hosting, "--json"]
         self._servers.append(self._program(host, "server", log, "workloads", *arguments))
 
     def _redis(self, host: SmtHost, what: str, log: Path, *options: str) -> Program:

@@ -78,8 +78,8 @@ def add_transport_options(parser: argparse.ArgumentParser) -> None:
                              "without network system calls, behind rings that it shares with the host (default: "
                              "what the interface's link has); for comparison exit: each frame by a call of the "
                              "host's process, queue: by a queue of such calls, ring-unchecked: believes the host. "
-                             "'serve kv' has ring for tcp and tls, too: TCP and the --aof file by the host's "
-                             "io_uring")
+                             "'serve kv' has ring and ring-unchecked for tcp and tls, too: TCP and the --aof file "
+                             "by the host's io_uring; and exit for tcp")
     parser.add_argument("--exit-us", type=quantities.MICROSECONDS, default=0.0, metavar="US",
                         help="--nic-hosting exit: microseconds that leaving an enclave is said to cost beside; a "
                              "model (default: 0)")

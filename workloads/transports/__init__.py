@@ -11,7 +11,7 @@ from smtstack.errors import ConfigError, SmtError
 from smtstack.io.neighbours import LOOPBACK
 from smtstack.io.shared_port import SharedPort
 from smtstack.nic.device import NicConfig
-from smtstack.socket import Address, SmtContext, SmtSocket
+from smtstack.socket import INLINE, Address, SmtContext, SmtSocket
 from workloads.transports.contract import Caller, Handler, Server
 from workloads.transports.epoll import StreamMaker
 from workloads.transports.messages import MessageCaller, MessageServer
@@ -113,9 +113,9 @@ def open_server(settings: Settings, handler: Handler, shared: SharedPort | None 
 
 
 def _check_own_sockets(settings: Settings) -> None:
-    if settings.hosting == "ring":
+    if settings.hosting not in ("", INLINE):
         raise ConfigError(f"{settings.transport} over an untrusted host is what 'smtnet serve kv' has; leave out "
-                          "--nic-hosting ring")
+                          f"--nic-hosting {settings.hosting}")
 
 
 def _end(settings: Settings) -> tuple[Address, SmtContext]:

@@ -15,7 +15,7 @@ from smtstack.errors import SmtError
 from smtstack.udp.stack import FIRST_PORT
 from topo.host import SmtHost
 from topo.network import SmtNet
-from topo.running import Program, python_program
+from topo.running import PATIENCE_S, Program, python_program
 from workloads.experiments.trust.interfaces import MODELLED, NATIVE
 from workloads.fleet.programs import IMPORTS, cpu_s
 from workloads.load.measure import rtt_summary
@@ -61,8 +61,8 @@ class UdpEnds:
         self._receiver = receiver
         self._raw = folder / "took.u64"
 
-    def _watched(self, sent: Mapping[str, Any], came: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
-                                                                                 dict[str, Any]]:
+    def _watched(self, sent: Mapping[str, Any], came: Mapping[str, Any],
+                 patience_s: float = 2 * PATIENCE_S) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         programs = (self._sender, self._receiver)
         kinds = [("client", self._sender.pid), ("server", self._receiver.pid),
                  *(("nic", pid) for host in (self._sender.host, self._receiver.host)
@@ -74,9 +74,9 @@ class UdpEnds:
         monitor.start()
         self._receiver.tell(dict(came))
         self._sender.tell(dict(sent))
-        told = self._sender.answer()
+        told = self._sender.answer(patience_s)
         self._receiver.tell({"do": "stop"})
-        got = self._receiver.answer()
+        got = self._receiver.answer(PATIENCE_S)
         fidelity = monitor.stop()
         cpu = {"client_s": 0.0, "server_s": 0.0, "nic_s": 0.0}
         for (kind, process), start in zip(watched, before, strict=True):
@@ -84,7 +84,7 @@ class UdpEnds:
         counted = []
         for program in programs:
             program.tell({"do": "counters"})
-            counted.append(program.answer())
+            counted.append(program.answer(PATIENCE_S))
         refused = sum(each["counters"].get(name, 0) for each in counted for name in _ZERO)
         fidelity = doubted(fidelity, *([f"{refused} entries or results of an honest host were refused"]
                                        if refused else []))
@@ -98,7 +98,7 @@ class UdpEnds:
     def blast(self, size: int, seconds: float, trial: int) -> UdpRow:
         """Send as many datagrams as go in that time."""
         told, got, common = self._watched({"do": "blast", "size": size, "seconds": seconds},
-                                          {"do": "count", "size": size})
+                                          {"do": "count", "size": size}, seconds + PATIENCE_S)
         rate = got["came"] / max(got["s"], told["s"])
         return cast(UdpRow, {
             **common, "mode": BLAST, "size": size, "trial": trial, "rpcs": got["came"],
@@ -165,7 +165,7 @@ def open_ends(net: SmtNet, topo: str, interface: str, folder: Path, number: int,
         for program in programs:
             program.wait_for("ready")
             program.tell({"do": "counters"})
-            if program.answer()["guarded"] != (interface != NATIVE):
+            if program.answer(PATIENCE_S)["guarded"] != (interface != NATIVE):
                 raise SmtError(f"{program.host.name}: udp by {interface} is not under its filter")
         yield UdpEnds(net, topo, interface, programs[0], programs[1], folder)
 

@@ -56,28 +56,6 @@ class _Native:
         os.close(self._fd)
 
 
-class _Slow:
-    """What leaving an enclave is said to cost, beside what each call of ``file`` takes."""
-
-    def __init__(self, file: _File, exit_ns: int) -> None:
-        self._file = file
-        self._exit_ns = exit_ns
-        self.close = file.close
-
-    def _leave(self) -> None:
-        end = time.perf_counter_ns() + self._exit_ns
-        while time.perf_counter_ns() < end:
-            pass
-
-    def pread(self, size: int, offset: int) -> bytes:
-        self._leave()
-        return self._file.pread(size, offset)
-
-    def pwrite(self, data: bytes, offset: int) -> int:
-        self._leave()
-        return self._file.pwrite(data, offset)
-
-
 @contextmanager
 def _files(interface: str, folder: Path, exit_ns: int) -> Iterator[tuple[_File, _File, Proxies | None]]:
     names = folder / "plain", folder / "sealed"
@@ -85,13 +63,11 @@ def _files(interface: str, folder: Path, exit_ns: int) -> Iterator[tuple[_File, 
         plain, sealed = map(_Native, names)
         yield plain, sealed, None
         return
-    with Proxies([folder], certified=interface != UNCHECKED, exits=interface in (EXIT, MODELLED)) as proxies:
+    with Proxies([folder], certified=interface != UNCHECKED, exits=interface in (EXIT, MODELLED),
+                 exit_ns=exit_ns) as proxies:
         one, two = (ProxyFile(proxies.rings[0], name) for name in names)
         seccomp.guard(kill=True)
-        if interface == MODELLED:
-            yield _Slow(one, exit_ns), _Slow(two, exit_ns), proxies
-        else:
-            yield one, two, proxies
+        yield one, two, proxies
 
 
 def _read() -> argparse.Namespace:

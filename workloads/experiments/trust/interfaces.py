@@ -26,7 +26,7 @@ ABOUT: Final = {
 SETTINGS: Final = (NATIVE, EXIT, MODELLED, RING, UNCHECKED)
 #: rkt-io's: native, sync, async, direct.
 RKT_IO: Final = {NATIVE: "native", EXIT: "sync (SGX exits)", QUEUE: "async (SCONE)", RING: "direct (rkt-io)"}
-#: By each, the words of ``smtnet serve`` and ``call`` for transport smt.
+#: By each, the words of ``smtnet serve`` and ``call`` for transport smt, and of ``serve kv`` for tcp.
 HOSTINGS: Final = {NATIVE: "inline", EXIT: "exit", MODELLED: "exit", QUEUE: "queue", RING: "ring",
                    UNCHECKED: "ring-unchecked"}
 #: Microseconds of an exit and the way back, where nobody says: 8,200 cycles at 2.4 GHz, the least that was
@@ -35,6 +35,6 @@ EXIT_US: Final = 3.4
 
 
 def smt_words(interface: str, exit_us: float) -> tuple[str, ...]:
-    """Options of both ends of transport smt."""
+    """Options of both ends of transport smt, and of a server of the KV store over tcp."""
     words = ("--nic-hosting", HOSTINGS[interface])
     return (*words, "--exit-us", f"{exit_us:g}") if interface == MODELLED else words

@@ -29,6 +29,8 @@ from workloads.results.row import BY_DEFAULT, Row
 
 #: Modes of rows.
 KV_SMT, KV_TCP, FILE, WORKERS, AES = "trust-kv-smt", "trust-kv-tcp", "trust-file", "trust-workers", "trust-aes"
+#: Of anything, a trial takes no longer, in seconds; a loaded machine needs a tenth of it.
+LONGEST_S = 300.0
 #: Of a sealed message that is long enough that AES is felt.
 AES_SIZE = 64_000
 AES_ON, AES_OFF = "ring, AES-NI", "ring, AES-NI masked"
@@ -42,12 +44,20 @@ def aes_effect() -> float:
     """How many times as long a record takes where the processor's AES is masked, each in a fresh process."""
     took = []
     for more in ({}, WITHOUT_AES):
-        done = subprocess.run([sys.executable, "-c", _MEASURE], env={**os.environ, **more},
-                              capture_output=True, text=True, check=False)
+        done = _done("the rate of AES", [sys.executable, "-c", _MEASURE], {**os.environ, **more})
         if done.returncode:
             raise SmtError(f"the rate of AES could not be measured: {done.stderr.strip()[-200:]}")
         took.append(float(done.stdout))
     return took[1] / took[0]
+
+
+def _done(what: str, argv: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A program that has ended. Raises SmtError if it does not."""
+    try:
+        return subprocess.run(argv, env=dict(environment), capture_output=True, text=True, check=False,
+                              timeout=LONGEST_S)
+    except subprocess.TimeoutExpired:
+        raise SmtError(f"{what}: not done within {LONGEST_S:.0f} s, and ended") from None
 
 
 class Measures:
@@ -73,19 +83,21 @@ class Measures:
 
     def kv(self, interface: str, ops: int, clients: int, trial: int) -> Row:
         """YCSB A, a server and a client, over SMT by an interface."""
-        return self._ycsb(KV_SMT, interface, self._setup(interface, "h2:h1"), "", ops, clients, trial)
+        return self._ycsb(KV_SMT, interface, self._setup(interface, "h2:h1"), (), ops, clients, trial)
 
     def kv_tcp(self, interface: str, ops: int, clients: int, trial: int) -> Row:
-        """YCSB A over TCP; with RING the server's TCP is the host's, by io_uring."""
+        """YCSB A over TCP; if not by NATIVE the server's TCP is the host's, by io_uring or by exits."""
         setup = Setup("tcp", pattern="h2:h1", connections=clients)
-        return self._ycsb(KV_TCP, interface, setup, "ring" if interface == RING else "", ops, clients, trial)
+        words = () if interface == NATIVE else smt_words(interface, self._exit_us)
+        return self._ycsb(KV_TCP, interface, setup, words, ops, clients, trial)
 
-    def _ycsb(self, mode: str, interface: str, setup: Setup, hosting: str, ops: int, clients: int,
+    def _ycsb(self, mode: str, interface: str, setup: Setup, hosting: tuple[str, ...], ops: int, clients: int,
               trial: int) -> Row:
         common: dict[str, Any] = {"size": str(_VALUE), "fields": 1, "records": 200, "concurrency": clients,
                                   "workload": "a", "seed": trial}
         number = self._next()
         with KvFleet(self._net, self._topo, setup, self._folder_of(), number, hosting=hosting) as fleet:
+            fleet.longest_s = LONGEST_S
             fleet.load(YcsbLoad(phase=LOAD_PHASE, count=200, warm_up=0, **common))
             row = fleet.measure(YcsbLoad(count=ops, **common), trial).row
         return _named(row, mode, interface)
@@ -95,6 +107,7 @@ class Measures:
         pairs = ",".join(f"h{2 * n + 1}:h{2 * n + 2}" for n in range(count))
         number = self._next()
         with Fleet(self._net, self._topo, self._setup(interface, pairs), self._folder_of(), number) as fleet:
+            fleet.longest_s = LONGEST_S
             row = fleet.measure(Load("1024", count=rpcs * count, concurrency=8 * count, seed=trial), trial).row
         return _named(row, WORKERS, f"{interface} x{count}")
 
@@ -104,6 +117,7 @@ class Measures:
                         environment=tuple(WITHOUT_AES.items()) if masked else (("SMTNET_AES", "1"),))
         number = self._next()
         with Fleet(self._net, self._topo, setup, self._folder_of(), number) as fleet:
+            fleet.longest_s = LONGEST_S
             row = fleet.measure(Load(str(AES_SIZE), count=rpcs, concurrency=4, seed=trial), trial).row
         return _named(row, AES, AES_OFF if masked else AES_ON)
 
@@ -113,10 +127,9 @@ class Measures:
             Path(place, "plain").write_bytes(os.urandom(block * count))
             monitor = FidelityMonitor(pids=[])
             monitor.start()
-            done = subprocess.run(
-                [sys.executable, "-m", "workloads.experiments.trust.file_program", interface, place, str(block),
-                 str(count), str(round(self._exit_us * 1000) if interface == MODELLED else 0)],
-                capture_output=True, text=True, check=False, env=dict(os.environ))
+            done = _done(f"file by {interface}", [
+                sys.executable, "-m", "workloads.experiments.trust.file_program", interface, place, str(block),
+                str(count), str(round(self._exit_us * 1000) if interface == MODELLED else 0)], os.environ)
             fidelity = monitor.stop()
         if done.returncode:
             raise SmtError(f"file by {interface}, {block} bytes: {done.stderr.strip()[-300:]}")

@@ -33,6 +33,8 @@ _IDLE_NS = 20_000_000
 #: Once the sender has ended, so long without another datagram: it is over.
 _SILENCE_NS = 100_000_000
 _ECHO_PATIENCE_NS = 1_000_000_000
+#: Who gets no answer so often, one after the other, asks no more.
+_MOST_LOST = 10
 #: How long who waits as a hybrid looks before it sleeps.
 _LOOK_NS = 50_000
 
@@ -156,9 +158,9 @@ class End:
 
     def ask(self, size: int, count: int, raw: str, wait: str) -> dict[str, Any]:
         """So many echoes, one at a time; nanoseconds of each answered one into the file ``raw``. ``wait``: how for
-        an answer: ``poll``, ``event``, ``hybrid``."""
+        an answer: ``poll``, ``event``, ``hybrid``. When nobody answers any more, the rest is lost."""
         pattern, port, clock = _pattern(size), self._port, time.perf_counter_ns
-        took, lost, wrong = array("Q"), 0, 0
+        took, lost, wrong, in_a_row = array("Q"), 0, 0, 0
         busy = time.process_time()
         for number in range(count):
             message = self._message(number, pattern)
@@ -171,7 +173,12 @@ class End:
                 got = port.receive(_BATCH)
             if not got:
                 lost += 1
+                in_a_row += 1
+                if in_a_row == _MOST_LOST:
+                    lost = count - len(took)
+                    break
                 continue
+            in_a_row = 0
             took.append(clock() - before)
             wrong += got[-1] != message
         _write(raw, took)

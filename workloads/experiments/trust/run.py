@@ -105,7 +105,7 @@ def measure(plan: Plan, running: Running) -> Outcome:
             for name in (*SETTINGS, QUEUE):
                 say(f"KV over SMT by {name}, trial {trial}")
                 rows.append(measures.kv(name, plan.count, 8, trial))
-            for name in (NATIVE, RING):
+            for name in SETTINGS:
                 say(f"KV over TCP by {name}, trial {trial}")
                 rows.append(measures.kv_tcp(name, plan.count, 8, trial))
             for name in SETTINGS:
@@ -142,7 +142,7 @@ def _outcome(plan: Plan, rows: Sequence[Row], effect: float, cost: price.Price) 
 
 
 def _steps(plan: Plan) -> int:
-    return plan.trials * (2 * len(SETTINGS) + 1 + 1 + len(SETTINGS) + 1 + 2 + 2 + 1 + 1)
+    return plan.trials * (4 * len(SETTINGS) + 3 + 2 + 1)
 
 
 EXPERIMENT = Experiment(
