@@ -205,7 +205,7 @@ def test_what_came_of_tests(tmp_path):
     assert outcome.passed == ("tests/net/test_a.py::test_one[ktls]",)
     assert outcome.failed == ("tests/net/test_a.py::test_two",)
     assert outcome.skipped == {"tests/net/test_a.py::test_three": "needs netem"}
-    assert outcome.seconds == 12.5
+    assert outcome.tests_s == 12.5
     assert outcome.text().splitlines()[0] == "1 passed, 1 failed, 1 skipped in the guest"
 
 
