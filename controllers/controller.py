@@ -29,8 +29,8 @@ from topo.commands import die_with_parent
 from topo.interpreter import host_environment, host_python
 
 _LOCALHOST = "127.0.0.1"
-#: Seconds for Ryu to start, on a loaded machine; for an answer; for it to end by itself.
-_START_S, _ANSWER_S, _END_S = 20.0, 10.0, 3.0
+#: Seconds for Ryu to start, on a loaded machine or one that is emulated; for an answer; for it to end by itself.
+_START_S, _ANSWER_S, _END_S = 60.0, 10.0, 3.0
 #: Seconds for all switches to have their rules.
 READY_S = 60.0
 _LOOK_S = 0.05

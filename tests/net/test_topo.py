@@ -65,10 +65,10 @@ def test_links_of_other_kinds_pass_frames_too(switch):
 def test_mininets_options_do_what_they_do_in_mininet(switch):
     seen = inside("mininets", switch)
     slow, slower = seen["rtts"]
-    # Four times one way. What the machine adds is little beside it.
+    # Four times one way. What the machine adds, where it is emulated a quarter of the first, is in both.
     assert slow >= 40
     assert slower >= 200
-    assert slower / slow == pytest.approx(5, rel=NEAR)
+    assert slower - slow == pytest.approx(160, rel=NEAR)
     # One per cent on each of two links: some 80 of 4000.
     assert seen["arrived"] + seen["lost"] == 4000
     assert 40 < seen["lost"] < 130

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import psutil
@@ -205,8 +205,12 @@ def test_what_came_of_tests(tmp_path):
     assert outcome.passed == ("tests/net/test_a.py::test_one[ktls]",)
     assert outcome.failed == ("tests/net/test_a.py::test_two",)
     assert outcome.skipped == {"tests/net/test_a.py::test_three": "needs netem"}
-    assert outcome.seconds == 12.5
+    assert outcome.tests_s == 12.5
     assert outcome.text().splitlines()[0] == "1 passed, 1 failed, 1 skipped in the guest"
+
+
+def test_in_vm_json_nothing_of_the_guest_is_overwritten_by_its_tests():
+    assert not {f.name for f in fields(guest.Ended)} & {f.name for f in fields(selection.Outcome)}
 
 
 @pytest.mark.parametrize("text", [

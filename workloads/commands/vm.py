@@ -38,7 +38,7 @@ Without arguments for pytest, it runs the tests marked by what this machine's ke
 {_CODES}"""
 _RUN_EXAMPLES = f"""examples:
   smtnet vm run smtnet doctor
-  smtnet vm run --release debian-13 mn --test pingall
+  smtnet vm run --release debian-13 sh -c '/usr/share/openvswitch/scripts/ovs-ctl start && mn --test pingall'
 
 The command runs as root in a copy of this checkout; what it leaves in results/ comes back with it.
 {_CODES}"""

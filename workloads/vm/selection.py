@@ -53,7 +53,8 @@ class Outcome:
     failed: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     """With the reason."""
-    seconds: float = 0.0
+    tests_s: float = 0.0
+    """Seconds of all tests, by the guest's clock."""
 
     def text(self) -> str:
         """A line, and one for each test that was not run, or failed."""
