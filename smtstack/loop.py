@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import socket as sockets
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Protocol
@@ -77,12 +78,16 @@ class KeyHost(Protocol):
 class PacketLoop:
     """Endpoint, driver and device on a socket for frames. ``waiter``: how it waits for frames; None: asleep.
 
-    ``port``: where the device's settings come from and its counters are seen, if anywhere.
+    ``port``: where the device's settings come from and its counters are seen, if anywhere. ``clock``: another
+    one than ``time.monotonic_ns``.
     """
 
     def __init__(self, endpoint: Endpoint, nic: SmartNic, socket: FrameSocket, neighbours: Neighbours,
                  waiter: Waiter | None = None, tx: Impairments | None = None, rx: Impairments | None = None,
-                 port: Port | None = None, key_host: KeyHost | None = None) -> None:
+                 port: Port | None = None, key_host: KeyHost | None = None,
+                 clock: Callable[[], int] | None = None) -> None:
+        #: Nanoseconds, of all that asks for the time here.
+        self.clock = clock or monotonic_ns
         self.endpoint = endpoint
         self.nic = nic
         self.socket = socket
@@ -124,11 +129,11 @@ class PacketLoop:
     def step(self, deadline: int | None = None) -> bool:
         """Do what can be done now; if that is nothing, wait until something happens or ``deadline``.
 
-        ``deadline`` is a ``time.monotonic_ns()``. Returns whether a frame came in or a timer fired. The
+        ``deadline`` is a reading of :attr:`clock`. Returns whether a frame came in or a timer fired. The
         caller looks for events after every step, and what came of a frame (a GRANT, an ACK) leaves with the
         next: with an answer, if there is one to give.
         """
-        now = monotonic_ns()
+        now = self.clock()
         if self._generation[0] != self._seen:
             self._sync_nic()
         self._transmit(now)
@@ -150,20 +155,20 @@ class PacketLoop:
             return True
         if self._key_host is not None:
             self._key_host.idle()
-            now = monotonic_ns()
+            now = self.clock()
         wake = self._wake(deadline, now)
         if now < wake:
             frames = self._wait(now, wake)
             if frames:
                 # Nothing here but what the answer needs; the next step does the rest.
-                self._woke = now = monotonic_ns()
+                self._woke = now = self.clock()
                 if self._generation[0] != self._seen:
                     self._sync_nic()
                 if self._inbox is not None:
                     self._take_messages(self._inbox, now)
                 self._arrive(frames, now)
                 return True
-            now = monotonic_ns()
+            now = self.clock()
             self._woken(now)
             if self._generation[0] != self._seen:
                 self._sync_nic()
@@ -174,14 +179,14 @@ class PacketLoop:
 
     def _wait(self, now: int, wake: int) -> list[bytes]:
         """The frames that come before ``wake``, if any do: looks for them as long as that pays, then sleeps."""
-        waiter, receive, inbox = self._waiter, self.socket.receive, self._inbox
+        waiter, receive, inbox, clock = self._waiter, self.socket.receive, self._inbox, self.clock
         frames: list[bytes] = []
         until = min(waiter.begin(now), wake)
         while now < until:
             if inbox is not None:
                 self._take_messages(inbox, now)
             frames = receive(MAX_BACKLOG)
-            at = monotonic_ns()
+            at = clock()
             if frames:
                 waiter.end(at, True)
                 return frames
@@ -195,7 +200,7 @@ class PacketLoop:
             self.statistics.wakeups += 1
             self.socket.wait(wake - now)
             frames = receive(MAX_BACKLOG)
-        waiter.end(monotonic_ns(), bool(frames))
+        waiter.end(self.clock(), bool(frames))
         return frames
 
     def _woken(self, now: int) -> None:
@@ -207,7 +212,7 @@ class PacketLoop:
         """Send what is ready, without waiting for anything."""
         if self._generation[0] != self._seen:
             self._sync_nic()
-        self._transmit(monotonic_ns())
+        self._transmit(self.clock())
 
     def _sync_nic(self) -> None:
         """Take new settings of the device, publish its counters."""
@@ -284,7 +289,7 @@ class PacketLoop:
         at = self._publish_at
         if self._key_host is not None:
             # It has things to do now and then, whether or not anybody calls: tickets to publish.
-            at = min(at, monotonic_ns() + IDLE_NS)
+            at = min(at, self.clock() + IDLE_NS)
         if self._later:
             at = min(at, self._later[0][0])
         if at >= NEVER:

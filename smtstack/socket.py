@@ -37,6 +37,7 @@ from smtstack.nic.driver import Neighbours as NextHops
 from smtstack.nic.impairments import Impairments
 from smtstack.nicshare.state import Port
 from smtstack.ringnic.client import has_ring, open_ring
+from smtstack.ringnic.socket import RingSocket
 from smtstack.ringnic.starter import ControlProcess
 from smtstack.session.offer import Offer
 from smtstack.transport import events
@@ -284,7 +285,8 @@ class SmtSocket:
             nic = SmartNic(port.configure(config) if port is not None else config)
             nic.super_frames = context.has_overlay
             self.loop = PacketLoop(self.endpoint, nic, socket, neighbours, Waiter(context.wait, outnumbered),
-                                   context.tx_impairments, context.rx_impairments, port, self.sessions)
+                                   context.tx_impairments, context.rx_impairments, port, self.sessions,
+                                   socket.clock if isinstance(socket, RingSocket) else None)
             undo.pop_all()
         self._requests: deque[IncomingRequest] = deque()
         self._closed = False
@@ -326,7 +328,7 @@ class SmtSocket:
 
     def send_request(self, peer: Address, data: bytes) -> RpcFuture:
         """Begin an RPC; any number may be under way. Raises LocalError, ConfigError (no key)."""
-        rpc = self.endpoint.send_request(address(peer[0]), peer[1], data, time.monotonic_ns())
+        rpc = self.endpoint.send_request(address(peer[0]), peer[1], data, self.loop.clock())
         future = RpcFuture(self, rpc)
         rpc.cookie = future
         self.loop.flush()
@@ -377,7 +379,7 @@ class SmtSocket:
 
     def answer(self, rpc: Rpc, data: bytes) -> bool:
         """What :meth:`IncomingRequest.reply` does."""
-        sent = self.endpoint.send_reply(rpc, data, time.monotonic_ns())
+        sent = self.endpoint.send_reply(rpc, data, self.loop.clock())
         self.loop.flush()
         return sent
 
@@ -395,7 +397,7 @@ class SmtSocket:
     def begin_sessions(self, peers: Sequence[Address]) -> None:
         """Begin sessions with these peers where there are none; :meth:`beginning` says when that is over."""
         if self.sessions is not None:
-            now = time.monotonic_ns()
+            now = self.loop.clock()
             for ip, port in peers:
                 self.sessions.manager.begin(address(ip), port, now)
             self.loop.flush()
@@ -423,7 +425,7 @@ class SmtSocket:
         """Close the session with a peer; False: there is none. The next request begins another."""
         if self.sessions is None:
             return False
-        ended = self.sessions.manager.close(address(peer[0]), peer[1], time.monotonic_ns())
+        ended = self.sessions.manager.close(address(peer[0]), peer[1], self.loop.clock())
         self.loop.flush()
         self._dispatch()
         return ended
@@ -437,12 +439,12 @@ class SmtSocket:
 
     def drive(self, done: Callable[[], bool], timeout: float | None = None) -> None:
         """Move the protocol until ``done()`` or ``timeout`` seconds have passed."""
-        deadline = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
+        deadline = None if timeout is None else self.loop.clock() + int(timeout * 1e9)
         step = self.loop.step
         while not done():
             step(deadline)
             self._dispatch()
-            if deadline is not None and time.monotonic_ns() >= deadline:
+            if deadline is not None and self.loop.clock() >= deadline:
                 break
         if self.endpoint.grants_due():
             self.loop.flush()
@@ -514,7 +516,7 @@ class SmtSocket:
     def _say_farewell(self, manager: SessionManager) -> None:
         # Whatever is wrong with the interface by now is not worth an error.
         with suppress(SmtError):
-            manager.close_all(time.monotonic_ns())
+            manager.close_all(self.loop.clock())
             self.loop.flush()
             self.drive(lambda: not manager.closing(), FAREWELL_S)
 

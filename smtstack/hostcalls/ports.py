@@ -178,7 +178,7 @@ class RingUdp(DatagramPort):
     def receive(self, limit: int) -> list[Message]:
         """Datagrams that came. With ``zero_copy`` packets are parsed where they lie, in memory that the host may
         change meanwhile: a frame is ours again only when its datagram has been made."""
-        take, now = self._stack.receive, time.monotonic_ns()
+        take, now = self._stack.receive, self._socket.clock()
         if self._zero_copy:
             return [(got.src, got.sport, got.data) for got in self._socket.xsk.receive_in_place(
                 limit, lambda frame: take(frame, now)) if got is not None]

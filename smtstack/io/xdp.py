@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -59,6 +60,9 @@ _FRAGMENT_AT: Final = IP_OFFSET + 6
 QUEUE: Final = 0
 #: Largest MTU of an interface with such a program: a packet, what the kernel puts before and behind it, in a page.
 LARGEST_MTU: Final = 1792 - 14
+#: A socket that was closed has its queue until the kernel gets to it: so long, in seconds, another one waits.
+_BUSY_S: Final = 0.5
+_LOOK_S: Final = 0.005
 
 
 class XdpSocket:
@@ -96,8 +100,12 @@ class XdpSocket:
 
 
 def _bind(descriptor: int, address: bytes) -> None:
-    if ctypes.CDLL(None, use_errno=True).bind(descriptor, address, len(address)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    bind, end = ctypes.CDLL(None, use_errno=True).bind, time.monotonic() + _BUSY_S
+    while bind(descriptor, address, len(address)):
+        error = ctypes.get_errno()
+        if error != errno.EBUSY or time.monotonic() > end:
+            raise OSError(error, os.strerror(error))
+        time.sleep(_LOOK_S)
 
 
 def open_again(descriptor: int) -> socket.socket:

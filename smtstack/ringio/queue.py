@@ -21,6 +21,7 @@ from smtstack.errors import Unsupported
 from smtstack.io.processors import outnumbered
 from smtstack.ringio.host import ANSWER
 from smtstack.ringnic.bell import GUARDED_SLEEPS, MONITOR_SLEEPS, Bell
+from smtstack.rings.steady import SteadyClock
 from smtstack.rings.uring import CertifiedUring, Completion
 from smtstack.rings.uring_layout import ACCEPT, LOCK, NAMES, OPERATIONS, RECV, SEND
 from smtstack.waiting import AS_HOMA, STALL_NS, Waiter, Waiting
@@ -65,6 +66,8 @@ class IoRing:
         self.exits = exits
         self._exit_ns = exit_ns
         self._waiter = Waiter(waiting, outnumbered)
+        #: Time, as far as the host is to be believed.
+        self._clock = SteadyClock(time.monotonic_ns)
         self._handlers: dict[int, Handler] = {}
         self._unseen = False
         #: Sockets by the host's numbers; and those of which something may be new (:mod:`smtstack.ringio.sockets`).
@@ -91,7 +94,7 @@ class IoRing:
     def give_up(self, tag: int) -> None:
         """Nobody waits for an operation any more."""
         self._handlers.pop(tag, None)
-        self.uring.give_up(tag, time.monotonic_ns())
+        self.uring.give_up(tag, self._clock())
 
     def call(self, code: int, descriptor: int, length: int = 0, data: bytes = b"", offset: int = 0,
              flags: int = 0) -> Completion:
@@ -162,13 +165,13 @@ class IoRing:
     def until(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Let the host work until ``done``, or for so long; whether it is. Raises
         :class:`~smtstack.errors.Unsupported` if there is no host any more."""
-        end = None if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        end = None if timeout_s is None else self._clock() + int(timeout_s * 1e9)
         while True:
             self.turn()
             if done():
                 return True
             self.flush()
-            left = _LONGEST_SLEEP_NS if end is None else end - time.monotonic_ns()
+            left = _LONGEST_SLEEP_NS if end is None else end - self._clock()
             if left <= 0:
                 return False
             # That there is room again for what found none, nobody says.
@@ -177,14 +180,14 @@ class IoRing:
     def wait(self, timeout_ns: int) -> None:
         """Look, then sleep, until something is complete, or this long."""
         page, uring, waiter = self._page, self.uring, self._waiter
-        now = time.monotonic_ns()
+        now = self._clock()
         uring.tend(now)
         until = min(waiter.begin(now), now + timeout_ns)
         while now < until:
             if uring.waiting():
                 waiter.end(now, True)
                 return
-            at = time.monotonic_ns()
+            at = self._clock()
             if at - now > STALL_NS:
                 waiter.stalled()
                 break
@@ -196,7 +199,7 @@ class IoRing:
             page.sleep(timeout_ns)
         self._words[GUARDED_SLEEPS] = 0
         came = uring.waiting()
-        waiter.end(time.monotonic_ns(), came)
+        waiter.end(self._clock(), came)
         if not came:
             self._look_alive()
 

@@ -96,6 +96,8 @@ class Control:
         try:
             if guest.ring is not None:
                 raise ConfigError("a guarded process has one ring")
+            # Of one that has ended, the end may be heard later than who comes after it.
+            self._forget_ended(guest)
             guest.ring = ring = give(self._interface, messages.Opening.read_untrusted(message), self._config)
             for watched in (ring.watch, ring.question):
                 self._epoll.register(watched, select.EPOLLIN)
@@ -121,6 +123,14 @@ class Control:
                     self._epoll.unregister(ring.question)
                     ring.close()
                     guest.ring = None
+
+    def _forget_ended(self, asking: _Guest) -> None:
+        poll = select.poll()
+        for descriptor, guest in self._guests.items():
+            if guest is not asking:
+                poll.register(descriptor, 0)
+        for descriptor, _events in poll.poll(0):
+            self._forget(self._guests[descriptor])
 
     def _forget(self, guest: _Guest) -> None:
         del self._guests[guest.connection.fileno()]

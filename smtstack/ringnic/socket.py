@@ -18,6 +18,7 @@ from smtstack.io.frame_socket import FrameSocket
 from smtstack.io.neighbours import LIFETIME, PATIENCE
 from smtstack.ringnic.bell import GUARDED_SLEEPS, LOST, MONITOR_SLEEPS, REFUSED, RESTARTS, Bell
 from smtstack.rings.memory import SharedMemory
+from smtstack.rings.steady import SteadyClock
 from smtstack.rings.xsk import CertifiedXsk
 
 #: How long to wait for a place in the transmit ring before a frame is given up, in seconds.
@@ -49,6 +50,8 @@ class RingSocket(FrameSocket):
         self._connection = connection
         #: ip -> (MAC or None, when to ask again)
         self._known: dict[int, tuple[bytes | None, float]] = {}
+        #: Time, as far as the host is to be believed.
+        self.clock = SteadyClock(time.monotonic_ns)
         self._kicks = self._sleeps = 0
         self._closed = False
 
@@ -110,7 +113,7 @@ class RingSocket(FrameSocket):
     def wait(self, timeout_ns: int) -> None:
         """Sleep until the monitor says that a frame is there, or this long."""
         page, xsk = self._page, self.xsk
-        xsk.tend(time.monotonic_ns())
+        xsk.tend(self.clock())
         self._words[GUARDED_SLEEPS] = 1
         page.fence()
         if not xsk.waiting():
@@ -135,7 +138,7 @@ class RingSocket(FrameSocket):
         told = {} if self._closed else {"ring_monitor_restarts": self._words[RESTARTS],
                                         "ring_host_refused": self._words[REFUSED]}
         return {**self.xsk.counters(), "ring_refused": self.xsk.refused(), "ring_sleeps": self._sleeps,
-                "ring_bells": self._kicks,
+                "ring_bells": self._kicks, "ring_clock_back": self.clock.turned_back,
                 "ring_in_memory": int(self._in_memory), **told}
 
     def close(self) -> None:

@@ -31,11 +31,14 @@ KINDS: Final = ("index_random", "index_backwards", "index_beyond", "index_near_w
                 "descriptor_too_long",
                 "descriptor_of_another", "descriptor_twice", "descriptor_options", "descriptor_bytes",
                 "completion_never_sent", "completion_twice", "completion_outside", "bytes_of_a_frame",
-                "bytes_of_the_next", "packet_again", "packet_forged", "frames_kept", "tx_changed")
+                "bytes_of_the_next", "packet_again", "packet_forged", "frames_kept", "tx_changed", "clock_back",
+                "clock_forward")
 #: Those that leave rings and frames so that what is sent goes on: what hurts is packets.
 SOFT: Final = ("descriptor_twice", "completion_twice", "bytes_of_a_frame", "bytes_of_the_next", "packet_again",
                "packet_forged", "tx_changed")
 _KEPT_PACKETS: Final = 64
+#: A clock is set back or forward by so much at most: an hour.
+_LARGEST_SKEW_NS: Final = 3600 * 10**9
 
 
 class HostileHost(Adversary):
@@ -48,6 +51,8 @@ class HostileHost(Adversary):
         self._honest = MemoryHost(memories, config, headroom)
         self._config = config
         self._packets: list[bytes] = []
+        #: By how much what it says of the time is wrong, in nanoseconds.
+        self.skew_ns = 0
 
     def deliver(self, packets: list[bytes]) -> None:
         """Packets came off the wire; some are kept, to come again."""
@@ -191,3 +196,11 @@ class HostileHost(Adversary):
     def _frames_kept(self) -> None:
         """Some that the guest gave to receive into never come back."""
         self._honest.keep_frames(self._random.randint(1, 8))
+
+    # -- time ----------------------------------------------------------------------------------------------
+
+    def _clock_back(self) -> None:
+        self.skew_ns -= self._random.randint(1, _LARGEST_SKEW_NS)
+
+    def _clock_forward(self) -> None:
+        self.skew_ns += self._random.randint(1, _LARGEST_SKEW_NS)

@@ -17,6 +17,7 @@ chain of sessions ends (RFC 8446 §4.6.1 recommends so) ``MAX_CHAIN_S`` after th
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import struct
 from dataclasses import dataclass, field
@@ -95,10 +96,17 @@ def grant(state: ServerState, resumption: bytes, client_ip: int, client_name: st
     flags = _FS_REQUIRED if forward_secret_only else 0
     plain = (_SEALED.pack(VERSION, resumption, client_ip, since, not_after, flags) + vector(client_name.encode())
              + vector(offer.pack()))
-    nonce = secrets.token_bytes(_NONCE_LEN)
+    nonce = _nonce(key.key, plain)
     number = _KEY_NUMBER.pack(key.number)
     blob = number + nonce + AESGCM(key.key).encrypt(nonce, plain, number)
     return _GIVEN.pack(VERSION, flags, not_after) + vector(offer.pack()) + vector(blob)
+
+
+def _nonce(key: bytes, plain: bytes) -> bytes:
+    """Random, and of what is sealed: where randomness is the host's, and always the same, two that differ still
+    have nonces of their own."""
+    own = hmac.digest(key, b"nonce of a resumption", "sha256")
+    return hmac.digest(own, secrets.token_bytes(_NONCE_LEN) + plain, "sha256")[:_NONCE_LEN]
 
 
 def psk_untrusted(data: bytes, resumption: bytes, peer_name: str) -> Psk:

@@ -5,7 +5,9 @@ What a client and an echo server do while their hosts attack them, and afterward
 
 from __future__ import annotations
 
+import hashlib
 import random
+from collections.abc import Callable
 from typing import Final
 
 from smtstack.crypto.keys import demo_keys
@@ -13,6 +15,7 @@ from smtstack.rings.audit import Audit
 from smtstack.rings.host import memory_for, share
 from smtstack.rings.hostile import KINDS, SOFT, HostileHost
 from smtstack.rings.layout import RingConfig
+from smtstack.rings.steady import SteadyClock
 from smtstack.rings.xsk import RECLAIM_NS, CertifiedXsk
 from smtstack.sim.outcome import MEASURED, Outcome
 from smtstack.sim.pair import CLIENT_IP, SERVER_IP, SERVER_PORT, make_side
@@ -40,13 +43,15 @@ _UNDER_WAY: Final = 4
 class RingEnd:
     """A stack, its certified socket, its host, and who watches both."""
 
-    def __init__(self, stack: Stack, seed: int, certified: bool) -> None:
+    def __init__(self, stack: Stack, seed: int, certified: bool, time: Callable[[], int]) -> None:
         self.stack = stack
         buffers = memory_for(CONFIG)
         ours = share(buffers)
         self.xsk = CertifiedXsk(ours, CONFIG, certified)
         self.host = HostileHost(share(buffers), CONFIG, seed)
         self.host.outcome = self._outcome
+        #: What the host says of the time, as far as it is believed.
+        self.clock = SteadyClock(lambda: time() + self.host.skew_ns)
         self.audit = Audit(self.xsk, ours, CONFIG.frame_size, self.host)
         #: Frames that the ring did not take, which a NIC's queue would keep.
         self._waiting: list[bytes] = []
@@ -56,8 +61,9 @@ class RingEnd:
         return (*(n.bit_length() for n in (xsk.rx_invalid, xsk.completions_invalid, xsk.reclaimed, xsk.restarts)),
                 *(n.bit_length() for n in xsk.rejected().values()), *(n > 0 for n in xsk.owners.held))
 
-    def exchange(self, now: int) -> list[bytes]:
+    def exchange(self) -> list[bytes]:
         """Packets out of the rings to the stack, and what it sends into them; what leaves the host then."""
+        now = self.clock()
         packets = self.xsk.receive(64)
         if packets:
             self.stack.receive(packets, now)
@@ -79,9 +85,10 @@ class RingPair:
         self._random = random.Random(seed)
         sides = (make_side(CLIENT_IP, FIRST_CLIENT_PORT, "smt", demo_keys("smt"), None, None),
                  make_side(SERVER_IP, SERVER_PORT, "smt", demo_keys("smt"), None, None))
-        self.client, self.server = (RingEnd(side, seed * 2 + n, certified) for n, side in enumerate(sides))
+        self.client, self.server = (RingEnd(side, seed * 2 + n, certified, lambda: self.now)
+                                    for n, side in enumerate(sides))
         self._sent: dict[Rpc, bytes] = {}
-        #: Requests under way or done, for the server's end to know what was sent.
+        #: Digests of requests under way or given up, for the server's end to know what was sent.
         self._known: set[bytes] = set()
         self._serial = 0
         self._moving = False
@@ -91,8 +98,8 @@ class RingPair:
         """Begin an RPC of any size."""
         self._serial += 1
         data = self._serial.to_bytes(8, "big") + self._random.randbytes(self._random.choice(_SIZES))
-        self._known.add(data)
-        rpc = self.client.stack.endpoint.send_request(SERVER_IP, SERVER_PORT, data, self.now)
+        self._known.add(_digest(data))
+        rpc = self.client.stack.endpoint.send_request(SERVER_IP, SERVER_PORT, data, self.client.clock())
         self._sent[rpc] = data
 
     def step(self) -> None:
@@ -102,7 +109,7 @@ class RingPair:
         self._moving = False
         for end, other in ((self.client, self.server), (self.server, self.client)):
             try:
-                leaving = end.exchange(self.now)
+                leaving = end.exchange()
                 self._moving |= bool(leaving)
             except Exception as e:
                 self.outcome.escaped[type(e).__name__] += 1
@@ -115,14 +122,14 @@ class RingPair:
         endpoint = self.server.stack.endpoint
         while (event := endpoint.next_event()) is not None:
             if isinstance(event, Request):
-                self.outcome.forged += event.data not in self._known
-                endpoint.send_reply(event.rpc, event.data[::-1], self.now)
+                self.outcome.forged += _digest(event.data) not in self._known
+                endpoint.send_reply(event.rpc, event.data[::-1], self.server.clock())
 
     def _take(self) -> None:
         while (event := self.client.stack.endpoint.next_event()) is not None:
             if isinstance(event, Response):
                 data = self._sent.pop(event.rpc)
-                self._known.discard(data)
+                self._known.discard(_digest(data))
                 self.outcome.forged += event.data != data[::-1]
                 self.outcome.answered += 1
             elif isinstance(event, Failed):
@@ -134,8 +141,8 @@ class RingPair:
         steps = 0
         for _rpc in range(count):
             data = self._random.randbytes(1000)
-            self._known.add(data)
-            rpc = self.client.stack.endpoint.send_request(SERVER_IP, SERVER_PORT, data, self.now)
+            self._known.add(_digest(data))
+            rpc = self.client.stack.endpoint.send_request(SERVER_IP, SERVER_PORT, data, self.client.clock())
             self._sent[rpc] = data
             while rpc in self._sent:
                 self.step()
@@ -185,6 +192,10 @@ class RingPair:
         limit = self.now + 60_000_000_000
         while self._sent and self.now < limit:
             self.step()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def attack(mutations: int, seed: int = 1, certified: bool = True) -> Outcome:

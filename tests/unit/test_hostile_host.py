@@ -13,12 +13,14 @@ from smtstack.rings.hostile import KINDS, HostileHost
 from smtstack.rings.hostile_uring import KINDS as URING_KINDS
 from smtstack.rings.hostile_uring import HostileUring
 from smtstack.rings.layout import CONSUMER_AT, ENTRIES_AT, FILL, PRODUCER_AT, RX, UMEM, RingConfig
+from smtstack.rings.steady import SteadyClock
 from smtstack.rings.uring import CertifiedUring
 from smtstack.rings.uring_host import uring_memory
 from smtstack.rings.uring_layout import ACCEPT, BUFFERS, ENTRIES, QUEUES, READ, WRITE, UringConfig
 from smtstack.rings.xsk import CertifiedXsk
 from smtstack.sim.ring_pair import RingPair, attack
 from smtstack.sim.uring_attack import UringGuest, attack_uring
+from smtstack.transport.events import Request
 from workloads.commands.main import main
 
 MUTATIONS = int(os.environ.get("SMTNET_MUTATIONS", "100000"))
@@ -94,7 +96,8 @@ def test_each_kind_changes_memory(kind: str):
     before = [bytes(buffer) for buffer in buffers.values()]
     for _time in range(20):
         host.mutate()
-    assert [bytes(buffer) for buffer in buffers.values()] != before
+    # Or, of some kinds, what it says of the time.
+    assert [bytes(buffer) for buffer in buffers.values()] != before or host.skew_ns
     assert host.mutations == {kind: 20}
 
 
@@ -215,3 +218,52 @@ def test_the_command_on_operations(capsys: pytest.CaptureFixture[str]):
     assert "held" in capsys.readouterr().out
     assert main(["hostile", "--mutations", "300", "--unchecked", "--rings", "io_uring", "--json"]) == 1
     assert '"held": false' in capsys.readouterr().out
+
+
+_HOUR_NS = 3600 * 10**9
+
+
+@pytest.mark.parametrize("jumps", [(-10**9, 0), (-_HOUR_NS, 0), (_HOUR_NS, -2 * _HOUR_NS), (-_HOUR_NS, _HOUR_NS)])
+def test_a_clock_that_is_set_back_or_forward_stops_nothing(jumps: tuple[int, int]):
+    """Timers, RESENDs, rings: what is under way is answered, and work goes on as before at once."""
+    pair = RingPair(3)
+    steps = pair.steps_of(20)
+    for jump in jumps:
+        for _look in range(30):
+            pair._keep_busy()
+        for end in (pair.client, pair.server):
+            end.host.skew_ns += jump
+    pair.settle()
+    assert not pair._sent
+    assert pair.outcome.answered > 40
+    assert not pair.outcome.failed
+    assert not pair.outcome.forged
+    assert not pair.broken
+    assert pair.steps_of(20) == steps
+    assert pair.client.clock.turned_back == sum(jump < 0 for jump in jumps)
+
+
+def test_a_packet_that_comes_again_after_the_clock_was_set_back_is_no_new_request():
+    pair = RingPair(3)
+    # So hostile that it keeps packets, and no more.
+    pair.server.host.chance = 1e-15
+    assert pair.steps_of(10)
+    came = list(pair.server.host._packets)
+    served: list[Request] = []
+    for jump in (0, -_HOUR_NS, 2 * _HOUR_NS):
+        pair.server.host.skew_ns += jump
+        for start in range(0, len(came), 8):
+            pair.now += 1_000_000
+            pair.server.host.deliver(came[start:start + 8])
+            pair.server.exchange()
+            while (event := pair.server.stack.endpoint.next_event()) is not None:
+                served += [event] if isinstance(event, Request) else []
+    assert len(came) >= 10
+    assert served == []
+
+
+def test_time_is_what_the_hosts_clock_went_forward():
+    said = iter((100, 150, 90, 95, 95, 1000, 0, 1))
+    clock = SteadyClock(lambda: next(said))
+    assert [clock() for _time in range(7)] == [150, 150, 155, 155, 1060, 1060, 1061]
+    assert clock.turned_back == 2

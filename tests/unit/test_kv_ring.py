@@ -184,7 +184,24 @@ def test_tls(tmp_path: Path):
     assert result["counters"]["connections_accepted"] == 5
 
 
+@pytest.mark.parametrize("how", ["exit", "ring-unchecked"])
+def test_what_stands_beside_it_in_figures(how: str):
+    with serving("--transport", "tcp", "--nic-hosting", how) as server:
+        threads = [threading.Thread(target=load, args=(server.port, seed, 30, plain)) for seed in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        counters = server.stop()["counters"]
+    assert counters["connections_accepted"] == 2
+    assert counters["ring_refused"] == 0
+    # By exits only, or hardly by any.
+    assert (counters["iouring_submitted"] == 0) == (counters["iouring_exits"] > 100) == (how == "exit")
+
+
 @pytest.mark.parametrize(("words", "said"), [
+    (["--transport", "tcp", "--nic-hosting", "queue"], "has no --nic-hosting queue"),
+    (["--transport", "tls", "--nic-hosting", "exit"], "has no --nic-hosting exit"),
     (["--transport", "tcp", "--aof", "f", "--aof-rewrite-percentage", "50"], "neither protected nor written anew"),
     (["--transport", "tcp", "--store", "redis:unix:/none"], "--store embedded"),
     (["--listen", "tcp:127.0.0.1:7002", "--transport", "tcp"], "one --listen")])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from smtstack.crypto.aead import CIPHERS, Aead
@@ -138,3 +139,33 @@ def test_ids_that_start_over_under_the_same_keys_are_noticed(ledger):
         rig.run()
         assert rig.answered() == 5
     assert ledger.twice > 5
+
+
+def _three_sessions(hosts: Hosts) -> None:
+    """Both ends begin anew each time."""
+    hosts.resumable()
+    for name in ("one", "two", "three"):
+        rig = hosts.rig(params=PATIENT)
+        talk(rig, name, both=False)
+        rig.run()
+        assert rig.answered() == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_read_of_the_kernel_may_be_constant(ledger, monkeypatch, mode):
+    """Nonces are counted, or made of what is sealed; keys come of OpenSSL's key exchange, or of a secret that is
+    used once."""
+    monkeypatch.setattr("secrets.token_bytes", bytes)
+    monkeypatch.setattr("secrets.randbits", lambda _bits: 5)
+    _three_sessions(Hosts(mode))
+    assert ledger.twice == 0
+
+
+def test_where_openssls_keys_are_constant_too_nonces_come_again(ledger, monkeypatch):
+    """The control: nothing but that is between a host's randomness and the same keys again."""
+    monkeypatch.setattr("secrets.token_bytes", bytes)
+    monkeypatch.setattr("secrets.randbits", lambda _bits: 5)
+    fixed = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+    monkeypatch.setattr("smtstack.session.pool.X25519PrivateKey.generate", lambda: fixed, raising=True)
+    _three_sessions(Hosts("ticket-fs"))
+    assert ledger.twice > 0

@@ -32,6 +32,8 @@ _NUMBER = 8
 _IDLE_NS = 20_000_000
 #: Once the sender has ended, so long without another datagram: it is over.
 _SILENCE_NS = 100_000_000
+#: The same where none has come at all: on a loaded machine they may still be on their way.
+_FIRST_NS = 2_000_000_000
 _ECHO_PATIENCE_NS = 1_000_000_000
 #: Who gets no answer so often, one after the other, asks no more.
 _MOST_LOST = 10
@@ -91,9 +93,9 @@ class End:
         self._peer = peer
         self._orders = orders
 
-    def _over(self, last: int) -> bool:
+    def _over(self, last: int, came: int) -> bool:
         """Nothing has come since ``last``, and it is no use to wait: the next order is here."""
-        return self._orders.waiting() and time.monotonic_ns() - last > _SILENCE_NS
+        return self._orders.waiting() and time.monotonic_ns() - last > (_SILENCE_NS if came else _FIRST_NS)
 
     def _message(self, number: int, pattern: bytes) -> tuple[int, int, bytes]:
         return *self._peer, (number.to_bytes(_NUMBER, "big") + pattern)
@@ -139,14 +141,14 @@ class End:
                     seen.add(number)
                 came += len(got)
                 continue
-            if self._over(last):
+            if self._over(last, came):
                 return {"came": came, "wrong": wrong, "s": max(last - begun, 1) / 1e9}
             self._port.wait(_IDLE_NS)
 
     def echo(self, size: int) -> dict[str, Any]:
         """Send back what comes until the next order is here and nothing comes."""
         came, last = 0, time.monotonic_ns()
-        while not self._over(last):
+        while not self._over(last, came):
             got = self._port.receive(_BATCH)
             if not got:
                 self._port.wait(_IDLE_NS)
