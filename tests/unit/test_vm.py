@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import fields, replace
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -232,6 +234,14 @@ def test_what_of_a_checkout_goes_along(tmp_path):
         path.write_text("")
     found = {str(path.relative_to(tmp_path)) for path in guest.files(tmp_path) if path.is_file()}
     assert found == {".github/workflows/ci.yml", ".dockerignore", "workloads/results/row.py", "Makefile"}
+
+
+def test_the_copy_has_the_packages_metadata(tmp_path):
+    guest.pack_checkout(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        tar.extractall(tmp_path / "copy", [m for m in tar if m.name.startswith("smtnet.egg-info/")], filter="data")
+    (found,) = metadata.distributions(path=[str(tmp_path / "copy")])
+    assert (found.name, found.requires) == ("smtnet", metadata.requires("smtnet"))
 
 
 # -- the cache ------------------------------------------------------------------------------------------------

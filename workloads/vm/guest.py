@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -180,7 +182,7 @@ def _boot_id() -> str:
 
 
 def pack_checkout(tar: Path) -> None:
-    """The checkout, as it is now, without what is made of it."""
+    """The checkout, as it is now, without what is made of it, but with the package's metadata."""
     total = 0
     with tarfile.open(tar, "w") as file:
         for path in files(ROOT):
@@ -189,6 +191,12 @@ def pack_checkout(tar: Path) -> None:
                 raise SmtError(f"{ROOT}: more than {_MOST_OCTETS >> 20} MB to copy into the guest, with {path}: "
                                "move what is no part of smtnet elsewhere")
             file.add(path, str(path.relative_to(ROOT)), recursive=False)
+        # As what is installed has it: extras and versions are looked up in there.
+        own = metadata.distribution("smtnet")
+        said = (own.read_text("METADATA") or own.read_text("PKG-INFO") or "").encode()
+        entry = tarfile.TarInfo("smtnet.egg-info/PKG-INFO")
+        entry.size = len(said)
+        file.addfile(entry, io.BytesIO(said))
 
 
 def files(root: Path) -> Iterator[Path]:
