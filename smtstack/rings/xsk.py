@@ -223,7 +223,9 @@ class CertifiedXsk:
     def _lost(self, given: ProducerRing, slots: list[int], owner: int) -> set[tuple[int, int]]:
         """Frames of ``owner`` that do not wait in the ring by which it got them, with which giving that was."""
         given.room()
-        waits = {slots[given.slot(back)] for back in range(1, given.waiting() + 1)}
+        # A host that is believed may say that billions wait.
+        waiting = min(given.waiting(), given.size)
+        waits = {slots[given.slot(back)] for back in range(1, waiting + 1)}
         return {(frame, self.owners.serial(frame)) for frame in self.owners.owned_by(owner) if frame not in waits}
 
     def rejected(self) -> dict[str, int]:

@@ -193,10 +193,15 @@ def pack_checkout(tar: Path) -> None:
             file.add(path, str(path.relative_to(ROOT)), recursive=False)
         # As what is installed has it: extras and versions are looked up in there.
         own = metadata.distribution("smtnet")
-        said = (own.read_text("METADATA") or own.read_text("PKG-INFO") or "").encode()
-        entry = tarfile.TarInfo("smtnet.egg-info/PKG-INFO")
-        entry.size = len(said)
-        file.addfile(entry, io.BytesIO(said))
+        # Of an old setuptools, what is required is in a file of its own.
+        told = {"PKG-INFO": own.read_text("METADATA") or own.read_text("PKG-INFO"),
+                "requires.txt": own.read_text("requires.txt")}
+        for name, text in told.items():
+            if text:
+                said = text.encode()
+                entry = tarfile.TarInfo(f"smtnet.egg-info/{name}")
+                entry.size = len(said)
+                file.addfile(entry, io.BytesIO(said))
 
 
 def files(root: Path) -> Iterator[Path]:
