@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from topo.interpreter import host_python
 _AT_IMPORT = ("PYTHON", "SMTNET_", "OPENSSL_", "SSL_", "LD_", "LC_", "LANG")
 _OPENSSL_CONF = "OPENSSL_CONF"
 _CHUNK = 1 << 16
+#: Seconds between two looks for what another thread has heard.
+_LOOK_S = 0.25
 
 
 class Forked:
@@ -50,7 +53,8 @@ class Forked:
         seconds."""
         end = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
-            self._server.hear(self._left(end, timeout))
+            # Another thread may have heard of this end just now: then nothing more comes.
+            self._server.hear(min(_LOOK_S, self._left(end, timeout) or _LOOK_S))
         assert self.returncode is not None
         return self.returncode
 
@@ -107,6 +111,8 @@ class ForkServer:
         self._started: int | None = None
         #: Exit codes of those that ended before we had read that they were started.
         self._ended: dict[int, int] = {}
+        #: Who starts or takes a message has it: threads share a server.
+        self._lock = threading.RLock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # A session of its own: Ctrl-C in a terminal is the run's.
@@ -126,11 +132,13 @@ class ForkServer:
         reader, stdin = os.pipe()
         stdout, writer = os.pipe() if answers else (-1, os.dup(errors.fileno()))
         try:
-            socket.send_fds(self._control, [order.encode()], [reader, writer, errors.fileno()])
-            self._started = None
-            while self._started is None:
-                if not self.hear(None):
-                    raise ConnectionError("it has ended")
+            with self._lock:
+                socket.send_fds(self._control, [order.encode()], [reader, writer, errors.fileno()])
+                self._started = None
+                while self._started is None:
+                    if not self.hear(None):
+                        raise ConnectionError("it has ended")
+                pid = self._started
         except OSError as e:
             for fd in (stdin, *([stdout] if answers else [])):
                 os.close(fd)
@@ -138,11 +146,12 @@ class ForkServer:
         finally:
             os.close(reader)
             os.close(writer)
-        program = Forked(self, [host_python(), "-m", module, *arguments], self._started, os.fdopen(stdin, "w"),
+        program = Forked(self, [host_python(), "-m", module, *arguments], pid, os.fdopen(stdin, "w"),
                          os.fdopen(stdout) if answers else None)
-        program.returncode = self._ended.pop(program.pid, None)
-        if program.returncode is None:
-            self._running[program.pid] = program
+        with self._lock:
+            program.returncode = self._ended.pop(program.pid, None)
+            if program.returncode is None:
+                self._running[program.pid] = program
         return program
 
     def hear(self, timeout: float | None) -> bool:
@@ -152,16 +161,19 @@ class ForkServer:
         poll.register(self._control, select.POLLIN)
         while poll.poll(None if timeout is None else timeout * 1000):
             timeout = 0.0
-            try:
-                said = self._control.recv(LONGEST)
-            except ConnectionResetError:
-                said = b""
-            if not said:
-                for program in self._running.values():
-                    program.returncode = -signal.SIGKILL
-                self._running.clear()
-                return False
-            self._take(json.loads(said))
+            with self._lock:
+                try:
+                    said = self._control.recv(LONGEST, socket.MSG_DONTWAIT)
+                except BlockingIOError:  # another thread has taken it
+                    return True
+                except ConnectionResetError:
+                    said = b""
+                if not said:
+                    for program in self._running.values():
+                        program.returncode = -signal.SIGKILL
+                    self._running.clear()
+                    return False
+                self._take(json.loads(said))
         return True
 
     def _take(self, message: dict[str, Any]) -> None:
