@@ -9,12 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from topo import fork_server, forked
 from topo.interpreter import host_environment
 from workloads.fleet.programs import IMPORTS
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = forked.ForkServer
 
 
 class _Server:
@@ -64,6 +70,7 @@ def test_an_end_that_is_told_together_with_the_start_is_not_lost(monkeypatch):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server = object.__new__(forked.ForkServer)
     server._environment, server._running, server._ended, server._control = {}, {}, {}, ours
+    server._lock = threading.RLock()
     with ours, theirs, open(os.devnull, "w") as errors:
         for message in ({"started": 1 << 30}, {"ended": 1 << 30, "code": 3}):
             theirs.send(json.dumps(message).encode())
@@ -93,3 +100,26 @@ def test_with_the_server_its_programs_have_ended(monkeypatch):
         program.terminate()
         assert program.communicate() == (None, None)
     server.close()
+
+
+def test_threads_that_share_a_server_each_hear_of_their_own_programs(tmp_path):
+    """One that reads what all are told of leaves nobody waiting; the beginning is the beginner's."""
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    environment = {**host_environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    server = REAL(environment, ["json"])
+    try:
+        def codes(number: int) -> list[int]:
+            found = []
+            with open(os.devnull, "w") as errors:
+                for turn in range(6):
+                    program = server.start(os.getpid(), "ends", [str(10 * turn + number)], environment, errors)
+                    found.append(program.wait(60))
+                    program.stdin.close()
+                    program.stdout.close()
+            return found
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(codes, range(6))) == [
+                [10 * turn + number for turn in range(6)] for number in range(6)]
+    finally:
+        server.close()
