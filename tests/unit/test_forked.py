@@ -114,8 +114,7 @@ def test_threads_that_share_a_server_each_hear_of_their_own_programs(tmp_path):
                 for turn in range(6):
                     program = server.start(os.getpid(), "ends", [str(10 * turn + number)], environment, errors)
                     found.append(program.wait(60))
-                    program.stdin.close()
-                    program.stdout.close()
+                    program.communicate()
             return found
 
         with ThreadPoolExecutor(6) as pool:
