@@ -114,5 +114,4 @@ def test_a_hostile_process_that_maps_the_kernels_rings():
     assert got["in_memory"] == 0
     assert got["wrong"] == 0
     assert got["refused"] > 50
-    assert got["recovered"] in (0, 20)
     assert [got["after"]["right"], got["after"]["wrong"]] == [100 * (got["recovered"] == 20), 0]
