@@ -60,6 +60,7 @@ class UdpEnds:
         self._sender = sender
         self._receiver = receiver
         self._raw = folder / "took.u64"
+        self._orders = 0
 
     def _watched(self, sent: Mapping[str, Any], came: Mapping[str, Any],
                  patience_s: float = 2 * PATIENCE_S) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -72,8 +73,9 @@ class UdpEnds:
         before = [cpu_s(process) for _kind, process in watched]
         monitor = FidelityMonitor(pids=[process.pid for _kind, process in watched])
         monitor.start()
-        self._receiver.tell(dict(came))
-        self._sender.tell(dict(sent))
+        self._orders += 1
+        self._receiver.tell({**came, "order": self._orders})
+        self._sender.tell({**sent, "order": self._orders})
         told = self._sender.answer(patience_s)
         self._receiver.tell({"do": "stop"})
         got = self._receiver.answer(PATIENCE_S)

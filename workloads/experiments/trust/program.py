@@ -27,8 +27,9 @@ from workloads.fleet.programs import run_on_host
 
 #: Datagrams sent or taken at a time.
 _BATCH = 64
-#: The number of a datagram, before its pattern.
+#: What stands before a datagram's pattern: the order it was sent for, 2 bytes, and its number.
 _NUMBER = 8
+_NUMBER_BITS = 48
 _IDLE_NS = 20_000_000
 #: Once the sender has ended, so long without another datagram: it is over.
 _SILENCE_NS = 100_000_000
@@ -92,13 +93,22 @@ class End:
         self._port = port
         self._peer = peer
         self._orders = orders
+        self._order = 0
+
+    def begin(self, order: int) -> None:
+        """From here on it is order ``order``, one up from the last, of both ends: what was sent for another and
+        was long on its way is nobody's."""
+        self._order = order % (1 << (8 * _NUMBER - _NUMBER_BITS))
+
+    def _late(self, data: bytes) -> bool:
+        return len(data) >= _NUMBER and int.from_bytes(data[:_NUMBER], "big") >> _NUMBER_BITS < self._order
 
     def _over(self, last: int, came: int) -> bool:
         """Nothing has come since ``last``, and it is no use to wait: the next order is here."""
         return self._orders.waiting() and time.monotonic_ns() - last > (_SILENCE_NS if came else _FIRST_NS)
 
     def _message(self, number: int, pattern: bytes) -> tuple[int, int, bytes]:
-        return *self._peer, (number.to_bytes(_NUMBER, "big") + pattern)
+        return *self._peer, (self._order << _NUMBER_BITS | number).to_bytes(_NUMBER, "big") + pattern
 
     def blast(self, size: int, seconds: float) -> dict[str, Any]:
         """Send datagrams of so many bytes as fast as they go."""
@@ -133,13 +143,16 @@ class End:
             got = take(_BATCH)
             if got:
                 last = time.monotonic_ns()
-                begun = begun or last
                 for source, port, data in got:
+                    if self._late(data):
+                        continue
+                    begun = begun or last
+                    came += 1
                     number = int.from_bytes(data[:_NUMBER], "big")
-                    if (source, port) != self._peer or data[_NUMBER:] != pattern or number in seen:
+                    if (source, port) != self._peer or data[_NUMBER:] != pattern or number in seen \
+                            or number >> _NUMBER_BITS != self._order:
                         wrong += 1
                     seen.add(number)
-                came += len(got)
                 continue
             if self._over(last, came):
                 return {"came": came, "wrong": wrong, "s": max(last - begun, 1) / 1e9}
@@ -154,6 +167,7 @@ class End:
                 self._port.wait(_IDLE_NS)
                 continue
             last = time.monotonic_ns()
+            got = [one for one in got if not self._late(one[2])]
             self._port.send(got)
             came += len(got)
         return {"came": came, "size": size}
@@ -166,13 +180,15 @@ class End:
         busy = time.process_time()
         for number in range(count):
             message = self._message(number, pattern)
+            first = message[2][:_NUMBER]
             before = clock()
             port.send([message])
             got: list[tuple[int, int, bytes]] = []
             while not got and (now := clock()) - before < _ECHO_PATIENCE_NS:
                 if wait == "event" or (wait == "hybrid" and now - before > _LOOK_NS):
                     port.wait(_IDLE_NS)
-                got = port.receive(_BATCH)
+                # An answer to what was given up may still come, and says nothing of this one.
+                got = [one for one in port.receive(_BATCH) if one[2][:_NUMBER] >= first]
             if not got:
                 lost += 1
                 in_a_row += 1
@@ -226,6 +242,8 @@ def _work(args: argparse.Namespace) -> None:
         order = json.loads(line)
         if order["do"] == "stop":
             continue
+        if (order_number := order.pop("order", None)) is not None:
+            end.begin(order_number)
         answer = orders[order.pop("do")](**order)
         os.write(1, json.dumps(answer).encode() + b"\n")
     port.close()
