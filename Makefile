@@ -135,7 +135,7 @@ test: $(if $(filter 0,$(shell id -u)),system) $(STAMP)  ## lint, then all tests 
 	elif some 'first'; then
 		log=$$(mktemp)
 		chrt -r 1 $$pytest -n 1 -q -m first $(call junit,first) $(or $(ARGS),tests/net) >$$log 2>&1 & first=$$!
-		trap '[ -z "$$first" ] || kill $$first; rm -f $$log' EXIT
+		trap '[ -z "$$first" ] || kill $$first 2>/dev/null || true; rm -f $$log' EXIT
 	fi
 	if some 'not alone and not first'; then
 		echo 'test: $(ROOT_JOBS) workers, each in a sandbox'

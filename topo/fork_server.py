@@ -75,6 +75,7 @@ def _serve(control: socket.socket) -> tuple[Order, list[int]]:
                 continue
             message, streams, _flags, _address = socket.recv_fds(control, LONGEST, 3)
             if not message:
+                control.close()
                 sys.exit(0)
             pid = os.fork()
             if pid == 0:
