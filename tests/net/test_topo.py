@@ -74,8 +74,8 @@ def test_mininets_options_do_what_they_do_in_mininet(switch):
     assert 40 < seen["lost"] < 130
     assert seen["one"] / seen["four"] == pytest.approx(4, rel=NEAR)
     assert 29 * (1514 + 24) * 8e-6 / seen["one"] == pytest.approx(1, rel=NEAR)
-    # Of a burst, those that are queued, the few that HTB sends at once, and what goes while the burst is sent: on an
-    # emulated processor that is some time.
+    # Of a burst, those that are queued, the few that HTB sends at once, and what goes while it is sent: on an
+    # emulated processor that takes time.
     assert 10 <= seen["held"] <= 16 + seen["burst_s"] / (1514 * 8e-6)
     assert seen["held"] + seen["full"] == 100
 
