@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -92,15 +94,15 @@ def test_the_bootstrap_names_every_package_and_what_a_shell_reads_is_quoted():
 # -- QEMU -----------------------------------------------------------------------------------------------------
 
 def test_qemus_command_line(tmp_path):
-    command = Machine(Path("/i"), Path("/t/a,b.tar"), tmp_path, 3, 512).command("tcg")
+    command = Machine(Path("/i,j"), 7, tmp_path, 3, 512).command("tcg")
     assert command[command.index("-accel") + 1] == "tcg,thread=multi"
     assert command[command.index("-smp") + 1] == "3"
-    assert "file=/t/a,,b.tar,if=none,id=d1,format=raw,readonly=on" in command
-    assert "file=/i/root.img,if=none,id=d0,format=raw,snapshot=on,cache=unsafe" in command
+    assert "file=/proc/self/fd/7,if=none,id=d1,format=raw,readonly=on" in command
+    assert "file=/i,,j/root.img,if=none,id=d0,format=raw,snapshot=on,cache=unsafe" in command
     # Nothing in it reaches a network.
     assert "-nodefaults" in command
     assert not [word for word in command if word.startswith("-net") or "netdev" in word]
-    assert Machine(Path("/i"), Path("/t"), tmp_path).command("kvm")[4] == "kvm"
+    assert Machine(Path("/i"), 7, tmp_path).command("kvm")[4] == "kvm"
 
 
 def test_kvm_first_where_it_may_work_then_without_some_times():
@@ -237,7 +239,8 @@ def test_what_of_a_checkout_goes_along(tmp_path):
 
 
 def test_the_copy_has_the_packages_metadata(tmp_path):
-    guest.pack_checkout(tmp_path / "a.tar")
+    with (tmp_path / "a.tar").open("wb") as to:
+        guest.pack_checkout(to)
     with tarfile.open(tmp_path / "a.tar") as tar:
         tar.extractall(tmp_path / "copy", [m for m in tar if m.name.startswith("smtnet.egg-info/")], filter="data")
     (found,) = metadata.distributions(path=[str(tmp_path / "copy")])
@@ -303,12 +306,14 @@ def test_where_images_are(monkeypatch, tmp_path):
 # -- a whole run, with a program in QEMU's place --------------------------------------------------------------
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch) -> Machine:
+def machine(tmp_path, monkeypatch) -> Iterator[Machine]:
     """Its QEMU is a shell script, which dies at the first boot and says what a guest says at the second."""
     (tmp_path / "bin").mkdir()
     fake = tmp_path / "bin" / PROGRAM
     fake.write_text("#!/bin/sh\n"
                     f"cd {tmp_path}\n"
+                    "checkout=$(echo \"$*\" | sed -n 's|.*file=\\(/proc/self/fd/[0-9]*\\),.*|\\1|p')\n"
+                    "cp $checkout share/seen.tar\n"
                     "if [ ! -e died ]; then touch died; echo 'Oops: int3: 0000'; exit 1; fi\n"
                     "echo 'SMTNET-VM up 4.5 6.1'\n"
                     "echo hello >share/output.txt\n"
@@ -319,7 +324,10 @@ def machine(tmp_path, monkeypatch) -> Machine:
     monkeypatch.setattr(guest, "find", lambda name: name)
     monkeypatch.setattr(guest, "kvm_usable", lambda _path: False)
     (tmp_path / "share").mkdir()
-    return Machine(tmp_path, tmp_path / "checkout.tar", tmp_path / "share")
+    with tempfile.TemporaryFile() as checkout:
+        checkout.write(b"a tar file")
+        checkout.flush()
+        yield Machine(tmp_path, checkout.fileno(), tmp_path / "share")
 
 
 def test_a_guest_that_dies_early_is_booted_again(machine, capfd, tmp_path):
@@ -328,6 +336,7 @@ def test_a_guest_that_dies_early_is_booted_again(machine, capfd, tmp_path):
     said = capfd.readouterr().err
     assert "the guest does not come up (tcg: Oops: int3: 0000); again" in said
     assert "hello\n" in said
+    assert (tmp_path / "share" / "seen.tar").read_bytes() == b"a tar file"
     assert "int3" in (tmp_path / "share" / "console-1.txt").read_text()
 
 
@@ -349,7 +358,7 @@ def test_a_guest_ends_with_who_started_it(machine, tmp_path, number):
                "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                "folder = Path(sys.argv[1]); guest.find = lambda name: name\n"
                "guest.kvm_usable = lambda path: False\n"
-               "guest.run(Machine(folder, folder, folder / 'share'), folder / 'no-kvm', 600, 'vm')\n")
+               "guest.run(Machine(folder, 0, folder / 'share'), folder / 'no-kvm', 600, 'vm')\n")
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stderr=subprocess.PIPE, cwd=ROOT)
     assert process.stderr is not None
     with process.stderr:

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 from argparse import REMAINDER, ArgumentParser, _SubParsersAction
 from collections.abc import Sequence
@@ -186,10 +187,9 @@ def _in_guest(asked: Guest, name: str, command: Sequence[str]) -> tuple[ResultFo
     environment = {"SMTNET_COMPILED": "no", "SMTNET_PATIENCE": "20", "PYTHONUNBUFFERED": "1"}
     folder.write(guest.COMMAND, selection.script(command, environment))
     try:
-        with guest.temporary() as temporary:
-            tar = Path(temporary) / "checkout.tar"
+        with tempfile.TemporaryFile(prefix="smtnet-vm-") as tar:
             guest.pack_checkout(tar)
-            machine = Machine(made.folder, tar, share, asked.cpus, asked.memory)
+            machine = Machine(made.folder, tar.fileno(), share, asked.cpus, asked.memory)
             ended = guest.run(machine, default_folder() / "no-kvm", asked.timeout, name.replace("-", " "))
     finally:
         folder.hand_over()

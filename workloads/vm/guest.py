@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -108,7 +108,8 @@ class _Boot:
         """Start it, and look at its console until it has ended or is given up."""
         with self._console.open("wb") as out:
             process = subprocess.Popen([*DIES_WITH_US, *self._machine.command(self._accelerator)],
-                                       stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                                       stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                       pass_fds=[self._machine.checkout])
         try:
             return self._watch(process)
         finally:
@@ -181,10 +182,10 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
-def pack_checkout(tar: Path) -> None:
-    """The checkout, as it is now, without what is made of it, but with the package's metadata."""
+def pack_checkout(to: IO[bytes]) -> None:
+    """The checkout as a tar file, as it is now, without what is made of it, but with the package's metadata."""
     total = 0
-    with tarfile.open(tar, "w") as file:
+    with tarfile.open(fileobj=to, mode="w") as file:
         for path in files(ROOT):
             total += path.lstat().st_size
             if total > _MOST_OCTETS:
@@ -202,6 +203,7 @@ def pack_checkout(tar: Path) -> None:
                 entry = tarfile.TarInfo(f"smtnet.egg-info/{name}")
                 entry.size = len(said)
                 file.addfile(entry, io.BytesIO(said))
+    to.flush()
 
 
 def files(root: Path) -> Iterator[Path]:
@@ -218,8 +220,3 @@ def _below(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
         for inner in sorted(path.iterdir()):
             yield from _below(inner)
-
-
-def temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the copy of the checkout, gone when the run is over."""
-    return tempfile.TemporaryDirectory(prefix="smtnet-vm-")

@@ -23,8 +23,9 @@ class Machine:
 
     folder: Path
     """The image's: root.img, vmlinuz, initrd.img."""
-    checkout: Path
-    """A tar file, which the guest sees as its second disk."""
+    checkout: int
+    """The descriptor of a tar file, which the guest sees as its second disk. It needs no name: then nobody who is
+    killed leaves it behind."""
     share: Path
     """A folder that the guest writes to."""
     cpus: int = 2
@@ -42,7 +43,7 @@ class Machine:
             "-append", "console=ttyS0 root=/dev/vda rw rootfstype=ext4 init=/sbin/smtnet-init panic=-1 "
                        "mitigations=off no_timer_check psi=1 quiet",
             *_disk(self.folder / "root.img", "d0", "snapshot=on,cache=unsafe"),
-            *_disk(self.checkout, "d1", "readonly=on"),
+            *_disk(Path(f"/proc/self/fd/{self.checkout}"), "d1", "readonly=on"),
             "-fsdev", f"local,id=f0,path={_quoted(self.share)},security_model=none",
             "-device", "virtio-9p-pci,fsdev=f0,mount_tag=share", "-device", "virtio-rng-pci"]
 
