@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from smtstack.capture.pcapfile import Writer
 from smtstack.errors import ConfigError, SmtError, Unsupported
+from smtstack.io.ethtool import has_link
 from smtstack.io.namespaces import within
 from smtstack.nic.impairments import ImpairmentRates, Impairments
 from topo.commands import die_with_parent
@@ -36,7 +37,7 @@ SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_IGNORE_OUTGOING = 1, 6, 23
 PACKET_MR_PROMISC = 1
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-IFF_UP, IFF_NOARP = 0x1, 0x80
+IFF_UP, IFF_RUNNING, IFF_NOARP = 0x1, 0x40, 0x80
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCGSTAMPNS = 0x8913, 0x8914, 0x8907
 PR_SET_TIMERSLACK = 29
 
@@ -49,6 +50,8 @@ _BATCH = 64
 _FLUSH_S = 0.1
 #: Frames that may be under way in a delay; more are the mark of a delay that was mistyped.
 _MOST_WAITING = 100_000
+#: Seconds that the kernel gets to set an interface going whose far end is up.
+_RUNNING_S = 2.0
 
 
 class Direction:
@@ -323,7 +326,7 @@ def open_end(interface: str) -> socket.socket:
     try:
         index = socket.if_nametoindex(interface)
         name = interface.encode()
-        flags = struct.unpack_from("16sH", fcntl.ioctl(end, SIOCGIFFLAGS, struct.pack("16s24x", name)))[1]
+        flags = _flags(end, name)
         # Else the kernel's own stack would answer who-has questions that pass, if it has the address.
         fcntl.ioctl(end, SIOCSIFFLAGS, struct.pack("16sH22x", name, flags | IFF_UP | IFF_NOARP))
         end.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
@@ -334,6 +337,10 @@ def open_end(interface: str) -> socket.socket:
         with contextlib.suppress(OSError):
             fcntl.ioctl(end, SIOCGSTAMPNS, bytes(16))
         end.bind((interface, ETH_P_ALL))
+        # The kernel does the rest of bringing up in its own time; until then what either end sends is dropped.
+        limit = time.monotonic() + _RUNNING_S
+        while has_link(interface) and not _flags(end, name) & IFF_RUNNING and time.monotonic() < limit:
+            time.sleep(0.001)
     except OSError as e:
         end.close()
         # if_nametoindex gives no errno.
@@ -342,6 +349,10 @@ def open_end(interface: str) -> socket.socket:
         raise Unsupported(f"packet socket on {interface}: {e.strerror}") from e
     end.setblocking(False)
     return end
+
+
+def _flags(end: socket.socket, name: bytes) -> int:
+    return int(struct.unpack_from("16sH", fcntl.ioctl(end, SIOCGIFFLAGS, struct.pack("16s24x", name)))[1])
 
 
 def main(argv: list[str]) -> int:

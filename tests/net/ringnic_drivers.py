@@ -292,7 +292,10 @@ def monitor() -> dict[str, Any]:
         out["killed"] = [killed["right"], killed["wrong"], killed["counters"]["ring_monitor_restarts"]]
         out["another"] = two.monitor(two.one).pid != stopped.pid
         control = two.control(two.one)
+        both = [control, *control.children()]
         control.send_signal(signal.SIGKILL)
+        # Its monitor goes with it; while that is still there, an RPC may get through.
+        assert not psutil.wait_procs(both, 20.0)[1]
         out["dead"] = two.ask("one", timeout=20.0)
     return out
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import pytest
 
 from smtstack.capture.pcapfile import Reader
 from smtstack.errors import ConfigError, SmtError
+from smtstack.io.ethtool import has_link
 from smtstack.io.namespaces import within
 from smtstack.nic.impairments import ImpairmentRates
 from tests.net.netns import PATIENCE, A, B, Net, Running
@@ -64,9 +67,22 @@ class Bench:
 
     def wire(self, rates: ImpairmentRates | None = None, **options: object) -> Wire:
         wire = Wire.start("w0", "w1", rates, pid=self.pid, **options)  # type: ignore[arg-type]
+        # With the wire's ends, ours came up: once the kernel says that they run, it drops nothing any more.
+        end = time.monotonic() + PATIENCE
+        while not within(self.pid, lambda: all(running(name) for name in ("x0", "x1"))):
+            assert time.monotonic() < end
+            time.sleep(0.001)
         for sock in (self.left, self.right):
             receive(sock, until=0)
         return wire
+
+
+def running(interface: str) -> bool:
+    """IFF_RUNNING."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        asked = struct.pack("16s24x", interface.encode())
+        flags: int = struct.unpack_from("16sH", fcntl.ioctl(s, 0x8913, asked))[1]  # SIOCGIFFLAGS
+        return bool(flags & 0x40)
 
 
 def packet_socket(interface: str) -> socket.socket:
@@ -129,6 +145,16 @@ def through(bench: Bench, wire: Wire, batch: list[bytes], *, before: int = 0) ->
     send(bench.left, batch)
     passed(wire, "right", before + len(batch))
     return receive(bench.right, 0)
+
+
+def test_a_veth_has_a_link_when_both_its_ends_are_up():
+    with namespace() as pid:
+        bench = Bench(pid)
+        with bench.left, bench.right:
+            assert not within(pid, lambda: has_link("x0"))
+            assert not within(pid, lambda: has_link("no"))
+            with bench.wire():
+                assert within(pid, lambda: has_link("x0") and running("x0"))
 
 
 def test_both_ways_intact_and_in_order(bench: Bench):
