@@ -103,10 +103,16 @@ def _become(order: Order, streams: Sequence[int], server: int) -> None:
     # Into the one it is in already nobody need go, and only root may.
     spaces = [os.open(f"/proc/{order.pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt")
               if not os.path.samefile(f"/proc/{order.pid}/ns/{kind}", f"/proc/self/ns/{kind}")]
+    root = os.open(f"/proc/{order.pid}/root", os.O_PATH)
     for space in spaces:
         if _libc.setns(space, 0):
             raise OSError(ctypes.get_errno(), f"the namespaces of process {order.pid}")
         os.close(space)
+    if spaces:
+        # A mount namespace is entered at its own root, which is not that of processes in a chroot.
+        os.fchdir(root)
+        os.chroot(".")
+    os.close(root)
     os.chdir(order.folder)
     if order.cores:
         os.sched_setaffinity(0, order.cores)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -126,6 +127,22 @@ def hold() -> None:
         time.sleep(600)
 
 
+def chrooted() -> None:
+    """A network in a chroot, as in a container that is one: a forked program sees the files that are there."""
+    place = tempfile.mkdtemp()
+    for mount in (["--rbind", "/", place], ["-t", "tmpfs", "none", f"{place}/mnt"]):
+        subprocess.run(["mount", *mount], check=True)
+    Path(place, "mnt", "here").mkdir()
+    os.chroot(place)
+    os.chdir("/mnt/here")
+    with open_network("back2back") as net:
+        started = Program(net.hosts[0], "test", python_program(_MODULE, "program", "/mnt/here"),
+                          Path("/mnt/here/log"), imports=IMPORTS)
+        started.wait_for("ready")
+        started.tell({})
+        print(json.dumps(started.answer()))
+
+
 def end(started: Program, order: Any) -> list[Any]:
     """How it ended: exit code, what it printed still, its last line, and the error made of it."""
     if isinstance(order, int):
@@ -162,7 +179,7 @@ def holds(pid: int, text: str = _SECRET) -> bool:
     return False
 
 
-PROGRAMS: dict[str, Callable[..., int | None]] = {p.__name__: p for p in (program, start, hold)}
+PROGRAMS: dict[str, Callable[..., int | None]] = {p.__name__: p for p in (program, start, hold, chrooted)}
 
 if __name__ == "__main__":
     sys.exit(PROGRAMS[sys.argv[1]](*sys.argv[2:]))

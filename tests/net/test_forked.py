@@ -95,3 +95,9 @@ def test_programs_end_with_the_run():
     finally:
         held.kill()
         held.communicate()
+
+
+def test_in_a_chroot_it_stays_there():
+    done = run([*DRIVERS, "chrooted"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["folder"] == "/mnt/here"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from smtstack.errors import ConfigError, Unsupported
 from topo import probes
 from topo.doctor import Check, checks
 from topo.needs import NEEDS
@@ -147,3 +148,20 @@ def test_facts_of_this_machine_without_root(monkeypatch, tmp_path):
     assert facts.tls13
     assert 0 < facts.seal_us < 1e6
     assert [check.name for check in checks(facts) if check.name == "root"] == ["root"]
+
+
+@pytest.mark.parametrize("error", [Unsupported("io_uring: Function not implemented"), ConfigError("no"),
+                                   OSError(38, "Function not implemented"), OSError("ip link: no")])
+def test_whatever_a_probe_meets_is_one_answer_and_the_others_are_there(monkeypatch, error):
+    """As in a container that forbids io_uring: the namespaces are not to blame."""
+    def fails(*_args: object) -> None:
+        raise error
+    tried = [name for name in vars(probes) if name.startswith(("_try_", "try_")) and name != "_try_inside"]
+    assert {"_try_uring", "_try_xdp", "_try_overlay", "try_ktls"} <= set(tried)
+    for name in tried:
+        monkeypatch.setattr(probes, name, fails)
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(probes, "_run", lambda *argv: ran.append(argv) if len(ran) < 2 else fails())
+    told = json.loads(json.dumps(probes._try_inside()))
+    assert {"uring", "xdp", "netem", "nic_tap"} <= told.keys()
+    assert all(told.values())

@@ -117,6 +117,15 @@ def test_a_jobs_commands_run_here(tmp_path, monkeypatch, capfd):
         workflow.main("one")
 
 
+def test_a_container_gets_what_its_file_says_it_needs():
+    first, = (line for line in (ROOT / "Containerfile").read_text().splitlines() if "podman run" in line)
+    needed = first.partition("podman run ")[2].partition(" smtnet ")[0]
+    assert "--cap-add" in needed
+    hosted = [line for step in RUN for line in step.run.splitlines() if "podman run" in line]
+    assert hosted
+    assert all(f"podman run {needed} smtnet " in line for line in hosted)
+
+
 # -- lowest versions ---------------------------------------------------------------------------------------------
 
 
