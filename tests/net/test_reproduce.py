@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,20 @@ def reproduce(folder: Path, *args: str):
     return result, Path(result["results"])
 
 
+def shortest(folder: Path, way: str, size: int) -> int:
+    """Nanoseconds of a sample."""
+    took = array("Q")
+    took.frombytes((folder / "raw" / f"{way}-{size}-trial1.u64").read_bytes())
+    return min(took)
+
+
 def test_fig12(tmp_path):
     result, folder = reproduce(tmp_path, "fig12", "--quick", "--samples", "3")
     assert [point["size"] for point in result["points"]] == [64, 4096]
     for point in result["points"]:
         assert set(point["us"]) == {*WAYS, BASE}
-        # A session that exists needs no handshake, whatever the machine does meanwhile.
-        assert point["us"][BASE] < point["us"]["Init-1RTT"]
+        # A session that exists needs no handshake. The shortest of each: in it the machine did least beside.
+        assert shortest(folder, BASE, point["size"]) < shortest(folder, "Init-1RTT", point["size"])
     with (folder / "fig12.csv").open() as f:
         assert len(list(csv.DictReader(f))) == 2 * (len(WAYS) + 1)
     assert (folder / "first-rpc.png").exists()
