@@ -106,8 +106,7 @@ class HostRing:
         else:
             while not stuck and (count := self._submitted()):
                 try:
-                    # Whatever it says: not more than there can be.
-                    stuck = not self.kernel.enter(min(count, self.memory.config.entries))
+                    stuck = not self.kernel.enter(count)
                 except OSError as e:
                     if e.errno not in _NOW_AND_THEN:
                         raise
@@ -127,8 +126,11 @@ class HostRing:
         return self._submitted() > 0 if self.kernel is not None else self.memory.has_work()
 
     def _submitted(self) -> int:
+        """How much is; nothing, where that cannot be: somebody has overwritten an index. The kernel goes by a copy
+        of its own, and would take what was submitted once again and again, some billion times."""
         words = self._words
-        return (words[SUBMISSIONS.producer >> 2] - words[SUBMISSIONS.consumer >> 2]) & _MASK
+        count = (words[SUBMISSIONS.producer >> 2] - words[SUBMISSIONS.consumer >> 2]) & _MASK
+        return count if count <= self.memory.config.entries else 0
 
     def exit(self) -> bool:
         """An exit is asked for; False: nobody will ask any more."""
