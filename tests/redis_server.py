@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import FACTOR
 from workloads.fleet import redis as redis_program
 from workloads.kv import resp
 from workloads.kv.resp import ReplyCutter
 
 #: Seconds for what takes a moment on a loaded machine.
-PATIENCE = 20.0
+PATIENCE = 20.0 * FACTOR
 
 
 def need(*programs: str) -> None:

@@ -5,7 +5,6 @@ JSON on stdout.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from smtstack.nicshare.state import NicState
 from smtstack.wire.ethernet import path_mac
 from tests.net.inside import go_inside
 from tests.net.topo_drivers import arrivals, complaint, ends, frame, say
+from tests.patience import FACTOR
 from topo import programs
 from topo.commands import run
 from topo.host import SmtHost
@@ -34,7 +34,7 @@ from topo.network import SmtNet, open_network
 from topo.reach import echo
 
 #: Seconds for anything to come about on a loaded machine.
-PATIENCE_S = 15.0 * float(os.environ.get("SMTNET_PATIENCE", "1"))
+PATIENCE_S = 15.0 * FACTOR
 #: Bytes of a frame, without FCS.
 FRAME = 1000
 #: IEEE 802's for experiments: no kernel answers.

@@ -19,12 +19,13 @@ from typing import Any
 from smtstack.capture.pcapfile import Reader
 from tests.net import starting
 from tests.net.starting import ROOT
+from tests.patience import FACTOR
 
 A, B = "10.9.0.1", "10.9.0.2"
 #: The interface's name in either namespace.
 IFACE = "e0"
 #: Seconds for what takes one on a loaded machine.
-PATIENCE = 30.0 * float(os.environ.get("SMTNET_PATIENCE", "1"))
+PATIENCE = 30.0 * FACTOR
 #: Where nobody should fail, a machine that takes the processor away for long must not make it so; by default a
 #: host that is silent for 6 s is given up.
 PATIENT = ["--timeout-resends", "1000"]

@@ -39,6 +39,7 @@ def test_it_is_the_real_sqlite_and_its_file_cannot_be_read(tmp_path, mode):
         for one in (connection, real):
             one.execute(statement, words)
     expected = real.execute("select * from t order by a").fetchall()
+    real.close()
     assert connection.execute("select * from t order by a").fetchall() == expected
     connection.execute("vacuum")
     connection.close()
