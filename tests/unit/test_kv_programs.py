@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import FACTOR
 from tests.redis_server import PATIENCE, RawClient, need, redis_server
 from tests.unit.test_kv_server import Server, cli, serving
 from workloads.fleet import credentials
@@ -68,9 +69,12 @@ def reached(request, tmp_path_factory) -> Iterator[Reached]:
 
 def test_redis_benchmark_runs_all_its_tests(reached: Reached):
     need("redis-benchmark")
-    run = subprocess.run(["redis-benchmark", *reached.options, "-q", "-n", "300", "-c", "10"], capture_output=True,
-                         text=True, timeout=120, check=True)
+    # By name those of Redis 7: later ones have streams, which our store has not.
+    names = "ping,set,get,incr,lpush,rpush,lpop,rpop,sadd,hset,spop,zadd,zpopmin,lrange,mset"
+    run = subprocess.run(["redis-benchmark", *reached.options, "-q", "-n", "300", "-c", "10", "-t", names],
+                         capture_output=True, text=True, timeout=120 * FACTOR, check=False)
     said = run.stdout + run.stderr
+    assert run.returncode == 0, said
     assert not re.search("rror|WARN", said), said
     tests = re.findall(r"([A-Z_0-9]+)[^:\r\n]*: [0-9.]+ requests per second", said)
     assert tests == ["PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "LPUSH", "RPUSH", "LPOP", "RPOP", "SADD",
