@@ -88,6 +88,7 @@ PLACES = {
     "topo.wire Wire.stop": _OWN,
     "topo.netem Netem.__init__": _BESIDE,
     "topo.wire_process Direction._arrival": _BESIDE,
+    "topo.wire_process _flags": _BESIDE,
     "topo.wire_process open_end": _BESIDE,
     "controllers.controller RyuController._end": _OWN,
     "controllers.controller RyuController.kill": _OWN,
