@@ -135,6 +135,11 @@ STEP = st.one_of(
 @pytest.fixture(scope="module")
 def path() -> Iterator[str]:
     with redis_server() as (found, _pid):
+        with RawClient(str(found)) as client:
+            version = version_of(client)
+        if version >= (7, 2):
+            pytest.skip(f"Redis {'.'.join(map(str, version))}: from 7.2 on, who waits for several keys gets the first "
+                        "of them that has something in the end, not the one that had it first (docs/kv.md: 7.0)")
         yield str(found)
 
 
