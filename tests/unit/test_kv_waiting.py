@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kv_commands import Command, some, words
-from tests.redis_server import PATIENCE, RawClient, redis_server
+from tests.redis_server import RawClient, redis_server, version_of
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.store import Keyspace
 
@@ -138,8 +138,8 @@ def path() -> Iterator[str]:
         with RawClient(str(found)) as client:
             version = version_of(client)
         if version >= (7, 2):
-            pytest.skip(f"Redis {'.'.join(map(str, version))}: from 7.2 on, who waits for several keys gets the first "
-                        "of them that has something in the end, not the one that had it first (docs/kv.md: 7.0)")
+            pytest.skip(f"Redis {'.'.join(map(str, version))}: from 7.2 on, who waits for several keys gets the "
+                        "first of them that has something in the end, not the one that had it first, as in 7.0")
         yield str(found)
 
 
