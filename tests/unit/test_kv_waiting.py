@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kv_commands import Command, some, words
-from tests.redis_server import RawClient, redis_server, version_of
+from tests.redis_server import PATIENCE, RawClient, redis_server, version_of
 from workloads.kv.backend import EmbeddedStore
 from workloads.kv.store import Keyspace
 
