@@ -36,7 +36,9 @@ from smtstack.rings.layout import UMEM, RingConfig
 from smtstack.rings.memory import SharedMemory
 from smtstack.socket import RpcError, SmtContext, SmtSocket
 from smtstack.wire.ipv4 import IPv4, address
+from tests.net.drivers import PATIENT
 from tests.net.inside import go_inside
+from tests.net.netns import PATIENCE
 from tests.net.tapnic_rig import connect
 from topo.commands import run
 from topo.link_options import LinkOptions
@@ -55,9 +57,14 @@ CANARY = b"this must not be seen"
 @contextmanager
 def guarded(interface: str, ip: str, port: int, certs: str) -> Iterator[SmtSocket]:
     """A socket by the ring of ``interface``, in a guarded process."""
-    with SmtSocket((ip, port), SmtContext(interface, certs=Path(certs))) as sock:
+    with SmtSocket((ip, port), SmtContext(interface, certs=Path(certs), params=PATIENT)) as sock:
         sock.guard(kill=True)
-        yield sock
+        try:
+            yield sock
+        except Exception as e:
+            # A traceback opens its source, open() asks by ioctl whether that is a terminal, and that is the end.
+            os.write(2, f"{e!r}\n".encode())
+            os._exit(1)
 
 
 def server(interface: str, ip: str, certs: str) -> None:
@@ -89,7 +96,7 @@ def rpcs(sock: SmtSocket, peer: tuple[str, int], count: int, seed: int = 1) -> d
                 for _ in range(min(8, count - right - wrong))]
         futures = [sock.send_request(peer, data) for data in sent]
         for data, future in zip(sent, futures, strict=True):
-            same = future.result(30.0) == data
+            same = future.result(PATIENCE) == data
             right, wrong = right + same, wrong + (not same)
     return {"right": right, "wrong": wrong, "seccomp": seccomp.guarded(), "counters": sock.counters()}
 
