@@ -66,16 +66,8 @@ class RawClient:
 
     def send(self, *commands: list[bytes]) -> list[bytes]:
         """The replies, in order."""
-        replies: list[bytes] = []
-        piece: list[list[bytes]] = []
-        for number, args in enumerate(commands, 1):
-            piece.append(args)
-            # Redis 8.0 flushes beside its loop, and may leave what is behind that in a pipeline until more comes.
-            if number == len(commands) or args[0].upper() in (b"FLUSHALL", b"FLUSHDB"):
-                self.sock.sendall(b"".join(map(resp.command, piece)))
-                replies += self.replies(len(piece))
-                piece.clear()
-        return replies
+        self.sock.sendall(b"".join(map(resp.command, commands)))
+        return self.replies(len(commands))
 
     def replies(self, count: int) -> list[bytes]:
         """The next ``count``."""

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.kv_commands import COMMAND, TRANSACTION, all_comparable, comparable, waits
-from tests.redis_server import RawClient, redis_server
+from tests.redis_server import RawClient, redis_server, version_of
 from workloads.kv.arguments import Session
 from workloads.kv.commands import execute
 from workloads.kv.store import Keyspace
@@ -20,7 +20,14 @@ from workloads.kv.store import Keyspace
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RawClient]:
     with redis_server() as (path, _pid), RawClient(str(path)) as client:
+        _comparable(client)
         yield client
+
+
+def _comparable(client: RawClient) -> None:
+    if (version := version_of(client)) >= (8,):
+        pytest.skip(f"Redis {'.'.join(map(str, version))}: our replies are those of 7.0, and 8.0 leaves some "
+                    "pipelines of this test without an answer")
 
 
 @given(st.sampled_from([2, 3]), st.lists(COMMAND, min_size=1, max_size=40))
@@ -67,6 +74,7 @@ def test_transactions_of_several_clients_by_turns_have_the_replies_that_redis_gi
 def redises() -> Iterator[list[RawClient]]:
     with redis_server() as (path, _pid), RawClient(str(path)) as a, RawClient(str(path)) as b, \
             RawClient(str(path)) as c:
+        _comparable(a)
         yield [a, b, c]
 
 
