@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,9 @@ def test_a_port_without_priorities_is_found_out():
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["errors"] == 1
-    assert "not strict" in row["first_error"]
-    assert "class 7 was denied" in row["first_error"]
+    # All eight get an eighth, so which pair is the worst is chance.
+    assert re.match(r"priorities are not strict: class [0-6] got [\d.]+% of the port while class [1-7] was denied",
+                    row["first_error"]), row["first_error"]
     got = {number: entry["got"] for number, entry in row["classes"].items()}
     assert max(got.values()) < 2 * min(got.values()), "all eight alike"
     assert {number for number, entry in row["classes"].items() if entry["port_sent"]} == {"0"}
