@@ -34,6 +34,8 @@ MAX_NAME = IFNAMSIZ - 1
 _FORBIDDEN = frozenset("/:\"'\\#")
 #: How Mininet marks its hosts' shells among the processes.
 _SHELL_MARK = "mininet:"
+#: Linux net/bridge/br_netfilter_hooks.c: each 1 in a new namespace, where the module is.
+_FIREWALL = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
 _LONGEST_COMMAND = 60
 
 #: Names we have in our own namespace.
@@ -89,6 +91,24 @@ def make_bridge(name: str, options: str, where: str) -> Device:
     with _refusals(where, (bridge,)):
         batch("ip", [f"link add name {name} type bridge {options}"], where=where)
     return _made(bridge)
+
+
+def firewalled() -> list[str]:
+    """The settings (sysctl) by which our namespace's firewall judges what bridges in it switch, from br_netfilter.
+
+    By them it drops what it would not route (Docker's), drops what is no correct IP packet, and rewrites addresses
+    before a packet that a NAT is to forward has come to it.
+    """
+    return [f"net.bridge.{name}" for name in _FIREWALL
+            if (path := Path("/proc/sys/net/bridge", name)).exists() and path.read_text().strip() != "0"]
+
+
+def keep_firewall_out() -> None:
+    """Have bridges of our namespace, which must be ours alone, switch whatever comes."""
+    for name in firewalled():
+        # Where /proc/sys is read-only, nobody has rules in a namespace of ours, but for a NAT.
+        with contextlib.suppress(OSError):
+            Path("/proc/sys", *name.split(".")).write_text("0")
 
 
 def check_name(name: str, where: str) -> None:

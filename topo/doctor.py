@@ -102,6 +102,12 @@ def _switches(facts: Facts) -> Iterator[Check]:
         yield Check("open vswitch", "fail" if bridge else "warn",
                     f"missing ({', '.join(missing) or 'ovs-vswitchd does not run'}): {instead}",
                     install("openvswitch-switch"))
+        if facts.firewalled and not bridge:
+            # Runs have namespaces of their own.
+            settings = " ".join(f"{name}=0" for name in facts.firewalled)
+            yield Check("bridge firewall", "warn", "the machine's firewall judges what bridges of mn sessions "
+                        "switch: it may drop frames between hosts, and a NAT does not work",
+                        f"sudo sysctl -w {settings}")
     else:
         yield Check("open vswitch", "ok", facts.ovs)
         # Not a shortcoming: the user-space datapath does the same.

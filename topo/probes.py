@@ -39,6 +39,7 @@ from smtstack.rings.layout import RingConfig
 from smtstack.rings.uring_layout import ENTRIES, QUEUES, UringConfig
 from smtstack.wire import homa, ipv4
 from smtstack.wire.overlay import HEAD, is_overlay, offload_head
+from topo.devices import firewalled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +85,8 @@ class Facts:
     """Version of Open vSwitch."""
     ovs_kernel: bool
     """The kernel has Open vSwitch's datapath."""
+    firewalled: tuple[str, ...]
+    """:func:`topo.devices.firewalled` of the machine."""
     mininet: str | None
     ryu: str
     pidfd_getfd: str
@@ -140,8 +143,8 @@ def _gather(results: Path, controller: _Controller) -> Facts:
     return Facts(
         root=root, python=(versions.major, versions.minor, versions.micro), cores=len(os.sched_getaffinity(0)),
         namespaces=namespaces, tried=tried, ovs=ovs.splitlines()[0].rpartition(" ")[2] if ovs else None,
-        ovs_kernel=has_module("openvswitch"), mininet=_version("mininet"), openssl=ssl.OPENSSL_VERSION,
-        seal_us=seal_us, encrypt_into=into,
+        ovs_kernel=has_module("openvswitch"), firewalled=tuple(firewalled()), mininet=_version("mininet"),
+        openssl=ssl.OPENSSL_VERSION, seal_us=seal_us, encrypt_into=into,
         interpreted=compiled.BUILD.why, psi=os.access("/proc/pressure/cpu", os.R_OK), steal=_steal_since(before),
         matplotlib=_importable("matplotlib"), rich=_importable("rich"), openssl_binding=_importable("OpenSSL"),
         dnspython=_importable("dns"), knot=find("knotd") is not None,

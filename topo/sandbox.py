@@ -31,6 +31,7 @@ from smtstack.exit_codes import EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_INTERRUPTED
 from smtstack.io.namespaces import pid_namespace
 from topo.commands import die_with_parent
 from topo.commands import run as run_tool
+from topo.devices import keep_firewall_out
 from topo.interpreter import host_environment
 
 #: Set inside, to the number of the process namespace, which no other sandbox has at the same time.
@@ -157,6 +158,7 @@ def _prepare() -> None:
         # Where /proc/sys is read-only, a few router solicitations are on the wires: no harm.
         with contextlib.suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1")
+    keep_firewall_out()
     os.environ.update(host_environment())
     os.environ[VARIABLE] = str(pid_namespace())
 

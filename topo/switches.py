@@ -20,7 +20,7 @@ from mininet.util import natural
 from smtstack.errors import ConfigError, SmtError, Unsupported
 from topo import ovs
 from topo.commands import batch, run
-from topo.devices import Device, check_free, check_name, make_bridge, silence
+from topo.devices import Device, check_free, check_name, firewalled, make_bridge, silence
 from topo.links import keep_apart
 
 #: Names of --switch, and what Mininet's classes call the datapath.
@@ -68,6 +68,15 @@ def _choice() -> str:
     return kind
 
 
+@cache
+def _say_firewall() -> None:
+    """In a sandbox there is none; the machine's is not ours to change."""
+    if settings := firewalled():
+        off = " ".join(f"{name}=0" for name in settings)
+        output("*** Bridges: this machine's firewall judges what they switch: it may drop frames between hosts, "
+               f"and a NAT does not work. Take --switch auto,kind=ovs-user, or: sudo sysctl -w {off}\n")
+
+
 class AutoSwitch(Switch):
     """``kind`` is one of :data:`KINDS`. It learns, unless it is started with controllers."""
 
@@ -103,6 +112,7 @@ class AutoSwitch(Switch):
             self._start_ovs(ports, targets)
 
     def _start_bridge(self, ports: list[Any]) -> None:
+        _say_firewall()
         # No forward delay: nothing could loop. No multicast snooping: nobody sends joins.
         self._bridge = make_bridge(self.name, "stp_state 0 forward_delay 0 mcast_snooping 0",
                                    f"switch {self.name}")

@@ -40,6 +40,8 @@ PLACES = {
     "topo.cluster ClusterNet.stop": _OWN,
     "topo.devices Device.remove": "tests/unit/test_deleting.py::test_what_has_been_made_anew_is_not_removed",
     "topo.devices _set": _BESIDE,
+    "topo.devices keep_firewall_out":
+        "tests/net/test_bridge_firewall.py::test_no_firewall_comes_between_and_the_machines_stays",
     "topo.devices silence": _BESIDE,
     "topo.dns DnsServer._write": _OWN,
     "topo.dns DnsServer.stop": _OWN,

@@ -20,7 +20,8 @@ TRIED = ("raw", "buffer", "bridge", "htb", "tbf", "netem", "u32", "tun", "ktls",
          "uring")
 GOOD = Facts(
     root=True, kernel="6.1.0", python=(3, 11, 2), cores=2, missing=(), modules=True, namespaces="", mnexec="",
-    tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, mininet="2.3.0", ryu="", pidfd_getfd="",
+    tried=dict.fromkeys(TRIED, ""), ovs="3.1.0", ovs_kernel=True, firewalled=(), mininet="2.3.0", ryu="",
+    pidfd_getfd="",
     openssl="OpenSSL 3.0", tls13=True, seal_us=0.7, encrypt_into=True, interpreted="", psi=True, steal=0.0,
     matplotlib=True, rich=True, openssl_binding=True, dnspython=True, knot=True, tshark=True, free_mb=5000,
     results_writable=True, run_writable=True)
@@ -61,6 +62,8 @@ def test_a_good_machine():
     ("open vswitch", "warn", {"ovs": None, "missing": PACKAGES["openvswitch-switch"]}, "openvswitch-switch"),
     ("open vswitch", "fail", {"ovs": None, **failing("bridge")}, "openvswitch-switch"),
     ("linux bridge", "warn", failing("bridge"), "sudo modprobe -a bridge"),
+    ("bridge firewall", "warn", {"ovs": None, "firewalled": ("net.bridge.one", "net.bridge.two")},
+     "sudo sysctl -w net.bridge.one=0 net.bridge.two=0"),
     ("tun", "warn", {"ovs_kernel": False, **failing("tun")}, "sudo modprobe -a tun"),
     ("pidfd_getfd", "warn", {"pidfd_getfd": "Function not implemented"}, "sudo sysctl -w net.core.rmem_default"),
     ("tc htb", "warn", failing("htb"), "sudo modprobe -a sch_htb"),
@@ -101,6 +104,14 @@ def test_one_thing_missing_leaves_the_rest_good():
     for changes in ({"psi": False}, failing("ktls"), {"missing": ("tc",)}, {"mininet": None}, {"ryu": "no"}):
         bad = [check.name for check in judge(**changes).values() if check.status != "ok"]
         assert len(bad) == 1, bad
+
+
+def test_the_firewall_is_of_interest_where_bridges_are():
+    settings = {"firewalled": ("net.bridge.bridge-nf-call-iptables",)}
+    assert "bridge firewall" in judge(**settings, ovs=None)
+    assert "bridge firewall" not in judge(**settings)
+    assert "bridge firewall" not in judge(**settings, ovs=None, **failing("bridge"))
+    assert "bridge firewall" not in judge(ovs=None)
 
 
 @pytest.mark.parametrize("changes", [failing("netem"), {"ovs_kernel": False}, {"tshark": False},
