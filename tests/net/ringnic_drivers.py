@@ -63,7 +63,7 @@ def guarded(interface: str, ip: str, port: int, certs: str) -> Iterator[SmtSocke
             yield sock
         except Exception as e:
             # A traceback opens its source, open() asks by ioctl whether that is a terminal, and that is the end.
-            os.write(2, f"{e!r}\n".encode())
+            os.write(2, f"smtnet: {e!r}\n".encode())
             os._exit(1)
 
 

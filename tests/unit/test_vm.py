@@ -99,6 +99,9 @@ def test_qemus_command_line(tmp_path):
     assert command[command.index("-smp") + 1] == "3"
     assert "file=/proc/self/fd/7,if=none,id=d1,format=raw,readonly=on" in command
     assert "file=/i,,j/root.img,if=none,id=d0,format=raw,snapshot=on,cache=unsafe" in command
+    kernel = command[command.index("-append") + 1].split()
+    assert "clearcpuid=cx16" in kernel
+    assert "clearcpuid=cx16" not in " ".join(Machine(Path("/i"), 7, tmp_path).command("kvm"))
     # Nothing in it reaches a network.
     assert "-nodefaults" in command
     assert not [word for word in command if word.startswith("-net") or "netdev" in word]
