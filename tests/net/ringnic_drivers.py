@@ -88,17 +88,22 @@ def client(interface: str, ip: str, certs: str, peer: str) -> None:
 
 
 def rpcs(sock: SmtSocket, peer: tuple[str, int], count: int, seed: int = 1) -> dict[str, Any]:
-    """So many, of sizes from 1 B to 100 KB, some at a time; every answer compared."""
+    """So many, of sizes from 1 B to 100 KB, some at a time; every answer compared. The first error ends it."""
     draw = random.Random(seed)
     right = wrong = 0
-    while right + wrong < count:
+    error = ""
+    while right + wrong < count and not error:
         sent = [draw.randbytes(draw.choice((1, 64, 1000, 1500, 9000, 100_000)))
                 for _ in range(min(8, count - right - wrong))]
         futures = [sock.send_request(peer, data) for data in sent]
-        for data, future in zip(sent, futures, strict=True):
-            same = future.result(PATIENCE) == data
-            right, wrong = right + same, wrong + (not same)
-    return {"right": right, "wrong": wrong, "seccomp": seccomp.guarded(), "counters": sock.counters()}
+        try:
+            for data, future in zip(sent, futures, strict=True):
+                same = future.result(PATIENCE) == data
+                right, wrong = right + same, wrong + (not same)
+        except SmtError as e:
+            error = f"{type(e).__name__}: {e}"
+    return {"right": right, "wrong": wrong, "error": error, "seccomp": seccomp.guarded(),
+            "counters": sock.counters()}
 
 
 def one(sock: SmtSocket, peer: tuple[str, int], timeout: float) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def attacked(sock: SmtSocket, peer: tuple[str, int], seconds: float) -> dict[str
         recovered = recovered + 1 if not one(sock, peer, 2.0)["error"] else 0
     recovered = recovered if recovered == 20 else 0
     refused = sock.counters()["ring_refused"]
-    after = rpcs(sock, peer, 100) if recovered else {"right": 0, "wrong": 0}
+    after = rpcs(sock, peer, 100) if recovered else {"right": 0, "wrong": 0, "error": "not served"}
     return {"right": right, "wrong": wrong, "failed": failed, "refused": refused, "recovered": recovered,
             "after": after, "in_memory": sock.counters()["ring_in_memory"]}
 
@@ -296,7 +301,8 @@ def monitor() -> dict[str, Any]:
         out["resumed"] = two.ask("finish")["right"]
         stopped.kill()
         killed = two.ask("rpcs", count=40)
-        out["killed"] = [killed["right"], killed["wrong"], killed["counters"]["ring_monitor_restarts"]]
+        out["killed"] = [*(killed[name] for name in ("error", "right", "wrong")),
+                         killed["counters"]["ring_monitor_restarts"]]
         out["another"] = two.monitor(two.one).pid != stopped.pid
         control = two.control(two.one)
         both = [control, *control.children()]

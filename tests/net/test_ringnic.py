@@ -38,7 +38,7 @@ def test_rpcs_go_by_rings_and_the_kernels_traffic_beside_them():
     rpcs = got["rpcs"]
     # It answers, under a filter that would have killed it with its first network system call.
     assert rpcs["seccomp"]
-    assert [rpcs["right"], rpcs["wrong"]] == [RPCS, 0]
+    assert [rpcs["error"], rpcs["right"], rpcs["wrong"]] == ["", RPCS, 0]
     counters = rpcs["counters"]
     # Nothing to refuse of an honest host, and all frames are where they belong.
     assert counters["ring_refused"] == counters["ring_host_refused"] == counters["xsk_reclaimed_frame"] == 0
@@ -67,7 +67,7 @@ def test_a_monitor_that_is_stopped_goes_on_or_dies():
     assert not got["stopped"]
     assert got["resumed"]
     # The control process starts another one, and nothing is wrong or lost.
-    assert got["killed"] == [40, 0, 1]
+    assert got["killed"] == ["", 40, 0, 1]
     assert got["another"]
     assert "the ring of h1-eth0 is dead" in got["dead"]["error"]
 
@@ -114,4 +114,6 @@ def test_a_hostile_process_that_maps_the_kernels_rings():
     assert got["in_memory"] == 0
     assert got["wrong"] == 0
     assert got["refused"] > 50
-    assert [got["after"]["right"], got["after"]["wrong"]] == [100 * (got["recovered"] == 20), 0]
+    # It may serve small requests and stall at larger ones: then nothing comes, and nothing wrong.
+    assert got["after"]["wrong"] == 0
+    assert got["after"]["error"] or got["after"]["right"] == 100
