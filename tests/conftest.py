@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -50,6 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("renew_slow"):
         config.pluginmanager.register(slow.Renewal())
+    # Behind "&" in a script a shell has it ignored, which all that tests start would inherit: some interrupt it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # As root, each worker of pytest-xdist is in a sandbox of its own: tests beside each other never meet.
     if os.geteuid() == 0 and config.getoption("tx", None):
         python = shlex.join([sys.executable, str(ROOT / "tests" / "worker.py")])
