@@ -153,7 +153,7 @@ def run_tests(asked: Test) -> int:
         return _told(asked.guest, folder, report, f"pytest ended with {ended.code}, and left no results")
     outcome = selection.read_junit(junit)
     if not asked.guest.json:
-        print(outcome.text())
+        print(outcome.text(), flush=True)
     return _told(asked.guest, folder, {**report, **asdict(outcome)},
                  f"pytest ended with {ended.code}" if ended.code else "")
 
