@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -41,16 +42,21 @@ def redis_server() -> Iterator[tuple[Path, int]]:
         command = [redis_program.redis_server(Path(folder)), "--port", "0", "--unixsocket", str(path),
                    "--save", "", "--appendonly", "no", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            # What it says later is read as well: where a pipe is full, it answers no more.
+            reading = Thread(target=server.stdout.read, daemon=True)
             try:
-                assert server.stdout is not None
                 # It says so when the socket is there.
                 for line in server.stdout:
                     if "ready to accept connections" in line.lower():
                         break
+                reading.start()
                 yield path, server.pid
             finally:
                 server.terminate()
-                server.communicate(timeout=PATIENCE)
+                server.wait(PATIENCE)
+                if reading.ident is not None:
+                    reading.join(PATIENCE)
 
 
 class RawClient:
