@@ -25,9 +25,10 @@ def redis() -> Iterator[RawClient]:
 
 
 def _comparable(client: RawClient) -> None:
+    """8.0.2 was seen to differ in two ways from 7.0.15, which is what we promise to be (docs/kv.md)."""
     if (version := version_of(client)) >= (8,):
-        pytest.skip(f"Redis {'.'.join(map(str, version))}: our replies are those of 7.0; with 8.0.2 this "
-                    "test waits for a reply that does not come, and why is not known")
+        pytest.skip(f"Redis {'.'.join(map(str, version))}: our replies are those of 7.0; 8.0.2 says nothing to an "
+                    "AUTH that fails behind a command whose reply is on its way, and refuses a count of -2^63")
 
 
 @given(st.sampled_from([2, 3]), st.lists(COMMAND, min_size=1, max_size=40))

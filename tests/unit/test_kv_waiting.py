@@ -138,8 +138,9 @@ def path() -> Iterator[str]:
         with RawClient(str(found)) as client:
             version = version_of(client)
         if version >= (7, 2):
-            pytest.skip(f"Redis {'.'.join(map(str, version))}: from 7.2 on, who waits for several keys gets the "
-                        "first of them that has something in the end, not the one that had it first, as in 7.0")
+            pytest.skip(f"Redis {'.'.join(map(str, version))}: in later ones than 7.0 (seen: 8.0.2), who waits "
+                        "for several keys gets the first of them that has something in the end, not the one that "
+                        "had it first")
         yield str(found)
 
 
