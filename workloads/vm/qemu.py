@@ -13,8 +13,8 @@ PROGRAM = "qemu-system-x86_64"
 #: Seconds of processors until the guest's first process must have said something: not seconds on the clock, of
 #: which a busy machine needs many. By KVM it takes two, without about fifteen.
 BOOT_S: dict[Accelerator, float] = {"kvm": 25.0, "tcg": 120.0}
-#: For the kernel's command line. cx16: once in half an hour of two busy processors, QEMU 7.2 left the flags of a
-#: cmpxchg16b wrong (by which Linux allocates memory), and the guest died of a double fault.
+#: For the kernel's command line. cx16: seen once, after 35 minutes, by QEMU 7.2: a double fault right behind a
+#: cmpxchg16b (by which Linux allocates memory), with flags that no processor has.
 KERNEL_OPTIONS: dict[Accelerator, str] = {"kvm": "", "tcg": " clearcpuid=cx16"}
 #: How often a boot without KVM is tried: of about 45, one dies early, by a race in QEMU 7.2.
 TCG_BOOTS = 3
